@@ -1,0 +1,1 @@
+"""Stateful processes: rating shards, their router and supervisor. Thin Ray shells over plain classes."""

@@ -1,0 +1,1 @@
+"""EN 16931 invoices: one model of business terms, bytes out per format."""

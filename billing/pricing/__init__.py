@@ -1,0 +1,1 @@
+"""Price models: a quantity or the events themselves become an exact amount."""

@@ -1,0 +1,1 @@
+"""Tax categories, rates by date, and the tax of a document."""

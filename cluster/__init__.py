@@ -1,0 +1,1 @@
+"""Wiring and starting: settings, command line, embedded profile, telemetry."""

@@ -1,0 +1,1 @@
+"""HTTP in and out: API, front end, access. Served by Ray Serve."""

@@ -1,0 +1,1 @@
+"""The server-rendered front end, one folder per module."""

@@ -1,0 +1,1 @@
+"""Stateless work over the log: bill runs, documents, imports, statistics."""

@@ -1,0 +1,1 @@
+"""Document layouts: template, sample data, golden text."""

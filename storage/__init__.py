@@ -1,0 +1,1 @@
+"""Everything that outlives a process: SQL, usage log, archive, object store."""

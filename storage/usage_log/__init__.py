@@ -1,0 +1,1 @@
+"""The usage log: lanes, segments, snapshots, exact deduplication."""
