@@ -1,0 +1,385 @@
+"""From a billed document to an invoice in EN 16931 terms: quantities, prices, periods, references, reasons.
+
+Owns how an exact amount is expressed so that quantity x price / base quantity gives it again to the cent. It computes
+no money of its own: every amount is the document's; a document that the standard cannot express is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, cast
+from zoneinfo import ZoneInfo
+
+from billing.documents import Allowance, Document, Line, TaxCategory
+from billing.einvoice.model import (
+    AllowanceCharge,
+    Attribute,
+    Delivery,
+    Identifier,
+    Invoice,
+    InvoiceLine,
+    LineGroup,
+    LineTax,
+    Note,
+    Party,
+    Payment,
+    Period,
+    Preceding,
+    RecordRow,
+    Tax,
+    Totals,
+    Transfer,
+    UsageRecord,
+    plain,
+)
+from billing.einvoice.units import ONE, unit_code
+from billing.einvoice.words import VATEX, Words, day, words
+from billing.errors import FieldError, InvalidInput
+
+INVOICE, CREDIT_NOTE = "380", "381"
+SEPA_TRANSFER, TRANSFER = "58", "30"
+DISCOUNT_CODE = "95"  # BT-98 and BT-140
+ATTRIBUTES_MAX = 200  # of one line: tiers beyond that stay in the usage record only
+_LAST = timedelta(microseconds=1)  # periods are half-open, the standard's are inclusive
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What a document needs beside its amounts to become an invoice. Number and date are given, never chosen here."""
+
+    number: str
+    seller: Party
+    buyer: Party
+    timezone: str
+    language: str = "de"
+    due_on: date | None = None
+    accounts: tuple[Transfer, ...] = ()
+    order: str | None = None
+    contract: str | None = None
+    buyer_reference: str | None = None
+    notes: tuple[Note, ...] = ()
+    issued_on_of: Mapping[str, date] = field(default_factory=dict[str, date])  # of invoices that are referred to
+    tax_reasons: Mapping[TaxCategory, str] = field(default_factory=dict[TaxCategory, str])  # in place of the usual
+
+
+def invoice_of(document: Document, issue: Issue) -> Invoice:
+    """The document in terms of EN 16931. Raises `InvalidInput` for what the standard cannot say (a tax mix with O)."""
+    spoken = words(issue.language)
+    zone = ZoneInfo(issue.timezone)
+    categories = {tax.category for tax in document.taxes} | {line.tax_category for line in document.lines}
+    outside = "O" in categories
+    if outside and len(categories) > 1:
+        detail = "an invoice with lines outside the scope of VAT has no others (BR-O-11): split it into two"
+        raise InvalidInput(detail, errors=[FieldError("/taxes", detail)])
+    lines = tuple(_line(line, str(number), spoken, zone) for number, line in enumerate(document.lines, start=1))
+    period = _whole_period([line.period for line in lines if line.period])
+    credit = document.type == "credit_note"
+    return Invoice(
+        number=issue.number,
+        issued_on=document.date,
+        type_code=CREDIT_NOTE if credit else INVOICE,
+        currency=document.currency,
+        seller=_without_vat_id(issue.seller) if outside else issue.seller,
+        buyer=_without_vat_id(issue.buyer) if outside else issue.buyer,
+        totals=_totals(document),
+        taxes=tuple(_tax(document, index, issue, spoken) for index in range(len(document.taxes))),
+        lines=lines,
+        due_on=None if credit else issue.due_on,
+        buyer_reference=issue.buyer_reference,
+        order=issue.order,
+        contract=issue.contract,
+        payment_terms=_terms(document, issue, spoken),
+        notes=issue.notes,
+        preceding=_preceding(document, issue),
+        delivery=_delivery(period, issue.buyer, "K" in categories),
+        period=period,
+        payment=_payment(document, issue),
+        allowances=tuple(_allowance(one, spoken) for one in document.allowances),
+        groups=_groups(document),
+        records=tuple(_records(document)),
+        timezone=issue.timezone,
+    )
+
+
+# -- Header ------------------------------------------------------------------------------------------------------------
+
+
+def _without_vat_id(party: Party) -> Party:
+    """BR-O-02: where nothing is taxable here, the document names no VAT id; tax number and register number stay."""
+    return replace(party, vat_id=None)
+
+
+def _whole_period(periods: Sequence[Period]) -> Period | None:
+    if not periods:
+        return None
+    return Period(min(one.start for one in periods), max(one.end for one in periods))
+
+
+def _delivery(period: Period | None, buyer: Party, goods_within_the_union: bool) -> Delivery | None:
+    """BT-72: a continuing service is performed when its period ends, as the tax point says. BR-IC-12: country for K."""
+    if period is None:
+        return None
+    return Delivery(delivered_on=period.end, address=buyer.address if goods_within_the_union else None)
+
+
+def _terms(document: Document, issue: Issue, spoken: Words) -> str:
+    if document.type == "credit_note":
+        return spoken.credited
+    if document.due <= 0 or issue.due_on is None:
+        return spoken.nothing_due if document.due <= 0 else spoken.due.format(day=day(document.date, spoken))
+    return spoken.due.format(day=day(issue.due_on, spoken))
+
+
+def _payment(document: Document, issue: Issue) -> Payment | None:
+    if not issue.accounts or document.type == "credit_note":
+        return None
+    code = SEPA_TRANSFER if document.currency == "EUR" else TRANSFER
+    return Payment(code=code, reference=issue.number, transfer=issue.accounts)
+
+
+def _preceding(document: Document, issue: Issue) -> tuple[Preceding, ...]:
+    """BG-3: § 31 (5) UStDV wants number and date of what is corrected; the rules of EN 16931 do not notice."""
+    numbers = [document.refers_to] if document.refers_to else []
+    numbers += [line.corrects.document for line in document.lines if line.corrects]
+    return tuple(Preceding(number, issue.issued_on_of.get(number)) for number in dict.fromkeys(numbers))
+
+
+def _tax(document: Document, index: int, issue: Issue, spoken: Words) -> Tax:
+    total = document.taxes[index]
+    return Tax(
+        base=total.base,
+        amount=total.amount,
+        category=total.category,
+        percent=None if total.category == "O" else total.percent,
+        reason=issue.tax_reasons.get(total.category) or spoken.tax_reasons.get(total.category),
+        reason_code=VATEX.get(total.category),
+    )
+
+
+def _totals(document: Document) -> Totals:
+    lines = sum((line.amount for line in document.lines), Decimal(0))
+    allowances = sum((one.amount for one in document.allowances), Decimal(0))
+    return Totals(
+        lines=lines,
+        net=document.net,
+        gross=document.gross,
+        due=document.due,
+        tax=document.tax,
+        allowances=allowances if document.allowances else None,
+        prepaid=document.prepaid if document.prepaid else None,
+    )
+
+
+def _allowance(one: Allowance, spoken: Words) -> AllowanceCharge:
+    return AllowanceCharge(
+        amount=one.amount,
+        reason=spoken.discount if one.kind == "discount" else spoken.promotional,
+        reason_code=DISCOUNT_CODE,
+        tax_category=one.tax_category,
+        tax_percent=None if one.tax_category == "O" else one.tax_percent,
+    )
+
+
+# -- Lines -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Priced:
+    quantity: Decimal
+    price: Decimal
+    base_quantity: Decimal | None = None
+    unit: str | None = None  # another one than the line's
+
+
+def _priced(line: Line) -> _Priced:
+    """Quantity and price that give the line's amount before discount exactly; the price is never negative (BR-27).
+
+    The true unit price where it does give the amount: it reads better. Else the base quantity: price = |amount| for
+    |quantity| units, so that quantity x price / base quantity is the amount, whatever tiers or minimum made it.
+    """
+    gross = line.amount + line.allowance
+    quantity, unit_price = line.quantity, line.unit_price
+    if quantity == 0 and gross != 0:  # a minimum or fee that no quantity explains
+        return _Priced(Decimal(1).copy_sign(gross), abs(gross), unit=ONE)
+    if unit_price is not None:
+        flipped = -1 if unit_price < 0 else 1  # a negative price becomes a negative quantity
+        exact = (quantity * flipped) * abs(unit_price)
+        if exact.quantize(_minor_unit(gross), ROUND_HALF_UP) == gross:
+            return _Priced(quantity * flipped, abs(unit_price))
+    if quantity == 0:
+        return _Priced(quantity, Decimal(0))
+    return _Priced(abs(quantity).copy_sign(gross if gross != 0 else quantity), abs(gross), abs(quantity))
+
+
+def _minor_unit(amount: Decimal) -> Decimal:
+    """The step in which an amount is given: the document's amounts are already rounded to the currency."""
+    return Decimal((0, (1,), min(cast(int, amount.as_tuple().exponent), 0)))
+
+
+def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo) -> InvoiceLine:
+    code, unit_name = unit_code(line.unit)
+    priced = _priced(line)
+    if priced.unit is not None:
+        code, unit_name = priced.unit, None
+    name = line.name or (spoken.minimum if line.kind == "minimum" else line.charge)
+    return InvoiceLine(
+        id=number,
+        quantity=priced.quantity,
+        unit=code,
+        net=line.amount,
+        price=priced.price,
+        tax=LineTax(line.tax_category, None if line.tax_category == "O" else line.tax_percent),
+        name=spoken.correction.format(name=name) if line.correction else name,
+        note=_note(line, spoken),
+        object=Identifier(line.subscription) if line.subscription else None,
+        period=_period(line.start, line.end, zone),
+        allowances=_discounts(line, spoken, back=False),
+        charges=_discounts(line, spoken, back=True),
+        base_quantity=priced.base_quantity,
+        seller_sku=line.charge or None,
+        attributes=tuple(_attributes(line, unit_name, spoken))[:ATTRIBUTES_MAX],
+    )
+
+
+def _period(start: datetime, end: datetime, zone: ZoneInfo) -> Period:
+    """First and last day in the tenant's zone: a month that ends at midnight ends on the day before."""
+    first = start.astimezone(zone).date()
+    return Period(first, max(first, (end - _LAST).astimezone(zone).date()))
+
+
+def _discounts(line: Line, spoken: Words, *, back: bool) -> tuple[AllowanceCharge, ...]:
+    """BG-27, or BG-28 where a line takes back an allowance: neither may be negative."""
+    if line.allowance == 0 or (line.allowance < 0) != back:
+        return ()
+    reason = spoken.line_discount_back if back else spoken.line_discount
+    return (AllowanceCharge(abs(line.allowance), reason, None if back else DISCOUNT_CODE),)
+
+
+def _text(value: object) -> str | None:
+    """A decimal of an explanation as plain text, or None where there is none."""
+    return None if value is None or value == "" else plain(Decimal(str(value)))
+
+
+def _decimal(value: object) -> Decimal | None:
+    return None if value is None or value == "" else Decimal(str(value))
+
+
+def _entries(line: Line, key: str) -> list[Mapping[str, Any]]:
+    found = line.explanation.get(key)
+    return [cast(Mapping[str, Any], one) for one in cast(list[object], found)] if isinstance(found, list) else []
+
+
+def _entry(line: Line, key: str) -> Mapping[str, Any]:
+    found = line.explanation.get(key)
+    return cast(Mapping[str, Any], found) if isinstance(found, Mapping) else {}
+
+
+def _note(line: Line, spoken: Words) -> str | None:
+    notes: list[str] = []
+    proration = _entry(line, "proration")
+    if proration:
+        words_of = spoken.proration_second if proration.get("by") == "second" else spoken.proration_day
+        notes.append(words_of.format(active=proration.get("active", ""), full=proration.get("full", "")))
+    included = _text(line.explanation.get("included"))
+    if included is not None and included != "0":
+        notes.append(spoken.included.format(quantity=included))
+    if line.correction and line.explanation.get("late"):
+        notes.append(spoken.late)
+    return ", ".join(notes) or None
+
+
+def _attributes(line: Line, unit_name: str | None, spoken: Words) -> list[Attribute]:
+    found = [Attribute(name, value) for name, value in (line.when or {}).items() if name and value]
+    if unit_name:
+        found.append(Attribute(spoken.unit, unit_name))
+    for number, tier in enumerate(_entries(line, "tiers"), start=1):
+        parts = f"{_text(tier.get('quantity')) or '0'} x {_text(tier.get('unit')) or '0'}"
+        flat = _text(tier.get("flat"))
+        if flat is not None and flat != "0":
+            parts += f" + {flat}"
+        found.append(Attribute(spoken.tier.format(number=number), f"{parts} = {_text(tier.get('amount')) or '0'}"))
+    return found
+
+
+def _groups(document: Document) -> tuple[LineGroup, ...]:
+    """Neighbouring lines of one subscription and plan version, with their sum."""
+    groups: list[LineGroup] = []
+    for number, line in enumerate(document.lines, start=1):
+        last = groups[-1] if groups else None
+        if last and (last.subscription, last.plan, last.plan_version) == (
+            line.subscription,
+            line.plan,
+            line.plan_version,
+        ):
+            net = (last.net or Decimal(0)) + line.amount
+            groups[-1] = replace(last, lines=(*last.lines, str(number)), net=net)
+        else:
+            groups.append(
+                LineGroup((str(number),), line.subscription, line.plan, line.plan_version, line.plan, line.amount)
+            )
+    return tuple(groups)
+
+
+def _records(document: Document) -> list[UsageRecord]:
+    """A record for each line that a customer can check by more than quantity and price."""
+    found = ((str(number), line, _rows(line)) for number, line in enumerate(document.lines, start=1))
+    return [
+        UsageRecord(number, tuple(rows), _decimal(line.explanation.get("exact")))
+        for number, line, rows in found
+        if rows
+    ]
+
+
+def _rows(line: Line) -> list[RecordRow]:
+    rows: list[RecordRow] = []
+    for entry in _entries(line, "dimensions"):
+        values = cast(Mapping[str, object], entry.get("values") or {})
+        rows.append(
+            RecordRow(
+                "dimension",
+                ", ".join(values),
+                ", ".join(str(value) for value in values.values()),
+                quantity=_decimal(entry.get("quantity")),
+                amount=_decimal(entry.get("amount")),
+            )
+        )
+    included = _decimal(line.explanation.get("included"))
+    if included:
+        rows.append(RecordRow("included", quantity=-included))
+    rows += [_tier_row(number, tier) for number, tier in enumerate(_entries(line, "tiers"), start=1)]
+    package = _entry(line, "package")
+    if package:
+        rows.append(
+            RecordRow(
+                "package",
+                value=_text(package.get("size")) or "",
+                quantity=_decimal(package.get("count")),
+                price=_decimal(package.get("amount")),
+            )
+        )
+    for kind in ("rated", "billed"):
+        entry = _entry(line, kind)
+        if entry:
+            rows.append(
+                RecordRow(
+                    kind,
+                    str(entry.get("document") or ""),
+                    quantity=_decimal(entry.get("quantity")),
+                    amount=_decimal(entry.get("amount")),
+                )
+            )
+    return rows
+
+
+def _tier_row(number: int, tier: Mapping[str, Any]) -> RecordRow:
+    return RecordRow(
+        "tier",
+        str(number),
+        up_to=_decimal(tier.get("up_to")),
+        quantity=_decimal(tier.get("quantity")),
+        price=_decimal(tier.get("unit")),
+        amount=_decimal(tier.get("amount")),
+    )

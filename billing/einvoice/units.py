@@ -1,0 +1,103 @@
+"""Units of quantities: how meters and charges name them, and their code of UN/ECE Recommendation 20 (BT-130).
+
+The official rules do not notice a wrong code: `GB` is gallon per day there, `KB` kilocharacter, and `MB` does not
+exist. A unit that has no code is counted as `C62` (one) and keeps its own name as an attribute of the line.
+"""
+
+from __future__ import annotations
+
+ONE = "C62"
+
+# Compared in lower case. What is not in here has no code of its own in Recommendation 20 (GB-month, seat-month, token).
+_CODES: dict[str, str] = {
+    "": ONE,
+    "1": ONE,
+    "one": ONE,
+    "unit": ONE,
+    "piece": "H87",
+    "pieces": "H87",
+    "pcs": "H87",
+    "stück": "H87",
+    "stueck": "H87",
+    "copy": "H87",
+    "copies": "H87",
+    "each": "EA",
+    "package": "XPP",
+    "thousand": "MIL",
+    "hundred": "CEN",
+    "h": "HUR",
+    "hour": "HUR",
+    "hours": "HUR",
+    "stunde": "HUR",
+    "stunden": "HUR",
+    "min": "MIN",
+    "minute": "MIN",
+    "minutes": "MIN",
+    "s": "SEC",
+    "second": "SEC",
+    "seconds": "SEC",
+    "ms": "C26",
+    "millisecond": "C26",
+    "day": "DAY",
+    "days": "DAY",
+    "tag": "DAY",
+    "week": "WEE",
+    "woche": "WEE",
+    "month": "MON",
+    "months": "MON",
+    "monat": "MON",
+    "quarter": "QAN",
+    "quartal": "QAN",
+    "year": "ANN",
+    "jahr": "ANN",
+    "person": "IE",
+    "byte": "AD",
+    "bytes": "AD",
+    "kb": "2P",
+    "kilobyte": "2P",
+    "mb": "4L",
+    "megabyte": "4L",
+    "gb": "E34",
+    "gigabyte": "E34",
+    "tb": "E35",
+    "terabyte": "E35",
+    "pb": "E36",
+    "petabyte": "E36",
+    "bit": "A99",
+    "kbit": "C37",
+    "mbit": "D36",
+    "gbit": "B68",
+    "mbit/s": "E20",
+    "gbit/s": "B80",
+    "wh": "WHR",
+    "kwh": "KWH",
+    "mwh": "MWH",
+    "gwh": "GWH",
+    "twh": "D32",
+    "kw": "KWT",
+    "kva": "KVA",
+    "m³": "MTQ",
+    "m3": "MTQ",
+    "l": "LTR",
+    "litre": "LTR",
+    "ml": "MLT",
+    "g": "GRM",
+    "kg": "KGM",
+    "t": "TNE",
+    "m": "MTR",
+    "km": "KMT",
+    "m²": "MTK",
+    "m2": "MTK",
+    "%": "P1",
+    "percent": "P1",
+    "page": "QB",
+    "trip": "E54",
+    "use": "E55",
+    "activity": "ACT",
+}
+
+
+def unit_code(unit: str) -> tuple[str, str | None]:
+    """The code for a unit and, where the code does not say it, the unit's own name for an attribute."""
+    code = _CODES.get(unit.strip().lower())
+    return (ONE, unit.strip()) if code is None else (code, None)

@@ -1,0 +1,123 @@
+"""Words that stand in an invoice's data (not on its layout): reasons, notes and terms, by language.
+
+`MONTHS` and `day` are here because a term of payment is a sentence inside the XML; everything that only the paper
+shows is text data of the layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from billing.documents import TaxCategory
+from billing.errors import FieldError, InvalidInput
+
+
+@dataclass(frozen=True)
+class Words:
+    """One language. `{name}`, `{day}` and the like are filled in."""
+
+    tax_reasons: dict[TaxCategory, str]  # BT-120
+    correction: str
+    minimum: str
+    late: str
+    proration_day: str
+    proration_second: str
+    included: str
+    line_discount: str
+    line_discount_back: str
+    discount: str
+    promotional: str
+    due: str
+    nothing_due: str
+    credited: str
+    unit: str
+    tier: str
+    months: tuple[str, ...]
+
+
+WORDS: dict[str, Words] = {
+    "de": Words(
+        tax_reasons={
+            # § 14a (5) UStG wants exactly these words
+            "AE": "Steuerschuldnerschaft des Leistungsempfängers",
+            "K": "Steuerfreie innergemeinschaftliche Lieferung",
+            "G": "Steuerfreie Ausfuhrlieferung",
+            "O": "Nicht im Inland steuerbare Leistung",
+            "E": "Steuerfreie Leistung",
+        },
+        correction="Korrektur {name}",
+        minimum="Mindestumsatz",
+        late="nachgemeldet",
+        proration_day="{active} von {full} Tagen",
+        proration_second="anteilig nach Sekunden",
+        included="{quantity} frei",
+        line_discount="Nachlass",
+        line_discount_back="Rücknahme eines Nachlasses",
+        discount="Nachlass",
+        promotional="Guthaben",
+        due="Zahlbar bis {day} ohne Abzug.",
+        nothing_due="Es ist nichts zu zahlen.",
+        credited="Der Betrag wird gutgeschrieben.",
+        unit="Einheit",
+        tier="Stufe {number}",
+        months=(),
+    ),
+    "en": Words(
+        tax_reasons={
+            "AE": "Reverse charge: the customer is liable for the tax",
+            "K": "Exempt intra-Community supply",
+            "G": "Exempt export",
+            "O": "Not subject to VAT here: place of supply abroad",
+            "E": "Exempt supply",
+        },
+        correction="Correction, {name}",
+        minimum="Minimum",
+        late="received late",
+        proration_day="{active} of {full} days",
+        proration_second="prorated by the second",
+        included="{quantity} included",
+        line_discount="Discount",
+        line_discount_back="Discount taken back",
+        discount="Discount",
+        promotional="Credit",
+        due="Payable by {day} without deduction.",
+        nothing_due="There is nothing to pay.",
+        credited="The amount will be credited.",
+        unit="unit",
+        tier="tier {number}",
+        months=(
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
+        ),
+    ),
+}
+VATEX: dict[TaxCategory, str] = {  # BT-121; none for E: which exemption it is, only the tax code knows
+    "AE": "VATEX-EU-AE",
+    "K": "VATEX-EU-IC",
+    "G": "VATEX-EU-G",
+    "O": "VATEX-EU-O",
+}
+
+
+def words(language: str) -> Words:
+    found = WORDS.get(language)
+    if found is None:
+        detail = f"there are no words for the language {language!r}; known are {', '.join(WORDS)}"
+        raise InvalidInput(detail, errors=[FieldError("/language", detail)])
+    return found
+
+
+def day(value: date, spoken: Words) -> str:
+    """A date inside a sentence: 01.12.2026, or 1 December 2026."""
+    return f"{value.day} {spoken.months[value.month - 1]} {value.year}" if spoken.months else f"{value:%d.%m.%Y}"
