@@ -1,0 +1,154 @@
+"""The platform's API as a Python client: what the command line and the demos speak.
+
+Repeats what may be repeated (429, 502, 503, 504, a lost connection) with the same body and the same
+`Idempotency-Key`, until its deadline; every problem+json becomes the error of `billing.errors` that it was.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+
+from billing.errors import (
+    BillingError,
+    Conflict,
+    FieldError,
+    InvalidInput,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    PreconditionFailed,
+    TooLarge,
+    Unavailable,
+)
+
+REPEATABLE = frozenset({429, 502, 503, 504})
+DEADLINE_S = 60.0
+PAGE_SIZE = 200
+PAGES_MAX = 10_000
+ARROW = "application/vnd.apache.arrow.stream"
+_ERRORS: dict[int, type[BillingError]] = {
+    400: InvalidInput,
+    401: NotAuthenticated,
+    403: NotAllowed,
+    404: NotFound,
+    409: Conflict,
+    412: PreconditionFailed,
+    413: TooLarge,
+    422: InvalidInput,
+}
+
+
+class Client:
+    """One key's view of a running platform. Not shared between threads."""
+
+    def __init__(self, url: str, key: str, *, deadline_s: float = DEADLINE_S) -> None:
+        self.url = url.rstrip("/")
+        self._deadline_s = deadline_s
+        # trust_env off: a proxy setting of the machine must not carry a key away from loopback.
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(120.0, connect=5.0),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get(self, path: str, **parameters: str | int | None) -> Any:
+        """The JSON of a resource."""
+        return self._send("GET", path, params=_given(parameters)).json()
+
+    def get_bytes(self, path: str) -> bytes:
+        """A resource that is no JSON (a PDF, an XML file)."""
+        return self._send("GET", path).content
+
+    def pages(self, path: str, **parameters: str | int | None) -> Iterator[dict[str, Any]]:
+        """Every item of a list, page by page."""
+        cursor: str | None = None
+        for _ in range(PAGES_MAX):
+            page = self.get(path, **{**parameters, "cursor": cursor, "limit": PAGE_SIZE})
+            yield from page["items"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return
+
+    def post(self, path: str, body: Any, *, idempotency_key: str | None = None) -> Any:
+        """Create or do something; the same `idempotency_key` never does it twice."""
+        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
+        answer = self._send("POST", path, json=body, headers=headers)
+        return answer.json() if answer.content else None
+
+    def steps(self, steps: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None) -> Any:
+        """Apply many changes of catalog and contracts at once, all or none."""
+        return self.post("/v1/steps", list(steps), idempotency_key=idempotency_key)
+
+    def usage(self, events: Any) -> dict[str, Any]:
+        """Send a frame of EVENT_SCHEMA as Arrow IPC; the answer says what became of the events."""
+        buffer = io.BytesIO()
+        events.write_ipc_stream(buffer, compat_level=_compat())
+        return self._send("POST", "/v1/usage", content=buffer.getvalue(), headers={"Content-Type": ARROW}).json()
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        end = time.monotonic() + self._deadline_s
+        pause = 0.1
+        while True:
+            try:
+                answer = self._http.request(method, path, **arguments)
+            except httpx.TransportError as error:
+                if time.monotonic() > end:
+                    raise Unavailable(f"{self.url} does not answer: {error}") from error
+            else:
+                if answer.is_success:
+                    return answer
+                if answer.status_code not in REPEATABLE or time.monotonic() > end:
+                    raise problem(answer)
+                pause = max(pause, float(answer.headers.get("Retry-After") or 0))
+            time.sleep(min(pause, 5.0))
+            pause = min(pause * 2, 5.0)
+
+
+def problem(answer: httpx.Response) -> BillingError:
+    """The error that a problem+json answer stands for."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {}
+    if not isinstance(body, dict):
+        body = {}
+    detail = str(body.get("detail") or body.get("title") or f"HTTP {answer.status_code}")
+    errors = [
+        FieldError(str(error.get("pointer", "")), str(error.get("detail", "")))
+        for error in body.get("errors") or ()
+        if isinstance(error, dict)
+    ]
+    kind = _ERRORS.get(answer.status_code, Unavailable if answer.status_code in REPEATABLE else BillingError)
+    return kind(detail, errors=errors, http_status=answer.status_code)
+
+
+def path_part(code: str) -> str:
+    """A code as one part of a path: codes may hold slashes and blanks."""
+    return quote(code, safe="")
+
+
+def _given(parameters: Mapping[str, str | int | None]) -> dict[str, str | int]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _compat() -> Any:
+    import polars as pl
+
+    return pl.CompatLevel.oldest()  # plain strings: every Arrow reader knows them
