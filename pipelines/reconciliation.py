@@ -20,17 +20,23 @@ BLOCKS = tuple(10**power for power in range(1, 10))
 
 @dataclass(frozen=True)
 class PricedRow:
-    """One row of the provider's file: `unit_price` is None where the row has no price and its amount was taken."""
+    """One row of the provider's file: `unit_price` is None where the row has no price and its amount was taken.
+
+    `note` says why a row was not charged at all (suspended, rejected, said twice); then `ours` is 0.
+    """
 
     id: str
     quantity: Decimal | None
     unit_price: Decimal | None
     ours: Decimal
     list_cost: Decimal
+    note: str = ""
 
 
 def reason(row: PricedRow) -> str:
     """Why our exact charge and the provider's ListCost differ; the first that explains the size of the gap."""
+    if row.note:
+        return row.note
     gap = abs(row.ours - row.list_cost)
     if row.unit_price is not None and gap <= LAST_PLACE * (1 + abs(row.unit_price)):
         return "rounding: the provider prints quantity and cost with 10 decimals"
