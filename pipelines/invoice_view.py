@@ -1,0 +1,500 @@
+"""What an invoice layout prints: every figure, date and word of one language as text, in the order of the page.
+
+A layout formats and never computes; so this module turns an `Invoice` into texts and leaves places to the layout.
+Words come from the layout's `texts/<language>.json`, signs of numbers and names of months from Babel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import segno
+from babel import Locale
+from babel.dates import format_date
+from babel.numbers import get_currency_precision
+
+from billing.einvoice.model import Address, Invoice, InvoiceLine, LineGroup, RecordRow, UsageRecord, plain
+from billing.einvoice.parties import Seller
+from billing.errors import FieldError, InvalidInput
+
+LAYOUTS = Path(__file__).parent / "layouts"
+PADDED_MAX = 4  # decimals that are aligned under each other; longer ones stand out on purpose
+WORD_MAX = 24  # characters without a place to break; longer words get places, or they run out of their column
+QR_MASK = 4  # any of the eight is valid; trying all of them for the prettiest takes 10 ms a document
+_LONG_WORD = re.compile(rf"\S{{{WORD_MAX + 1},}}")
+_ZERO_WIDTH_SPACE = "\u200b"
+_EPC_TEXT_MAX, _EPC_NAME_MAX = 140, 70
+
+
+@cache
+def texts_of(layout: str, language: str) -> dict[str, Any]:
+    """The layout's words of a language; `InvalidInput` names the languages that there are."""
+    folder = LAYOUTS / layout / "texts"
+    path = folder / f"{language}.json"
+    if not re.fullmatch(r"[a-z]{2}", language) or not path.is_file():
+        known = ", ".join(sorted(one.stem for one in folder.glob("*.json")))
+        detail = f"layout {layout} has no texts in {language!r}; it has {known}"
+        raise InvalidInput(detail, errors=[FieldError("/language", detail)])
+    return json.loads(path.read_text("utf-8"))
+
+
+@lru_cache(maxsize=20_000)
+def _date(value: date, pattern: str, locale: str) -> str:
+    return format_date(value, pattern, locale=locale)
+
+
+@lru_cache(maxsize=1_000)
+def _country(code: str, locale: str) -> str:
+    return Locale.parse(locale).territories.get(code, code)
+
+
+@cache
+def _signs(locale: str) -> tuple[str, str]:
+    symbols = Locale.parse(locale).number_symbols["latn"]
+    return symbols["decimal"], symbols["group"]
+
+
+@lru_cache(maxsize=1_000)
+def decimals_of(currency: str) -> int:
+    return get_currency_precision(currency)
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One language of one layout: its words, and how it writes figures and dates."""
+
+    texts: dict[str, Any]
+
+    @property
+    def locale(self) -> str:
+        return self.texts["locale"]
+
+    def number(self, value: Decimal, decimals_min: int = 0) -> str:
+        """48.217,25 or 48,217.25; all digits that there are, a real minus sign, no exponent."""
+        text = plain(abs(value))
+        whole, _, part = text.partition(".")
+        point, group = _signs(self.locale)
+        digits = f"{int(whole):,}".replace(",", group)
+        part = part.ljust(decimals_min, "0")
+        sign = "−" if value < 0 else ""
+        return f"{sign}{digits}{point}{part}" if part else f"{sign}{digits}"
+
+    def money(self, value: Decimal, currency: str) -> str:
+        return self.number(value, decimals_of(currency))
+
+    def date(self, value: date) -> str:
+        return _date(value, self.texts["date"], self.locale)
+
+    def date_long(self, value: date) -> str:
+        return _date(value, self.texts["date_long"], self.locale)
+
+    def period(self, start: date, end: date) -> str:
+        """01.–31.10.2026: what both ends share is said once."""
+        if start == end:
+            return self.date(start)
+        first = self.texts["date"]
+        if start.year == end.year:
+            first = self.texts["day"] if start.month == end.month else self.texts["day_month"]
+        return _date(start, first, self.locale) + self.texts["dash"] + self.date(end)
+
+
+def breakable(text: str) -> str:
+    """The text with places to break inside words that no column could hold."""
+
+    def opened(word: re.Match[str]) -> str:
+        letters = word.group()
+        return _ZERO_WIDTH_SPACE.join(letters[at : at + WORD_MAX] for at in range(0, len(letters), WORD_MAX))
+
+    return _LONG_WORD.sub(opened, text)
+
+
+def padded(texts: Sequence[str], point: str) -> list[list[str]]:
+    """Each text with the digits that it lacks, printed invisibly, so that point stands under point."""
+    lengths = [len(text.partition(point)[2]) for text in texts]
+    width = min(max(lengths, default=0), PADDED_MAX)
+    rows: list[list[str]] = []
+    for text, length in zip(texts, lengths, strict=True):
+        lacking = "0" * max(width - length, 0) if text[-1:].isdigit() else ""
+        rows.append([text, (point if lacking and length == 0 else "") + lacking])
+    return rows
+
+
+def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[str, Any]:
+    """The page as data. `seller` is the letterhead; names and ids are the invoice's own."""
+    speech = Speech(texts_of(layout, language))
+    texts = speech.texts
+    kind = invoice.type_code if invoice.type_code in texts["titles"] else "380"
+    title = f"{texts['titles'][kind]} {invoice.number}"
+    numbers = {record.line: str(index) for index, record in enumerate(invoice.records, start=1)}
+    return {
+        "lang": language,
+        "region": texts["region"],
+        "title": title,
+        "author": invoice.seller.name,
+        "date": [invoice.issued_on.year, invoice.issued_on.month, invoice.issued_on.day],
+        "running": f"{title}   {speech.date_long(invoice.issued_on)}",
+        "letterhead": _letterhead(invoice, seller, speech),
+        "window": [breakable(line) for line in _window(invoice, speech)],
+        "information": [
+            [name, breakable(value), strong] for name, value, strong in _information(invoice, speech, kind)
+        ],
+        "intro": [texts["greeting"], " ".join(_intro(invoice, texts, kind))],
+        "columns": _columns(invoice, texts),
+        "groups": _groups(invoice, speech, numbers),
+        "taxes": _taxes(invoice, speech),
+        "totals": _totals(invoice, speech),
+        "due": _due(invoice, speech, kind),
+        "payment": _payment(invoice, speech, kind),
+        "notes": [breakable(note) for note in _notes(invoice, speech)],
+        "records": _records(invoice, speech, numbers),
+        "page": texts["page"],
+        "of": texts["of"],
+    }
+
+
+# -- Letterhead, window, information block -----------------------------------------------------------------------------
+
+
+def _town(address: Address) -> str:
+    return " ".join(part for part in (address.post_code, address.city) if part)
+
+
+def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[str, Any]:
+    seller, texts = invoice.seller, speech.texts
+    address, contact = seller.address, seller.contact
+    place = [part for part in (address.street, _town(address)) if part]
+    account = invoice.payment.transfer[0] if invoice.payment and invoice.payment.transfer else None
+    account = account or (letterhead.accounts[0] if letterhead.accounts else None)
+    own = [*place, _country(address.country, speech.locale)]
+    legal = [
+        *([texts["directors"], letterhead.directors] if letterhead.directors else []),
+        *([letterhead.court] if letterhead.court else []),
+        *([seller.legal_id.id] if seller.legal_id else []),
+    ]
+    bank = [
+        *([f"{texts['bank']} {letterhead.bank_name}"] if letterhead.bank_name else []),
+        *([f"IBAN {_grouped(account.iban)}"] if account else []),
+        *([f"BIC {account.bic}"] if account and account.bic else []),
+        *([f"{texts['vat_id']} {seller.vat_id}"] if seller.vat_id else []),
+        *([f"{texts['tax_number']} {seller.tax_number}"] if seller.tax_number else []),
+    ]
+    reach = [part for part in (contact.email, contact.phone) if part] if contact else []
+    first, _, rest = seller.name.partition(" ")
+    return {
+        "name": breakable(seller.name),
+        "sender": " · ".join([seller.name, *place]),
+        "logo": letterhead.logo,
+        "logo_alt": texts["logo_alt"].format(name=seller.name),
+        "wordmark": [breakable(first), breakable(rest)],
+        "columns": [[breakable(line) for line in column] for column in (own, legal, bank)],
+        "reach": reach,
+    }
+
+
+def _grouped(iban: str) -> str:
+    return " ".join(iban[at : at + 4] for at in range(0, len(iban), 4))
+
+
+def _window(invoice: Invoice, speech: Speech) -> list[str]:
+    """Name and address as they are written on an envelope; the country only where it is another than the seller's."""
+    buyer, address = invoice.buyer, invoice.buyer.address
+    contact = buyer.contact.name if buyer.contact else None
+    country = None
+    if address.country != invoice.seller.address.country:
+        country = _country(address.country, speech.locale).upper()
+    parts = (
+        buyer.name,
+        buyer.trading_name,
+        contact,
+        address.street,
+        address.line_two,
+        address.line_three,
+        _town(address),
+        address.subdivision,
+        country,
+    )
+    return [part for part in parts if part]
+
+
+def _information(invoice: Invoice, speech: Speech, kind: str) -> list[tuple[str, str, bool]]:
+    texts, buyer = speech.texts, invoice.buyer
+    contact = invoice.seller.contact
+    period = invoice.period
+    rows: list[tuple[str, str | None, bool]] = [
+        (texts["number"][kind], invoice.number, True),
+        (texts["issued_on"][kind], speech.date(invoice.issued_on), False),
+        (texts["refers_to"], ", ".join(one.number for one in invoice.preceding) if kind != "380" else None, False),
+        (texts["period"], speech.period(period.start, period.end) if period else None, False),
+        (texts["customer_number"], buyer.ids[0].id if buyer.ids else None, False),
+        (texts["order"], invoice.order, False),
+        (texts["contract"], invoice.contract, False),
+        (texts["buyer_reference"], invoice.buyer_reference, False),
+        (texts["vat_id_yours"], buyer.vat_id, False),
+        (texts["contact"], contact.name if contact else None, False),
+        (texts["phone"], contact.phone if contact else None, False),
+        (texts["due_on"], speech.date(invoice.due_on) if invoice.due_on and invoice.totals.due > 0 else None, True),
+    ]
+    return [(name, value, strong) for name, value, strong in rows if value]
+
+
+def _intro(invoice: Invoice, texts: dict[str, Any], kind: str) -> list[str]:
+    return [texts["intro"][kind], *([texts["intro_records"]] if invoice.records else [])]
+
+
+# -- Lines -------------------------------------------------------------------------------------------------------------
+
+
+def _columns(invoice: Invoice, texts: dict[str, Any]) -> list[str]:
+    names = dict(texts["columns"])
+    names["price"] += f" {invoice.currency}"
+    names["amount"] += f" {invoice.currency}"
+    return [names[key] for key in ("position", "description", "period", "quantity", "unit", "price", "amount")]
+
+
+def _groups(invoice: Invoice, speech: Speech, numbers: dict[str, str]) -> list[dict[str, Any]]:
+    lines = {line.id: line for line in invoice.lines}
+    tiered = {one.line for one in invoice.records if any(row.kind == "tier" for row in one.rows)}
+    point = _signs(speech.locale)[0]
+    quantities = padded([speech.number(line.quantity) for line in invoice.lines], point)
+    prices = padded([_price(line, speech, invoice.currency, line.id in tiered) for line in invoice.lines], point)
+    figures = {line.id: (quantities[at], prices[at]) for at, line in enumerate(invoice.lines)}
+    groups = invoice.groups or (LineGroup(tuple(lines)),)
+    return [_group(group, invoice, speech, lines, figures, numbers, len(groups)) for group in groups]
+
+
+def _group(
+    group: LineGroup,
+    invoice: Invoice,
+    speech: Speech,
+    lines: dict[str, InvoiceLine],
+    figures: dict[str, tuple[list[str], list[str]]],
+    numbers: dict[str, str],
+    count: int,
+) -> dict[str, Any]:
+    texts = speech.texts
+    name = group.name or group.plan
+    notes = [
+        texts["subscription"].format(subscription=group.subscription) if group.subscription and name else "",
+        texts["plan_version"].format(version=group.plan_version) if group.plan and group.plan_version else "",
+    ]
+    name = name or (texts["subscription"].format(subscription=group.subscription) if group.subscription else "")
+    subtotal = None
+    if group.net is not None and count > 1:
+        label = texts["subtotal"].format(name=name) if name else texts["subtotal_plain"]
+        subtotal = [breakable(label), speech.money(group.net, invoice.currency)]
+    return {
+        "name": breakable(name or (texts["other"] if count > 1 else "")),
+        "note": breakable(", ".join(note for note in notes if note)),
+        "lines": [_item(lines[one], invoice, speech, figures[one], numbers.get(one)) for one in group.lines],
+        "subtotal": subtotal,
+    }
+
+
+def _item(
+    line: InvoiceLine, invoice: Invoice, speech: Speech, figures: tuple[list[str], list[str]], record: str | None
+) -> dict[str, Any]:
+    texts = speech.texts
+    shown = [one for one in line.attributes if not one.name.lower().startswith(("tier ", "stufe "))]
+    unit = next((one.value for one in shown if one.name in ("unit", "Einheit")), None)
+    notes = [one.value for one in shown if one.name not in ("unit", "Einheit")]
+    notes += [line.note] if line.note else []
+    notes += [line.description] if line.description else []
+    notes += [texts["see_record"].format(number=record)] if record else []
+    before = line.net + sum((one.amount for one in line.allowances), Decimal(0))
+    before -= sum((one.amount for one in line.charges), Decimal(0))
+    signed = [(one, -one.amount) for one in line.allowances] + [(one, one.amount) for one in line.charges]
+    return {
+        "position": line.id,
+        "name": breakable(line.name),
+        "note": breakable(", ".join(notes)),
+        "period": speech.period(line.period.start, line.period.end) if line.period else "",
+        "quantity": figures[0],
+        "unit": breakable(texts["units"].get(line.unit, line.unit) if unit is None else unit),
+        "price": figures[1],
+        "amount": speech.money(before, invoice.currency),
+        "below": [[breakable(one.reason or ""), speech.money(amount, invoice.currency)] for one, amount in signed],
+    }
+
+
+def _price(line: InvoiceLine, speech: Speech, currency: str, tiered: bool) -> str:
+    """The unit price, or a word where the amount is made of more than one of them."""
+    if line.base_quantity is None or line.base_quantity == 1:
+        return speech.number(line.price, decimals_of(currency))
+    return speech.texts["tiered" if tiered else "in_all"]
+
+
+# -- Taxes, totals, payment --------------------------------------------------------------------------------------------
+
+
+def _taxes(invoice: Invoice, speech: Speech) -> dict[str, Any]:
+    texts, currency = speech.texts, invoice.currency
+    rows: list[list[str]] = []
+    for tax in invoice.taxes:
+        rate = texts["tax_rates"][tax.category].format(percent=speech.number(tax.percent or Decimal(0)))
+        rows.append([rate, speech.money(tax.base, currency), speech.money(tax.amount, currency)])
+    head = [texts["tax_head"], f"{texts['tax_base']} {currency}", f"{texts['tax_amount']} {currency}"]
+    return {"head": head, "rows": rows}
+
+
+def _totals(invoice: Invoice, speech: Speech) -> list[list[str]]:
+    texts, totals, currency = speech.texts, invoice.totals, invoice.currency
+    rows: list[tuple[str, Decimal]] = []
+    if invoice.allowances or invoice.charges:
+        rows.append((texts["lines"], totals.lines))
+        rows += [(one.reason or "", -one.amount) for one in invoice.allowances]
+        rows += [(one.reason or "", one.amount) for one in invoice.charges]
+    rows += [(texts["net"], totals.net), (texts["tax"], totals.tax or Decimal(0))]
+    if totals.prepaid or totals.rounding:
+        rows.append((texts["gross"], totals.gross))
+        rows += [(texts["prepaid"], -totals.prepaid)] if totals.prepaid else []
+        rows += [(texts["rounding"], totals.rounding)] if totals.rounding else []
+    return [[breakable(name), speech.money(amount, currency)] for name, amount in rows]
+
+
+def _due(invoice: Invoice, speech: Speech, kind: str) -> list[str]:
+    texts, due = speech.texts, invoice.totals.due
+    label = texts["due"]
+    if kind == "381":
+        label = texts["in_favour"]
+    elif invoice.due_on and due > 0:
+        label = texts["due_by"].format(day=speech.date(invoice.due_on))
+    return [label, f"{speech.money(due, invoice.currency)} {invoice.currency}"]
+
+
+def _payment(invoice: Invoice, speech: Speech, kind: str) -> dict[str, Any]:
+    texts, due = speech.texts, invoice.totals.due
+    if kind == "381" or due <= 0:
+        return {"sentence": [[texts["credited" if kind == "381" else "nothing_due"], False]], "rows": [], "qr": None}
+    amount = f"{speech.money(due, invoice.currency)} {invoice.currency}"
+    if invoice.due_on:
+        sentence = _emphasised(texts["pay"], amount=amount, day=speech.date_long(invoice.due_on))
+    else:
+        sentence = _emphasised(texts["pay_now"], amount=amount)
+    accounts = invoice.payment.transfer if invoice.payment else ()
+    if not accounts or invoice.payment is None:
+        return {"sentence": sentence, "rows": [], "qr": None}
+    account = accounts[0]
+    payee = account.name or invoice.seller.name
+    reference = invoice.payment.reference or invoice.number
+    rows = [[texts["payee"], breakable(payee)], ["IBAN", _grouped(account.iban)]]
+    rows += [["BIC", account.bic]] if account.bic else []
+    rows.append([texts["reference"], breakable(reference)])
+    qr = None
+    if invoice.currency == "EUR" and due < Decimal("1000000000"):  # the code of the EPC knows euros only
+        qr = _epc_code(payee, account.iban, account.bic or "", due, reference)
+    alt = texts["qr_alt"].format(amount=amount, payee=payee)
+    return {"sentence": sentence, "rows": rows, "qr": qr, "qr_alt": alt, "qr_hint": texts["qr_hint"]}
+
+
+def _emphasised(sentence: str, **values: str) -> list[list[Any]]:
+    """The sentence in parts, each with whether it is emphasised: the values are."""
+    parts = re.split(r"\{(\w+)\}", sentence)
+    return [[values[part] if at % 2 else part, at % 2 == 1] for at, part in enumerate(parts) if part]
+
+
+def _epc_code(name: str, iban: str, bic: str, amount: Decimal, text: str) -> list[str]:
+    """EPC069-12, version 002: rows of dark (#) and light (.) modules; UTF-8, error correction M."""
+    fields = [
+        "BCD",
+        "002",
+        "1",
+        "SCT",
+        bic,
+        name[:_EPC_NAME_MAX],
+        iban,
+        f"EUR{amount:.2f}",
+        "",
+        "",
+        text[:_EPC_TEXT_MAX],
+    ]
+    code = segno.make_qr("\n".join(fields).encode(), error="m", mask=QR_MASK, boost_error=False, mode="byte")
+    return ["".join("#" if dark else "." for dark in row) for row in code.matrix]
+
+
+def _notes(invoice: Invoice, speech: Speech) -> list[str]:
+    texts = speech.texts
+    notes = [texts["tax_note"].format(reason=tax.reason) for tax in invoice.taxes if tax.reason]
+    for one in invoice.preceding:
+        if one.issued_on is None:
+            notes.append(texts["refers_to_undated"].format(number=one.number))
+        else:
+            notes.append(texts["refers_to_note"].format(number=one.number, day=speech.date(one.issued_on)))
+    return [*dict.fromkeys(notes), *(note.text for note in invoice.notes)]
+
+
+# -- Usage record ------------------------------------------------------------------------------------------------------
+
+
+def _records(invoice: Invoice, speech: Speech, numbers: dict[str, str]) -> dict[str, Any] | None:
+    if not invoice.records:
+        return None
+    texts = speech.texts
+    lines = {line.id: line for line in invoice.lines}
+    names = texts["record_columns"]
+    columns = [names["label"], names["value"], names["quantity"]]
+    columns += [f"{names[key]} {invoice.currency}" for key in ("price", "amount")]
+    return {
+        "title": texts["records"],
+        "intro": texts["records_intro"].format(timezone=invoice.timezone or "UTC"),
+        "columns": columns,
+        "tables": [
+            _record(one, lines[one.line], speech, invoice.currency, numbers[one.line]) for one in invoice.records
+        ],
+    }
+
+
+def _record(record: UsageRecord, line: InvoiceLine, speech: Speech, currency: str, number: str) -> dict[str, Any]:
+    texts = speech.texts
+    gross = line.net + sum((one.amount for one in line.allowances), Decimal(0))
+    gross -= sum((one.amount for one in line.charges), Decimal(0))
+    rows = [_row(row, speech) for row in record.rows]
+    exact = record.exact
+    rounded = texts["rounded"].format(amount=speech.number(exact)) if exact is not None and exact != gross else ""
+    correction = any(row.kind in ("rated", "billed") for row in record.rows)
+    one_price = speech.number(line.price) if line.base_quantity is None else ""
+    rows.append(
+        [
+            texts["difference"] if correction else texts["sum"],
+            rounded,
+            speech.number(line.quantity),
+            "" if correction else one_price,
+            speech.money(gross, currency),
+        ]
+    )
+    point = _signs(speech.locale)[0]
+    columns = [padded([row[at] for row in rows], point) for at in (2, 3, 4)]
+    cells = [
+        [breakable(row[0]), breakable(row[1]), columns[0][at], columns[1][at], columns[2][at]]
+        for at, row in enumerate(rows)
+    ]
+    return {
+        "title": breakable(texts["record_title"].format(number=number, name=line.name, position=line.id)),
+        "period": speech.period(line.period.start, line.period.end) if line.period else "",
+        "rows": cells[:-1],
+        "sum": cells[-1],
+    }
+
+
+def _row(row: RecordRow, speech: Speech) -> list[str]:
+    texts = speech.texts
+    label, value = row.label, row.value
+    if row.kind == "tier":
+        label = texts["rows"]["tier"].format(label=row.label)
+        value = texts["above"] if row.up_to is None else texts["up_to"].format(quantity=speech.number(row.up_to))
+    elif row.kind == "package":
+        label = texts["rows"]["package"]
+        value = texts["package_of"].format(quantity=speech.number(Decimal(row.value))) if row.value else ""
+    elif row.kind == "billed":
+        label = texts["rows"]["billed"].format(label=row.label) if row.label else texts["rows"]["billed_plain"]
+    elif row.kind != "dimension":
+        label = texts["rows"][row.kind]
+    figures = [speech.number(one) if one is not None else "" for one in (row.quantity, row.price, row.amount)]
+    return [label, value, *figures]
