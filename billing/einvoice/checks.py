@@ -34,26 +34,32 @@ class Violation:
     pointer: str = ""
 
 
-def check(invoice: Invoice) -> list[Violation]:
-    """All violations, at most `VIOLATIONS_MAX`; an empty list means that the invoice may be issued."""
+def check(invoice: Invoice, *, e_invoice: bool = True, minor_digits: int = 2) -> list[Violation]:
+    """All violations, at most `VIOLATIONS_MAX`; an empty list means that the invoice may be issued.
+
+    `minor_digits` are the currency's. A document that is no e-invoice (`e_invoice` false) must add up all the same,
+    but needs no ids, addresses and two decimals.
+    """
     found: list[Violation] = []
     with localcontext() as context:
         context.prec = DIGITS
-        for violation in _all(invoice):
+        for violation in _all(invoice, e_invoice, minor_digits):
             found.append(violation)
             if len(found) == VIOLATIONS_MAX:
                 break
     return found
 
 
-def _all(invoice: Invoice) -> Iterator[Violation]:
-    yield from _header(invoice)
-    yield from _parties(invoice)
-    yield from _decimals(invoice)
+def _all(invoice: Invoice, e_invoice: bool, minor_digits: int) -> Iterator[Violation]:
+    if e_invoice:
+        yield from _header(invoice)
+        yield from _parties(invoice)
+        yield from _decimals(invoice)
+    step = Decimal(1).scaleb(-max(minor_digits, 2))
     for index, line in enumerate(invoice.lines):
-        yield from _line(line, f"/lines/{index}")
+        yield from _line(line, f"/lines/{index}", step)
     yield from _totals(invoice)
-    yield from _taxes(invoice)
+    yield from _taxes(invoice, Decimal(1).scaleb(-minor_digits))
 
 
 def _header(invoice: Invoice) -> Iterator[Violation]:
@@ -139,7 +145,7 @@ def _sum(ones: Iterable[AllowanceCharge]) -> Decimal:
     return sum((one.amount for one in ones), Decimal(0))
 
 
-def _line(line: InvoiceLine, pointer: str) -> Iterator[Violation]:
+def _line(line: InvoiceLine, pointer: str, step: Decimal) -> Iterator[Violation]:
     if line.price < 0:
         yield Violation("BR-27", f"the price {line.price} is negative", f"{pointer}/price")
     base = Decimal(1) if line.base_quantity is None else line.base_quantity
@@ -147,7 +153,7 @@ def _line(line: InvoiceLine, pointer: str) -> Iterator[Violation]:
         yield Violation("PEPPOL-EN16931-R121", "the base quantity is above zero", f"{pointer}/base_quantity")
         return
     exact = line.quantity * line.price / base - _sum(line.allowances) + _sum(line.charges)
-    if exact.quantize(CENT, ROUND_HALF_UP) != line.net:
+    if exact.quantize(step, ROUND_HALF_UP) != line.net:
         detail = f"quantity x price gives {exact:.6f}, the line says {line.net}"
         yield Violation("PEPPOL-EN16931-R120", detail, f"{pointer}/net")
     for one in (*line.allowances, *line.charges):
@@ -194,7 +200,7 @@ def _totals(invoice: Invoice) -> Iterator[Violation]:
             yield Violation(rule, f"total {name} is {is_so}, the invoice says {said}", f"/totals/{name}")
 
 
-def _taxes(invoice: Invoice) -> Iterator[Violation]:
+def _taxes(invoice: Invoice, step: Decimal) -> Iterator[Violation]:
     if not invoice.taxes:
         yield Violation("BR-CO-18", "an invoice needs a VAT breakdown", "/taxes")
     bases: dict[tuple[TaxCategory, Decimal], Decimal] = {}
@@ -219,7 +225,7 @@ def _taxes(invoice: Invoice) -> Iterator[Violation]:
         base = bases.get(key, Decimal(0))
         if base != tax.base:
             yield Violation("BR-S-08", f"the group's sum is {base}, the breakdown says {tax.base}", f"{pointer}/base")
-        amount = (tax.base * key[1] / 100).quantize(CENT, ROUND_HALF_UP)
+        amount = (tax.base * key[1] / 100).quantize(step, ROUND_HALF_UP)
         if abs(amount - tax.amount) > _tolerance(invoice):
             detail = f"{key[1]} % of {tax.base} is {amount}, the breakdown says {tax.amount}"
             yield Violation("BR-CO-17", detail, f"{pointer}/amount")

@@ -207,16 +207,16 @@ def _priced(line: Line) -> _Priced:
     if unit_price is not None:
         flipped = -1 if unit_price < 0 else 1  # a negative price becomes a negative quantity
         exact = (quantity * flipped) * abs(unit_price)
-        if exact.quantize(_minor_unit(gross), ROUND_HALF_UP) == gross:
+        if exact.quantize(_step(gross), ROUND_HALF_UP) == gross:
             return _Priced(quantity * flipped, abs(unit_price))
     if quantity == 0:
         return _Priced(quantity, Decimal(0))
     return _Priced(abs(quantity).copy_sign(gross if gross != 0 else quantity), abs(gross), abs(quantity))
 
 
-def _minor_unit(amount: Decimal) -> Decimal:
-    """The step in which an amount is given: the document's amounts are already rounded to the currency."""
-    return Decimal((0, (1,), min(cast(int, amount.as_tuple().exponent), 0)))
+def _step(amount: Decimal) -> Decimal:
+    """To what quantity x price is rounded: cents, or less where the currency has more decimals (KWD)."""
+    return Decimal((0, (1,), min(cast(int, amount.as_tuple().exponent), -2)))
 
 
 def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo) -> InvoiceLine:
