@@ -79,3 +79,13 @@ def test_a_price_keeps_its_value_and_its_code() -> None:
         assert Decimal(plain(price["unit_price"])) == Decimal(price["unit_price"])
     assert charge_code("ABC 0.1 GB USD") == charge_code("ABC 0.1 GB USD") != charge_code("ABC 0.10 GB USD")
     assert [plain(text) for text in ("0.001500000000", "0.000", "5", "10")] == ["0.0015", "0", "5", "10"]
+
+
+def test_the_committed_catalog_and_customers_are_what_the_rows_give() -> None:
+    """`cloudbilling import --derive` wrote them; a change of the derivation must be seen in a review."""
+    rows, prices = focus()
+    steps = business_steps(rows, prices, by="consumption")
+    catalog = [step for step in steps if not {"customer", "subscribe"} & set(step)]
+    customers = [step for step in steps if {"customer", "subscribe"} & set(step)]
+    assert yaml.safe_load((FOCUS / "catalog.yaml").read_text())["steps"] == catalog
+    assert yaml.safe_load((FOCUS / "customers.yaml").read_text())["steps"] == customers
