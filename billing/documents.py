@@ -48,6 +48,7 @@ class Line:
     correction: bool = False
     corrects: Corrects | None = None
     explanation: Mapping[str, Any] = field(default_factory=dict[str, Any])  # tiers, proration, rounding, events
+    step: int = 0  # the master step that began what is billed here: it tells pieces with the same start apart
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Allowance:
     amount: Decimal
     tax_category: TaxCategory
     tax_percent: Decimal
+    source: str = ""  # which discount (`subscription/1`): the parts of one allowance over several tax groups share it
 
 
 @dataclass(frozen=True)
