@@ -1,0 +1,521 @@
+"""The one writer of a lane: takes batches, drops repeats, commits groups, answers, keeps live figures. No Ray in here.
+
+Owns the order of things: 1 dedup, 2 put, 3 answer, 4 fold. Nothing is shown or answered before its number is
+COMMITTED. All state is a cache: the newest snapshot and the lane's tail rebuild it. The rules: docs/usage-log.md.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from actors.batches import (
+    NO_REASON,
+    NOT_OWNED,
+    OVERLOADED,
+    Answer,
+    Batch,
+    decode_batch,
+    encode_answer,
+    failed_answer,
+)
+from billing.errors import BillingError
+from billing.usage import EVENT_SCHEMA, Verdict
+from storage.object_store import ObjectStore, StoreRefused
+from storage.usage_log.clock import Clock, SystemClock
+from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
+from storage.usage_log.id_runs import IdRuns
+from storage.usage_log.lane import LaneWriter, write_hint
+from storage.usage_log.manifest import Manifest, ManifestChain
+from storage.usage_log.partitions import EventIds, event_ids
+from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
+from storage.usage_log.segment import ROW_SCHEMA, Counters, RowKind, StoredSegment
+
+RECOVERIES_MAX = 100  # a newer manifest each time; more says that something deletes faster than it is read
+FLOOD_QUANTUM_BYTES = 262_144  # what each tenant may take of a group in one turn
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    group_rows_max: int = 50_000
+    group_bytes_max: int = 16 * 1024 * 1024  # in memory; a segment is about a fifth of it
+    window_s: float = 0.0  # waiting for more rows when idle; 0 locally, 0.02-0.1 on S3
+    queue_rows_max: int = 400_000
+    tenant_queue_rows_max: int = 200_000
+    recent_ids_max: int = 8_000_000  # beyond it the shard refuses: ids leave memory only when sealed
+    hint_every: int = 64  # numbers
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    lane: int
+    number: int
+    epoch: int
+    log_time_us: int
+    serving: bool
+    stopped_because: str
+    stalled_s: float
+    queued_rows: int
+    recent_ids: int
+    run_ids: int
+    runs: int
+    groups: int
+    rows: int
+    duplicates: int
+    recovered_s: float
+    partitions: int
+
+
+@dataclass
+class _Call:
+    """A batch on its way; done when the last of its items is."""
+
+    future: Future[bytes]
+    verdicts: npt.NDArray[np.uint8]
+    reasons: npt.NDArray[np.uint8]
+    open_items: int
+    owners: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Item:
+    call: _Call
+    offset: int  # of its first row in the call
+    tenant_id: str
+    master_number: int | None
+    events: pl.DataFrame
+    partitions: npt.NDArray[np.uint8]
+    ids: EventIds
+    bytes: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.partitions)
+
+
+class LiveFigures(Protocol):
+    """What a shard folds committed rows into (actors/live_figures.py). All calls come under the shard's lock."""
+
+    def classify(
+        self, tenant_id: str, events: pl.DataFrame, now_us: int, master_number: int | None
+    ) -> npt.NDArray[np.uint8]:
+        """One reason code a row, NO_REASON where it is rateable."""
+        ...
+
+    def fold(self, rows: pl.DataFrame, log_time_us: int) -> None: ...
+
+
+class RatingShard:
+    """`start` recovers and claims; `submit` may be called from any thread; `stop` answers what is in flight."""
+
+    def __init__(
+        self,
+        lane: int,
+        store: ObjectStore,
+        clock: Clock | None = None,
+        settings: ShardSettings | None = None,
+        *,
+        figures: LiveFigures | None = None,
+        cache_directory: Path | None = None,
+    ) -> None:
+        self.lane = lane
+        self.settings = settings or ShardSettings()
+        self._store = store
+        self._clock = clock or SystemClock()
+        self._figures = figures
+        self._cache = cache_directory or Path("/tmp/cloudbilling-id-runs")  # noqa: S108 - only used with remote stores
+        self._chain = ManifestChain(store)
+        self._condition = threading.Condition()
+        self._state_lock = threading.Lock()
+        self._queues: dict[str, collections.deque[_Item]] = {}
+        self._turns: collections.deque[str] = collections.deque()
+        self._deficits: dict[str, int] = {}
+        self._queued_rows = 0
+        self._stopping = False
+        self._serving = False
+        self._stopped_because = "not started"
+        self._thread: threading.Thread | None = None
+        self._groups = self._rows = self._duplicates = 0
+        self._recovered_s = 0.0
+        self._genesis: Genesis | None = None
+        self._reset()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Recover, claim the lane, serve. Returns when calls can be served; raises when the lane cannot be had."""
+        began = time.monotonic()
+        self._genesis = open_log(self._store)
+        self._recover_and_claim()
+        self._recovered_s = time.monotonic() - began
+        self._serving, self._stopped_because = True, ""
+        self._thread = threading.Thread(target=self._serve, name=f"rating-shard-{self.lane}", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Commit what is queued, then end. A store that does not answer leaves the outcome open."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._writer.stop()
+                self._thread.join(timeout_s)
+
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
+    def status(self) -> ShardStatus:
+        position = self._writer.position
+        return ShardStatus(
+            lane=self.lane,
+            number=position.number,
+            epoch=position.epoch,
+            log_time_us=position.log_time_us,
+            serving=self._serving,
+            stopped_because=self._stopped_because,
+            stalled_s=self._writer.stalled_s,
+            queued_rows=self._queued_rows,
+            recent_ids=len(self._recent),
+            run_ids=len(self._runs),
+            runs=self._runs.count,
+            groups=self._groups,
+            rows=self._rows,
+            duplicates=self._duplicates,
+            recovered_s=self._recovered_s,
+            partitions=int(self._owned.sum()),
+        )
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def submit(self, data: bytes) -> Future[bytes]:
+        """Queue a batch; the future gives the encoded answer, also for errors that concern the whole batch."""
+        future: Future[bytes] = Future()
+        batch = decode_batch(data)
+        call = _Call(
+            future=future,
+            verdicts=np.full(len(batch.partitions), NOT_OWNED, np.uint8),
+            reasons=np.full(len(batch.partitions), NO_REASON, np.uint8),
+            open_items=0,
+        )
+        items = _items(batch, call, self.settings.group_rows_max)
+        refusal = self._enqueue(call, items)
+        if refusal is not None:
+            future.set_result(encode_answer(refusal))
+        return future
+
+    def ingest(self, data: bytes) -> bytes:
+        """`submit` and wait."""
+        return self.submit(data).result()
+
+    def _enqueue(self, call: _Call, items: Sequence[_Item]) -> Answer | None:
+        """Take the items, or refuse the batch as a whole; a tenant whose own queue is full is refused alone."""
+        rows: collections.Counter[str] = collections.Counter()
+        for item in items:
+            rows[item.tenant_id] += item.rows
+        with self._condition:
+            if not self._serving or self._stopping:
+                return failed_answer(self.lane, "unavailable", f"Lane {self.lane} is not served here.")
+            if len(self._recent) > self.settings.recent_ids_max:
+                detail = f"Lane {self.lane} holds {len(self._recent)} ids that are not sealed yet; sealing is behind."
+                return failed_answer(self.lane, "unavailable", detail)
+            if self._queued_rows + sum(rows.values()) > self.settings.queue_rows_max and self._queued_rows:
+                return failed_answer(self.lane, "unavailable", f"The queue of lane {self.lane} is full.")
+            full = {tenant for tenant, count in rows.items() if self._is_full(tenant, count)}
+            for item in items:
+                if item.tenant_id in full:
+                    call.verdicts[item.offset : item.offset + item.rows] = OVERLOADED
+                    continue
+                if item.tenant_id not in self._queues:
+                    self._queues[item.tenant_id] = collections.deque()
+                    self._turns.append(item.tenant_id)
+                    self._deficits[item.tenant_id] = 0
+                self._queues[item.tenant_id].append(item)
+                self._queued_rows += item.rows
+                call.open_items += 1
+            if call.open_items == 0:
+                self._finish(call)
+            self._condition.notify()
+        return None
+
+    def _is_full(self, tenant_id: str, rows: int) -> bool:
+        held = sum(item.rows for item in self._queues.get(tenant_id, ()))
+        return held > 0 and held + rows > self.settings.tenant_queue_rows_max
+
+    # -- the commit thread --------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        reason = "stopped"
+        try:
+            while (group := self._next_group()) is not None:
+                self._commit(group)
+                self._follow_manifest()
+        except BillingError as error:  # lost, stopped, store gone: what was in flight is answered as unknown
+            reason = f"{error.code}: {error.detail}"
+        except BaseException as error:
+            reason = f"bug: {type(error).__name__}: {error}"
+            raise
+        finally:
+            self._end(reason)
+
+    def _next_group(self) -> list[_Item] | None:
+        """Up to a group's rows, round robin by tenant with a deficit in bytes; None when stopping and all is done."""
+        with self._condition:
+            while not self._turns:
+                if self._stopping:
+                    return None
+                self._condition.wait(0.5)
+            if self.settings.window_s and self._queued_rows < self.settings.group_rows_max:
+                self._condition.wait(self.settings.window_s)
+            group: list[_Item] = []
+            rows = size = 0
+            while self._turns:
+                tenant_id = self._turns[0]
+                queue = self._queues[tenant_id]
+                self._deficits[tenant_id] += FLOOD_QUANTUM_BYTES
+                while queue and (queue[0].bytes <= self._deficits[tenant_id] or len(self._turns) == 1):
+                    item = queue[0]
+                    if group and (
+                        rows + item.rows > self.settings.group_rows_max
+                        or size + item.bytes > self.settings.group_bytes_max
+                    ):
+                        return group
+                    queue.popleft()
+                    self._deficits[tenant_id] -= item.bytes
+                    group.append(item)
+                    rows, size = rows + item.rows, size + item.bytes
+                    self._queued_rows -= item.rows
+                if queue:
+                    self._turns.rotate(-1)
+                else:
+                    self._turns.popleft()
+                    del self._queues[tenant_id], self._deficits[tenant_id]
+            return group
+
+    def _commit(self, group: list[_Item]) -> None:
+        try:
+            self._commit_or_raise(group)
+        except StoreRefused as error:
+            for item in group:
+                self._fail(item.call, "refused", error.detail)
+        except BillingError as error:
+            for item in group:
+                self._fail(item.call, "unavailable", error.detail)
+            raise
+        except BaseException as error:
+            for item in group:
+                self._fail(item.call, "unavailable", f"Lane {self.lane} stopped: {type(error).__name__}")
+            raise
+
+    def _commit_or_raise(self, group: list[_Item]) -> None:
+        events = pl.concat([item.events for item in group]) if len(group) > 1 else group[0].events
+        partitions = np.concatenate([item.partitions for item in group])
+        ids = EventIds(
+            np.concatenate([item.ids.high for item in group]), np.concatenate([item.ids.low for item in group])
+        )
+        is_mine = self._owned[partitions]
+        mine = np.flatnonzero(is_mine)
+        candidates = mine[~self._runs.contains(ids.take(mine))]
+        added, slots = self._recent.add(ids.take(candidates), stamp_of(self.lane, self._writer.position.number + 1))
+        new = candidates[added]
+        is_new = np.zeros(len(partitions), np.bool_)
+        is_new[new] = True
+
+        if len(new):
+            order = new[np.argsort(partitions[new], kind="stable")]
+            tenant_ids = np.repeat(np.arange(len(group)), [item.rows for item in group])[order]
+            tenants = pl.Series("tenant", [item.tenant_id for item in group], dtype=pl.String).gather(tenant_ids)
+            rows = events[order].select(
+                tenants,
+                pl.Series("partition", partitions[order]),
+                pl.lit(int(RowKind.USAGE), pl.UInt8).alias("kind"),
+                *EVENT_SCHEMA.names(),
+                pl.lit(None, pl.String).alias("detail"),
+            )
+            try:
+                head = self._writer.append(rows, _counters(group, is_mine, is_new))
+            except StoreRefused:
+                self._recent.take_back(slots[added])
+                raise
+            self._groups += 1
+            self._rows += rows.height
+        else:
+            rows, head = None, None
+        self._duplicates += int(is_mine.sum()) - len(new)
+
+        verdicts = np.where(is_mine, np.where(is_new, Verdict.ACCEPTED, Verdict.DUPLICATE), NOT_OWNED).astype(np.uint8)
+        reasons = self._reasons(group, is_new)
+        verdicts[is_new & (reasons != NO_REASON)] = Verdict.SUSPENDED
+        first = 0
+        for item in group:
+            part = slice(first, first + item.rows)
+            item.call.verdicts[item.offset : item.offset + item.rows] = verdicts[part]
+            item.call.reasons[item.offset : item.offset + item.rows] = reasons[part]
+            for partition in np.unique(partitions[part][~is_mine[part]]):
+                item.call.owners[int(partition)] = (int(self._generation[partition]), int(self._lane_of[partition]))
+            first += item.rows
+            item.call.open_items -= 1
+            if item.call.open_items == 0:
+                self._finish(item.call)
+        if rows is not None and head is not None:
+            if self._figures is not None:
+                with self._state_lock:
+                    self._figures.fold(rows, head.log_time_us)
+            if head.number % self.settings.hint_every == 0:
+                write_hint(self._store, self.lane, head.number)
+
+    def _reasons(self, group: list[_Item], is_new: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+        reasons = np.full(len(is_new), NO_REASON, np.uint8)
+        if self._figures is None:
+            return reasons
+        first = 0
+        for item in group:
+            part = slice(first, first + item.rows)
+            first += item.rows
+            with self._state_lock:
+                codes = self._figures.classify(
+                    item.tenant_id, item.events, self._writer.position.log_time_us, item.master_number
+                )
+            reasons[part] = np.where(is_new[part], codes, NO_REASON)
+        return reasons
+
+    def _finish(self, call: _Call) -> None:
+        if call.future.done():
+            return
+        position = self._writer.position
+        answer = Answer(
+            call.verdicts, call.reasons, self.lane, position.number, position.log_time_us, dict(call.owners)
+        )
+        call.future.set_result(encode_answer(answer))
+
+    def _fail(self, call: _Call, code: str, detail: str) -> None:
+        if not call.future.done():
+            call.future.set_result(encode_answer(failed_answer(self.lane, code, detail)))
+
+    def _end(self, reason: str) -> None:
+        with self._condition:
+            self._serving = False
+            self._stopped_because = reason
+            waiting = [item for queue in self._queues.values() for item in queue]
+            self._queues.clear()
+            self._turns.clear()
+            self._deficits.clear()
+            self._queued_rows = 0
+        for item in waiting:
+            self._fail(item.call, "unavailable", f"Lane {self.lane} stopped ({reason}). Send the same again, same ids.")
+
+    # -- recovery -----------------------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self._writer = LaneWriter(self._store, self.lane, self._clock)
+        self._manifest = Manifest()
+        self._recent = RecentIds()
+        self._runs = IdRuns()
+        self._owned: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)
+        self._generation: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
+        self._lane_of: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
+
+    def _recover_and_claim(self) -> None:
+        assert self._genesis is not None
+        for _ in range(RECOVERIES_MAX):
+            self._reset()
+            self._manifest = self._chain.newest()
+            self._runs = self._runs.with_runs(self._store, self._manifest.runs, self._cache)
+            for partition in range(PARTITIONS):
+                self._lane_of[partition] = self._genesis.first_lane(partition)
+            self._owned = self._lane_of == self.lane
+            first = self._writer.position.number + 1
+            for segment in self._writer.read_on():
+                self._apply(segment)
+            self._writer.claim(self._apply)
+            if self._chain.newest().floor(self.lane) <= first:  # rule H: what was read counts
+                return
+        raise BillingError(f"Lane {self.lane} could not be recovered in {RECOVERIES_MAX} tries.", lane=self.lane)
+
+    def _apply(self, segment: StoredSegment) -> None:
+        """Take a committed segment into the state, exactly as serving it would have done."""
+        head = segment.head
+        assert self._genesis is not None
+        if head.rows == 0:
+            return
+        rows = segment.rows()
+        assert rows.schema == ROW_SCHEMA, f"lane {self.lane} number {head.number}: unexpected columns"
+        partitions = rows["partition"].to_numpy()
+        assert self._owned[partitions].all(), f"lane {self.lane} number {head.number} has rows it does not own"
+        if head.number > self._manifest.sealed_to(self.lane):
+            ids = event_ids(self._genesis.seed, rows["tenant"], rows, partitions)
+            is_new, _ = self._recent.add(ids, stamp_of(self.lane, head.number))
+            assert is_new.all(), f"lane {self.lane} number {head.number} repeats an id"
+        if self._figures is not None:
+            with self._state_lock:
+                self._figures.fold(rows, head.log_time_us)
+
+    def _follow_manifest(self) -> None:
+        """Load id runs that a newer manifest names, then drop the ids they cover. In this order."""
+        if self._groups % 16:
+            return
+        newest = self._chain.newest()
+        if newest.number == self._manifest.number:
+            return
+        self._runs = self._runs.with_runs(self._store, newest.runs, self._cache)
+        before, self._manifest = self._manifest, newest
+        if newest.sealed != before.sealed:
+            sealed = np.array([newest.sealed_to(lane) for lane in range(max(newest.sealed, default=0) + 1)], np.int64)
+
+            def kept(_: EventIds, stamps: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+                lanes, numbers = lane_and_number(stamps)
+                known = lanes < len(sealed)
+                through = np.where(known, sealed[np.where(known, lanes, 0).astype(np.int64)], -1)
+                return numbers.astype(np.int64) > through
+
+            self._recent.keep(kept)
+
+
+def _items(batch: Batch, call: _Call, rows_max: int) -> list[_Item]:
+    items: list[_Item] = []
+    first = 0
+    for block in batch.blocks:
+        for start in range(first, first + block.rows, rows_max):
+            rows = min(rows_max, first + block.rows - start)
+            events = batch.events.slice(start, rows)
+            part = slice(start, start + rows)
+            items.append(
+                _Item(
+                    call=call,
+                    offset=start,
+                    tenant_id=block.tenant_id,
+                    master_number=block.master_number,
+                    events=events,
+                    partitions=batch.partitions[part],
+                    ids=EventIds(batch.ids.high[part], batch.ids.low[part]),
+                    bytes=int(events.estimated_size()),
+                )
+            )
+        first += block.rows
+    assert first == batch.events.height, "blocks and rows of a batch differ"
+    return items
+
+
+def _counters(group: list[_Item], is_mine: npt.NDArray[np.bool_], is_new: npt.NDArray[np.bool_]) -> dict[str, Counters]:
+    counters: dict[str, Counters] = {}
+    first = 0
+    for item in group:
+        part = slice(first, first + item.rows)
+        first += item.rows
+        before = counters.get(item.tenant_id, Counters())
+        stored = int(is_new[part].sum())
+        duplicates = int(is_mine[part].sum()) - stored
+        counters[item.tenant_id] = Counters(before.stored + stored, before.duplicates + duplicates)
+    return counters

@@ -1,0 +1,334 @@
+"""From a request to the lanes and back: one call per lane and flush, the same ids again until a deadline.
+
+Owns grouping in front of the shards (requests that wait while a call is under way travel together), routes, retries.
+`LocalUsageRouter` holds its shards in this process, `RayUsageRouter` calls actors; only the transport differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from actors.batches import (
+    NO_REASON,
+    NOT_OWNED,
+    OVERLOADED,
+    REASONS,
+    Answer,
+    Block,
+    decode_answer,
+    encode_batch,
+)
+from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
+from billing.errors import BillingError, Overloaded, Unavailable
+from billing.usage import EVENT_SCHEMA
+from storage.object_store import ObjectStore, StoreRefused
+from storage.usage_log.clock import Clock
+from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
+from storage.usage_log.lane import count_lanes
+from storage.usage_log.partitions import EventIds, event_ids, partitions_of
+
+DEADLINE_S = 10.0
+RETRY_WAIT_S_FIRST = 0.05
+RETRY_WAIT_S_MAX = 0.5
+CALLS_PER_LANE_MAX = 2  # one is committed while the next is decoded; more only moves the queue
+CALL_ROWS_MAX = 20_000
+INLINE_ROWS_MAX = 2_000  # below it hashing costs less than a hop to another thread
+_REASON_NAMES = pl.Series("reason", [*(reason.value for reason in REASONS)], dtype=pl.String)
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """One verdict (billing.usage.Verdict) and one reason (null: none) per row, in the order of the rows."""
+
+    verdicts: npt.NDArray[np.uint8]
+    reasons: pl.Series
+    positions: dict[int, int]  # lane -> a number that holds all of this request's rows at or below it
+
+
+@dataclass(frozen=True)
+class RouterStatus:
+    lanes: tuple[ShardStatus, ...]
+    unreachable: tuple[int, ...] = ()
+
+
+class UsageRouter(Protocol):
+    async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
+        """Store events (EVENT_SCHEMA); returns after they are durable.
+
+        Raises Overloaded (this tenant's queue is full) or Unavailable (outcome unknown); then send the same again with
+        the same ids: what is stored already comes back as a duplicate, nothing is stored twice.
+        """
+        ...
+
+    async def status(self) -> RouterStatus: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class _Part:
+    """Rows of one request for one lane."""
+
+    tenant_id: str
+    master_number: int | None
+    events: pl.DataFrame
+    partitions: npt.NDArray[np.uint8]
+    ids: EventIds
+    future: asyncio.Future[_PartAnswer]
+
+
+@dataclass(frozen=True)
+class _PartAnswer:
+    verdicts: npt.NDArray[np.uint8]
+    reasons: npt.NDArray[np.uint8]
+    answer: Answer
+
+
+@dataclass
+class _LaneQueue:
+    parts: list[_Part] = field(default_factory=list)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_PER_LANE_MAX))
+    task: asyncio.Task[None] | None = None
+    calls: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class GroupingRouter(ABC):
+    """All of a router but the transport."""
+
+    def __init__(self, genesis: Genesis, *, deadline_s: float = DEADLINE_S) -> None:
+        self._genesis = genesis
+        self._deadline_s = deadline_s
+        self._route = np.array([genesis.first_lane(partition) for partition in range(PARTITIONS)], np.int64)
+        self._generation = np.zeros(PARTITIONS, np.int64)
+        # A queue belongs to the event loop whose requests it holds: a server has one loop, tests have many.
+        self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _LaneQueue]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    @abstractmethod
+    async def _call(self, lane: int, data: bytes) -> bytes:
+        """One batch to one shard. Raises Unavailable when there is no answer: the outcome is open."""
+
+    async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._deadline_s
+        events = events.select(EVENT_SCHEMA.names())
+        if events.height <= INLINE_ROWS_MAX:
+            partitions, ids = self._hash(tenant_id, events)
+        else:
+            partitions, ids = await asyncio.to_thread(self._hash, tenant_id, events)
+        verdicts = np.full(events.height, NOT_OWNED, np.uint8)
+        reasons = np.full(events.height, NO_REASON, np.uint8)
+        positions: dict[int, int] = {}
+        rows: npt.NDArray[np.int64] = np.arange(events.height)
+        wait, detail = RETRY_WAIT_S_FIRST, "no shard answered"
+        while len(rows):
+            lanes = self._route[partitions[rows]]
+            parts: list[tuple[npt.NDArray[np.int64], asyncio.Future[_PartAnswer]]] = []
+            for lane in np.unique(lanes):
+                mine = rows[lanes == lane]
+                for start in range(0, len(mine), CALL_ROWS_MAX):
+                    chunk = mine[start : start + CALL_ROWS_MAX]
+                    whole = len(chunk) == events.height
+                    part = _Part(
+                        tenant_id,
+                        master_number,
+                        events if whole else events[chunk],
+                        partitions if whole else partitions[chunk],
+                        ids if whole else ids.take(chunk),
+                        loop.create_future(),
+                    )
+                    self._enqueue(int(lane), part)
+                    parts.append((chunk, part.future))
+            # All parts end before anything is raised: a half-answered request leaves no call behind unseen.
+            outcomes = await asyncio.gather(*(future for _, future in parts), return_exceptions=True)
+            retry: list[npt.NDArray[np.int64]] = []
+            for (chunk, _), outcome in zip(parts, outcomes, strict=True):
+                if isinstance(outcome, _PartAnswer):
+                    verdicts[chunk], reasons[chunk] = outcome.verdicts, outcome.reasons
+                    if outcome.answer.number >= 0:
+                        positions[outcome.answer.lane] = max(
+                            positions.get(outcome.answer.lane, -1), outcome.answer.number
+                        )
+                    self._learn(outcome.answer)
+                    not_owned = chunk[outcome.verdicts == NOT_OWNED]
+                    if len(not_owned):
+                        retry.append(not_owned)
+                        detail = "a partition is being moved"
+                elif isinstance(outcome, StoreRefused):
+                    raise outcome
+                elif isinstance(outcome, Unavailable):
+                    retry.append(chunk)
+                    detail = outcome.detail
+                else:
+                    raise outcome
+            if np.any(verdicts == OVERLOADED):
+                raise Overloaded("Too much of this tenant's usage is waiting. Send the same again with the same ids.")
+            rows = np.concatenate(retry) if retry else rows[:0]
+            if len(rows):
+                if loop.time() + wait > deadline:
+                    raise Unavailable(f"It is unknown what became of {len(rows)} events ({detail}). {_AGAIN}")
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_WAIT_S_MAX)
+        return IngestResult(verdicts, _reason_names(reasons), positions)
+
+    async def close(self) -> None:
+        queues = self._queues.pop(asyncio.get_running_loop(), {})
+        for queue in queues.values():
+            if queue.task is not None:
+                queue.task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await queue.task
+
+    def _hash(self, tenant_id: str, events: pl.DataFrame) -> tuple[npt.NDArray[np.uint8], EventIds]:
+        partitions = partitions_of(self._genesis.seed, tenant_id, events["customer"])
+        return partitions, event_ids(self._genesis.seed, tenant_id, events, partitions)
+
+    def _learn(self, answer: Answer) -> None:
+        for partition, (generation, lane) in answer.owners.items():
+            if generation > self._generation[partition]:
+                self._generation[partition], self._route[partition] = generation, lane
+
+    def _enqueue(self, lane: int, part: _Part) -> None:
+        loop = asyncio.get_running_loop()
+        queues = self._queues.get(loop)
+        if queues is None:
+            queues = self._queues[loop] = {}
+        queue = queues.get(lane)
+        if queue is None:
+            queue = queues[lane] = _LaneQueue()
+            # A task of its own: a client that goes away cancels its handler, and must not take others' rows with it.
+            queue.task = loop.create_task(self._flush(lane, queue), name=f"usage-lane-{lane}")
+        queue.parts.append(part)
+        queue.woken.set()
+
+    async def _flush(self, lane: int, queue: _LaneQueue) -> None:
+        while True:
+            await queue.woken.wait()
+            await queue.slots.acquire()
+            group: list[_Part] = []
+            rows = 0
+            while queue.parts and (not group or rows + len(queue.parts[0].partitions) <= CALL_ROWS_MAX):
+                part = queue.parts.pop(0)
+                group.append(part)
+                rows += len(part.partitions)
+            if not queue.parts:
+                queue.woken.clear()
+            if not group:
+                queue.slots.release()
+                continue
+            call = asyncio.get_running_loop().create_task(self._send(lane, queue, group))
+            queue.calls.add(call)
+            call.add_done_callback(queue.calls.discard)
+
+    async def _send(self, lane: int, queue: _LaneQueue, group: list[_Part]) -> None:
+        try:
+            rows = sum(len(part.partitions) for part in group)
+            if rows <= INLINE_ROWS_MAX:
+                data = _encode(group)
+            else:
+                data = await asyncio.to_thread(_encode, group)
+            try:
+                answer = decode_answer(await asyncio.wait_for(self._call(lane, data), self._deadline_s))
+            except asyncio.TimeoutError as error:  # noqa: UP041 - the builtin name hides that wait_for raised it
+                raise Unavailable(f"Lane {lane} did not answer in {self._deadline_s} s. {_AGAIN}") from error
+            failure = _failure(answer)
+            if failure is not None:
+                raise failure
+            first = 0
+            for part in group:
+                last = first + len(part.partitions)
+                if not part.future.done():
+                    part.future.set_result(_PartAnswer(answer.verdicts[first:last], answer.reasons[first:last], answer))
+                first = last
+        except Exception as error:  # noqa: BLE001 - goes to every waiting request, none may wait for ever
+            for part in group:
+                if not part.future.done():
+                    part.future.set_exception(error)
+        finally:
+            queue.slots.release()
+
+
+class LocalUsageRouter(GroupingRouter):
+    """Shards in this process, one thread each. For tests and tools that run without Ray."""
+
+    def __init__(self, genesis: Genesis, shards: Sequence[RatingShard], *, deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(genesis, deadline_s=deadline_s)
+        self.shards = {shard.lane: shard for shard in shards}
+
+    @classmethod
+    def open(
+        cls,
+        store: ObjectStore,
+        *,
+        shards: int = 1,
+        clock: Clock | None = None,
+        settings: ShardSettings | None = None,
+        cache_directory: Path | None = None,
+        deadline_s: float = DEADLINE_S,
+    ) -> LocalUsageRouter:
+        """Start one shard per lane: as many lanes as the log has, `shards` if it is new."""
+        genesis = open_log(store, lanes=shards)
+        lanes = max(genesis.lanes, count_lanes(store))
+        opened = [RatingShard(lane, store, clock, settings, cache_directory=cache_directory) for lane in range(lanes)]
+        for shard in opened:
+            shard.start()
+        return cls(genesis, opened, deadline_s=deadline_s)
+
+    async def _call(self, lane: int, data: bytes) -> bytes:
+        shard = self.shards.get(lane)
+        if shard is None:
+            raise Unavailable(f"Nobody serves lane {lane} at the moment. {_AGAIN}")
+        return await asyncio.wrap_future(shard.submit(data))
+
+    async def status(self) -> RouterStatus:
+        return RouterStatus(tuple(shard.status() for shard in self.shards.values()))
+
+    async def close(self) -> None:
+        await super().close()
+        self.stop()
+
+    def stop(self) -> None:
+        """End the shards; for callers without an event loop."""
+        for shard in self.shards.values():
+            shard.stop()
+
+
+_AGAIN = "Send the same again with the same ids: nothing is stored twice."
+
+
+def _encode(group: Sequence[_Part]) -> bytes:
+    blocks = [Block(part.tenant_id, len(part.partitions), part.master_number) for part in group]
+    if len(group) == 1:
+        return encode_batch(blocks, group[0].events, group[0].partitions, group[0].ids)
+    ids = EventIds(np.concatenate([part.ids.high for part in group]), np.concatenate([part.ids.low for part in group]))
+    events = pl.concat([part.events for part in group])
+    return encode_batch(blocks, events, np.concatenate([part.partitions for part in group]), ids)
+
+
+def _failure(answer: Answer) -> BillingError | None:
+    match answer.failed:
+        case None:
+            return None
+        case "refused":
+            return StoreRefused(answer.detail)
+        case _:
+            return Unavailable(answer.detail or f"Lane {answer.lane} is not available. {_AGAIN}")
+
+
+def _reason_names(codes: npt.NDArray[np.uint8]) -> pl.Series:
+    wanted = pl.Series("code", codes, dtype=pl.UInt8).cast(pl.UInt32)
+    known = wanted.to_frame().select(pl.when(pl.col("code") < len(REASONS)).then(pl.col("code"))).to_series()
+    return _REASON_NAMES.gather(known).alias("reason")

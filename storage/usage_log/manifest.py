@@ -1,0 +1,162 @@
+"""The manifest chain: which snapshots, sealed files and id runs exist, and below which floor numbers may be gone.
+
+A chain like a lane: entry n is created only if absent. Each entry is complete, so the newest is all a reader needs;
+nothing of the chain is ever deleted, so the newest is simply the last. Two processes may append at once: who loses the
+number reads the winner's entry and makes its change again on top of it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log import lane as lanes
+
+APPENDS_LOST_MAX = 1_000
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a lane after `number`."""
+
+    key: str
+    number: int
+
+
+@dataclass(frozen=True)
+class SealedFile:
+    """Rows of all lanes at or below the seal, by tenant, partition, customer key, type and time."""
+
+    key: str
+    rows: int
+    bytes: int
+    first_partition: int
+    last_partition: int
+    tenants: Mapping[str, int]  # tenant id -> rows
+
+
+@dataclass(frozen=True)
+class IdRun:
+    """Sorted ids, and beside them their filter and bucket offsets."""
+
+    key: str
+    filter_key: str
+    ids: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    number: int = -1
+    floors: Mapping[int, int] = field(default_factory=dict)  # lane -> first number that is surely there; absent = 0
+    snapshots: Mapping[int, Snapshot] = field(default_factory=dict)
+    sealed: Mapping[int, int] = field(default_factory=dict)  # lane -> last number in files and runs; absent = -1
+    files: tuple[SealedFile, ...] = ()
+    runs: tuple[IdRun, ...] = ()
+
+    def floor(self, lane: int) -> int:
+        return self.floors.get(lane, 0)
+
+    def sealed_to(self, lane: int) -> int:
+        return self.sealed.get(lane, -1)
+
+    def to_bytes(self, nonce: str) -> bytes:
+        form: dict[str, Any] = {
+            "number": self.number,
+            "nonce": nonce,  # equal bytes mean equal writer
+            "floors": {str(lane): number for lane, number in self.floors.items()},
+            "snapshots": {str(lane): {"key": one.key, "number": one.number} for lane, one in self.snapshots.items()},
+            "sealed": {str(lane): number for lane, number in self.sealed.items()},
+            "files": [{**vars(one), "tenants": dict(one.tenants)} for one in self.files],
+            "runs": [vars(one) for one in self.runs],
+        }
+        return json.dumps(form, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        form = json.loads(data)
+        return cls(
+            number=form["number"],
+            floors={int(lane): number for lane, number in form["floors"].items()},
+            snapshots={int(lane): Snapshot(**one) for lane, one in form["snapshots"].items()},
+            sealed={int(lane): number for lane, number in form["sealed"].items()},
+            files=tuple(SealedFile(**one) for one in form["files"]),
+            runs=tuple(IdRun(**one) for one in form["runs"]),
+        )
+
+
+def manifest_key(number: int) -> str:
+    return f"log/manifest/{number:08}.json"
+
+
+class ManifestChain:
+    """Reads and appends; remembers the newest entry it saw, so that the next look costs one probe."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._newest = Manifest()
+        self._lock = threading.Lock()
+
+    def newest(self) -> Manifest:
+        with self._lock:
+            known = self._newest.number
+            if known < 0:
+                known = self._hinted()
+            number, step = known, 1
+            while self._store.exists(manifest_key(number + step)):
+                number, step = number + step, step * 2
+            high = number + step
+            while high - number > 1:
+                middle = (number + high) // 2
+                if self._store.exists(manifest_key(middle)):
+                    number = middle
+                else:
+                    high = middle
+            if number > self._newest.number:
+                data = self._store.get(manifest_key(number))
+                if data is None:
+                    raise StoreUnavailable(f"Manifest entry {number} was seen and cannot be read.")
+                self._newest = Manifest.from_bytes(data)
+            return self._newest
+
+    def append(self, change: Callable[[Manifest], Manifest | None]) -> Manifest:
+        """Put `change(newest)` as the next entry; when another process takes the number, change its entry instead.
+
+        `change` returns None when there is nothing (left) to do. Returns the entry that holds the change.
+        """
+        for _ in range(APPENDS_LOST_MAX):
+            base = self.newest()
+            changed = change(base)
+            if changed is None:
+                return base
+            entry = replace(changed, number=base.number + 1)
+            data = entry.to_bytes(uuid4().hex)
+            outcome = lanes.put_if_absent(
+                self._store,
+                manifest_key(entry.number),
+                data,
+                stopped=threading.Event(),
+                on_stall=lambda _: None,
+                tries_max=20,
+            )
+            if outcome is lanes.Put.COMMITTED:
+                with self._lock:
+                    self._newest = entry
+                if entry.number % 16 == 0:
+                    self._store.put("log/hints/manifest.json", json.dumps({"number": entry.number}).encode())
+                return entry
+        raise StoreUnavailable(f"{APPENDS_LOST_MAX} other writers took the next manifest entry before this one.")
+
+    def _hinted(self) -> int:
+        data = self._store.get("log/hints/manifest.json")
+        if data is None:
+            return -1
+        try:
+            number = int(json.loads(data)["number"])
+        except (ValueError, KeyError, TypeError):
+            return -1  # a hint never decides
+        return number if self._store.exists(manifest_key(number)) else -1

@@ -1,0 +1,306 @@
+"""Reading the usage log: a consistent cut, and the rows at or below it, in frames of bounded size.
+
+Owns the reader's rules: one manifest entry per reading, rule H for what was walked, closure of a cut over moves.
+What the rows mean is the caller's business.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import polars as pl
+
+from billing.usage import EVENT_SCHEMA, INSTANT
+from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.lane import count_lanes, last_number, read_hint, read_segment
+from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
+from storage.usage_log.segment import ROW_SCHEMA, RowKind, SegmentHead, StoredSegment, with_positions
+
+CHUNK_ROWS = 500_000
+READINGS_MAX = 50  # each begins again on a newer manifest
+
+POSITION_SCHEMA = pl.Schema(
+    {"kind": pl.UInt8, "lane": pl.UInt16, "number": pl.UInt64, "row": pl.UInt32, "received_at": INSTANT}
+)
+SCAN_SCHEMA = pl.Schema({**EVENT_SCHEMA, **POSITION_SCHEMA})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The last number of each lane that belongs to it. All that was acknowledged before it was made is in it."""
+
+    positions: Mapping[int, int]  # lane -> number
+    name: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps({"name": self.name, "positions": {str(lane): n for lane, n in self.positions.items()}})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Cut:
+        form = json.loads(text)
+        return cls({int(lane): number for lane, number in form["positions"].items()}, form["name"])
+
+    def last(self, lane: int) -> int:
+        return self.positions.get(lane, -1)
+
+    def covers(self, positions: Mapping[int, int]) -> bool:
+        return all(self.last(lane) >= number for lane, number in positions.items())
+
+
+NOTHING = Cut({})
+
+
+class UsageLogReader:
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._chain = ManifestChain(store)
+        self._known: dict[int, int] = {}  # lane -> a number seen; saves probes, decides nothing
+
+    # -- cuts ---------------------------------------------------------------------------------------------------------
+
+    def now(self, name: str = "") -> Cut:
+        """A cut at the present end of all lanes, closed over moves; it is not stored."""
+        for _ in range(READINGS_MAX):
+            manifest = self._chain.newest()
+            positions: dict[int, int] = {}
+            for lane in range(count_lanes(self._store, len(self._known))):
+                known = max(self._known.get(lane, -1), manifest.sealed_to(lane), manifest.floor(lane) - 1)
+                if lane not in self._known:
+                    known = max(known, read_hint(self._store, lane))
+                positions[lane] = self._known[lane] = last_number(self._store, lane, known)
+            positions = self._closed(positions, manifest)
+            if self._still_holds(manifest):
+                return Cut(positions, name)
+        raise StoreUnavailable(f"The manifest changed during each of {READINGS_MAX} readings.")
+
+    def cut(self, name: str) -> Cut:
+        """The cut of this name, made now if there is none: two callers, one cut."""
+        assert name, "a cut that is stored has a name"
+        stored = self.load_cut(name)
+        if stored is not None:
+            return stored
+        mine = self.now(name)
+        if self._store.create(cut_key(name), mine.to_json().encode()):
+            return mine
+        stored = self.load_cut(name)
+        assert stored is not None, f"cut {name} exists and cannot be read"
+        return stored
+
+    def load_cut(self, name: str) -> Cut | None:
+        data = self._store.get(cut_key(name))
+        if data is None:
+            return None
+        self._store.settle(cut_key(name))
+        return Cut.from_json(data)
+
+    def _closed(self, positions: dict[int, int], manifest: Manifest) -> dict[int, int]:
+        """Raise each lane to the releases that acquired partitions of other lanes rest on."""
+        closed, looked_at = dict(positions), {lane: manifest.sealed_to(lane) for lane in positions}
+        changed = True
+        while changed:
+            changed = False
+            for lane in list(closed):
+                for head in self._heads(lane, looked_at[lane] + 1, closed[lane]):
+                    for control in head.controls:
+                        if control.what == "acquired" and closed.get(control.lane, -1) < control.number:
+                            closed[control.lane] = control.number
+                            looked_at.setdefault(control.lane, -1)
+                            changed = True
+                looked_at[lane] = max(looked_at[lane], closed[lane])
+        return closed
+
+    def _heads(self, lane: int, first: int, last: int) -> Iterator[SegmentHead]:
+        for number in range(first, last + 1):
+            yield self._segment(lane, number).head
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        tenant_id: str,
+        cut: Cut,
+        *,
+        customers: Sequence[str] | None = None,
+        since: Cut | None = None,
+        partitions: Sequence[int] | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        kinds: Sequence[RowKind] = (RowKind.USAGE,),
+    ) -> Iterator[pl.DataFrame]:
+        """Rows of a tenant at or below `cut` (and after `since`), each exactly once: frames of SCAN_SCHEMA.
+
+        `customers` are customer keys as the events carry them; `start`/`end` are half-open and compare `time`.
+        """
+        conditions = [pl.col("tenant") == tenant_id, pl.col("kind").is_in([int(kind) for kind in kinds])]
+        if customers is not None:
+            conditions.append(pl.col("customer").is_in(list(customers)))
+        if partitions is not None:
+            conditions.append(pl.col("partition").is_in(list(partitions)))
+        if start is not None:
+            conditions.append(pl.col("time") >= start)
+        if end is not None:
+            conditions.append(pl.col("time") < end)
+        wanted = set(range(256)) if partitions is None else set(partitions)
+        yield from self._scan(
+            tenant_id, cut, since or NOTHING, wanted, pl.all_horizontal(conditions), SCAN_SCHEMA.names()
+        )
+
+    def scan_all(self, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
+        """Rows of all tenants, with tenant and partition: for sealing and verification."""
+        columns = [*ROW_SCHEMA.names(), "lane", "number", "row", "received_at"]
+        yield from self._scan(None, cut, since or NOTHING, set(range(256)), pl.lit(True), columns)
+
+    def _scan(
+        self,
+        tenant_id: str | None,
+        cut: Cut,
+        since: Cut,
+        partitions: set[int],
+        condition: pl.Expr,
+        columns: list[str],
+    ) -> Iterator[pl.DataFrame]:
+        done: set[str] = set()
+        for _ in range(READINGS_MAX):
+            manifest = self._chain.newest()
+            try:
+                yield from self._scan_once(manifest, tenant_id, cut, since, partitions, condition, columns, done)
+                return
+            except StoreUnavailable:
+                # An object that the entry named is gone: a newer entry knows more, else the store is really away.
+                if self._chain.newest().number == manifest.number or done:
+                    raise
+        raise StoreUnavailable(f"The manifest changed during each of {READINGS_MAX} readings.")
+
+    def _scan_once(
+        self,
+        manifest: Manifest,
+        tenant_id: str | None,
+        cut: Cut,
+        since: Cut,
+        partitions: set[int],
+        condition: pl.Expr,
+        columns: list[str],
+        done: set[str],
+    ) -> Iterator[pl.DataFrame]:
+        pending: list[pl.DataFrame] = []
+        rows = 0
+
+        def flushed() -> pl.DataFrame:
+            frame = pl.concat(pending) if len(pending) > 1 else pending[0]
+            pending.clear()
+            return frame
+
+        for frame in self._sealed(manifest, tenant_id, cut, since, partitions, condition, columns):
+            pending.append(frame)
+            rows += frame.height
+            if rows >= CHUNK_ROWS:
+                done.add("some")
+                yield flushed()
+                rows = 0
+        for lane, last in sorted(cut.positions.items()):
+            first = max(since.last(lane), manifest.sealed_to(lane)) + 1
+            for number in range(first, last + 1):
+                segment = self._segment(lane, number)
+                if segment.head.rows == 0 or partitions.isdisjoint(segment.head.ranges):
+                    continue
+                if tenant_id is not None and tenant_id not in segment.head.counters:
+                    continue
+                frame = with_positions(segment.rows(), segment.head).filter(condition).select(columns)
+                if frame.height:
+                    pending.append(frame)
+                    rows += frame.height
+                if rows >= CHUNK_ROWS:
+                    done.add("some")
+                    yield flushed()
+                    rows = 0
+        if pending:
+            done.add("some")
+            yield flushed()
+
+    def _sealed(
+        self,
+        manifest: Manifest,
+        tenant_id: str | None,
+        cut: Cut,
+        since: Cut,
+        partitions: set[int],
+        condition: pl.Expr,
+        columns: list[str],
+    ) -> Iterator[pl.DataFrame]:
+        if all(since.last(lane) >= number for lane, number in manifest.sealed.items()):
+            return  # all that is sealed lies before: a live reader's usual case
+        within = _within(manifest.sealed, cut, since)
+        for file in manifest.files:
+            if tenant_id is not None and tenant_id not in file.tenants:
+                continue
+            if not any(file.first_partition <= partition <= file.last_partition for partition in partitions):
+                continue
+            frame = self._read_sealed(file, condition if within is None else condition & within, columns)
+            if frame.height:
+                yield frame
+
+    def _read_sealed(self, file: SealedFile, condition: pl.Expr, columns: list[str]) -> pl.DataFrame:
+        path = self._store.local_path(file.key)
+        if path is not None and path.exists():
+            return pl.scan_parquet(path).filter(condition).select(columns).collect()
+        data = self._store.get(file.key)
+        if data is None:
+            raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
+        return pl.read_parquet(io.BytesIO(data)).lazy().filter(condition).select(columns).collect()
+
+    def _segment(self, lane: int, number: int) -> StoredSegment:
+        segment = read_segment(self._store, lane, number)
+        if segment is None:
+            raise StoreUnavailable(f"Lane {lane} number {number} is not there: a newer manifest entry may know more.")
+        return segment
+
+    def _still_holds(self, manifest: Manifest) -> bool:
+        """Rule H for a cut: no floor has risen meanwhile."""
+        newest = self._chain.newest()
+        return newest.floors == manifest.floors
+
+    # -- counters -----------------------------------------------------------------------------------------------------
+
+    def counters(self, cut: Cut, tenant_id: str | None = None) -> pl.DataFrame:
+        """What the writers counted: stored events and repeats by tenant and day of reception (UTC).
+
+        Reads every head up to the cut; lanes are never deleted yet, so the heads are all there.
+        """
+        totals: dict[tuple[str, date], list[int]] = {}
+        for lane, last in cut.positions.items():
+            for head in self._heads(lane, 0, last):
+                for tenant, count in head.counters.items():
+                    if tenant_id is None or tenant == tenant_id:
+                        total = totals.setdefault((tenant, head.log_time.date()), [0, 0])
+                        total[0] += count.stored
+                        total[1] += count.duplicates
+        keys = sorted(totals)
+        return pl.DataFrame(
+            {
+                "tenant": [tenant for tenant, _ in keys],
+                "day": [day for _, day in keys],
+                "stored": [totals[key][0] for key in keys],
+                "duplicates": [totals[key][1] for key in keys],
+            },
+            schema={"tenant": pl.String, "day": pl.Date, "stored": pl.Int64, "duplicates": pl.Int64},
+        )
+
+
+def cut_key(name: str) -> str:
+    return f"log/cuts/{name}.json"
+
+
+def _within(sealed: Mapping[int, int], cut: Cut, since: Cut) -> pl.Expr | None:
+    """The condition that cuts sealed rows to (since, cut]; None when all that is sealed lies within."""
+    conditions: list[pl.Expr] = []
+    for lane, number in sealed.items():
+        this = pl.col("lane") == lane
+        if cut.last(lane) < number:
+            conditions.append(~this | (pl.col("number").cast(pl.Int64) <= cut.last(lane)))
+        if since.last(lane) >= 0:
+            conditions.append(~this | (pl.col("number").cast(pl.Int64) > since.last(lane)))
+    return pl.all_horizontal(conditions) if conditions else None

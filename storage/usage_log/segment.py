@@ -1,0 +1,207 @@
+"""What lies under one number of a lane: an epoch record or a segment, as Parquet with its head in the file's metadata.
+
+Owns the names of the columns and of the head, and the keys of the objects. Any Parquet reader can open a segment; the
+head (`cloudbilling` in the key-value metadata) is JSON. An epoch record is a segment without rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from billing.usage import EVENT_SCHEMA, INSTANT
+
+HEAD_KEY = "cloudbilling"
+FORMAT = 1
+NUMBERS_PER_FOLDER = 10_000
+SEGMENT_BYTES_MAX = 4 * 1024 * 1024  # one fsync or one PUT; beyond it both get slow
+COMPRESSION_LEVEL = 1
+
+
+class RowKind(IntEnum):
+    """What a row of the log says. Only USAGE is written today; the others have their numbers, so readers can filter."""
+
+    USAGE = 0
+    AMENDED = 1
+    VOIDED = 2
+    WALLET_CREDITED = 3
+    THRESHOLD_CROSSED = 4
+    RESERVED = 5
+    COMMITTED = 6
+    RELEASED = 7
+    BACKFILL_COMMITTED = 8
+    BACKFILL_REVERTED = 9
+
+
+# A row as it is stored. Its position (lane, number, row) is given by where it lies, `received_at` by the head.
+ROW_SCHEMA = pl.Schema(
+    {
+        "tenant": pl.String,
+        "partition": pl.UInt8,
+        "kind": pl.UInt8,
+        **EVENT_SCHEMA,
+        "detail": pl.String,  # JSON; only rows that are no usage carry one
+    }
+)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A record about the lane itself: who owns a partition from this number on, or that the lane is closed."""
+
+    what: Literal["released", "acquired", "tick", "lane_closed"]
+    partition: int = -1
+    generation: int = 0
+    lane: int = -1  # released: to this lane; acquired: from this lane
+    number: int = -1  # acquired: the number of the release in that lane
+
+    def to_form(self) -> dict[str, Any]:
+        if self.what in ("released", "acquired"):
+            form = {"what": self.what, "partition": self.partition, "generation": self.generation, "lane": self.lane}
+            return form | ({"number": self.number} if self.what == "acquired" else {})
+        return {"what": self.what}
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What one tenant sent in one segment: events stored, and repeats that were not stored again."""
+
+    stored: int = 0
+    duplicates: int = 0
+
+
+@dataclass(frozen=True)
+class SegmentHead:
+    lane: int
+    number: int
+    epoch: int
+    nonce: str  # of the writer: equal bytes mean equal writer
+    log_time_us: int  # received_at of all rows; never goes back along a lane
+    previous: str  # digest of number - 1, "" for number 0
+    is_epoch: bool = False
+    rows: int = 0
+    ranges: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # partition -> (first row, rows)
+    counters: Mapping[str, Counters] = field(default_factory=dict)  # by tenant id
+    controls: Sequence[Control] = ()
+
+    @property
+    def log_time(self) -> datetime:
+        return instant_of(self.log_time_us)
+
+    def to_text(self) -> str:
+        form = {
+            "format": FORMAT,
+            "lane": self.lane,
+            "number": self.number,
+            "kind": "epoch" if self.is_epoch else "segment",
+            "epoch": self.epoch,
+            "nonce": self.nonce,
+            "log_time_us": self.log_time_us,
+            "previous": self.previous,
+            "rows": self.rows,
+            "ranges": [[partition, first, rows] for partition, (first, rows) in self.ranges.items()],
+            "counters": {tenant: [count.stored, count.duplicates] for tenant, count in self.counters.items()},
+            "controls": [control.to_form() for control in self.controls],
+        }
+        return json.dumps(form, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> SegmentHead:
+        form = json.loads(text)
+        assert form["format"] == FORMAT, f"segment format {form['format']} is not known here"
+        return cls(
+            lane=form["lane"],
+            number=form["number"],
+            epoch=form["epoch"],
+            nonce=form["nonce"],
+            log_time_us=form["log_time_us"],
+            previous=form["previous"],
+            is_epoch=form["kind"] == "epoch",
+            rows=form["rows"],
+            ranges={partition: (first, rows) for partition, first, rows in form["ranges"]},
+            counters={tenant: Counters(*counts) for tenant, counts in form["counters"].items()},
+            controls=tuple(Control(**control) for control in form["controls"]),
+        )
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """An object read back from a lane."""
+
+    head: SegmentHead
+    data: bytes
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.data)
+
+    def rows(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The rows in the order of their positions."""
+        if self.head.rows == 0:
+            frame = pl.DataFrame(schema=ROW_SCHEMA)
+            return frame if columns is None else frame.select(columns)
+        return pl.read_parquet(io.BytesIO(self.data), columns=None if columns is None else list(columns))
+
+
+def segment_key(lane: int, number: int) -> str:
+    return f"log/lanes/{lane:04}/{number // NUMBERS_PER_FOLDER:06}/{number:012}.parquet"
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def instant_of(log_time_us: int) -> datetime:
+    seconds, microseconds = divmod(log_time_us, 1_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+
+
+def encode_segment(head: SegmentHead, rows: pl.DataFrame | None) -> bytes:
+    """The bytes of an epoch record (rows None) or of a segment; the rows are sorted by partition already."""
+    if rows is None or rows.height == 0:
+        frame, head = pl.DataFrame(schema=ROW_SCHEMA), replace(head, rows=0, ranges={})
+    else:
+        frame, head = rows, replace(head, rows=rows.height, ranges=_ranges(rows["partition"].to_numpy()))
+    buffer = io.BytesIO()
+    frame.write_parquet(
+        buffer,
+        compression="zstd",
+        compression_level=COMPRESSION_LEVEL,
+        statistics=False,
+        row_group_size=max(frame.height, 1),
+        metadata={HEAD_KEY: head.to_text()},
+    )
+    return buffer.getvalue()
+
+
+def decode_segment(data: bytes) -> StoredSegment:
+    metadata = pl.read_parquet_metadata(io.BytesIO(data))
+    return StoredSegment(SegmentHead.from_text(metadata[HEAD_KEY]), data)
+
+
+def with_positions(rows: pl.DataFrame, head: SegmentHead) -> pl.DataFrame:
+    """The rows with lane, number, row and received_at beside them."""
+    return rows.with_row_index("row").with_columns(
+        pl.lit(head.lane, pl.UInt16).alias("lane"),
+        pl.lit(head.number, pl.UInt64).alias("number"),
+        pl.lit(head.log_time_us, pl.Int64).cast(INSTANT).alias("received_at"),
+    )
+
+
+def _ranges(partitions: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[int, tuple[int, int]]:
+    starts = np.flatnonzero(np.diff(partitions.astype(np.int16), prepend=-1))
+    assert np.all(np.diff(partitions.astype(np.int16)) >= 0), "rows of a segment must be sorted by partition"
+    ends = np.append(starts[1:], len(partitions))
+    return {
+        int(partition): (int(start), int(end - start))
+        for partition, start, end in zip(partitions[starts], starts, ends, strict=True)
+    }
