@@ -1,0 +1,113 @@
+"""What is due up to a time: pieces of charges and parts of plans of the customers asked for, and which are billed.
+
+Owns the choice, not the amounts (`billing/settle.py`). "Billed" is decided by the marks of finalised runs in the
+master data, never by looking at amounts: a second run with nothing new finds nothing. Source: docs/rules.md, Bill run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from billing.contracts import Contract, Piece, Segment, Span, contract, pieces_of_span, segment_pieces
+from billing.master import MasterData, RunMark
+from billing.periods import Period
+
+BEGINNING = datetime(1, 1, 2, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a period that a plan segment covers: what a plan's minimum is owed for."""
+
+    contract: Contract
+    segment: Segment
+    start: datetime
+    end: datetime
+    period: Period
+    billed: RunMark | None
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A piece of a usage charge that is due; `billed` is the run that billed it, None if none has."""
+
+    contract: Contract
+    piece: Piece
+    billed: RunMark | None
+
+
+@dataclass(slots=True)
+class Due:
+    """All that is due for one customer."""
+
+    customer: str
+    contracts: list[Contract] = field(default_factory=list[Contract])
+    fees: list[tuple[Contract, Piece]] = field(default_factory=list[tuple[Contract, Piece]])  # not billed yet
+    uses: list[Use] = field(default_factory=list[Use])
+    parts: list[Part] = field(default_factory=list[Part])
+
+
+def due(master: MasterData, customer: str, up_to: datetime, events_from: datetime | None) -> Due:
+    """What is due at or before `up_to`; of usage that is billed only what ends after `events_from`."""
+    timezone = master.tenant.timezone
+    found = Due(customer)
+    for code in sorted(master.subscriptions_of.get(customer, ())):
+        subscription = master.subscriptions[code]
+        if subscription.start > up_to:
+            continue
+        one = contract(subscription, timezone)
+        found.contracts.append(one)
+        settled = _settled(master, customer, one)
+        for span in one.spans:
+            _span(master, found, one, span, settled, up_to, events_from)
+        for segment in one.segments:
+            if segment.plan.minimum is not None:
+                whole = events_from is None or one.changed
+                after = BEGINNING if whole else min(settled, events_from)
+                for start, end, period, known in segment_pieces(segment, after, up_to):
+                    found.parts.append(Part(one, segment, start, end, period, master.covered(customer, end, known)))
+    return found
+
+
+def _settled(master: MasterData, customer: str, one: Contract) -> datetime:
+    """Everything of an unchanged contract that is due then or earlier is billed (a changed one is looked at whole)."""
+    if one.changed:
+        return BEGINNING
+    marks = [m.up_to for m in master.runs if m.covers(customer, m.up_to, one.subscription.number)]
+    return max(marks, default=BEGINNING)
+
+
+def _span(
+    master: MasterData,
+    found: Due,
+    one: Contract,
+    span: Span,
+    settled: datetime,
+    up_to: datetime,
+    events_from: datetime | None,
+) -> None:
+    kind = span.charge.kind
+    if kind == "one_off":
+        start = one.subscription.start
+        if start > settled and master.covered(found.customer, start, one.subscription.number) is None:
+            period = span.segment.grid.at(start)
+            found.fees.append((one, Piece(span, start, start, period, start, one.subscription.number)))
+    elif kind == "recurring":
+        for piece in pieces_of_span(span, settled, up_to):
+            if not one.changed or master.covered(found.customer, piece.due, piece.known) is None:
+                found.fees.append((one, piece))
+    else:
+        after = settled if events_from is None else min(settled, events_from)
+        for piece in pieces_of_span(span, BEGINNING if events_from is None else after, up_to):
+            mark = master.covered(found.customer, piece.due, piece.known)
+            if mark is None or events_from is None or piece.end > events_from:
+                found.uses.append(Use(one, piece, mark))
+
+
+def all_due(
+    master: MasterData, customers: Sequence[str], up_to: datetime, events_from: datetime | None
+) -> Iterator[Due]:
+    for customer in customers:
+        yield due(master, customer, up_to, events_from)

@@ -1,0 +1,800 @@
+"""Scenarios: a customer's whole life on a test clock, and whether the documents that come out are those expected.
+
+Owns the scenario's form (steps that are no master data, expectations) and the comparison. It runs the same engine as
+the platform (`billing/bill.py`) on the same steps; only where events come from and documents go to differs.
+Input is the file as loaded (everything text but null, true, false); output is a list of differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, cast
+
+import msgspec
+import polars as pl
+
+from billing.assemble import tax_of
+from billing.bill import bill
+from billing.budgets import Budgets, budgets_of
+from billing.contracts import Contract, Piece, Span, contract, pieces_of_span
+from billing.credit_notes import CreditLine, credit_note
+from billing.documents import Document, Line
+from billing.due import BEGINNING, Use
+from billing.errors import BillingError, InvalidInput
+from billing.forms import Form, Mistakes
+from billing.master import STEPS_OF_MASTER_DATA, MasterData
+from billing.money import decimal_text, minor_digits, round_amount, shown_quantity
+from billing.periods import Period, TimeInvalid, local_date, parse_moment, show_moment
+from billing.rate_uses import rate_uses, suspense_reasons
+from billing.settle import BilledDocument
+from billing.tax.treatment import tax_group, tax_point
+from billing.usage import EVENT_SCHEMA
+from billing.wallets import Wallets
+
+STEPS_OF_USE = frozenset({"usage", "reserve", "commit", "release", "credit_note", "correct"})
+EVENTS_MAX = 1_000_000
+TIMELINE_MAX = 100_000
+EPOCH = parse_moment("1900-01-01", "UTC")
+ZERO = Decimal(0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that came out otherwise: the place in the file, what was expected, what there is."""
+
+    place: str
+    expected: str
+    actual: str
+
+
+@dataclass
+class Event:
+    """One event of the scenario: what was sent, and why it is in suspense (None: it counts)."""
+
+    fields: dict[str, Any]
+    arrived: int
+    reason: str | None = None
+    counted: bool = False  # has ever counted; late usage of a tenant that rejects it never has
+
+
+@dataclass
+class Run:
+    """The state of a scenario while its clock moves."""
+
+    master: MasterData
+    now: datetime
+    wallets: Wallets
+    budgets: Budgets
+    events: list[Event] = field(default_factory=list[Event])
+    by_id: dict[tuple[str, str], Event] = field(default_factory=dict[tuple[str, str], Event])
+    ingest: dict[str, int] = field(default_factory=lambda: {"accepted": 0, "duplicates": 0, "suspense": 0})
+    documents: list[BilledDocument] = field(default_factory=list[BilledDocument])
+    differences: list[Difference] = field(default_factory=list[Difference])
+    frame: pl.DataFrame | None = None  # of the events that count, until they change
+
+    @property
+    def timezone(self) -> str:
+        return self.master.tenant.timezone
+
+
+def check_scenario(form: object) -> list[Difference]:
+    """Run a scenario from start to end and compare. Raises InvalidInput where the file itself is wrong."""
+    scenario = _read(form)
+    run = scenario.begin()
+    for place, at, kind, step in scenario.timeline:
+        _look_until(run, scenario, at)
+        _move(run, at)
+        _STEPS.get(kind, _master_step)(run, at, kind, step, place)
+    _look_until(run, scenario, None)
+    _compare_end(run, scenario.expect, scenario.expect_pointer)
+    return run.differences
+
+
+def documents_of(form: object) -> list[BilledDocument]:
+    """The documents that a scenario makes, for whoever wants to see them."""
+    scenario = _read(form)
+    run = scenario.begin()
+    for place, at, kind, step in scenario.timeline:
+        _move(run, at)
+        _STEPS.get(kind, _master_step)(run, at, kind, step, place)
+    return run.documents
+
+
+# Reading
+
+
+@dataclass
+class _Scenario:
+    master: MasterData
+    timeline: list[tuple[str, datetime, str, Any]]
+    expect: Mapping[str, Any]
+    expect_pointer: str = "/expect"
+    looks: list[tuple[datetime, int, Mapping[str, Any]]] = field(
+        default_factory=list[tuple[datetime, int, Mapping[str, Any]]]
+    )
+
+    def begin(self) -> Run:
+        return Run(self.master, EPOCH, Wallets(EPOCH), Budgets(self.master.tenant.timezone))
+
+
+def _read(form: object) -> _Scenario:
+    mistakes = Mistakes()
+    top = Form(form, "", mistakes)
+    for key in ("scenario", "about", "source"):
+        top.text(key, "")
+    tenant_form = top.raw("tenant") or {}
+    mistakes.check()
+    master = MasterData.start(tenant_form, "/tenant")
+    timezone = master.tenant.timezone
+    for key, kind in (("tax_codes", "tax_code"), ("meters", "meter"), ("plans", "publish"), ("customers", "customer")):
+        entries = list(top.items(key))
+        mistakes.check()
+        for pointer, entry in entries:
+            step = {"publish": {"plan": entry}} if kind == "publish" else {kind: entry}
+            try:
+                master = master.apply(step)
+            except InvalidInput as error:
+                raise _moved(error, f"/{kind}/plan" if kind == "publish" else f"/{kind}", pointer) from error
+    timeline: list[tuple[str, datetime, str, Any]] = []
+    last = EPOCH
+    for pointer, entry in top.items("timeline", TIMELINE_MAX):
+        one = Form(entry, pointer, mistakes)
+        at = one.moment("at", timezone)
+        kinds = [key for key in one.fields if key != "at"]
+        if len(kinds) != 1 or kinds[0] not in STEPS_OF_MASTER_DATA | STEPS_OF_USE:
+            known = ", ".join(sorted(STEPS_OF_MASTER_DATA | STEPS_OF_USE))
+            wrong = next((key for key in kinds if key not in STEPS_OF_MASTER_DATA | STEPS_OF_USE), None)
+            mistakes.add(pointer if wrong is None else one.at(wrong), f"a step has `at` and one of: {known}")
+            continue
+        if at < last and at != datetime.min:
+            one.wrong("at", "lies before the step above: the clock only moves forward")
+        last = max(last, at) if at != datetime.min else last
+        timeline.append((pointer, at, kinds[0], one.fields[kinds[0]]))
+    expect = top.mapping("expect")
+    top.done()
+    _check_expectations(expect, mistakes, timezone)
+    mistakes.check()
+    scenario = _Scenario(master, timeline, expect)
+    for place, entry in enumerate(expect.get("usage") or []):
+        scenario.looks.append((parse_moment(entry["at"], timezone), place, entry))
+    scenario.looks.sort(key=lambda look: look[:2])
+    return scenario
+
+
+def _moved(error: InvalidInput, before: str, after: str) -> InvalidInput:
+    """The same error with its pointers at the place in the file."""
+    from dataclasses import replace
+
+    errors = [replace(e, pointer=after + e.pointer.removeprefix(before)) for e in error.errors]
+    first = errors[0] if errors else None
+    return InvalidInput(f"{first.pointer}: {first.detail}" if first else f"{after}: {error.detail}", errors=errors)
+
+
+_KEYS: dict[str, frozenset[str]] = {
+    "expect": frozenset({"ingest", "documents", "alerts", "wallets", "suspense", "usage"}),
+    "ingest": frozenset({"accepted", "duplicates", "suspense"}),
+    "documents": frozenset(
+        ["customer", "type", "date", "currency", "refers_to", "lines", "allowances", "taxes", "net", "tax", "gross", "due", "prepaid"]
+    ),
+    "lines": frozenset(
+        ["subscription", "charge", "when", "from", "to", "quantity", "allowance", "amount", "correction", "corrects", "name", "unit", "kind", "tax_category", "tax_percent", "plan"]
+    ),
+    "allowances": frozenset({"kind", "amount"}),
+    "taxes": frozenset({"category", "percent", "base", "amount"}),
+    "alerts": frozenset({"budget", "threshold", "at"}),
+    "wallets": frozenset({"customer", "currency", "balance", "reserved"}),
+    "suspense": frozenset({"id", "reason", "source"}),
+    "usage": frozenset({"at", "customer", "meter", "quantity", "cost"}),
+}
+
+
+def _check_expectations(expect: Mapping[str, Any], mistakes: Mistakes, timezone: str) -> None:
+    """Every key of an expectation must be one that is compared: a misspelt one would never fail."""
+
+    def check(kind: str, value: object, pointer: str) -> None:
+        form = Form(value, pointer, mistakes)
+        for key, inner in form.fields.items():
+            if key not in _KEYS[kind]:
+                form.wrong(key, f"unknown key {key!r}")
+            elif key in ("from", "to", "at"):
+                form.moment(key, timezone)
+            elif key in ("ingest",):
+                check(key, inner, form.at(key))
+            elif key in _KEYS and isinstance(inner, list):
+                for place, entry in enumerate(cast("list[Any]", inner)):
+                    check(key, entry, f"{form.at(key)}/{place}")
+            elif key in ("documents", "lines", "taxes", "allowances", "alerts", "wallets", "usage"):
+                form.wrong(key, "a list is needed")
+
+    check("expect", expect, "/expect")
+    for place, entry in enumerate(expect.get("usage") or []):
+        for key in ("at", "customer", "meter"):
+            if not isinstance(entry, Mapping) or key not in entry:
+                mistakes.add(f"/expect/usage/{place}/{key}", "is missing")
+
+
+# The clock and the steps
+
+
+def _move(run: Run, at: datetime) -> None:
+    """Move the clock: what has expired is gone, what was ahead may have come, levels have cost more."""
+    run.now = at
+    run.wallets.at(at)
+    _settle_events(run)
+    _watch_levels(run)
+
+
+def _master_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    before = run.master.step_count
+    text = at.isoformat()
+    try:
+        run.master = run.master.apply({"at": text, kind: step}, place)
+    except InvalidInput:
+        raise
+    if kind == "top_up":
+        for top_up in run.master.top_ups:
+            if top_up.number > before:
+                run.wallets.add(top_up)
+    _settle_events(run)
+    _watch_levels(run)
+
+
+def _usage_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    mistakes = Mistakes()
+    wrapper = Form({"usage": step}, place, mistakes)
+    fresh: list[Event] = []
+    for pointer, entry in wrapper.items("usage", EVENTS_MAX):
+        fields = _event(entry, pointer, mistakes, run.timezone)
+        mistakes.check()
+        key = (fields["source"], fields["id"])
+        if key in run.by_id:
+            run.ingest["duplicates"] += 1
+            continue
+        event = Event(fields, len(run.events))
+        run.events.append(event)
+        run.by_id[key] = event
+        fresh.append(event)
+    mistakes.check()
+    _settle_events(run, fresh)
+    for event in fresh:
+        run.ingest["suspense" if event.reason else "accepted"] += 1
+    _watch_levels(run)
+
+
+def _event(entry: object, pointer: str, mistakes: Mistakes, timezone: str) -> dict[str, Any]:
+    form = Form(entry, pointer, mistakes)
+    fields: dict[str, Any] = {key: form.code(key) for key in ("source", "id", "type", "customer")}
+    fields["subscription"] = form.code("subscription") if form.fields.get("subscription") is not None else None
+    form.raw("subscription")
+    fields["time"] = form.moment("time", timezone)
+    fields["data"] = msgspec.json.encode(form.mapping("data")).decode()
+    form.done()
+    return fields
+
+
+def _correct_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    mistakes = Mistakes()
+    form = Form(step, f"{place}/correct", mistakes)
+    source, id = form.code("source"), form.code("id")
+    changes: dict[str, Any] = {}
+    for key in ("customer", "subscription", "type"):
+        if key in form.fields:
+            changes[key] = form.code(key)
+    if "time" in form.fields:
+        changes["time"] = form.moment("time", run.timezone)
+    if "data" in form.fields:
+        changes["data"] = msgspec.json.encode(form.mapping("data")).decode()
+    form.done()
+    event = run.by_id.get((source, id))
+    if event is None or event.reason is None:
+        form.wrong("id", f"there is no event {id!r} of source {source!r} in suspense")
+    mistakes.check()
+    assert event is not None
+    event.fields = {**event.fields, **changes}
+    event.reason, event.counted = None, False
+    _settle_events(run, [event])
+    _watch_levels(run)
+
+
+def _bill_run_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    marked = run.master.apply({"at": at.isoformat(), "bill_run": step}, place)
+    mark = marked.runs[-1]
+    result = bill(
+        run.master,
+        list(run.master.customers),
+        up_to=mark.up_to,
+        now=at,
+        billed=run.documents,
+        events=_frame(run),
+        credit=run.wallets,
+    )
+    for parked in result.parked:
+        run.differences.append(
+            Difference(f"{place}/bill_run", "every customer billed", f"{parked.customer}: {parked.reason}")
+        )
+    run.master = marked
+    for key, document in zip(result.keys, result.documents, strict=True):
+        number = str(len(run.documents) + 1)
+        run.wallets.name(key, number)
+        run.documents.append(BilledDocument(number, document, mark.number, at))
+    _settle_events(run)
+
+
+def _credit_note_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    mistakes = Mistakes()
+    form = Form(step, f"{place}/credit_note", mistakes)
+    number = form.count("document", 0, 1)
+    lines: list[CreditLine] | None = None
+    if form.fields.get("lines") is not None:
+        lines = []
+        for pointer, entry in form.items("lines"):
+            one = Form(entry, pointer, mistakes)
+            line = one.count("line", 0, 1)
+            lines.append(
+                CreditLine(line, one.decimal("amount", required=False), one.decimal("quantity", required=False))
+            )
+            one.done()
+    form.raw("lines")
+    form.done()
+    if not 1 <= number <= len(run.documents):
+        form.wrong("document", f"there is no document {number}")
+    mistakes.check()
+    billed = run.documents[number - 1]
+    notes = [b.document for b in run.documents if b.document.refers_to == billed.number]
+    if any(note.type == "invoice" for note in notes):
+        form.wrong("document", f"document {number} was replaced by a new invoice")
+        mistakes.check()
+    note = credit_note(billed, local_date(at, run.timezone), notes, lines)
+    if lines is None:
+        run.wallets.give_back(billed.number)
+    run.documents.append(BilledDocument(str(len(run.documents) + 1), note, 0, at))
+
+
+def _reserve_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    mistakes = Mistakes()
+    form = Form(step, f"{place}/reserve", mistakes)
+    customer, id = form.code("customer"), form.code("id")
+    currency = form.text("currency", run.master.tenant.currency)
+    amount = form.decimal("amount", required=False, least=ZERO)
+    usage = form.raw("usage")
+    expires = form.moment("expires", run.timezone) if form.fields.get("expires") is not None else None
+    form.raw("expires")
+    meter, quantity = "", None
+    if usage is not None:
+        inner = Form(usage, form.at("usage"), mistakes)
+        meter, quantity = inner.code("meter"), inner.decimal("quantity", least=ZERO)
+        inner.done()
+        if meter and meter not in run.master.meters:
+            inner.wrong("meter", f"there is no meter {meter!r}")
+    expected = Form(form.mapping("expect"), form.at("expect"), mistakes)
+    granted_expected = expected.decimal("granted", required=False)
+    expected.done()
+    form.done()
+    if (amount is None) == (usage is None):
+        mistakes.add(form.pointer, "a reservation asks for either `amount` or `usage`")
+    if customer and customer not in run.master.customers:
+        form.wrong("customer", f"there is no customer {customer!r}")
+    mistakes.check()
+    if id in run.wallets.holds:
+        granted = run.wallets.holds[id].granted  # the first verdict, again
+    else:
+        granted = _reserve(run, id, customer, currency, amount, meter, quantity, expires)
+    if granted_expected is not None and granted != granted_expected:
+        digits = minor_digits(currency)
+        run.differences.append(
+            Difference(f"{place}/reserve/expect/granted", str(granted_expected), f"{granted:.{digits}f}")
+        )
+
+
+def _reserve(
+    run: Run,
+    id: str,
+    customer: str,
+    currency: str,
+    amount: Decimal | None,
+    meter: str,
+    quantity: Decimal | None,
+    expires: datetime | None,
+) -> Decimal:
+    """What is there, at most what is asked; limits are a wallet once topped up and every budget that blocks."""
+    wallets = run.wallets
+    net = amount if amount is not None else _cost_of_more(run, customer, meter, quantity or ZERO, currency)
+    if currency == run.master.tenant.currency:
+        for budget in budgets_of(run.master, customer):
+            if budget.action == "block":
+                left = run.budgets.left(budget, run.now) - Fraction(wallets.held_net(customer, currency))
+                net = min(net, max(_round_down(left, currency), ZERO))
+    if not wallets.exists(customer, currency):
+        return wallets.reserve(id, customer, currency, None, net, net, expires).granted
+    if amount is not None:
+        granted = min(net, wallets.available(customer, currency))
+        return wallets.reserve(id, customer, currency, None, granted, granted, expires).granted
+    promotional = min(net, wallets.available(customer, currency, "promotional"))
+    rest = net - promotional
+    percent = _usage_tax(run, customer, meter)
+    asked = rest + tax_of(rest, percent, currency)
+    purchased = min(asked, wallets.available(customer, currency, "purchased"))
+    held = net if purchased == asked else promotional + min(rest, purchased)
+    parts = {"promotional": promotional, "purchased": purchased}
+    return wallets.reserve(id, customer, currency, cast("Any", parts), promotional + purchased, held, expires).granted
+
+
+def _round_down(left: Fraction, currency: str) -> Decimal:
+    digits = minor_digits(currency)
+    return Decimal(left * 10**digits // 1).scaleb(-digits)
+
+
+def _commit_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    mistakes = Mistakes()
+    form = Form(step, f"{place}/commit", mistakes)
+    id, amount = form.code("id"), form.decimal("amount", least=ZERO)
+    form.done()
+    if id and id not in run.wallets.holds:
+        form.wrong("id", f"there is no reservation {id!r}")
+    mistakes.check()
+    assert amount is not None
+    run.wallets.commit(id, amount)
+
+
+def _release_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
+    mistakes = Mistakes()
+    form = Form(step, f"{place}/release", mistakes)
+    id = form.code("id")
+    form.done()
+    if id and id not in run.wallets.holds:
+        form.wrong("id", f"there is no reservation {id!r}")
+    mistakes.check()
+    run.wallets.release(id)
+
+
+_STEPS: dict[str, Callable[[Run, datetime, str, Any, str], None]] = {
+    "usage": _usage_step,
+    "correct": _correct_step,
+    "bill_run": _bill_run_step,
+    "credit_note": _credit_note_step,
+    "reserve": _reserve_step,
+    "commit": _commit_step,
+    "release": _release_step,
+}
+
+
+# Events: suspense, lateness, and what they add to budgets
+
+
+def _table(events: Sequence[Event]) -> pl.DataFrame:
+    return pl.DataFrame([event.fields for event in events], schema=EVENT_SCHEMA, orient="row")
+
+
+def _frame(run: Run) -> pl.DataFrame:
+    if run.frame is None:
+        run.frame = _table([event for event in run.events if event.reason is None])
+    return run.frame
+
+
+def _settle_events(run: Run, fresh: Sequence[Event] = ()) -> None:
+    """Look again at all events (causes of suspense come and go) but those that only a correction can free."""
+    asked = [event for event in run.events if event.reason != "late"]
+    if not asked:
+        return
+    reasons = suspense_reasons(_table(asked), run.master, run.now)
+    reject = run.master.tenant.late_usage == "reject"
+    counted: list[Event] = []
+    before = [event for event in asked if event.counted]
+    for event, reason in zip(asked, reasons, strict=True):
+        if reason in (None, "no_price") and reject and not event.counted and _is_late(run, event):
+            reason = "late"
+        if reason != event.reason or event in fresh:
+            run.frame = None
+        event.reason = reason
+        if reason is None and not event.counted:
+            event.counted = True
+            counted.append(event)
+    if counted and run.master.budgets:
+        _spend(run, before, counted)
+
+
+def _is_late(run: Run, event: Event) -> bool:
+    """Whether a period that the event would count in is billed already."""
+    return any(
+        run.master.covered(use.contract.subscription.customer, use.piece.due, use.piece.known) is not None
+        for use in _uses_at(run, event.fields["customer"], event.fields["time"], event)
+        if use.piece.due <= run.now
+    )
+
+
+def _uses_at(run: Run, key: str, moment: datetime, event: Event | None = None, meter: str = "") -> list[Use]:
+    """The pieces of usage charges that contain a moment, of the customer with that key."""
+    customer = run.master.key_owners.get(key)
+    found: list[Use] = []
+    for code in run.master.subscriptions_of.get(customer or "", ()):
+        if event is not None and event.fields["subscription"] not in (None, code):
+            continue
+        one = contract(run.master.subscriptions[code], run.timezone)
+        for span in one.spans:
+            if span.charge.kind != "usage" or not span.start <= moment < span.end:
+                continue
+            definition = run.master.meters[span.charge.meter]
+            if (meter and definition.code != meter) or (
+                event is not None and definition.event_type != event.fields["type"]
+            ):
+                continue
+            found.append(Use(one, _piece_at(span, moment), None))
+    return found
+
+
+def _piece_at(span: Span, moment: datetime) -> Piece:
+    period = span.segment.grid.at(moment)
+    start, end = max(span.start, period.start), min(span.end, period.end)
+    return Piece(span, start, end, period, end, span.step)
+
+
+def _is_level(run: Run, use: Use) -> bool:
+    return run.master.meters[use.piece.span.charge.meter].aggregation == "time_weighted_sum"
+
+
+def _costs(run: Run, uses: Sequence[Use], events: pl.DataFrame) -> Fraction:
+    rated = rate_uses(run.master, uses, events)
+    return sum((Fraction(row.amount) for rows in rated.values() for row in rows), Fraction(0))
+
+
+def _spend(run: Run, before: Sequence[Event], counted: Sequence[Event]) -> None:
+    """What each newly counted event adds to the exact cost, in the order of arrival, under its own time."""
+    watched = {budget.customer for budget in run.master.budgets.values()}
+    known = sorted(before, key=lambda event: event.arrived)
+    for event in sorted(counted, key=lambda event: event.arrived):
+        customer = run.master.key_owners.get(event.fields["customer"])
+        known.append(event)
+        if customer not in watched:
+            continue
+        assert customer is not None
+        moment = event.fields["time"]
+        uses = [use for use in _uses_at(run, event.fields["customer"], moment, event) if not _is_level(run, use)]
+        uses = [use for use in uses if use.piece.span.segment.plan.currency == run.master.tenant.currency]
+        if uses:
+            after_table = _table(known)
+            added = _costs(run, uses, after_table) - _costs(run, uses, after_table.head(len(known) - 1))
+            run.budgets.add(customer, moment, added)
+
+
+def _watch_levels(run: Run) -> None:
+    """Levels add what they have cost up to the clock; then raise what is reached."""
+    if not run.master.budgets:
+        return
+    for budget in run.master.budgets.values():
+        uses: list[tuple[Use, Period]] = []
+        for code in run.master.subscriptions_of.get(budget.customer, ()):
+            one = contract(run.master.subscriptions[code], run.timezone)
+            if one.subscription.plan.currency != run.master.tenant.currency:
+                continue
+            for span in one.spans:
+                level = (
+                    span.charge.kind == "usage"
+                    and run.master.meters[span.charge.meter].aggregation == "time_weighted_sum"
+                )
+                if level and span.start < min(span.end, run.now):
+                    uses.extend(_level_parts(run, one, span, budget.period))
+        spent: dict[datetime, Fraction] = {}
+        for use, period in uses:
+            whole = _costs(run, [use], _frame(run))
+            early = Fraction(0)
+            if use.piece.start < period.start:
+                early = _costs(run, [Use(use.contract, _until(use.piece, period.start), None)], _frame(run))
+            spent[period.start] = spent.get(period.start, Fraction(0)) + whole - early
+        for start, cost in spent.items():
+            run.budgets.set_level(budget.customer, budget.period, start, cost)
+    run.budgets.check(run.master.budgets.values(), run.now)
+
+
+def _level_parts(run: Run, one: Contract, span: Span, kind: str) -> list[tuple[Use, Period]]:
+    """For each budget period up to the clock: the piece from its own start up to the end of that period (or the clock)."""
+    found: list[tuple[Use, Period]] = []
+    moment = span.start
+    end = min(span.end, run.now)
+    for _ in range(10_000):
+        if moment >= end:
+            return found
+        piece = _piece_at(span, moment)
+        period = run.budgets.period(kind, moment)
+        until = min(piece.end, period.end, end)
+        found.append((Use(one, _until(piece, until), None), period))
+        moment = until
+    return found
+
+
+def _until(piece: Piece, end: datetime) -> Piece:
+    return Piece(piece.span, piece.start, end, piece.period, end, piece.known)
+
+
+def _cost_of_more(run: Run, customer: str, meter: str, quantity: Decimal, currency: str) -> Decimal:
+    """What a quantity more of a meter would cost in the running period: cost(q + quantity) - cost(q), rounded."""
+    uses = [u for u in _uses_at(run, customer, run.now, None, meter) if u.piece.span.segment.plan.currency == currency]
+    if not uses:
+        return round_amount(0, currency)
+    definition = run.master.meters[meter]
+    data: dict[str, str] = {name: values[0] for name, values in definition.filter}
+    if definition.value is not None:
+        data[definition.value] = decimal_text(quantity)
+    extra = {
+        "source": "cloudbilling:reservation",
+        "id": "~",
+        "type": definition.event_type,
+        "customer": customer,
+        "subscription": None,
+        "time": run.now,
+        "data": msgspec.json.encode(data).decode(),
+    }
+    frame = _frame(run)
+    more = pl.concat([frame, pl.DataFrame([extra], schema=EVENT_SCHEMA, orient="row")])
+    return round_amount(_costs(run, uses, more) - _costs(run, uses, frame), currency)
+
+
+def _usage_tax(run: Run, customer: str, meter: str) -> Decimal:
+    for use in _uses_at(run, customer, run.now, None, meter):
+        code = run.master.tax_codes[use.piece.span.charge.tax]
+        point = tax_point(use.piece.start, use.piece.end)
+        treatment = run.master.customers[customer].treatment_at(point)
+        return tax_group(code, treatment, point, run.timezone)[1]
+    return ZERO
+
+
+# Expectations
+
+
+def _look_until(run: Run, scenario: _Scenario, before: datetime | None) -> None:
+    """Check expected usage whose moment lies before the next step."""
+    while scenario.looks and (before is None or scenario.looks[0][0] < before):
+        at, place, entry = scenario.looks.pop(0)
+        _move(run, max(at, run.now))
+        uses = [use for use in _uses_at(run, entry["customer"], at, None, entry["meter"])]
+        shown = [
+            Use(u.contract, _until(u.piece, max(at, u.piece.start)), None) if _is_level(run, u) else u for u in uses
+        ]
+        rated = rate_uses(run.master, shown, _frame(run))
+        quantity, cost, currency = Fraction(0), ZERO, run.master.tenant.currency
+        for number, use in enumerate(shown):
+            currency = use.piece.span.segment.plan.currency
+            rows = rated.get(number, ())
+            if not number:
+                quantity = sum((Fraction(row.quantity) for row in rows), Fraction(0))
+            cost += sum((round_amount(row.amount, currency) for row in rows), ZERO)
+        actual = {"quantity": decimal_text(shown_quantity(quantity)), "cost": str(round_amount(cost, currency))}
+        for key in ("quantity", "cost"):
+            if key in entry:
+                _same(run, f"{scenario.expect_pointer}/usage/{place}/{key}", entry[key], actual[key])
+
+
+def _compare_end(run: Run, expect: Mapping[str, Any], pointer: str) -> None:
+    for key, value in (expect.get("ingest") or {}).items():
+        _same(run, f"{pointer}/ingest/{key}", value, str(run.ingest[key]))
+    if "documents" in expect:
+        actual = [document_form(b.document, run.timezone) for b in run.documents]
+        _compare_list(run, f"{pointer}/documents", expect["documents"], actual)
+    if "suspense" in expect:
+        waiting = [event for event in run.events if event.reason is not None]
+        forms = [{"id": e.fields["id"], "source": e.fields["source"], "reason": e.reason} for e in waiting]
+        _compare_list(run, f"{pointer}/suspense", expect["suspense"], forms)
+    if "alerts" in expect:
+        alerts = [
+            {"budget": a.budget, "threshold": decimal_text(a.threshold), "at": show_moment(a.at, run.timezone)}
+            for a in run.budgets.alerts
+        ]
+        _compare_list(run, f"{pointer}/alerts", expect["alerts"], alerts)
+    for place, entry in enumerate(expect.get("wallets") or []):
+        currency = entry.get("currency", run.master.tenant.currency)
+        customer = entry["customer"]
+        here = f"{pointer}/wallets/{place}"
+        amounts = {
+            "balance": run.wallets.balance(customer, currency),
+            "reserved": run.wallets.reserved(customer, currency),
+        }
+        for key, amount in amounts.items():
+            if key in entry:
+                _same(run, f"{here}/{key}", entry[key], str(round_amount(amount, currency)))
+
+
+def document_form(document: Document, timezone: str) -> dict[str, Any]:
+    """A document as a scenario states it: amounts as text, times as dates where they are local midnights."""
+    allowances: dict[tuple[str, str], Decimal] = {}
+    for one in document.allowances:
+        allowances[one.kind, one.source] = allowances.get((one.kind, one.source), ZERO) + one.amount
+    return {
+        "customer": document.customer,
+        "type": document.type,
+        "date": document.date.isoformat(),
+        "currency": document.currency,
+        "refers_to": document.refers_to,
+        "lines": [line_form(line, timezone) for line in document.lines],
+        "allowances": [{"kind": kind, "amount": str(amount)} for (kind, _), amount in allowances.items()],
+        "taxes": [
+            {"category": t.category, "percent": decimal_text(t.percent), "base": str(t.base), "amount": str(t.amount)}
+            for t in document.taxes
+        ],
+        "net": str(document.net),
+        "tax": str(document.tax),
+        "gross": str(document.gross),
+        "prepaid": str(document.prepaid),
+        "due": str(document.due),
+    }
+
+
+def line_form(line: Line, timezone: str) -> dict[str, Any]:
+    return {
+        "subscription": line.subscription,
+        "charge": line.charge,
+        "when": None if line.when is None else dict(line.when),
+        "from": show_moment(line.start, timezone),
+        "to": show_moment(line.end, timezone),
+        "quantity": decimal_text(line.quantity),
+        "allowance": str(line.allowance),
+        "amount": str(line.amount),
+        "correction": line.correction,
+        "corrects": None
+        if line.corrects is None
+        else {"document": line.corrects.document, "line": str(line.corrects.line)},
+        "tax_category": line.tax_category,
+        "tax_percent": decimal_text(line.tax_percent),
+        "kind": line.kind,
+        "name": line.name,
+        "unit": line.unit,
+        "plan": line.plan,
+    }
+
+
+_NOT_SHOWN: dict[str, str] = {"lines": "correction allowance", "documents": "prepaid"}
+
+
+def _compare_list(run: Run, pointer: str, expected: object, actual: Sequence[Mapping[str, Any]]) -> None:
+    if not isinstance(expected, list):
+        run.differences.append(Difference(pointer, str(expected), "a list"))
+        return
+    entries = cast("list[Any]", expected)
+    if len(entries) != len(actual):
+        shown = "; ".join(_brief(one) for one in actual)
+        run.differences.append(Difference(pointer, f"{len(entries)} entries", f"{len(actual)}: {shown}"))
+    for place, (one, other) in enumerate(zip(entries, actual, strict=False)):
+        _compare(run, f"{pointer}/{place}", one, other, pointer.rsplit("/", 1)[-1])
+
+
+def _compare(run: Run, pointer: str, expected: Mapping[str, Any], actual: Mapping[str, Any], kind: str) -> None:
+    for key, value in expected.items():
+        here = f"{pointer}/{key}"
+        found = actual.get(key)
+        if isinstance(value, list):
+            _compare_list(run, here, cast("list[Any]", value), found if isinstance(found, list) else [])
+        elif key in ("from", "to", "at"):
+            if parse_moment(value, run.timezone) != parse_moment(found, run.timezone):
+                run.differences.append(Difference(here, str(value), str(found)))
+        else:
+            _same(run, here, value, found)
+    for key in _NOT_SHOWN.get(kind, "").split():
+        if key not in expected:
+            default = False if key == "correction" else "0"
+            _same(run, f"{pointer}/{key}", default, actual.get(key))
+
+
+def _same(run: Run, pointer: str, expected: object, actual: object) -> None:
+    if expected != actual and not _equal_numbers(expected, actual):
+        run.differences.append(Difference(pointer, _text(expected), _text(actual)))
+
+
+def _equal_numbers(expected: object, actual: object) -> bool:
+    from billing.money import parse_number
+
+    one, other = parse_number(expected), parse_number(actual)
+    return one is not None and one == other
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _brief(form: Mapping[str, Any]) -> str:
+    wanted = ("customer", "type", "date", "net", "charge", "from", "to", "quantity", "amount", "id", "reason", "budget")
+    return " ".join(str(form[key]) for key in wanted if form.get(key) is not None)
+
+
+_ = (BillingError, timedelta, TimeInvalid, BEGINNING, pieces_of_span)

@@ -1,0 +1,632 @@
+"""From what should be billed to lines: amounts, credits for what a change took back, corrections for late usage.
+
+Owns the amounts of lines. What is due comes from `billing/due.py`, usage quantities and amounts from
+`billing/rating.py`; documents are made by `billing/assemble.py`. Each line is computed exactly and rounded once, half
+away from zero; nothing else is rounded here. Source: docs/rules.md, Lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from billing.catalog import Charge, Price, TaxCode
+from billing.contracts import Contract, Piece, Segment, Span, current_end
+from billing.documents import Corrects, Document, Line, TaxCategory
+from billing.due import Due, Part, Use
+from billing.master import MasterData
+from billing.money import decimal_text, round_amount, shown_quantity
+from billing.periods import proration_parts, share
+from billing.pricing import price_exactly
+from billing.tax.treatment import tax_group, tax_point
+
+ZERO = Decimal(0)
+MINIMUM = "minimum"
+MINIMUM_PLACE = 1_000_000  # after all charges of a plan
+
+LineKey = tuple[str, str, datetime, int, tuple[tuple[str, str], ...]]  # subscription, charge, start, step, row
+SortKey = tuple[str, int, datetime, int, int, int]  # subscription, place, start, plan, credit before new, row
+
+
+@dataclass(frozen=True)
+class BilledDocument:
+    """A document that was made before, with the number it got. `run` is the run's mark (0 where none is known)."""
+
+    number: str
+    document: Document
+    run: int = 0
+    made_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class RatedRow:
+    """One price row of a usage piece: exact quantity and amount, and what explains them."""
+
+    row: int
+    quantity: Decimal | Fraction
+    amount: Decimal | Fraction
+    explanation: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Draft:
+    """A line with its place in the document."""
+
+    key: SortKey
+    line: Line
+
+
+@dataclass(slots=True)
+class Reissue:
+    """A document that is taken back whole and made again with these lines."""
+
+    billed: BilledDocument
+    lines: list[Draft]
+
+
+@dataclass(slots=True)
+class Settled:
+    """The lines of one customer by currency, and the documents that are made again."""
+
+    lines: dict[str, list[Draft]] = field(default_factory=dict[str, list[Draft]])
+    reissues: list[Reissue] = field(default_factory=list[Reissue])
+
+
+@dataclass(slots=True)
+class _Billed:
+    """What was billed so far under one key, corrections included, and the first line of it."""
+
+    quantity: Decimal
+    amount: Decimal
+    allowance: Decimal
+    line: Line
+    at: Corrects
+    document: BilledDocument
+
+
+class Ledger:
+    """The lines that count as billed for one customer: documents of runs, less those that a new invoice replaced.
+
+    Credit notes by hand do not change what counts as billed. Credit notes of a run carry turned signs.
+    """
+
+    def __init__(self, billed: Sequence[BilledDocument]) -> None:
+        replaced = {b.document.refers_to for b in billed if b.document.type == "invoice" and b.document.refers_to}
+        by_hand = {b.document.refers_to for b in billed if b.document.type == "credit_note" and b.document.refers_to}
+        self.credited_by_hand = by_hand - replaced
+        self.documents = [
+            b
+            for b in billed
+            if b.number not in replaced and not (b.document.type == "credit_note" and b.document.refers_to)
+        ]
+        self.by_key: dict[LineKey, _Billed] = {}
+        self.by_piece: dict[tuple[str, str, datetime, int], BilledDocument] = {}
+        self.lines: list[tuple[BilledDocument, int, Line, int]] = []  # with number of the line and sign
+        for one in self.documents:
+            sign = -1 if one.document.type == "credit_note" else 1
+            for number, line in enumerate(one.document.lines, start=1):
+                self.lines.append((one, number, line, sign))
+                self._add(one, number, line, sign)
+
+    def _add(self, document: BilledDocument, number: int, line: Line, sign: int) -> None:
+        if line.kind not in ("usage", "minimum"):
+            return
+        key = line_key(line)
+        known = self.by_key.get(key)
+        if known is None:
+            quantity, amount, allowance = sign * line.quantity, sign * line.amount, sign * line.allowance
+            at = Corrects(document.number, number)
+            self.by_key[key] = _Billed(quantity, amount, allowance, line, at, document)
+            self.by_piece.setdefault(key[:4], document)
+        else:
+            known.quantity += sign * line.quantity
+            known.amount += sign * line.amount
+            known.allowance += sign * line.allowance
+
+
+def line_key(line: Line) -> LineKey:
+    row = tuple(sorted(line.when.items())) if line.when else ()
+    return line.subscription, line.charge, line.start, line.step, row
+
+
+def settle(
+    master: MasterData, due: Due, rated: Mapping[int, Sequence[RatedRow]], billed: Sequence[BilledDocument]
+) -> Settled:
+    """All lines of one customer. `rated` holds the priced rows of `due.uses`, by their place in that list."""
+    return _Settlement(master, due, rated, billed).run()
+
+
+class _Settlement:
+    def __init__(
+        self, master: MasterData, due: Due, rated: Mapping[int, Sequence[RatedRow]], billed: Sequence[BilledDocument]
+    ) -> None:
+        self.master = master
+        self.timezone = master.tenant.timezone
+        self.customer = master.customers[due.customer]
+        self.due = due
+        self.rated = rated
+        self.billed = billed
+        self.found = Settled()
+        self._ledger: Ledger | None = None
+        self.touched: dict[tuple[str, int, datetime], Decimal] = {}  # net of new lines by subscription, plan, period
+
+    @property
+    def ledger(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = Ledger(self.billed)
+        return self._ledger
+
+    def run(self) -> Settled:
+        for one, piece in self.due.fees:
+            self._fee(one, piece)
+        for one in self.due.contracts:
+            if one.changed:
+                self._credits(one)
+        late: list[tuple[Use, Sequence[RatedRow]]] = []
+        for place, use in enumerate(self.due.uses):
+            rows = self.rated.get(place, ())
+            if use.billed is None:
+                for row in rows:
+                    self._usage(use, row)
+            elif rows or self.billed:
+                late.append((use, rows))
+        if late:
+            self._late(late)
+        for part in self.due.parts:
+            self._minimum(part)
+        for drafts in self.found.lines.values():
+            drafts.sort(key=_sort_key)
+        return self.found
+
+    def _add(self, contract: Contract, segment: Segment, draft: Draft) -> None:
+        self.found.lines.setdefault(segment.plan.currency, []).append(draft)
+        self._touch(contract, segment, draft.line.start, draft.line.amount)
+
+    def _touch(self, contract: Contract, segment: Segment, start: datetime, amount: Decimal) -> None:
+        if segment.plan.minimum is not None:
+            key = (contract.subscription.code, segment.index, segment.grid.at(start).start)
+            self.touched[key] = self.touched.get(key, ZERO) + amount
+
+    # Recurring and one-off charges
+
+    def _fee(self, contract: Contract, piece: Piece) -> None:
+        span, charge = piece.span, piece.span.charge
+        if charge.kind == "one_off":
+            portion, parts = Fraction(1), None
+        else:
+            portion, parts = self._portion(charge, piece.start, piece.end, piece)
+            if portion == 0:
+                return  # no day of it counts
+        exact, amount, allowance = self._amounts(contract, span, portion)
+        line = self._line(contract, span, piece.start, piece.end, span.quantity, amount, allowance)
+        explanation = fee_explanation(charge, span.quantity, exact, parts, line)
+        key = (line.subscription, span.place, piece.start, span.segment.index, 1, 0)
+        self._add(contract, span.segment, Draft(key, replace_explanation(line, explanation)))
+
+    def _portion(
+        self, charge: Charge, start: datetime, end: datetime, piece: Piece
+    ) -> tuple[Fraction, tuple[int, int, str] | None]:
+        portion = share(charge.proration, start, end, piece.period, self.timezone)
+        if portion == 1:
+            return portion, None
+        return portion, (*proration_parts(charge.proration, start, end, piece.period, self.timezone), charge.proration)
+
+    def _amounts(self, contract: Contract, span: Span, portion: Fraction) -> tuple[Fraction, Decimal, Decimal]:
+        """Exact amount, line amount before discount, percent discount."""
+        assert span.charge.price is not None, "only usage charges have price rows"
+        exact = _price(span.charge, span.quantity) * portion
+        currency = span.segment.plan.currency
+        gross = round_amount(exact, currency)
+        allowance = percent_discount(contract, span.charge.code, exact, gross, currency)
+        return exact, gross, allowance
+
+    def _line(
+        self,
+        contract: Contract,
+        span: Span,
+        start: datetime,
+        end: datetime,
+        quantity: Decimal,
+        gross: Decimal,
+        allowance: Decimal,
+    ) -> Line:
+        charge, plan = span.charge, span.segment.plan
+        category, percent = self._tax(charge.tax, start, end)
+        return Line(
+            subscription=contract.subscription.code,
+            charge=charge.code,
+            start=start,
+            end=end,
+            quantity=quantity,
+            amount=gross - allowance,
+            tax_category=category,
+            tax_percent=percent,
+            kind=charge.kind,
+            allowance=allowance,
+            plan=plan.code,
+            plan_version=plan.version,
+            tax_code=charge.tax,
+            name=charge.name or charge.code,
+            unit=charge.unit,
+            unit_price=unit_price(charge),
+            step=span.step,
+        )
+
+    def _tax(self, code: str, start: datetime, end: datetime) -> tuple[TaxCategory, Decimal]:
+        point = tax_point(start, end)
+        return _tax_group(self.master.tax_codes[code], self.customer.treatment_at(point), point, self.timezone)
+
+    # What a change takes back
+
+    def _credits(self, contract: Contract) -> None:
+        """Charges in advance that were billed further than they now go: the unused part with a minus."""
+        spans = contract.spans
+        code = contract.subscription.code
+        taken: dict[tuple[str, int, datetime], datetime] = {}
+        originals: list[tuple[BilledDocument, int, Line]] = []
+        for document, number, line, sign in self.ledger.lines:
+            if line.subscription != code or line.kind != "recurring" or line.correction:
+                continue
+            if line.corrects is not None or sign * line.quantity < 0:
+                key = (line.charge, line.step, line.end)
+                taken[key] = min(taken.get(key, line.start), line.start)
+            else:
+                originals.append((document, number, line))
+        for document, number, line in originals:
+            covered = line.end
+            while (line.charge, line.step, covered) in taken and taken[line.charge, line.step, covered] < covered:
+                covered = taken[line.charge, line.step, covered]
+            span = next((s for s in spans if s.charge.code == line.charge and s.step == line.step), None)
+            if span is None or span.charge.timing != "advance":
+                continue
+            end = current_end(contract, spans, line.charge, line.step, line.start)
+            if end < covered:
+                self._credit(contract, span, line, Corrects(document.number, number), end, covered)
+
+    def _credit(
+        self, contract: Contract, span: Span, billed: Line, at: Corrects, start: datetime, end: datetime
+    ) -> None:
+        period = span.segment.grid.at(billed.start)
+        piece = Piece(span, start, end, period, start, span.step)
+        portion, parts = self._portion(span.charge, start, end, piece)
+        if portion == 0:
+            return
+        exact, gross, allowance = self._amounts(contract, span, portion)
+        line = self._line(contract, span, start, end, -span.quantity, -gross, -allowance)
+        line = replace(line, tax_category=billed.tax_category, tax_percent=billed.tax_percent, corrects=at)
+        explanation = fee_explanation(span.charge, -span.quantity, -exact, parts, line)
+        key = (line.subscription, span.place, start, span.segment.index, 0, 0)
+        self._add(contract, span.segment, Draft(key, replace_explanation(line, explanation)))
+
+    # Usage
+
+    def _usage(self, use: Use, row: RatedRow) -> None:
+        draft = self._usage_draft(use, row)
+        if draft is not None:
+            self._add(use.contract, use.piece.span.segment, draft)
+
+    def _usage_draft(self, use: Use, row: RatedRow) -> Draft | None:
+        """The line of a row, or None where there is neither quantity nor amount."""
+        piece, span = use.piece, use.piece.span
+        currency = span.segment.plan.currency
+        gross = round_amount(row.amount, currency)
+        quantity = shown_quantity(row.quantity)
+        if not gross and not quantity:
+            return None
+        allowance = percent_discount(use.contract, span.charge.code, Fraction(row.amount), gross, currency)
+        line = self._line(use.contract, span, piece.start, piece.end, quantity, gross, allowance)
+        line = with_row(line, span.charge, row)
+        return Draft((line.subscription, span.place, piece.start, span.segment.index, 1, row.row), line)
+
+    def _late(self, late: Sequence[tuple[Use, Sequence[RatedRow]]]) -> None:
+        """Usage of periods that are billed: compare, and correct or make the invoice again where it differs."""
+        reissue = self.master.tenant.late_usage == "reissue"
+        again: dict[str, BilledDocument] = {}
+        differing: list[tuple[Use, list[Draft], Mapping[LineKey, RatedRow]]] = []
+        drafts_of: list[tuple[Use, list[Draft]]] = []
+        for use, rows in late:
+            drafts = [draft for row in rows if (draft := self._usage_draft(use, row)) is not None]
+            drafts_of.append((use, drafts))
+            if not self._differs(use, drafts):
+                continue
+            document = self._document_of(use) if reissue else None
+            if document is None:
+                differing.append((use, drafts, {}))
+            else:
+                again[document.number] = document
+        for use, drafts, _ in differing:
+            self._corrections(use, drafts)
+        for document in self.ledger.documents:
+            if document.number in again:
+                self._reissue(document, drafts_of)
+
+    def _keys_of_piece(self, use: Use) -> tuple[str, str, datetime, int]:
+        piece = use.piece
+        return use.contract.subscription.code, piece.span.charge.code, piece.start, piece.span.step
+
+    def _differs(self, use: Use, drafts: Sequence[Draft]) -> bool:
+        now = {line_key(draft.line): draft.line for draft in drafts}
+        piece = self._keys_of_piece(use)
+        before = {key: b for key, b in self.ledger.by_key.items() if key[:4] == piece}
+        for key in now.keys() | before.keys():
+            line, known = now.get(key), before.get(key)
+            quantity = line.quantity if line else ZERO
+            amount = line.amount if line else ZERO
+            if quantity != (known.quantity if known else ZERO) or amount != (known.amount if known else ZERO):
+                return True
+        return False
+
+    def _corrections(self, use: Use, drafts: Sequence[Draft]) -> None:
+        """One line per row: rated now less billed so far."""
+        now = {line_key(draft.line): draft for draft in drafts}
+        piece = self._keys_of_piece(use)
+        span = use.piece.span
+        before = {key: known for key, known in self.ledger.by_key.items() if key[:4] == piece}
+        for key in now.keys() | before.keys():
+            draft, known = now.get(key), before.get(key)
+            if known is None:
+                assert draft is not None
+                rated = {"quantity": decimal_text(draft.line.quantity), "amount": str(draft.line.amount)}
+                explanation = {**draft.line.explanation, "late": True, "rated": rated}
+                line = replace(draft.line, correction=True, explanation=explanation)
+            else:
+                line = self._difference(known, draft.line if draft else None)
+                if not line.quantity and not line.amount:
+                    continue
+            row = draft.key[5] if draft else _row_of(span.charge, known.line if known else None)
+            place = (line.subscription, span.place, use.piece.start, span.segment.index, 1, row)
+            self._add(use.contract, span.segment, Draft(place, line))
+
+    def _difference(self, known: _Billed, now: Line | None) -> Line:
+        quantity = now.quantity if now else ZERO
+        amount, allowance = (now.amount, now.allowance) if now else (ZERO, ZERO)
+        explanation: dict[str, Any] = {
+            "late": True,
+            "billed": {
+                "document": known.at.document,
+                "quantity": decimal_text(known.quantity),
+                "amount": str(known.amount),
+            },
+            "rated": {"quantity": decimal_text(quantity), "amount": str(amount)},
+        }
+        if now is not None:
+            explanation = {**now.explanation, **explanation}
+        return replace(
+            known.line,
+            quantity=quantity - known.quantity,
+            amount=amount - known.amount,
+            allowance=allowance - known.allowance,
+            correction=True,
+            corrects=known.at,
+            explanation=explanation,
+        )
+
+    # Invoices made again
+
+    def _document_of(self, use: Use) -> BilledDocument | None:
+        """The invoice to make again for late usage of a piece; None where a correction on the next one has to do."""
+        document = self.ledger.by_piece.get(self._keys_of_piece(use))
+        if document is None and use.billed is not None:
+            currency = use.piece.span.segment.plan.currency
+            for one in self.ledger.documents:
+                if one.run == use.billed.number and one.document.currency == currency:
+                    document = one
+        if document is None or document.document.type == "credit_note":
+            return None
+        return None if document.number in self.ledger.credited_by_hand else document
+
+    def _reissue(self, document: BilledDocument, drafts_of: Sequence[tuple[Use, list[Draft]]]) -> None:
+        """The same document with usage and minimum rated again; all other lines are repeated as they were."""
+        fresh: list[Draft] = []
+        rated_again: set[tuple[str, str, datetime, int]] = set()
+        for use, drafts in drafts_of:
+            if self._document_of(use) is document:
+                rated_again.add(self._keys_of_piece(use))
+                fresh.extend(drafts)
+                for draft in drafts:
+                    self._touch(use.contract, use.piece.span.segment, draft.line.start, draft.line.amount)
+        for number, line in enumerate(document.document.lines):
+            if line.kind == "usage" and not line.correction and line_key(line)[:4] in rated_again:
+                self._touch_line(line, -line.amount)
+                continue
+            if line.kind == MINIMUM and not line.correction:
+                self._touch_line(line, ZERO)  # decided again when all usage is known
+                continue
+            fresh.append(Draft(self._place(line, number), line))
+        self.found.reissues.append(Reissue(document, fresh))
+
+    def _touch_line(self, line: Line, amount: Decimal) -> None:
+        found = self._contract_of(line)
+        if found is not None:
+            self._touch(found[0], found[1], line.start, amount)
+
+    def _contract_of(self, line: Line) -> tuple[Contract, Segment] | None:
+        for one in self.due.contracts:
+            if one.subscription.code == line.subscription:
+                segment = one.segment_of.get((line.charge, line.step))
+                return None if segment is None else (one, segment)
+        return None
+
+    def _place(self, line: Line, number: int) -> SortKey:
+        found = self._contract_of(line)
+        if found is None:
+            return line.subscription, MINIMUM_PLACE - 1, line.start, 0, 1, number
+        places = [p for p, charge in enumerate(found[1].plan.charges) if charge.code == line.charge]
+        place = places[0] if places else MINIMUM_PLACE
+        row = _row_of(found[1].plan.charges[place], line) if places else 0
+        return line.subscription, place, line.start, found[1].index, 0 if line.quantity < 0 else 1, row
+
+    # Minimum of a plan
+
+    def _minimum(self, part: Part) -> None:
+        """The plan's minimum for a part of a period, less all net lines of the subscription for it, if positive."""
+        segment, code = part.segment, part.contract.subscription.code
+        key = (code, segment.index, part.period.start)
+        if part.billed is not None and key not in self.touched:
+            return
+        assert segment.plan.minimum is not None
+        currency = segment.plan.currency
+        portion = share("day", part.start, part.end, part.period, self.timezone)
+        net = self._net_billed(part) + self.touched.get(key, ZERO)
+        exact = Fraction(segment.plan.minimum) * portion - Fraction(net)
+        owed = round_amount(exact, currency) if exact > 0 else ZERO
+        line = self._minimum_line(part, owed, portion, net, exact)
+        place = (code, MINIMUM_PLACE, part.start, segment.index, 1, 0)
+        if part.billed is None:
+            if owed:
+                self._add(part.contract, segment, Draft(place, line))
+            return
+        known = self.ledger.by_key.get(line_key(line))
+        target = self._reissue_of_minimum(part, known)
+        if target is not None:
+            if owed:
+                target.lines.append(Draft(place, line))
+            return
+        difference = owed - (known.amount if known else ZERO)
+        if difference:
+            quantity = Decimal(1 if difference > 0 else -1)
+            line = replace(line, quantity=quantity, amount=difference, correction=True)
+            if known is not None:
+                group = (known.line.tax_category, known.line.tax_percent)
+                line = replace(line, tax_category=group[0], tax_percent=group[1], corrects=known.at)
+            self._add(part.contract, segment, Draft(place, line))
+
+    def _reissue_of_minimum(self, part: Part, known: _Billed | None) -> Reissue | None:
+        for reissue in self.found.reissues:
+            if known is not None and known.document is reissue.billed:
+                return reissue
+            if known is None and part.billed is not None and reissue.billed.run == part.billed.number:
+                if reissue.billed.document.currency == part.segment.plan.currency:
+                    return reissue
+        return None
+
+    def _net_billed(self, part: Part) -> Decimal:
+        """Net of the billed lines of this plan and period, minimum left out."""
+        if not self.billed:
+            return ZERO
+        net = ZERO
+        code, segment = part.contract.subscription.code, part.segment
+        for _, _, line, sign in self.ledger.lines:
+            if line.subscription == code and line.kind != MINIMUM and part.period.start <= line.start < part.period.end:
+                if part.contract.segment_of.get((line.charge, line.step)) is segment:
+                    net += sign * line.amount
+        return net
+
+    def _minimum_line(self, part: Part, owed: Decimal, portion: Fraction, net: Decimal, exact: Fraction) -> Line:
+        plan = part.segment.plan
+        tax = plan.charges[0].tax
+        category, percent = self._tax(tax, part.start, part.end)
+        explanation: dict[str, Any] = {
+            "exact": decimal_text(exact),
+            "minimum": decimal_text(plan.minimum or ZERO),
+            "net_of_lines": str(net),
+            "catalog": {"plan": plan.code, "version": plan.version},
+        }
+        if portion != 1:
+            active, full = proration_parts("day", part.start, part.end, part.period, self.timezone)
+            explanation["proration"] = {"active": active, "full": full, "by": "day"}
+        return Line(
+            subscription=part.contract.subscription.code,
+            charge=MINIMUM,
+            start=part.start,
+            end=part.end,
+            quantity=Decimal(1),
+            amount=owed,
+            tax_category=category,
+            tax_percent=percent,
+            kind=MINIMUM,
+            plan=plan.code,
+            plan_version=plan.version,
+            tax_code=tax,
+            name=MINIMUM,
+            explanation=explanation,
+            step=part.segment.step,
+        )
+
+
+def _sort_key(draft: Draft) -> SortKey:
+    return draft.key
+
+
+def sorted_lines(drafts: Iterable[Draft]) -> tuple[Line, ...]:
+    return tuple(draft.line for draft in sorted(drafts, key=_sort_key))
+
+
+@lru_cache(maxsize=65_536)
+def _cached_price(price: Price, quantity: Decimal) -> Fraction:
+    return price_exactly(price, quantity)
+
+
+def _price(charge: Charge, quantity: Decimal) -> Fraction:
+    assert charge.price is not None, "only usage charges have price rows"
+    return _cached_price(charge.price, quantity)
+
+
+@lru_cache(maxsize=65_536)
+def _tax_group(code: TaxCode, treatment: str, point: datetime, timezone: str) -> tuple[TaxCategory, Decimal]:
+    return tax_group(code, treatment, point, timezone)
+
+
+def percent_discount(contract: Contract, charge: str, exact: Fraction, gross: Decimal, currency: str) -> Decimal:
+    """The percent discounts of a charge: each of the full exact amount and rounded, together at most the line."""
+    total = ZERO
+    for discount in contract.subscription.discounts:
+        if discount.percent is not None and (not discount.charges or charge in discount.charges):
+            total += round_amount(exact * Fraction(discount.percent) / 100, currency)
+    if not total:
+        return ZERO
+    return min(total, gross) if gross >= 0 else max(total, gross)
+
+
+def unit_price(charge: Charge) -> Decimal | None:
+    """Where the amount is quantity times one price, that price."""
+    price = charge.price
+    if price is None or charge.included or charge.minimum is not None or charge.maximum is not None:
+        return None
+    if price.model == "per_unit":
+        return price.unit
+    return price.amount if price.model == "flat" and charge.kind != "usage" else None
+
+
+def with_row(line: Line, charge: Charge, row: RatedRow) -> Line:
+    """The usage line with its price row and explanation."""
+    when = charge.prices[row.row].when if charge.prices else None
+    explanation = {
+        "exact": decimal_text(row.amount),
+        **row.explanation,
+        "catalog": {"plan": line.plan, "version": line.plan_version, "charge": line.charge},
+    }
+    return replace(line, when=dict(when) if when else None, explanation=explanation)
+
+
+def _row_of(charge: Charge, line: Line | None) -> int:
+    if line is None or not charge.prices:
+        return 0
+    for place, row in enumerate(charge.prices):
+        if dict(row.when) == dict(line.when or {}):
+            return place
+    return len(charge.prices)
+
+
+def fee_explanation(
+    charge: Charge, quantity: Decimal, exact: Fraction, parts: tuple[int, int, str] | None, line: Line
+) -> dict[str, Any]:
+    explanation: dict[str, Any] = {
+        "exact": decimal_text(exact),
+        "quantity": decimal_text(quantity),
+        "catalog": {"plan": line.plan, "version": line.plan_version, "charge": charge.code},
+    }
+    if charge.price is not None:
+        explanation["model"] = charge.price.model
+    if parts is not None:
+        explanation["proration"] = {"active": parts[0], "full": parts[1], "by": parts[2]}
+    return explanation
+
+
+def replace_explanation(line: Line, explanation: Mapping[str, Any]) -> Line:
+    return replace(line, explanation=explanation)

@@ -1,0 +1,237 @@
+"""Wallets: prepaid and promotional credit, reservations that hold it, commits that spend it, invoices that use it.
+
+Owns the order in which credit is used (promotional first, then earliest expiry, then oldest) and what is left.
+Budgets are `billing/budgets.py`. A wallet is of one customer and currency. Source: docs/rules.md, Wallets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+
+from billing.assemble import CreditKind
+from billing.contracts import FOREVER
+from billing.master import MasterData, TopUp
+from billing.settle import BilledDocument
+
+ZERO = Decimal(0)
+
+
+@dataclass(slots=True)
+class _Pot:
+    """One top-up: what is left of it, what of that reservations hold, and what commits took aside for invoices."""
+
+    top_up: TopUp
+    left: Decimal
+    held: Decimal = ZERO
+    committed: Decimal = ZERO
+
+    def free(self, now: datetime) -> Decimal:
+        expired = self.top_up.expires is not None and self.top_up.expires <= now
+        return ZERO if expired else self.left - self.held
+
+
+@dataclass(slots=True)
+class Hold:
+    """What one reservation holds: of which top-ups, and how much of it counts against budgets (net)."""
+
+    customer: str
+    currency: str
+    parts: list[tuple[int, Decimal]]
+    granted: Decimal
+    net: Decimal
+    expires: datetime | None = None
+    open: bool = True
+
+
+@dataclass(slots=True)
+class Wallets:
+    """All wallets of a tenant (or of a chunk of its customers) at a moment, moved on by `at`."""
+
+    now: datetime
+    pots: dict[int, _Pot] = field(default_factory=dict[int, _Pot])  # by the number of the top-up
+    of: dict[tuple[str, str], list[int]] = field(default_factory=dict[tuple[str, str], list[int]])
+    holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
+    used: dict[str, list[tuple[int, Decimal]]] = field(default_factory=dict[str, list[tuple[int, Decimal]]])
+
+    def at(self, now: datetime) -> None:
+        """Move the clock: reservations whose time is over are released."""
+        self.now = max(self.now, now)
+        for hold in self.holds.values():
+            if hold.open and hold.expires is not None and hold.expires <= self.now:
+                self._free(hold)
+
+    def add(self, top_up: TopUp) -> None:
+        if top_up.number in self.pots:
+            return
+        self.pots[top_up.number] = _Pot(top_up, top_up.amount)
+        numbers = self.of.setdefault((top_up.customer, top_up.currency), [])
+        numbers.append(top_up.number)
+        numbers.sort(key=lambda number: _order(self.pots[number].top_up))
+
+    def exists(self, customer: str, currency: str) -> bool:
+        return (customer, currency) in self.of
+
+    def _pots(self, customer: str, currency: str, kind: CreditKind | None = None) -> Iterable[tuple[int, _Pot]]:
+        for number in self.of.get((customer, currency), ()):
+            pot = self.pots[number]
+            if kind is None or pot.top_up.kind == kind:
+                yield number, pot
+
+    def available(self, customer: str, currency: str, kind: CreditKind | None = None) -> Decimal:
+        """Credit that neither is reserved nor has expired."""
+        return sum((pot.free(self.now) for _, pot in self._pots(customer, currency, kind)), ZERO)
+
+    def balance(self, customer: str, currency: str) -> Decimal:
+        """What is left, with what is reserved, without what was committed."""
+        return sum((max(pot.free(self.now), ZERO) + pot.held for _, pot in self._pots(customer, currency)), ZERO)
+
+    def reserved(self, customer: str, currency: str) -> Decimal:
+        return sum((pot.held for _, pot in self._pots(customer, currency)), ZERO)
+
+    def held_net(self, customer: str, currency: str) -> Decimal:
+        """What open reservations of the customer count against his budgets."""
+        return sum(
+            (h.net for h in self.holds.values() if h.open and h.customer == customer and h.currency == currency), ZERO
+        )
+
+    # Documents
+
+    def take(self, customer: str, currency: str, kind: CreditKind, asked: Decimal, document: str) -> Decimal:
+        """Credit for a document: committed credit first, even if expired since, then what is free."""
+        taken = ZERO
+        uses = self.used.setdefault(document, [])
+        for number, pot in self._pots(customer, currency, kind):
+            part = min(pot.committed, asked - taken)
+            if part > 0:
+                pot.committed -= part
+                uses.append((number, part))
+                taken += part
+        for number, pot in self._pots(customer, currency, kind):
+            part = min(pot.free(self.now), asked - taken)
+            if part > 0:
+                pot.left -= part
+                uses.append((number, part))
+                taken += part
+        return taken
+
+    def name(self, document: str, number: str) -> None:
+        """The document has got its number: what it used is found under it from now on."""
+        if document in self.used:
+            self.used[number] = self.used.pop(document)
+
+    def give_back(self, number: str) -> None:
+        for pot, amount in self.used.pop(number, []):
+            self.pots[pot].left += amount
+
+    # Reservations
+
+    def reserve(
+        self,
+        id: str,
+        customer: str,
+        currency: str,
+        parts: Mapping[CreditKind, Decimal] | None,
+        granted: Decimal,
+        net: Decimal,
+        expires: datetime | None = None,
+    ) -> Hold:
+        """Hold what was granted; `parts` says of which kind, None takes promotional credit first."""
+        taken: list[tuple[int, Decimal]] = []
+        if self.exists(customer, currency):
+            wanted = parts if parts is not None else {"promotional": granted, "purchased": granted}
+            left = granted
+            for kind in ("promotional", "purchased"):
+                asked = min(wanted.get(kind, ZERO), left)
+                for number, pot in self._pots(customer, currency, kind):
+                    part = min(pot.free(self.now), asked)
+                    if part > 0:
+                        pot.held += part
+                        taken.append((number, part))
+                        asked -= part
+                        left -= part
+        hold = Hold(customer, currency, taken, granted, net, expires)
+        self.holds[id] = hold
+        return hold
+
+    def commit(self, id: str, amount: Decimal) -> Decimal:
+        """Spend at most what was granted, promotional credit first; the rest of the reservation is released."""
+        hold = self.holds[id]
+        if not hold.open:
+            return ZERO
+        left = min(amount, hold.granted)
+        taken = ZERO
+        for number, held in hold.parts:
+            pot = self.pots[number]
+            part = min(held, left)
+            pot.held -= held
+            pot.left -= part
+            pot.committed += part
+            left -= part
+            taken += part
+        hold.open, hold.parts = False, []
+        return taken
+
+    def release(self, id: str) -> None:
+        if id in self.holds and self.holds[id].open:
+            self._free(self.holds[id])
+
+    def _free(self, hold: Hold) -> None:
+        for number, held in hold.parts:
+            self.pots[number].held -= held
+        hold.open, hold.parts = False, []
+
+
+def _order(top_up: TopUp) -> tuple[int, datetime, datetime, int]:
+    kind = 0 if top_up.kind == "promotional" else 1
+    return kind, top_up.expires or FOREVER, top_up.at, top_up.number
+
+
+def wallets_of(
+    master: MasterData, customers: Sequence[str], billed: Sequence[BilledDocument], now: datetime
+) -> Wallets:
+    """The wallets of some customers, replayed from their top-ups and all their documents (without reservations).
+
+    `billed` must hold every document of these customers, in the order made, with `made_at`.
+    """
+    wanted = set(customers)
+    wallets = Wallets(datetime.min.replace(tzinfo=now.tzinfo))
+    top_ups = [top_up for top_up in master.top_ups if top_up.customer in wanted]
+    waiting = sorted(top_ups, key=lambda top_up: (top_up.at, top_up.number))
+    place = 0
+    replaced = {b.document.refers_to: b for b in billed if b.document.type == "credit_note" and b.document.refers_to}
+    for one in billed:
+        made = one.made_at or now
+        while place < len(waiting) and waiting[place].at <= made:
+            wallets.add(waiting[place])
+            place += 1
+        wallets.at(made)
+        document = one.document
+        if document.type == "credit_note":
+            if document.refers_to is not None and _whole(document.refers_to, one, billed):
+                wallets.give_back(document.refers_to)
+            continue
+        promotional = sum((a.amount for a in document.allowances if a.kind == "promotional"), ZERO)
+        wallets.take(document.customer, document.currency, "promotional", promotional, one.number)
+        wallets.take(document.customer, document.currency, "purchased", document.prepaid, one.number)
+    for top_up in waiting[place:]:
+        wallets.add(top_up)
+    wallets.at(now)
+    assert replaced is not None
+    return wallets
+
+
+def _whole(number: str, note: BilledDocument, billed: Sequence[BilledDocument]) -> bool:
+    """Whether a credit note mirrors its invoice whole (one by lines gives no credit back)."""
+    original = next((b.document for b in billed if b.number == number), None)
+    if original is None:
+        return False
+    mirror = note.document
+    return (mirror.net, mirror.gross, mirror.prepaid, len(mirror.lines)) == (
+        original.net,
+        original.gross,
+        original.prepaid,
+        len(original.lines),
+    )
