@@ -128,7 +128,7 @@ def _refuse(violations: Sequence[Violation]) -> None:
         raise NotIssuable(f"{first.rule}: {first.detail}{more}", violations)
 
 
-# -- A chunk of finalised documents --------------------------------------------------------------------------------------
+# -- A chunk of finalised documents ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

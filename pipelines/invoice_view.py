@@ -27,9 +27,12 @@ from billing.errors import FieldError, InvalidInput
 
 LAYOUTS = Path(__file__).parent / "layouts"
 PADDED_MAX = 4  # decimals that are aligned under each other; longer ones stand out on purpose
-WORD_MAX = 24  # characters without a place to break; longer words get places, or they run out of their column
+WORD_MAX = 24  # characters without a place to break; longer words get one every so many, or they leave their column
+WORD_STEP = 8
+WINDOW_LINES, INFORMATION_LINES = 6, 9  # what DIN 5008 form B leaves room for at the usual sizes
 QR_MASK = 4  # any of the eight is valid; trying all of them for the prettiest takes 10 ms a document
 _LONG_WORD = re.compile(rf"\S{{{WORD_MAX + 1},}}")
+_RUNS = re.compile("#+")
 _ZERO_WIDTH_SPACE = "\u200b"
 _EPC_TEXT_MAX, _EPC_NAME_MAX = 140, 70
 
@@ -111,7 +114,7 @@ def breakable(text: str) -> str:
 
     def opened(word: re.Match[str]) -> str:
         letters = word.group()
-        return _ZERO_WIDTH_SPACE.join(letters[at : at + WORD_MAX] for at in range(0, len(letters), WORD_MAX))
+        return _ZERO_WIDTH_SPACE.join(letters[at : at + WORD_STEP] for at in range(0, len(letters), WORD_STEP))
 
     return _LONG_WORD.sub(opened, text)
 
@@ -134,6 +137,7 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
     kind = invoice.type_code if invoice.type_code in texts["titles"] else "380"
     title = f"{texts['titles'][kind]} {invoice.number}"
     numbers = {record.line: str(index) for index, record in enumerate(invoice.records, start=1)}
+    window, information = _window(invoice, speech), _information(invoice, speech, kind)
     return {
         "lang": language,
         "region": texts["region"],
@@ -142,10 +146,11 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
         "date": [invoice.issued_on.year, invoice.issued_on.month, invoice.issued_on.day],
         "running": f"{title}   {speech.date_long(invoice.issued_on)}",
         "letterhead": _letterhead(invoice, seller, speech),
-        "window": [breakable(line) for line in _window(invoice, speech)],
+        "window": [breakable(line) for line in window],
         "information": [
             [name, breakable(value), strong] for name, value, strong in _information(invoice, speech, kind)
         ],
+        "tall": _is_tall(window, information),
         "intro": [texts["greeting"], " ".join(_intro(invoice, texts, kind))],
         "columns": _columns(invoice, texts),
         "groups": _groups(invoice, speech, numbers),
@@ -178,13 +183,13 @@ def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[st
         *([texts["directors"], letterhead.directors] if letterhead.directors else []),
         *([letterhead.court] if letterhead.court else []),
         *([seller.legal_id.id] if seller.legal_id else []),
+        *([f"{texts['tax_number']} {seller.tax_number}"] if seller.tax_number else []),
     ]
     bank = [
         *([f"{texts['bank']} {letterhead.bank_name}"] if letterhead.bank_name else []),
         *([f"IBAN {_grouped(account.iban)}"] if account else []),
         *([f"BIC {account.bic}"] if account and account.bic else []),
         *([f"{texts['vat_id']} {seller.vat_id}"] if seller.vat_id else []),
-        *([f"{texts['tax_number']} {seller.tax_number}"] if seller.tax_number else []),
     ]
     reach = [part for part in (contact.email, contact.phone) if part] if contact else []
     first, _, rest = seller.name.partition(" ")
@@ -243,6 +248,15 @@ def _information(invoice: Invoice, speech: Speech, kind: str) -> list[tuple[str,
         (texts["due_on"], speech.date(invoice.due_on) if invoice.due_on and invoice.totals.due > 0 else None, True),
     ]
     return [(name, value, strong) for name, value, strong in rows if value]
+
+
+def _is_tall(window: Sequence[str], information: Sequence[tuple[str, str, bool]]) -> bool:
+    """Whether address or information block may need more than their usual place: then the layout has to measure."""
+    if len(window) > WINDOW_LINES or len(information) > INFORMATION_LINES:
+        return True
+    plain_letters = all(line.isascii() or line.encode("latin-1", "ignore").decode("latin-1") == line for line in window)
+    longest = max((len(value) for _, value, _ in information), default=0)
+    return not plain_letters or longest > 19 or any(len(line) > 38 for line in window)
 
 
 def _intro(invoice: Invoice, texts: dict[str, Any], kind: str) -> list[str]:
@@ -400,8 +414,11 @@ def _emphasised(sentence: str, **values: str) -> list[list[Any]]:
     return [[values[part] if at % 2 else part, at % 2 == 1] for at, part in enumerate(parts) if part]
 
 
-def _epc_code(name: str, iban: str, bic: str, amount: Decimal, text: str) -> list[str]:
-    """EPC069-12, version 002: rows of dark (#) and light (.) modules; UTF-8, error correction M."""
+def _epc_code(name: str, iban: str, bic: str, amount: Decimal, text: str) -> str:
+    """EPC069-12, version 002, UTF-8, error correction M: an SVG of one path, a rectangle for each run of dark modules.
+
+    A hair taller than a module, so that no printer leaves a white line between two rows.
+    """
     fields = [
         "BCD",
         "002",
@@ -416,7 +433,15 @@ def _epc_code(name: str, iban: str, bic: str, amount: Decimal, text: str) -> lis
         text[:_EPC_TEXT_MAX],
     ]
     code = segno.make_qr("\n".join(fields).encode(), error="m", mask=QR_MASK, boost_error=False, mode="byte")
-    return ["".join("#" if dark else "." for dark in row) for row in code.matrix]
+    runs: list[str] = []
+    for y, row in enumerate(code.matrix):
+        modules = "".join("#" if dark else "." for dark in row)
+        runs += [
+            f"M{one.start()} {y}h{one.end() - one.start()}v1.01h-{one.end() - one.start()}z"
+            for one in _RUNS.finditer(modules)
+        ]
+    size = len(code.matrix)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}"><path d="{"".join(runs)}"/></svg>'
 
 
 def _notes(invoice: Invoice, speech: Speech) -> list[str]:
@@ -455,11 +480,11 @@ def _record(record: UsageRecord, line: InvoiceLine, speech: Speech, currency: st
     texts = speech.texts
     gross = line.net + sum((one.amount for one in line.allowances), Decimal(0))
     gross -= sum((one.amount for one in line.charges), Decimal(0))
-    rows = [_row(row, speech) for row in record.rows]
+    rows = [_row(row, speech, currency) for row in record.rows]
     exact = record.exact
     rounded = texts["rounded"].format(amount=speech.number(exact)) if exact is not None and exact != gross else ""
     correction = any(row.kind in ("rated", "billed") for row in record.rows)
-    one_price = speech.number(line.price) if line.base_quantity is None else ""
+    one_price = speech.number(line.price, decimals_of(currency)) if line.base_quantity is None else ""
     rows.append(
         [
             texts["difference"] if correction else texts["sum"],
@@ -483,7 +508,7 @@ def _record(record: UsageRecord, line: InvoiceLine, speech: Speech, currency: st
     }
 
 
-def _row(row: RecordRow, speech: Speech) -> list[str]:
+def _row(row: RecordRow, speech: Speech, currency: str) -> list[str]:
     texts = speech.texts
     label, value = row.label, row.value
     if row.kind == "tier":
@@ -496,5 +521,9 @@ def _row(row: RecordRow, speech: Speech) -> list[str]:
         label = texts["rows"]["billed"].format(label=row.label) if row.label else texts["rows"]["billed_plain"]
     elif row.kind != "dimension":
         label = texts["rows"][row.kind]
-    figures = [speech.number(one) if one is not None else "" for one in (row.quantity, row.price, row.amount)]
-    return [label, value, *figures]
+    places = decimals_of(currency)
+    quantity, price, amount = (
+        "" if one is None else speech.number(one, least)
+        for one, least in ((row.quantity, 0), (row.price, places), (row.amount, places))
+    )
+    return [label, value, quantity, price, amount]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
@@ -36,7 +36,7 @@ from billing.einvoice.model import (
     plain,
 )
 from billing.einvoice.units import ONE, unit_code
-from billing.einvoice.words import VATEX, Words, day, words
+from billing.einvoice.words import VATEX, Words, day, figure, words
 from billing.errors import FieldError, InvalidInput
 
 INVOICE, CREDIT_NOTE = "380", "381"
@@ -224,7 +224,7 @@ def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo) -> InvoiceLine
     priced = _priced(line)
     if priced.unit is not None:
         code, unit_name = priced.unit, None
-    name = line.name or (spoken.minimum if line.kind == "minimum" else line.charge)
+    name = spoken.minimum if line.kind == "minimum" else line.name or line.charge
     return InvoiceLine(
         id=number,
         quantity=priced.quantity,
@@ -258,13 +258,22 @@ def _discounts(line: Line, spoken: Words, *, back: bool) -> tuple[AllowanceCharg
     return (AllowanceCharge(abs(line.allowance), reason, None if back else DISCOUNT_CODE),)
 
 
-def _text(value: object) -> str | None:
-    """A decimal of an explanation as plain text, or None where there is none."""
-    return None if value is None or value == "" else plain(Decimal(str(value)))
-
-
 def _decimal(value: object) -> Decimal | None:
-    return None if value is None or value == "" else Decimal(str(value))
+    """A number of an explanation; one without end (`1/3`) is cut to twelve decimals, as quantities are."""
+    if value is None or value == "":
+        return None
+    numerator, _, denominator = str(value).partition("/")
+    if not denominator:
+        return Decimal(numerator)
+    with localcontext() as context:
+        context.prec = 60
+        return (Decimal(numerator) / Decimal(denominator)).quantize(Decimal("1e-12"), ROUND_HALF_UP)
+
+
+def _text(value: object) -> str | None:
+    """The same as plain text, or None where there is none."""
+    number = _decimal(value)
+    return None if number is None else plain(number)
 
 
 def _entries(line: Line, key: str) -> list[Mapping[str, Any]]:
@@ -285,7 +294,7 @@ def _note(line: Line, spoken: Words) -> str | None:
         notes.append(words_of.format(active=proration.get("active", ""), full=proration.get("full", "")))
     included = _text(line.explanation.get("included"))
     if included is not None and included != "0":
-        notes.append(spoken.included.format(quantity=included))
+        notes.append(spoken.included.format(quantity=figure(Decimal(included), spoken)))
     if line.correction and line.explanation.get("late"):
         notes.append(spoken.late)
     return ", ".join(notes) or None
@@ -348,7 +357,10 @@ def _rows(line: Line) -> list[RecordRow]:
         )
     included = _decimal(line.explanation.get("included"))
     if included:
-        rows.append(RecordRow("included", quantity=-included))
+        rows.append(RecordRow("included", quantity=min(included, max(line.quantity, Decimal(0)))))
+        if line.quantity > included and not _entries(line, "tiers"):
+            exact = _decimal(line.explanation.get("exact"))
+            rows.append(RecordRow("beyond", quantity=line.quantity - included, amount=exact))
     rows += [_tier_row(number, tier) for number, tier in enumerate(_entries(line, "tiers"), start=1)]
     package = _entry(line, "package")
     if package:
@@ -363,12 +375,14 @@ def _rows(line: Line) -> list[RecordRow]:
     for kind in ("rated", "billed"):
         entry = _entry(line, kind)
         if entry:
+            sign = -1 if kind == "billed" else 1
+            quantity, amount = _decimal(entry.get("quantity")), _decimal(entry.get("amount"))
             rows.append(
                 RecordRow(
                     kind,
                     str(entry.get("document") or ""),
-                    quantity=_decimal(entry.get("quantity")),
-                    amount=_decimal(entry.get("amount")),
+                    quantity=None if quantity is None else quantity * sign,
+                    amount=None if amount is None else amount * sign,
                 )
             )
     return rows

@@ -271,7 +271,7 @@ class InvoiceLine:
     attributes: tuple[Attribute, ...] = ()
 
 
-RowKind = Literal["dimension", "tier", "included", "flat", "package", "rated", "billed", "proration"]
+RowKind = Literal["dimension", "tier", "included", "beyond", "package", "rated", "billed"]
 
 
 @dataclass(frozen=True)

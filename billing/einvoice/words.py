@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 
 from billing.documents import TaxCategory
+from billing.einvoice.model import plain
 from billing.errors import FieldError, InvalidInput
 
 
@@ -34,6 +36,8 @@ class Words:
     unit: str
     tier: str
     months: tuple[str, ...]
+    point: str
+    group: str
 
 
 WORDS: dict[str, Words] = {
@@ -62,6 +66,8 @@ WORDS: dict[str, Words] = {
         unit="Einheit",
         tier="Stufe {number}",
         months=(),
+        point=",",
+        group=".",
     ),
     "en": Words(
         tax_reasons={
@@ -100,6 +106,8 @@ WORDS: dict[str, Words] = {
             "November",
             "December",
         ),
+        point=".",
+        group=",",
     ),
 }
 VATEX: dict[TaxCategory, str] = {  # BT-121; none for E: which exemption it is, only the tax code knows
@@ -121,3 +129,10 @@ def words(language: str) -> Words:
 def day(value: date, spoken: Words) -> str:
     """A date inside a sentence: 01.12.2026, or 1 December 2026."""
     return f"{value.day} {spoken.months[value.month - 1]} {value.year}" if spoken.months else f"{value:%d.%m.%Y}"
+
+
+def figure(value: Decimal, spoken: Words) -> str:
+    """A quantity inside a sentence: 5.000 or 5,000."""
+    whole, _, part = plain(abs(value)).partition(".")
+    digits = f"{int(whole):,}".replace(",", spoken.group)
+    return ("-" if value < 0 else "") + digits + (spoken.point + part if part else "")
