@@ -39,6 +39,16 @@ class InvalidInput(BillingError):
     code, status, title = "invalid_input", 422, "The input is not valid"
 
 
+class Malformed(InvalidInput):
+    """The bytes are not what they say they are: no JSON, no gzip, nested without end."""
+
+    code, status, title = "malformed", 400, "The request cannot be read"
+
+
+class UnsupportedMediaType(BillingError):
+    code, status, title = "unsupported_media_type", 415, "This content type is not taken here"
+
+
 class NotFound(BillingError):
     code, status, title = "not_found", 404, "There is no such thing"
 
