@@ -41,6 +41,7 @@ from storage.usage_log.partitions import EventIds, event_ids, partitions_of
 DEADLINE_S = 10.0
 RETRY_WAIT_S_FIRST = 0.05
 RETRY_WAIT_S_MAX = 0.5
+CALL_TIMEOUT_S = 4.0  # shorter than the deadline, so that a shard that hangs and is replaced gets a second call
 CALLS_PER_LANE_MAX = 2  # one is committed while the next is decoded; more only moves the queue
 CALL_ROWS_MAX = 20_000
 INLINE_ROWS_MAX = 2_000  # below it hashing costs less than a hop to another thread
@@ -241,9 +242,10 @@ class GroupingRouter(ABC):
             else:
                 data = await asyncio.to_thread(_encode, group)
             try:
-                answer = decode_answer(await asyncio.wait_for(self._call(lane, data), self._deadline_s))
+                timeout_s = min(CALL_TIMEOUT_S, self._deadline_s)
+                answer = decode_answer(await asyncio.wait_for(self._call(lane, data), timeout_s))
             except asyncio.TimeoutError as error:  # noqa: UP041 - the builtin name hides that wait_for raised it
-                raise Unavailable(f"Lane {lane} did not answer in {self._deadline_s} s. {_AGAIN}") from error
+                raise Unavailable(f"Lane {lane} did not answer in {timeout_s} s. {_AGAIN}") from error
             failure = _failure(answer)
             if failure is not None:
                 raise failure

@@ -15,6 +15,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -85,6 +86,19 @@ def open_object_store(
         parts = urlsplit(text)
         return S3ObjectStore(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint_url, key=key, secret=secret)
     return LocalObjectStore(Path(text.removeprefix("file://")))
+
+
+@dataclass(frozen=True)
+class StoreAddress:
+    """Where the store is, as a value that travels to other processes."""
+
+    url: str
+    endpoint_url: str | None = None
+    key: str | None = None
+    secret: str | None = field(default=None, repr=False)
+
+    def open(self) -> ObjectStore:
+        return open_object_store(self.url, endpoint_url=self.endpoint_url, key=self.key, secret=self.secret)
 
 
 def probe(store: ObjectStore) -> None:

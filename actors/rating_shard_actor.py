@@ -1,0 +1,47 @@
+"""Ray's shell around a rating shard: a detached named actor per lane, bytes in and out.
+
+`RatingShard` holds the logic and does not know Ray. Calls are not retried by Ray: one that a crash cut off may already
+have been committed; the router repeats it with the same ids.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+
+from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
+from storage.object_store import StoreAddress
+
+CALLS_MAX = 16  # threads; a waiting call holds one
+
+
+def shard_name(lane: int) -> str:
+    return f"rating-shard-{lane}"
+
+
+@ray.remote(
+    max_restarts=-1,
+    max_task_retries=0,
+    num_cpus=0,  # placed by the supervisor, never refused because bill-run tasks hold all cores
+    concurrency_groups={"commit": CALLS_MAX, "query": 4, "health": 1},
+)
+class RatingShardActor:
+    """Recovers and claims its lane before the first call is served."""
+
+    def __init__(self, lane: int, address: StoreAddress, settings: ShardSettings, cache_directory: str) -> None:
+        self._shard = RatingShard(lane, address.open(), settings=settings, cache_directory=Path(cache_directory))
+        self._shard.start()
+
+    @ray.method(concurrency_group="commit")
+    def ingest(self, data: bytes) -> bytes:
+        return self._shard.ingest(data)
+
+    @ray.method(concurrency_group="health")
+    def status(self) -> ShardStatus:
+        return self._shard.status()
+
+    @ray.method(concurrency_group="health")
+    def stop(self) -> None:
+        """Commit what is queued and serve no more."""
+        self._shard.stop()

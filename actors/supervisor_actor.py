@@ -1,0 +1,176 @@
+"""Ray's shell around the supervisor, and the router that finds shards by name.
+
+Start everything with `start_usage_log`; it may be called again at any time and by several drivers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+
+from actors.rating_shard import ShardSettings
+from actors.rating_shard_actor import RatingShardActor, shard_name
+from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
+from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
+from billing.errors import Unavailable
+from storage.object_store import StoreAddress
+from storage.usage_log.genesis import open_log
+from storage.usage_log.lane import count_lanes
+
+SUPERVISOR_NAME = "usage-supervisor"
+BEAT_S = 1.0
+BEAT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class UsageLogSettings:
+    """What the supervisor and every shard need to know; travels as a value."""
+
+    address: StoreAddress
+    namespace: str
+    cache_directory: str  # for files that are mapped, where the store is remote
+    shards: int = 0  # 0: half the cores; counts only for a log that is new
+    shard: ShardSettings = ShardSettings()  # noqa: RUF009 - frozen
+
+
+class RayShardHost:
+    def __init__(self, settings: UsageLogSettings) -> None:
+        self._settings = settings
+
+    def beat(self, lane: int) -> Beat:
+        try:
+            actor = ray.get_actor(shard_name(lane), namespace=self._settings.namespace)
+        except ValueError:
+            return Beat(Health.ABSENT)
+        try:
+            status = ray.get(actor.status.remote(), timeout=BEAT_TIMEOUT_S)
+        except GetTimeoutError:
+            return Beat(Health.SILENT)
+        except ActorUnavailableError:
+            return Beat(Health.RESTARTING)
+        except (ActorDiedError, RayActorError):
+            return Beat(Health.ABSENT)
+        return Beat(Health.SERVING if status.serving else Health.STOPPED, status)
+
+    def start(self, lane: int) -> None:
+        RatingShardActor.options(  # pyright: ignore[reportAttributeAccessIssue] - added by ray.remote
+            name=shard_name(lane),
+            namespace=self._settings.namespace,
+            lifetime="detached",
+            get_if_exists=True,
+        ).remote(lane, self._settings.address, self._settings.shard, self._settings.cache_directory)
+
+    def end(self, lane: int) -> None:
+        with contextlib.suppress(ValueError, RayError):  # it went by itself meanwhile
+            ray.kill(ray.get_actor(shard_name(lane), namespace=self._settings.namespace), no_restart=True)
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=4)
+class SupervisorActor:
+    """One loop in a thread; the calls only read what it saw last."""
+
+    def __init__(self, settings: UsageLogSettings) -> None:
+        store = settings.address.open()
+        genesis = open_log(store, lanes=settings.shards or shards_default())
+        lanes = max(genesis.lanes, count_lanes(store))
+        self._supervisor = ShardSupervisor(RayShardHost(settings), lanes)
+        self._stopping = threading.Event()
+        self._last_error = ""
+        self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
+        self._thread.start()
+
+    def status(self) -> SupervisorStatus:
+        return self._supervisor.status()
+
+    def last_error(self) -> str:
+        return self._last_error
+
+    def stop(self) -> None:
+        """Stop watching and end the shards; what they have queued is committed first."""
+        self._stopping.set()
+        self._thread.join(BEAT_TIMEOUT_S * 2)
+        host = self._supervisor.host
+        for lane in range(self._supervisor.lanes):
+            host.end(lane)
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(BEAT_S):
+            try:
+                self._supervisor.reconcile()
+                self._last_error = ""
+            except Exception as error:  # noqa: BLE001 - the next round tries again; the health page shows it
+                self._last_error = f"{type(error).__name__}: {error}"
+
+
+def start_usage_log(settings: UsageLogSettings, *, timeout_s: float = 60.0) -> Any:
+    """Start (or find) the supervisor and its shards; returns its handle when every lane is served."""
+    supervisor = SupervisorActor.options(  # pyright: ignore[reportAttributeAccessIssue] - added by ray.remote
+        name=SUPERVISOR_NAME, namespace=settings.namespace, lifetime="detached", get_if_exists=True
+    ).remote(settings)
+    deadline = time.monotonic() + timeout_s
+    status = None
+    while time.monotonic() < deadline:
+        status = ray.get(supervisor.status.remote(), timeout=timeout_s)
+        if status.lanes and status.healthy:
+            return supervisor
+        time.sleep(0.2)
+    raise Unavailable(f"The rating shards are not up after {timeout_s} s: {status}")
+
+
+def stop_usage_log(namespace: str) -> None:
+    """End the supervisor and all shards of a namespace; the log stays as it is."""
+    try:
+        supervisor = ray.get_actor(SUPERVISOR_NAME, namespace=namespace)
+    except ValueError:
+        return
+    with contextlib.suppress(RayError):
+        ray.get(supervisor.stop.remote(), timeout=10.0)
+    ray.kill(supervisor, no_restart=True)
+
+
+class RayUsageRouter(GroupingRouter):
+    """Calls the shards by their names; a handle is looked up again after its actor died."""
+
+    def __init__(self, address: StoreAddress, namespace: str, *, deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(open_log(address.open()), deadline_s=deadline_s)
+        self._namespace = namespace
+        self._handles: dict[int, Any] = {}
+
+    async def _call(self, lane: int, data: bytes) -> bytes:
+        handle = await self._handle(lane)
+        try:
+            return await handle.ingest.remote(data)
+        except (RayActorError, ActorUnavailableError) as error:
+            # It may have been committed before the actor went: unknown, until the same ids are sent again.
+            self._handles.pop(lane, None)
+            raise Unavailable(f"Shard {lane} is being replaced.") from error
+
+    async def _handle(self, lane: int) -> Any:
+        handle = self._handles.get(lane)
+        if handle is None:
+            try:
+                handle = await asyncio.to_thread(ray.get_actor, shard_name(lane), self._namespace)
+            except ValueError as error:
+                raise Unavailable(f"Nobody serves lane {lane} at the moment.") from error
+            self._handles[lane] = handle
+        return handle
+
+    async def supervisor_status(self) -> SupervisorStatus:
+        """For the health page."""
+        try:
+            supervisor = await asyncio.to_thread(ray.get_actor, SUPERVISOR_NAME, self._namespace)
+            return await asyncio.wait_for(supervisor.status.remote(), BEAT_TIMEOUT_S)
+        except (ValueError, RayError, asyncio.TimeoutError) as error:  # noqa: UP041
+            raise Unavailable("The supervisor of the rating shards does not answer.") from error
+
+    async def status(self) -> RouterStatus:
+        seen = await self.supervisor_status()
+        lanes = tuple(status for _, health, status in seen.lanes if health == Health.SERVING.value and status)
+        return RouterStatus(lanes, tuple(lane for lane, health, _ in seen.lanes if health != Health.SERVING.value))
