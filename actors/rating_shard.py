@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from actors.batches import (
 from billing.errors import BillingError
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import ObjectStore, StoreRefused
+from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
 from storage.usage_log.clock import Clock, SystemClock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
@@ -42,6 +43,7 @@ from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
 from storage.usage_log.segment import ROW_SCHEMA, Counters, RowKind, StoredSegment
 
 RECOVERIES_MAX = 100  # a newer manifest each time; more says that something deletes faster than it is read
+IDLE_S = 0.5
 FLOOD_QUANTUM_BYTES = 262_144  # what each tenant may take of a group in one turn
 
 
@@ -52,7 +54,9 @@ class ShardSettings:
     window_s: float = 0.0  # waiting for more rows when idle; 0 locally, 0.02-0.1 on S3
     queue_rows_max: int = 400_000
     tenant_queue_rows_max: int = 200_000
-    recent_ids_max: int = 8_000_000  # beyond it the shard refuses: ids leave memory only when sealed
+    checkpoint_rows: int = 1_000_000  # bounds the tail that a recovery reads, and the ids in memory
+    checkpoint_s: float = 300.0
+    recent_ids_max: int = 8_000_000  # beyond it the shard refuses: ids leave memory only by a checkpoint
     hint_every: int = 64  # numbers
 
 
@@ -74,6 +78,8 @@ class ShardStatus:
     duplicates: int
     recovered_s: float
     partitions: int
+    checkpoint: int  # number of the newest snapshot
+    checkpoint_error: str
 
 
 @dataclass
@@ -114,6 +120,16 @@ class LiveFigures(Protocol):
 
     def fold(self, rows: pl.DataFrame, log_time_us: int) -> None: ...
 
+    def freeze(self) -> Callable[[], bytes]:
+        """The state as it is now; the callable makes its bytes later, in another thread."""
+        ...
+
+    def thaw(self, data: bytes) -> None:
+        """Take the state of a snapshot."""
+        ...
+
+    def clear(self) -> None: ...
+
 
 class RatingShard:
     """`start` recovers and claims; `submit` may be called from any thread; `stop` answers what is in flight."""
@@ -146,6 +162,9 @@ class RatingShard:
         self._stopped_because = "not started"
         self._thread: threading.Thread | None = None
         self._groups = self._rows = self._duplicates = 0
+        self._checkpoint_thread: threading.Thread | None = None
+        self._checkpoint_entry: Manifest | None = None  # written by that thread, taken by the commit thread
+        self._checkpoint_error = ""
         self._recovered_s = 0.0
         self._genesis: Genesis | None = None
         self._reset()
@@ -196,6 +215,8 @@ class RatingShard:
             duplicates=self._duplicates,
             recovered_s=self._recovered_s,
             partitions=int(self._owned.sum()),
+            checkpoint=self._checkpoint_number,
+            checkpoint_error=self._checkpoint_error,
         )
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -229,7 +250,7 @@ class RatingShard:
             if not self._serving or self._stopping:
                 return failed_answer(self.lane, "unavailable", f"Lane {self.lane} is not served here.")
             if len(self._recent) > self.settings.recent_ids_max:
-                detail = f"Lane {self.lane} holds {len(self._recent)} ids that are not sealed yet; sealing is behind."
+                detail = f"Lane {self.lane} holds {len(self._recent)} ids in memory; its checkpoint is behind."
                 return failed_answer(self.lane, "unavailable", detail)
             if self._queued_rows + sum(rows.values()) > self.settings.queue_rows_max and self._queued_rows:
                 return failed_answer(self.lane, "unavailable", f"The queue of lane {self.lane} is full.")
@@ -260,8 +281,10 @@ class RatingShard:
         reason = "stopped"
         try:
             while (group := self._next_group()) is not None:
-                self._commit(group)
-                self._follow_manifest()
+                if group:
+                    self._commit(group)
+                self._follow_checkpoint()
+                self._checkpoint_if_due()
         except BillingError as error:  # lost, stopped, store gone: what was in flight is answered as unknown
             reason = f"{error.code}: {error.detail}"
         except BaseException as error:
@@ -271,12 +294,13 @@ class RatingShard:
             self._end(reason)
 
     def _next_group(self) -> list[_Item] | None:
-        """Up to a group's rows, round robin by tenant with a deficit in bytes; None when stopping and all is done."""
+        """Up to a group's rows, round robin by tenant with a deficit in bytes; [] when idle, None at the end."""
         with self._condition:
             while not self._turns:
                 if self._stopping:
                     return None
-                self._condition.wait(0.5)
+                if not self._condition.wait(IDLE_S):
+                    return []
             if self.settings.window_s and self._queued_rows < self.settings.group_rows_max:
                 self._condition.wait(self.settings.window_s)
             group: list[_Item] = []
@@ -351,6 +375,7 @@ class RatingShard:
                 raise
             self._groups += 1
             self._rows += rows.height
+            self._rows_since_checkpoint += rows.height
         else:
             rows, head = None, None
         self._duplicates += int(is_mine.sum()) - len(new)
@@ -426,6 +451,11 @@ class RatingShard:
         self._owned: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)
         self._generation: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
         self._lane_of: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
+        self._rows_since_checkpoint = 0
+        self._checkpoint_number = -1
+        self._checkpoint_at_s = time.monotonic()
+        if self._figures is not None:
+            self._figures.clear()
 
     def _recover_and_claim(self) -> None:
         assert self._genesis is not None
@@ -436,6 +466,7 @@ class RatingShard:
             for partition in range(PARTITIONS):
                 self._lane_of[partition] = self._genesis.first_lane(partition)
             self._owned = self._lane_of == self.lane
+            self._load_snapshot()
             first = self._writer.position.number + 1
             for segment in self._writer.read_on():
                 self._apply(segment)
@@ -454,7 +485,8 @@ class RatingShard:
         assert rows.schema == ROW_SCHEMA, f"lane {self.lane} number {head.number}: unexpected columns"
         partitions = rows["partition"].to_numpy()
         assert self._owned[partitions].all(), f"lane {self.lane} number {head.number} has rows it does not own"
-        if head.number > self._manifest.sealed_to(self.lane):
+        self._rows_since_checkpoint += head.rows
+        if head.number > self._manifest.ids_covered(self.lane):
             ids = event_ids(self._genesis.seed, rows["tenant"], rows, partitions)
             is_new, _ = self._recent.add(ids, stamp_of(self.lane, head.number))
             assert is_new.all(), f"lane {self.lane} number {head.number} repeats an id"
@@ -462,25 +494,71 @@ class RatingShard:
             with self._state_lock:
                 self._figures.fold(rows, head.log_time_us)
 
-    def _follow_manifest(self) -> None:
-        """Load id runs that a newer manifest names, then drop the ids they cover. In this order."""
-        if self._groups % 16:
-            return
-        newest = self._chain.newest()
-        if newest.number == self._manifest.number:
-            return
-        self._runs = self._runs.with_runs(self._store, newest.runs, self._cache)
-        before, self._manifest = self._manifest, newest
-        if newest.sealed != before.sealed:
-            sealed = np.array([newest.sealed_to(lane) for lane in range(max(newest.sealed, default=0) + 1)], np.int64)
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
-            def kept(_: EventIds, stamps: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-                lanes, numbers = lane_and_number(stamps)
-                known = lanes < len(sealed)
-                through = np.where(known, sealed[np.where(known, lanes, 0).astype(np.int64)], -1)
-                return numbers.astype(np.int64) > through
+    def _load_snapshot(self) -> None:
+        """The state after the snapshot's number, from the same manifest entry as the id runs."""
+        named = self._manifest.snapshots.get(self.lane)
+        if named is None:
+            return
+        snapshot = read_snapshot(self._store, named.key)
+        assert snapshot.lane == self.lane, f"{named.key} is of lane {snapshot.lane}"
+        assert snapshot.position.number == named.number, f"{named.key} is of number {snapshot.position.number}"
+        self._writer = LaneWriter(self._store, self.lane, self._clock, position=snapshot.position)
+        self._lane_of = np.array(snapshot.lane_of, np.int64)
+        self._generation = np.array(snapshot.generation, np.int64)
+        self._owned = self._lane_of == self.lane
+        self._checkpoint_number = named.number
+        if self._figures is not None:
+            self._figures.thaw(snapshot.figures)
 
-            self._recent.keep(kept)
+    def _checkpoint_if_due(self) -> None:
+        """Freeze the state here; sort, write and announce it in another thread, while groups go on."""
+        if self._checkpoint_thread is not None or self._checkpoint_entry is not None:
+            return
+        elapsed_s = time.monotonic() - self._checkpoint_at_s
+        enough = self.settings.checkpoint_rows if elapsed_s < self.settings.checkpoint_s else 1
+        if self._rows_since_checkpoint < enough:
+            return
+        self._rows_since_checkpoint, self._checkpoint_at_s = 0, time.monotonic()
+        ids, _ = self._recent.export()
+        figures: Callable[[], bytes] = bytes
+        if self._figures is not None:
+            with self._state_lock:
+                figures = self._figures.freeze()
+        position, lane_of, generation = self._writer.position, self._lane_of.tolist(), self._generation.tolist()
+
+        def write() -> None:
+            try:
+                snapshot = LaneSnapshot(self.lane, position, lane_of, generation, figures())
+                self._checkpoint_entry = announce(self._store, self._chain, snapshot, ids)
+                self._checkpoint_error = ""
+                merge_id_runs(self._store, self._chain, self._cache)
+            except BillingError as error:  # the next one covers more; recovery takes longer until then
+                self._checkpoint_error = f"{error.code}: {error.detail}"
+            finally:
+                self._checkpoint_thread = None
+
+        thread = threading.Thread(target=write, name=f"checkpoint-{self.lane}", daemon=True)
+        self._checkpoint_thread = thread
+        thread.start()
+
+    def _follow_checkpoint(self) -> None:
+        """Load the id runs that cover a checkpoint, then drop the ids they hold. In this order."""
+        entry = self._checkpoint_entry
+        if entry is None:
+            return
+        self._runs = self._runs.with_runs(self._store, entry.runs, self._cache)
+        self._manifest = entry
+        self._checkpoint_number = entry.snapshots[self.lane].number
+        covered = entry.ids_covered(self.lane)
+
+        def kept(_: EventIds, stamps: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+            lanes, numbers = lane_and_number(stamps)
+            return ~((lanes == np.uint64(self.lane)) & (numbers <= np.uint64(max(covered, 0))))
+
+        self._recent.keep(kept)
+        self._checkpoint_entry = None
 
 
 def _items(batch: Batch, call: _Call, rows_max: int) -> list[_Item]:

@@ -54,7 +54,8 @@ class Manifest:
     number: int = -1
     floors: Mapping[int, int] = field(default_factory=dict)  # lane -> first number that is surely there; absent = 0
     snapshots: Mapping[int, Snapshot] = field(default_factory=dict)
-    sealed: Mapping[int, int] = field(default_factory=dict)  # lane -> last number in files and runs; absent = -1
+    sealed: Mapping[int, int] = field(default_factory=dict)  # lane -> last number in sealed files; absent = -1
+    ids_to: Mapping[int, int] = field(default_factory=dict)  # lane -> last number whose ids are in the runs
     files: tuple[SealedFile, ...] = ()
     runs: tuple[IdRun, ...] = ()
 
@@ -64,6 +65,9 @@ class Manifest:
     def sealed_to(self, lane: int) -> int:
         return self.sealed.get(lane, -1)
 
+    def ids_covered(self, lane: int) -> int:
+        return self.ids_to.get(lane, -1)
+
     def to_bytes(self, nonce: str) -> bytes:
         form: dict[str, Any] = {
             "number": self.number,
@@ -71,6 +75,7 @@ class Manifest:
             "floors": {str(lane): number for lane, number in self.floors.items()},
             "snapshots": {str(lane): {"key": one.key, "number": one.number} for lane, one in self.snapshots.items()},
             "sealed": {str(lane): number for lane, number in self.sealed.items()},
+            "ids_to": {str(lane): number for lane, number in self.ids_to.items()},
             "files": [{**vars(one), "tenants": dict(one.tenants)} for one in self.files],
             "runs": [vars(one) for one in self.runs],
         }
@@ -84,6 +89,7 @@ class Manifest:
             floors={int(lane): number for lane, number in form["floors"].items()},
             snapshots={int(lane): Snapshot(**one) for lane, one in form["snapshots"].items()},
             sealed={int(lane): number for lane, number in form["sealed"].items()},
+            ids_to={int(lane): number for lane, number in form["ids_to"].items()},
             files=tuple(SealedFile(**one) for one in form["files"]),
             runs=tuple(IdRun(**one) for one in form["runs"]),
         )

@@ -1,0 +1,92 @@
+"""Checkpoints of a lane: its state after a number, and the ids up to it as a run, announced in one manifest entry.
+
+Owns the bytes of a snapshot and the order: run, snapshot, then the entry that names both. A crash in between leaves
+objects that nobody names. Recovery takes snapshot and runs from one entry, so an id is in the runs or in the tail.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.id_runs import merge_runs, sort_ids, to_merge, write_run
+from storage.usage_log.lane import LanePosition
+from storage.usage_log.manifest import Manifest, ManifestChain, Snapshot
+from storage.usage_log.partitions import EventIds
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LaneSnapshot:
+    lane: int
+    position: LanePosition
+    lane_of: Sequence[int]  # partition -> the lane this lane believes to own it
+    generation: Sequence[int]
+    figures: bytes  # of the shard's live figures; the log does not look inside
+
+    def to_bytes(self) -> bytes:
+        head = json.dumps(
+            {
+                "format": FORMAT,
+                "lane": self.lane,
+                "position": asdict(self.position),
+                "lane_of": list(self.lane_of),
+                "generation": list(self.generation),
+            }
+        ).encode()
+        return b"".join([len(head).to_bytes(4, "little"), head, self.figures])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> LaneSnapshot:
+        end = 4 + int.from_bytes(data[:4], "little")
+        head = json.loads(data[4:end])
+        assert head["format"] == FORMAT, f"snapshot format {head['format']} is not known here"
+        position = LanePosition(**head["position"])
+        return cls(head["lane"], position, head["lane_of"], head["generation"], data[end:])
+
+
+def read_snapshot(store: ObjectStore, key: str) -> LaneSnapshot:
+    data = store.get(key)
+    if data is None:
+        raise StoreUnavailable(f"{key} is named by the manifest and not there: a newer entry may know more.")
+    return LaneSnapshot.from_bytes(data)
+
+
+def announce(store: ObjectStore, chain: ManifestChain, snapshot: LaneSnapshot, ids: EventIds) -> Manifest:
+    """Store a snapshot and the ids it no longer needs, then the manifest entry that names both."""
+    lane, number = snapshot.lane, snapshot.position.number
+    runs = (write_run(store, sort_ids(ids)),) if len(ids) else ()
+    key = f"log/snapshots/{lane:04}/{number:012}-{uuid4().hex}.snapshot"
+    store.put(key, snapshot.to_bytes())
+
+    def change(base: Manifest) -> Manifest:
+        known = base.snapshots.get(lane)
+        newer = known is not None and known.number >= number  # a successor's: keep it, our ids do no harm
+        return replace(
+            base,
+            snapshots=base.snapshots if newer else {**base.snapshots, lane: Snapshot(key, number)},
+            ids_to={**base.ids_to, lane: max(base.ids_covered(lane), number)},
+            runs=(*base.runs, *runs),
+        )
+
+    return chain.append(change)
+
+
+def merge_id_runs(store: ObjectStore, chain: ManifestChain, directory: Path) -> Manifest | None:
+    """Replace four runs of a size by one. The old files stay: a shard that has them open reads on."""
+    group = to_merge(chain.newest().runs)
+    if not group:
+        return None
+    merged = merge_runs(store, group, directory)
+
+    def change(base: Manifest) -> Manifest | None:
+        if not set(group) <= set(base.runs):
+            return None  # another process merged them first; ours is an orphan
+        return replace(base, runs=(*(run for run in base.runs if run not in group), merged))
+
+    return chain.append(change)
