@@ -61,7 +61,7 @@ def assemble(
     key: str = "",
     refers_to: str | None = None,
 ) -> Document:
-    """One document of these lines. A negative sum becomes a credit note with all signs turned, a sum of 0 an invoice."""
+    """One document of these lines. A negative sum becomes a credit note, signs turned; 0 is an invoice."""
     zero = round_amount(0, currency)
     total = sum((line.amount for line in lines), zero)
     if total < 0:

@@ -1,7 +1,7 @@
 """The one engine: what bill run, preview, simulation and `scenario` call to make documents, and nothing else.
 
-`bill` = due -> rate -> settle -> assemble, for any number of customers at once. It neither reads nor stores anything and
-knows no clock: everything it rests on is an argument, so the same input gives the same documents for ever.
+`bill` = due -> rate -> settle -> assemble, for any number of customers at once. It neither reads nor stores anything
+and knows no clock: everything it rests on is an argument, so the same input gives the same documents for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from billing.errors import BillingError
 from billing.master import MasterData
 from billing.periods import local_date
 from billing.rate_uses import rate_uses
-from billing.settle import BilledDocument, Draft, Reissue, Settled, settle
+from billing.settle import BilledDocument, Draft, Reissue, Settled, Shared, settle
 
 __all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
 
@@ -86,13 +86,13 @@ def bill(
         first.append(len(uses))
         uses.extend(one.uses)
     rated = rate_uses(master, uses, events)
+    shared = Shared(master)
     documents: list[Document] = []
     keys: list[str] = []
     for place, one in enumerate(dues):
-        own = {i: rated[first[place] + i] for i in range(len(one.uses)) if first[place] + i in rated}
         earlier = before.get(one.customer, ())
         try:
-            settled = settle(master, one, own, earlier)
+            settled = settle(shared, one, rated, first[place], earlier)
             made = _documents(master, one.customer, settled, earlier, day, credit)
         except BillingError as error:
             parked.append(Parked(one.customer, error.detail, error.code))

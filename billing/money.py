@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Context, Decimal, Inexact, localcontext
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact
 from fractions import Fraction
 
 import polars as pl
@@ -23,6 +23,8 @@ PRODUCT = pl.Decimal(38, 2 * PLACES_MAX)  # quantity x price, exact: 14 digits a
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 _EXACT = Context(prec=200, traps=[Inexact])
+_ROUNDING = Context(prec=200)
+_UNITS = tuple(Decimal(1).scaleb(-places) for places in range(PLACES_MAX + 1))
 
 # Digits after the point (ISO 4217, list one, current currencies; funds and precious metals have none and are left out).
 _NO_MINOR_UNIT = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
@@ -81,6 +83,9 @@ def minor_digits(currency: str) -> int:
 
 def round_half_away(exact: Decimal | Fraction | int, places: int) -> Decimal:
     """Round once, half away from zero: 0.005 becomes 0.01, -0.005 becomes -0.01. The result has exactly `places`."""
+    if isinstance(exact, Decimal):  # decimal's ROUND_HALF_UP is half away from zero; several times faster
+        rounded_ = exact.quantize(_UNITS[places], ROUND_HALF_UP, _ROUNDING)
+        return rounded_ if rounded_ else abs(rounded_)  # never minus zero
     fraction = exact if isinstance(exact, Fraction) else Fraction(exact)
     numerator, denominator = abs(fraction.numerator) * 10**places, fraction.denominator
     units = (2 * numerator + denominator) // (2 * denominator)
@@ -104,9 +109,10 @@ def shown_quantity(exact: Decimal | Fraction) -> Decimal:
 
 def plain(number: Decimal) -> Decimal:
     """The same number without zeros at the end and without an exponent."""
-    with localcontext(_EXACT):
-        stripped = number.normalize()
-        return stripped.quantize(Decimal(1)) if stripped.as_tuple().exponent > 0 else stripped  # pyright: ignore[reportOperatorIssue]
+    stripped = number.normalize(_EXACT)
+    if stripped == 0:
+        return _UNITS[0] * 0
+    return stripped.quantize(_UNITS[0], None, _EXACT) if stripped.as_tuple().exponent > 0 else stripped  # pyright: ignore[reportOperatorIssue]
 
 
 def decimal_text(number: Decimal | Fraction) -> str:

@@ -7,7 +7,7 @@ Source: docs/rules.md, Periods and Proration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from functools import lru_cache
@@ -128,22 +128,31 @@ class Grid:
     anchor: Anchor
     timezone: str
     origin: datetime | None = None  # naive, local
+    _known: dict[datetime, Period] = field(default_factory=dict[datetime, Period], compare=False, repr=False)
 
     def at(self, moment: datetime) -> Period:
         """The period that contains the moment (the one that begins there, on a boundary)."""
-        return _period_at(self, moment)
+        found = self._known.get(moment)
+        if found is None:
+            found = self._known[moment] = _period_at(self, moment)
+        return found
 
     def following(self, period: Period) -> Period:
-        return _period_at(self, period.end)
+        return self.at(period.end)
 
 
 def grid(interval: Interval, anchor: Anchor, timezone: str, start: datetime) -> Grid:
     if anchor == "calendar":
-        return Grid(interval, anchor, timezone)
+        return _calendar(interval, timezone)
     return Grid(interval, anchor, timezone, start.astimezone(zone(timezone)).replace(tzinfo=None, fold=0))
 
 
-@lru_cache(maxsize=262_144)
+@lru_cache(maxsize=1_024)
+def _calendar(interval: Interval, timezone: str) -> Grid:
+    """One value for all contracts: it remembers its periods."""
+    return Grid(interval, "calendar", timezone)
+
+
 def _period_at(grid: Grid, moment: datetime) -> Period:
     if grid.anchor == "calendar":
         first = _calendar_start(local_date(moment, grid.timezone), grid.interval)

@@ -8,8 +8,8 @@ Input is the file as loaded (everything text but null, true, false); output is a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, cast
@@ -20,15 +20,15 @@ import polars as pl
 from billing.assemble import tax_of
 from billing.bill import bill
 from billing.budgets import Budgets, budgets_of
-from billing.contracts import Contract, Piece, Span, contract, pieces_of_span
+from billing.contracts import Contract, Piece, Span, contract
 from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
-from billing.due import BEGINNING, Use
-from billing.errors import BillingError, InvalidInput
+from billing.due import Use
+from billing.errors import InvalidInput
 from billing.forms import Form, Mistakes
 from billing.master import STEPS_OF_MASTER_DATA, MasterData
-from billing.money import decimal_text, minor_digits, round_amount, shown_quantity
-from billing.periods import Period, TimeInvalid, local_date, parse_moment, show_moment
+from billing.money import decimal_text, minor_digits, parse_number, round_amount, shown_quantity
+from billing.periods import Period, local_date, parse_moment, show_moment
 from billing.rate_uses import rate_uses, suspense_reasons
 from billing.settle import BilledDocument
 from billing.tax.treatment import tax_group, tax_point
@@ -167,8 +167,6 @@ def _read(form: object) -> _Scenario:
 
 def _moved(error: InvalidInput, before: str, after: str) -> InvalidInput:
     """The same error with its pointers at the place in the file."""
-    from dataclasses import replace
-
     errors = [replace(e, pointer=after + e.pointer.removeprefix(before)) for e in error.errors]
     first = errors[0] if errors else None
     return InvalidInput(f"{first.pointer}: {first.detail}" if first else f"{after}: {error.detail}", errors=errors)
@@ -178,10 +176,41 @@ _KEYS: dict[str, frozenset[str]] = {
     "expect": frozenset({"ingest", "documents", "alerts", "wallets", "suspense", "usage"}),
     "ingest": frozenset({"accepted", "duplicates", "suspense"}),
     "documents": frozenset(
-        ["customer", "type", "date", "currency", "refers_to", "lines", "allowances", "taxes", "net", "tax", "gross", "due", "prepaid"]
+        [
+            "customer",
+            "type",
+            "date",
+            "currency",
+            "refers_to",
+            "lines",
+            "allowances",
+            "taxes",
+            "net",
+            "tax",
+            "gross",
+            "due",
+            "prepaid",
+        ]
     ),
     "lines": frozenset(
-        ["subscription", "charge", "when", "from", "to", "quantity", "allowance", "amount", "correction", "corrects", "name", "unit", "kind", "tax_category", "tax_percent", "plan"]
+        [
+            "subscription",
+            "charge",
+            "when",
+            "from",
+            "to",
+            "quantity",
+            "allowance",
+            "amount",
+            "correction",
+            "corrects",
+            "name",
+            "unit",
+            "kind",
+            "tax_category",
+            "tax_percent",
+            "plan",
+        ]
     ),
     "allowances": frozenset({"kind", "amount"}),
     "taxes": frozenset({"category", "percent", "base", "amount"}),
@@ -590,7 +619,7 @@ def _watch_levels(run: Run) -> None:
 
 
 def _level_parts(run: Run, one: Contract, span: Span, kind: str) -> list[tuple[Use, Period]]:
-    """For each budget period up to the clock: the piece from its own start up to the end of that period (or the clock)."""
+    """For each budget period up to the clock: the piece from its own start to that period's end (or the clock)."""
     found: list[tuple[Use, Period]] = []
     moment = span.start
     end = min(span.end, run.now)
@@ -782,8 +811,6 @@ def _same(run: Run, pointer: str, expected: object, actual: object) -> None:
 
 
 def _equal_numbers(expected: object, actual: object) -> bool:
-    from billing.money import parse_number
-
     one, other = parse_number(expected), parse_number(actual)
     return one is not None and one == other
 
@@ -795,6 +822,3 @@ def _text(value: object) -> str:
 def _brief(form: Mapping[str, Any]) -> str:
     wanted = ("customer", "type", "date", "net", "charge", "from", "to", "quantity", "amount", "id", "reason", "budget")
     return " ".join(str(form[key]) for key in wanted if form.get(key) is not None)
-
-
-_ = (BillingError, timedelta, TimeInvalid, BEGINNING, pieces_of_span)

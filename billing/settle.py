@@ -12,16 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
-from billing.catalog import Charge, Price, TaxCode
+from billing.catalog import Charge
 from billing.contracts import Contract, Piece, Segment, Span, current_end
 from billing.documents import Corrects, Document, Line, TaxCategory
 from billing.due import Due, Part, Use
 from billing.master import MasterData
 from billing.money import decimal_text, round_amount, shown_quantity
-from billing.periods import proration_parts, share
+from billing.periods import Period, proration_parts, share
 from billing.pricing import price_exactly
 from billing.tax.treatment import tax_group, tax_point
 
@@ -135,21 +134,52 @@ def line_key(line: Line) -> LineKey:
 
 
 def settle(
-    master: MasterData, due: Due, rated: Mapping[int, Sequence[RatedRow]], billed: Sequence[BilledDocument]
+    shared: Shared, due: Due, rated: Mapping[int, Sequence[RatedRow]], first: int, billed: Sequence[BilledDocument]
 ) -> Settled:
-    """All lines of one customer. `rated` holds the priced rows of `due.uses`, by their place in that list."""
-    return _Settlement(master, due, rated, billed).run()
+    """All lines of one customer. `rated` holds the priced rows of `due.uses`; the first of them has place `first`."""
+    return _Settlement(shared, due, rated, first, billed).run()
+
+
+class Shared:
+    """What the customers of one call share: tax groups and fees that many of them owe alike.
+
+    Keys hold ids of catalog values: those live as long as the master data, which outlives the call.
+    """
+
+    def __init__(self, master: MasterData) -> None:
+        self.master = master
+        self.taxes: dict[tuple[str, str, datetime, datetime], tuple[TaxCategory, Decimal]] = {}
+        self.fees: dict[tuple[int, Decimal, datetime, datetime, datetime], _Fee | None] = {}
+        self.unit_prices: dict[int, Decimal | None] = {}
+        self.catalog: dict[int, dict[str, Any]] = {}
+
+
+@dataclass(slots=True)
+class _Fee:
+    """A recurring or one-off amount before discounts."""
+
+    exact: Fraction
+    gross: Decimal
+    explanation: dict[str, Any]
 
 
 class _Settlement:
     def __init__(
-        self, master: MasterData, due: Due, rated: Mapping[int, Sequence[RatedRow]], billed: Sequence[BilledDocument]
+        self,
+        shared: Shared,
+        due: Due,
+        rated: Mapping[int, Sequence[RatedRow]],
+        first: int,
+        billed: Sequence[BilledDocument],
     ) -> None:
-        self.master = master
-        self.timezone = master.tenant.timezone
-        self.customer = master.customers[due.customer]
+        self.shared = shared
+        self.master = shared.master
+        self.timezone = shared.master.tenant.timezone
+        self.customer = shared.master.customers[due.customer]
+        self.one_treatment = self.customer.treatments[0][1] if len(self.customer.treatments) == 1 else None
         self.due = due
         self.rated = rated
+        self.first = first
         self.billed = billed
         self.found = Settled()
         self._ledger: Ledger | None = None
@@ -168,7 +198,7 @@ class _Settlement:
             if one.changed:
                 self._credits(one)
         late: list[tuple[Use, Sequence[RatedRow]]] = []
-        for place, use in enumerate(self.due.uses):
+        for place, use in enumerate(self.due.uses, start=self.first):
             rows = self.rated.get(place, ())
             if use.billed is None:
                 for row in rows:
@@ -195,35 +225,55 @@ class _Settlement:
     # Recurring and one-off charges
 
     def _fee(self, contract: Contract, piece: Piece) -> None:
-        span, charge = piece.span, piece.span.charge
-        if charge.kind == "one_off":
-            portion, parts = Fraction(1), None
-        else:
-            portion, parts = self._portion(charge, piece.start, piece.end, piece)
-            if portion == 0:
-                return  # no day of it counts
-        exact, amount, allowance = self._amounts(contract, span, portion)
-        line = self._line(contract, span, piece.start, piece.end, span.quantity, amount, allowance)
-        explanation = fee_explanation(charge, span.quantity, exact, parts, line)
+        span = piece.span
+        fee = self._fee_of(span, piece.start, piece.end, piece.period)
+        if fee is None:
+            return  # no day of it counts
+        allowance = self._discount(contract, span, fee.exact, fee.gross)
+        amount = fee.gross - allowance
+        group = self._tax(span.charge.tax, piece.start, piece.end)
+        line = self._line(
+            contract, span, piece.start, piece.end, span.quantity, amount, allowance, group, None, fee.explanation
+        )
         key = (line.subscription, span.place, piece.start, span.segment.index, 1, 0)
-        self._add(contract, span.segment, Draft(key, replace_explanation(line, explanation)))
+        self._add(contract, span.segment, Draft(key, line))
 
-    def _portion(
-        self, charge: Charge, start: datetime, end: datetime, piece: Piece
-    ) -> tuple[Fraction, tuple[int, int, str] | None]:
-        portion = share(charge.proration, start, end, piece.period, self.timezone)
-        if portion == 1:
-            return portion, None
-        return portion, (*proration_parts(charge.proration, start, end, piece.period, self.timezone), charge.proration)
+    def _fee_of(self, span: Span, start: datetime, end: datetime, period: Period) -> _Fee | None:
+        """The amount of a charge for `[start, end)` of a period; None where no day of it counts."""
+        key = (id(span.charge), span.quantity, start, end, period.start)
+        if key not in self.shared.fees:
+            self.shared.fees[key] = self._compute_fee(span, start, end, period)
+        return self.shared.fees[key]
 
-    def _amounts(self, contract: Contract, span: Span, portion: Fraction) -> tuple[Fraction, Decimal, Decimal]:
-        """Exact amount, line amount before discount, percent discount."""
-        assert span.charge.price is not None, "only usage charges have price rows"
-        exact = _price(span.charge, span.quantity) * portion
-        currency = span.segment.plan.currency
-        gross = round_amount(exact, currency)
-        allowance = percent_discount(contract, span.charge.code, exact, gross, currency)
-        return exact, gross, allowance
+    def _compute_fee(self, span: Span, start: datetime, end: datetime, period: Period) -> _Fee | None:
+        charge, plan = span.charge, span.segment.plan
+        assert charge.price is not None, "only usage charges have price rows"
+        portion = Fraction(1)
+        explanation: dict[str, Any] = {"model": charge.price.model, "quantity": decimal_text(span.quantity)}
+        if charge.kind != "one_off":
+            portion = share(charge.proration, start, end, period, self.timezone)
+            if portion == 0:
+                return None
+            if portion != 1:
+                active, full = proration_parts(charge.proration, start, end, period, self.timezone)
+                explanation["proration"] = {"active": active, "full": full, "by": charge.proration}
+        exact = price_exactly(charge.price, span.quantity) * portion
+        explanation["exact"] = decimal_text(exact)
+        explanation["catalog"] = self._catalog(span)
+        return _Fee(exact, round_amount(exact, plan.currency), explanation)
+
+    def _catalog(self, span: Span) -> dict[str, Any]:
+        found = self.shared.catalog.get(id(span.charge))
+        if found is None:
+            plan = span.segment.plan
+            found = {"plan": plan.code, "version": plan.version, "charge": span.charge.code}
+            self.shared.catalog[id(span.charge)] = found
+        return found
+
+    def _discount(self, contract: Contract, span: Span, exact: Decimal | Fraction, gross: Decimal) -> Decimal:
+        if not contract.subscription.discounts:
+            return ZERO
+        return percent_discount(contract, span.charge.code, Fraction(exact), gross, span.segment.plan.currency)
 
     def _line(
         self,
@@ -232,34 +282,51 @@ class _Settlement:
         start: datetime,
         end: datetime,
         quantity: Decimal,
-        gross: Decimal,
+        amount: Decimal,
         allowance: Decimal,
+        group: tuple[TaxCategory, Decimal],
+        when: Mapping[str, str] | None,
+        explanation: Mapping[str, Any],
+        corrects: Corrects | None = None,
     ) -> Line:
         charge, plan = span.charge, span.segment.plan
-        category, percent = self._tax(charge.tax, start, end)
+        prices = self.shared.unit_prices
+        if id(charge) not in prices:
+            prices[id(charge)] = unit_price(charge)
         return Line(
-            subscription=contract.subscription.code,
-            charge=charge.code,
-            start=start,
-            end=end,
-            quantity=quantity,
-            amount=gross - allowance,
-            tax_category=category,
-            tax_percent=percent,
-            kind=charge.kind,
-            allowance=allowance,
-            plan=plan.code,
-            plan_version=plan.version,
-            tax_code=charge.tax,
-            name=charge.name or charge.code,
-            unit=charge.unit,
-            unit_price=unit_price(charge),
-            step=span.step,
+            contract.subscription.code,
+            charge.code,
+            start,
+            end,
+            quantity,
+            amount,
+            group[0],
+            group[1],
+            charge.kind,
+            allowance,
+            when,
+            plan.code,
+            plan.version,
+            charge.tax,
+            charge.name or charge.code,
+            charge.unit,
+            prices[id(charge)],
+            False,
+            corrects,
+            explanation,
+            span.step,
         )
 
     def _tax(self, code: str, start: datetime, end: datetime) -> tuple[TaxCategory, Decimal]:
-        point = tax_point(start, end)
-        return _tax_group(self.master.tax_codes[code], self.customer.treatment_at(point), point, self.timezone)
+        treatment = self.one_treatment
+        if treatment is None:
+            treatment = self.customer.treatment_at(tax_point(start, end))
+        key = (code, treatment, start, end)
+        found = self.shared.taxes.get(key)
+        if found is None:
+            found = tax_group(self.master.tax_codes[code], treatment, tax_point(start, end), self.timezone)
+            self.shared.taxes[key] = found
+        return found
 
     # What a change takes back
 
@@ -291,17 +358,20 @@ class _Settlement:
     def _credit(
         self, contract: Contract, span: Span, billed: Line, at: Corrects, start: datetime, end: datetime
     ) -> None:
-        period = span.segment.grid.at(billed.start)
-        piece = Piece(span, start, end, period, start, span.step)
-        portion, parts = self._portion(span.charge, start, end, piece)
-        if portion == 0:
+        fee = self._fee_of(span, start, end, span.segment.grid.at(billed.start))
+        if fee is None:
             return
-        exact, gross, allowance = self._amounts(contract, span, portion)
-        line = self._line(contract, span, start, end, -span.quantity, -gross, -allowance)
-        line = replace(line, tax_category=billed.tax_category, tax_percent=billed.tax_percent, corrects=at)
-        explanation = fee_explanation(span.charge, -span.quantity, -exact, parts, line)
+        allowance = self._discount(contract, span, fee.exact, fee.gross)
+        explanation = {
+            **fee.explanation,
+            "exact": decimal_text(-fee.exact),
+            "billed": {"document": at.document, "line": at.line},
+        }
+        group = (billed.tax_category, billed.tax_percent)
+        amount = allowance - fee.gross
+        line = self._line(contract, span, start, end, -span.quantity, amount, -allowance, group, None, explanation, at)
         key = (line.subscription, span.place, start, span.segment.index, 0, 0)
-        self._add(contract, span.segment, Draft(key, replace_explanation(line, explanation)))
+        self._add(contract, span.segment, Draft(key, line))
 
     # Usage
 
@@ -318,9 +388,14 @@ class _Settlement:
         quantity = shown_quantity(row.quantity)
         if not gross and not quantity:
             return None
-        allowance = percent_discount(use.contract, span.charge.code, Fraction(row.amount), gross, currency)
-        line = self._line(use.contract, span, piece.start, piece.end, quantity, gross, allowance)
-        line = with_row(line, span.charge, row)
+        allowance = self._discount(use.contract, span, row.amount, gross)
+        group = self._tax(span.charge.tax, piece.start, piece.end)
+        explanation = {"exact": decimal_text(row.amount), **row.explanation, "catalog": self._catalog(span)}
+        rows = span.charge.prices
+        when = dict(rows[row.row].when) if rows and rows[row.row].when else None
+        line = self._line(
+            use.contract, span, piece.start, piece.end, quantity, gross - allowance, allowance, group, when, explanation
+        )
         return Draft((line.subscription, span.place, piece.start, span.segment.index, 1, row.row), line)
 
     def _late(self, late: Sequence[tuple[Use, Sequence[RatedRow]]]) -> None:
@@ -500,9 +575,9 @@ class _Settlement:
         for reissue in self.found.reissues:
             if known is not None and known.document is reissue.billed:
                 return reissue
-            if known is None and part.billed is not None and reissue.billed.run == part.billed.number:
-                if reissue.billed.document.currency == part.segment.plan.currency:
-                    return reissue
+            same_run = part.billed is not None and reissue.billed.run == part.billed.number
+            if known is None and same_run and reissue.billed.document.currency == part.segment.plan.currency:
+                return reissue
         return None
 
     def _net_billed(self, part: Part) -> Decimal:
@@ -510,11 +585,12 @@ class _Settlement:
         if not self.billed:
             return ZERO
         net = ZERO
-        code, segment = part.contract.subscription.code, part.segment
+        code, segment, inside = part.contract.subscription.code, part.segment, part.period
         for _, _, line, sign in self.ledger.lines:
-            if line.subscription == code and line.kind != MINIMUM and part.period.start <= line.start < part.period.end:
-                if part.contract.segment_of.get((line.charge, line.step)) is segment:
-                    net += sign * line.amount
+            if line.subscription != code or line.kind == MINIMUM or not inside.start <= line.start < inside.end:
+                continue
+            if part.contract.segment_of.get((line.charge, line.step)) is segment:
+                net += sign * line.amount
         return net
 
     def _minimum_line(self, part: Part, owed: Decimal, portion: Fraction, net: Decimal, exact: Fraction) -> Line:
@@ -557,21 +633,6 @@ def sorted_lines(drafts: Iterable[Draft]) -> tuple[Line, ...]:
     return tuple(draft.line for draft in sorted(drafts, key=_sort_key))
 
 
-@lru_cache(maxsize=65_536)
-def _cached_price(price: Price, quantity: Decimal) -> Fraction:
-    return price_exactly(price, quantity)
-
-
-def _price(charge: Charge, quantity: Decimal) -> Fraction:
-    assert charge.price is not None, "only usage charges have price rows"
-    return _cached_price(charge.price, quantity)
-
-
-@lru_cache(maxsize=65_536)
-def _tax_group(code: TaxCode, treatment: str, point: datetime, timezone: str) -> tuple[TaxCategory, Decimal]:
-    return tax_group(code, treatment, point, timezone)
-
-
 def percent_discount(contract: Contract, charge: str, exact: Fraction, gross: Decimal, currency: str) -> Decimal:
     """The percent discounts of a charge: each of the full exact amount and rounded, together at most the line."""
     total = ZERO
@@ -593,17 +654,6 @@ def unit_price(charge: Charge) -> Decimal | None:
     return price.amount if price.model == "flat" and charge.kind != "usage" else None
 
 
-def with_row(line: Line, charge: Charge, row: RatedRow) -> Line:
-    """The usage line with its price row and explanation."""
-    when = charge.prices[row.row].when if charge.prices else None
-    explanation = {
-        "exact": decimal_text(row.amount),
-        **row.explanation,
-        "catalog": {"plan": line.plan, "version": line.plan_version, "charge": line.charge},
-    }
-    return replace(line, when=dict(when) if when else None, explanation=explanation)
-
-
 def _row_of(charge: Charge, line: Line | None) -> int:
     if line is None or not charge.prices:
         return 0
@@ -611,22 +661,3 @@ def _row_of(charge: Charge, line: Line | None) -> int:
         if dict(row.when) == dict(line.when or {}):
             return place
     return len(charge.prices)
-
-
-def fee_explanation(
-    charge: Charge, quantity: Decimal, exact: Fraction, parts: tuple[int, int, str] | None, line: Line
-) -> dict[str, Any]:
-    explanation: dict[str, Any] = {
-        "exact": decimal_text(exact),
-        "quantity": decimal_text(quantity),
-        "catalog": {"plan": line.plan, "version": line.plan_version, "charge": charge.code},
-    }
-    if charge.price is not None:
-        explanation["model"] = charge.price.model
-    if parts is not None:
-        explanation["proration"] = {"active": parts[0], "full": parts[1], "by": parts[2]}
-    return explanation
-
-
-def replace_explanation(line: Line, explanation: Mapping[str, Any]) -> Line:
-    return replace(line, explanation=explanation)
