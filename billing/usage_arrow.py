@@ -4,9 +4,13 @@ A record batch may be compressed or dictionary-encoded: a few bytes that unfold 
 message headers, so they are added up before anything is unfolded.
 """
 
+# pyarrow ships no types: in strict mode every use of it would be an error.
+# pyright: basic
+
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any, cast
 
 import polars as pl
@@ -16,7 +20,7 @@ import pyarrow.compute as pc
 from billing.errors import FieldError, InvalidInput, Malformed, TooLarge
 from billing.usage import EVENT_SCHEMA, INSTANT
 
-_FILE_MAGIC = b"ARROW1\x00\x00"
+_MAGIC = b"ARROW1"
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
 _NEEDED = ("source", "id", "type", "customer", "time")
 _MESSAGES_MAX = 10_000
@@ -24,21 +28,15 @@ _MESSAGES_MAX = 10_000
 
 def read(body: bytes, *, events_max: int, bytes_max: int) -> pl.DataFrame:
     """All rows of the body: text columns as String, `time` as String or INSTANT, `data` as JSON text."""
-    # A file is the same stream between two magic words and a footer; read as a stream, no footer is believed.
-    stream = pa.py_buffer(body)
-    if body[: len(_FILE_MAGIC)] == _FILE_MAGIC:
-        footer = struct.unpack_from("<i", body, len(body) - 10)[0] if len(body) > 18 and body[-6:] == b"ARROW1" else -1
-        if not 0 <= footer <= len(body) - 18:
-            raise Malformed("the body is no valid Arrow IPC file: its end is missing")
-        stream = stream.slice(len(_FILE_MAGIC), len(body) - 10 - footer - len(_FILE_MAGIC))
-    _weigh(stream, events_max, bytes_max)
+    buffer = pa.py_buffer(body)
+    is_file = body[: len(_MAGIC)] == _MAGIC
     try:
-        with pa.ipc.open_stream(stream) as reader:
-            schema = reader.schema
-            _check_columns(schema)
+        _weigh(_blocks(body, buffer) if is_file else _messages(buffer), events_max, bytes_max)
+        with pa.ipc.open_file(buffer) if is_file else pa.ipc.open_stream(buffer) as reader:
+            _check_columns(reader.schema)
             table = reader.read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, struct.error, IndexError) as error:
         raise Malformed(f"the body is no valid Arrow IPC: {str(error)[:200]}") from error
     columns: dict[str, pl.Series] = {}
     for name in EVENT_SCHEMA:
@@ -84,30 +82,50 @@ def _column(name: str, column: Any, bytes_max: int) -> pl.Series:
 def _unfolded_bytes(chunk: Any) -> int:
     if len(chunk) == 0 or len(chunk.dictionary) == 0:
         return 0
-    lengths = pc.fill_null(pc.binary_length(chunk.dictionary), 0)
-    return int(pc.sum(lengths.take(pc.fill_null(chunk.indices, 0))).as_py() or 0)
+    lengths = pc.call_function("binary_length", [chunk.dictionary]).fill_null(0)
+    return int(pc.call_function("sum", [lengths.take(chunk.indices.fill_null(0))]).as_py() or 0)
 
 
-def _weigh(stream: Any, events_max: int, bytes_max: int) -> None:
+def _messages(buffer: Any) -> Iterator[tuple[bytes, Any]]:
+    """(header, body) of each message of a stream."""
+    messages = pa.ipc.MessageReader.open_stream(buffer)
+    while True:
+        try:
+            message = messages.read_next_message()
+        except StopIteration:
+            return
+        yield message.metadata.to_pybytes(), message.body
+
+
+def _blocks(body: bytes, buffer: Any) -> Iterator[tuple[bytes, Any]]:
+    """(header, body) of each block that a file's footer names (File.fbs): these, and no others, are read."""
+    if len(body) < 18 or body[-6:] != _MAGIC:
+        raise ValueError("the end of the file is missing")
+    footer_at = len(body) - 10 - struct.unpack_from("<i", body, len(body) - 10)[0]
+    if not 0 <= footer_at < len(body):
+        raise ValueError("its footer has an impossible length")
+    footer = _Table(body, footer_at + _u32(body, footer_at))
+    for slot in (2, 3):  # dictionaries, record batches
+        for offset, header_length, body_length in footer.structs(slot, "<qi4xq"):
+            if min(offset, header_length, body_length) < 0 or offset + header_length + body_length > len(body):
+                raise ValueError("a block lies outside of the file")
+            start = offset + (8 if body[offset : offset + 4] == b"\xff\xff\xff\xff" else 4)
+            yield body[start : offset + header_length], buffer.slice(offset + header_length, body_length)
+
+
+def _weigh(messages: Iterator[tuple[bytes, Any]], events_max: int, bytes_max: int) -> None:
     """Add up rows and unfolded bytes of all messages from their headers alone."""
     rows = size = 0
-    try:
-        messages = pa.ipc.MessageReader.open_stream(stream)
-        for _ in range(_MESSAGES_MAX):
-            try:
-                message = messages.read_next_message()
-            except StopIteration:
-                return
-            batch_rows, batch_bytes, is_data = _cost(message.metadata.to_pybytes(), message.body)
-            rows += batch_rows if is_data else 0
-            size += batch_bytes
-            if rows > events_max:
-                raise TooLarge(f"more than {events_max:,} events in one request; send several", limit=events_max)
-            if size > bytes_max or batch_rows > 100 * events_max:
-                raise TooLarge(f"the body unfolds to more than {bytes_max:,} bytes", limit=bytes_max)
-    except (pa.ArrowException, OSError, EOFError, struct.error, IndexError) as error:
-        raise Malformed(f"the body is no valid Arrow IPC: {str(error)[:200]}") from error
-    raise TooLarge(f"more than {_MESSAGES_MAX:,} record batches in one request", limit=_MESSAGES_MAX)
+    for number, (header, body) in enumerate(messages):
+        batch_rows, batch_bytes, is_data = _cost(header, body)
+        rows += batch_rows if is_data else 0
+        size += batch_bytes
+        if rows > events_max:
+            raise TooLarge(f"more than {events_max:,} events in one request; send several", limit=events_max)
+        if size > bytes_max or not 0 <= batch_rows <= bytes_max:
+            raise TooLarge(f"the body unfolds to more than {bytes_max:,} bytes", limit=bytes_max)
+        if number >= _MESSAGES_MAX:
+            raise TooLarge(f"more than {_MESSAGES_MAX:,} record batches in one request", limit=_MESSAGES_MAX)
 
 
 def _cost(header: bytes, body: Any) -> tuple[int, int, bool]:
@@ -125,7 +143,7 @@ def _cost(header: bytes, body: Any) -> tuple[int, int, bool]:
     if batch.table(3) is None:  # not compressed
         return rows, body.size if body is not None else 0, kind == _RECORD_BATCH
     size = 0
-    for offset, length in batch.buffers(2):
+    for offset, length in batch.structs(2, "<qq"):
         if length >= 8 and body is not None:
             (unfolded,) = struct.unpack_from("<q", body.slice(offset, 8).to_pybytes())
             size += length if unfolded < 0 else unfolded
@@ -159,13 +177,14 @@ class _Table:
         at = self._field(slot)
         return _Table(self._data, at + _u32(self._data, at)) if at else None
 
-    def buffers(self, slot: int) -> list[tuple[int, int]]:
+    def structs(self, slot: int, layout: str) -> list[tuple[int, ...]]:
+        """A vector of structs; never more than fit into the data."""
         at = self._field(slot)
         if not at:
             return []
-        start = at + _u32(self._data, at)
-        count = min(_u32(self._data, start), 1_000)
-        return [struct.unpack_from("<qq", self._data, start + 4 + 16 * number) for number in range(count)]
+        start, width = at + _u32(self._data, at), struct.calcsize(layout)
+        count = min(_u32(self._data, start), (len(self._data) - start) // width, _MESSAGES_MAX + 1)
+        return [struct.unpack_from(layout, self._data, start + 4 + width * number) for number in range(count)]
 
 
 def _u32(data: bytes, at: int) -> int:

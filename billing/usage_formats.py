@@ -185,7 +185,6 @@ def _cloud_agrees(table: pl.DataFrame, body: bytes) -> bool:
     """The attributes that we read were JSON strings; others are extensions, which CloudEvents allows."""
     if table["data_base64"].null_count() != table.height:
         return False
-    data = pl.col("data")
     counts = table.select(
         *(pl.col(name).is_not_null().sum().alias(name) for name in _CLOUD_KEYS),
         *(
