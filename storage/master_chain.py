@@ -1,0 +1,176 @@
+"""The master chain: how master data reaches shards, tasks and bill runs without SQL.
+
+Each committed change n of a tenant is an object `master/<tenant>/<n>` in the object store, created if absent; who
+creates it has decided nothing, since SQL gave the number and the content: two projectors write the same bytes. Every
+so often a complete entry stands beside it, so that a reader starts near the end. Readers need the object store alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import zstandard
+
+from billing.errors import NotFound, Unavailable
+from billing.master import MasterData
+from storage.object_store import ObjectStore
+from storage.sql import steps as sql_steps
+from storage.sql.database import Database
+
+BATCH = 100  # changes a round trip
+COMPLETE_EVERY = 32  # changes between complete entries
+CACHED = 256  # tenants of which a process keeps the newest master data
+DECOMPRESSED_MAX = 1 << 30
+
+
+class MasterChain:
+    """Reads and projects the master chains of all tenants; safe for threads. Values it hands out never change."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._lock = Lock()
+        self._newest: OrderedDict[str, tuple[int, MasterData]] = OrderedDict()
+
+    def newest(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]:
+        """The newest number in the chain and its master data, looked up now.
+
+        Errors: NotFound without a chain; Unavailable if the chain has not reached `at_least` yet.
+        """
+        number, master = self._start(tenant_id)
+        while (change := self._change(tenant_id, number + 1)) is not None:
+            number, master = number + 1, master.apply_all(change["steps"])
+        self._remember(tenant_id, number, master)
+        if number < at_least:
+            raise Unavailable(f"master data {at_least} is not in the chain yet, it stands at {number}; try again")
+        return number, master
+
+    def cached(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]:
+        """What this process knows, without asking the store if that is new enough."""
+        with self._lock:
+            known = self._newest.get(tenant_id)
+        return known if known and known[0] >= at_least else self.newest(tenant_id, at_least=at_least)
+
+    def at(self, tenant_id: str, number: int) -> MasterData:
+        """Master data as of a number: what a bill run rests on, today and in a year."""
+        with self._lock:
+            known = self._newest.get(tenant_id)
+        if known and known[0] == number:
+            return known[1]
+        start, master = self._complete_at_or_before(tenant_id, number)
+        for wanted in range(start + 1, number + 1):
+            change = self._change(tenant_id, wanted)
+            if change is None:
+                raise NotFound(f"change {number} is not in the tenant's master chain")
+            master = master.apply_all(change["steps"])
+        return master
+
+    def project(self, database: Database, tenant_id: str, *, up_to: int | None = None) -> int:
+        """Write committed changes that the chain lacks, in order; the newest number then in it.
+
+        With `up_to`, returns as soon as that number is there. May run twice, in any number of processes.
+        """
+        with database.tenant(tenant_id) as connection:
+            form = connection.execute("SELECT form FROM tenants WHERE id = %s", (tenant_id,)).fetchone()
+        if form is None:
+            raise NotFound("there is no such tenant")
+        tenant_form = form["form"]
+        number = self._end(tenant_id)
+        while up_to is None or number < up_to:
+            with database.tenant(tenant_id) as connection:
+                changes = sql_steps.changes_after(connection, tenant_id, number, BATCH)
+            if not changes:
+                return number
+            for change in changes:
+                assert change["number"] == number + 1, "the numbers of a tenant's changes have a gap"
+                number += 1
+                self._write(tenant_id, tenant_form, number, change)
+        return number
+
+    def _write(self, tenant_id: str, tenant_form: Mapping[str, Any], number: int, change: Mapping[str, Any]) -> None:
+        entry = {
+            "number": number,
+            "tenant": tenant_form if number == 0 else None,
+            "steps": change["forms"],
+            "actor": change["actor"],
+            "changed_at": change["changed_at"].isoformat(),
+        }
+        data = _pack(entry)
+        key = _key(tenant_id, number)
+        if not self._store.create(key, data) and self._store.get(key) != data:
+            raise AssertionError(f"{key} holds another change: two databases write one object store")
+        if number and number % COMPLETE_EVERY == 0:
+            self._store.create(_complete_key(tenant_id, number), self.at(tenant_id, number).to_bytes())
+
+    def _start(self, tenant_id: str) -> tuple[int, MasterData]:
+        with self._lock:
+            known = self._newest.get(tenant_id)
+        if known:
+            return known
+        end = self._end(tenant_id)
+        if end < 0:
+            raise NotFound("the tenant has no master chain")
+        return self._complete_at_or_before(tenant_id, end)
+
+    def _complete_at_or_before(self, tenant_id: str, number: int) -> tuple[int, MasterData]:
+        wanted = number - number % COMPLETE_EVERY
+        while wanted > 0:
+            data = self._store.get(_complete_key(tenant_id, wanted))
+            if data is not None:
+                return wanted, MasterData.from_bytes(data)
+            wanted -= COMPLETE_EVERY
+        first = self._change(tenant_id, 0)
+        if first is None:
+            raise NotFound("the tenant has no master chain")
+        return 0, MasterData.start(first["tenant"]).apply_all(first["steps"])
+
+    def _end(self, tenant_id: str) -> int:
+        """The last number of the chain, -1 without one: double the step until absent, then halve it."""
+        with self._lock:
+            known = self._newest.get(tenant_id)
+        low = known[0] if known else -1
+        stride = 1
+        while self._store.exists(_key(tenant_id, low + stride)):
+            low, stride = low + stride, stride * 2
+        high = low + stride  # absent
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._store.exists(_key(tenant_id, middle)):
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _change(self, tenant_id: str, number: int) -> dict[str, Any] | None:
+        data = self._store.get(_key(tenant_id, number))
+        return None if data is None else _unpack(data)
+
+    def _remember(self, tenant_id: str, number: int, master: MasterData) -> None:
+        with self._lock:
+            known = self._newest.get(tenant_id)
+            if known is None or known[0] <= number:
+                self._newest[tenant_id] = (number, master)
+                self._newest.move_to_end(tenant_id)
+            while len(self._newest) > CACHED:
+                self._newest.popitem(last=False)
+
+
+def _key(tenant_id: str, number: int) -> str:
+    return f"master/{tenant_id}/{number:012}"
+
+
+def _complete_key(tenant_id: str, number: int) -> str:
+    return f"master/{tenant_id}/complete/{number:012}"
+
+
+def _pack(entry: Mapping[str, Any]) -> bytes:
+    # Sorted and without blanks: the same change is the same bytes, whoever projects it.
+    text = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return zstandard.ZstdCompressor(level=3).compress(text.encode())
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    return json.loads(zstandard.ZstdDecompressor().decompress(data, max_output_size=DECOMPRESSED_MAX))
