@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 import zstandard
@@ -41,6 +41,9 @@ from billing.periods import (
     TimeInvalid,
     zone,
 )
+
+if TYPE_CHECKING:
+    from billing.rating import RatingBook
 
 LateUsage = Literal["delta", "reissue", "reject"]
 TaxTreatment = Literal["domestic", "reverse_charge", "intra_community", "export", "exempt", "outside_scope"]
@@ -234,6 +237,16 @@ class MasterData:
             for code in self.subscriptions_of.get(customer, ())
             for discount in self.subscriptions[code].discounts
         )
+
+    def rating_book(self) -> RatingBook:
+        """What `billing/rating.py` needs of this, in columns; computed once for each value."""
+        return self._rating_book
+
+    @cached_property
+    def _rating_book(self) -> RatingBook:
+        from billing.book import rating_book  # late: the book is made of contracts and master data
+
+        return rating_book(self)
 
     def subset(self, customers: Sequence[str]) -> MasterData:
         """The same with only these customers: what a task over a chunk needs."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from fractions import Fraction
+from typing import Any
 
 import polars as pl
 
 from billing.catalog import Charge
 from billing.due import Use
 from billing.master import MasterData
+from billing.money import decimal_text
 from billing.periods import share
 from billing.rating import UsagePiece, classify, rate
+from billing.rating import RatedRow as Rated
 from billing.settle import RatedRow
 
 
@@ -27,15 +30,51 @@ def rate_uses(master: MasterData, uses: Sequence[Use], events: pl.DataFrame) -> 
     found: dict[int, list[RatedRow]] = {}
     if not pieces:
         return found
-    timezone = master.tenant.timezone
-    for row in rate(pieces, events, master.meters, timezone).rows():
-        found.setdefault(wanted[row.piece], []).append(RatedRow(row.row, row.quantity, row.amount, row.explanation))
+    rated = rate(pieces, events, master.meters, master.tenant.timezone)
+    for row in rated.rows():
+        charge = pieces[row.piece].charge
+        explanation = _explanation(row, charge, pieces[row.piece].share)
+        found.setdefault(wanted[row.piece], []).append(RatedRow(row.row, row.quantity, row.amount, explanation))
     return found
 
 
-def suspense_reasons(events: pl.DataFrame, master: MasterData, now: datetime) -> list[str | None]:
-    """Why each event cannot be rated now, None where it can; `late` is decided by whoever knows what is billed."""
-    return classify(events, master.rating_book(), now).to_list()
+def suspense_reasons(
+    events: pl.DataFrame, master: MasterData, now: datetime, new: Sequence[bool] | None = None
+) -> list[str | None]:
+    """Why each event cannot be rated now, None where it can. Only `new` ones (all, if not said) can be late."""
+    fresh = None if new is None else pl.Series(new, dtype=pl.Boolean)
+    return classify(events, master.rating_book(), now, new=fresh).to_list()
+
+
+def _explanation(row: Rated, charge: Charge, portion: Fraction) -> dict[str, Any]:
+    """What the line says about itself: events, tiers filled, what was included, limits (decimals as text)."""
+    price_row = charge.rows[row.row]
+    found: dict[str, Any] = {"model": price_row.price.model, "events": row.events}
+    if row.first is not None and row.last is not None:
+        found["first"], found["last"] = row.first.isoformat(), row.last.isoformat()
+    limits = {"included": price_row.included, "minimum": price_row.minimum, "maximum": price_row.maximum}
+    for key, value in limits.items():
+        if value:
+            found[key] = decimal_text(value if portion == 1 else Fraction(value) * portion)
+    if price_row.included:
+        found["metered"] = decimal_text(row.quantity)
+    if row.tiers:
+        found["tiers"] = [
+            {
+                "up_to": None if tier.up_to is None else decimal_text(tier.up_to),
+                "quantity": decimal_text(tier.quantity),
+                "unit": decimal_text(tier.unit),
+                "flat": decimal_text(tier.flat),
+                "amount": decimal_text(tier.amount),
+            }
+            for tier in row.tiers
+        ]
+    price = price_row.price
+    if price.model == "package":
+        found["package"] = {"size": decimal_text(price.size), "amount": decimal_text(price.amount)}
+    elif price.model == "percentage":
+        found["percent"] = decimal_text(price.percent)
+    return found
 
 
 def _piece(master: MasterData, use: Use) -> UsagePiece:

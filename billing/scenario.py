@@ -75,6 +75,7 @@ class Run:
     documents: list[BilledDocument] = field(default_factory=list[BilledDocument])
     differences: list[Difference] = field(default_factory=list[Difference])
     frame: pl.DataFrame | None = None  # of the events that count, until they change
+    watched: frozenset[str] = frozenset()  # customers who have a budget at any time: what they spend before counts
 
     @property
     def timezone(self) -> str:
@@ -118,7 +119,11 @@ class _Scenario:
     )
 
     def begin(self) -> Run:
-        return Run(self.master, EPOCH, Wallets(EPOCH), Budgets(self.master.tenant.timezone))
+        forms = [step for _, _, kind, step in self.timeline if kind == "budget" and isinstance(step, Mapping)]
+        watched = frozenset(str(cast("Mapping[str, Any]", form).get("customer")) for form in forms)
+        run = Run(self.master, EPOCH, Wallets(EPOCH), Budgets(self.master.tenant.timezone))
+        run.watched = watched
+        return run
 
 
 def _read(form: object) -> _Scenario:
@@ -509,30 +514,18 @@ def _settle_events(run: Run, fresh: Sequence[Event] = ()) -> None:
     asked = [event for event in run.events if event.reason != "late"]
     if not asked:
         return
-    reasons = suspense_reasons(_table(asked), run.master, run.now)
-    reject = run.master.tenant.late_usage == "reject"
+    reasons = suspense_reasons(_table(asked), run.master, run.now, [not event.counted for event in asked])
     counted: list[Event] = []
     before = [event for event in asked if event.counted]
     for event, reason in zip(asked, reasons, strict=True):
-        if reason in (None, "no_price") and reject and not event.counted and _is_late(run, event):
-            reason = "late"
         if reason != event.reason or event in fresh:
             run.frame = None
         event.reason = reason
         if reason is None and not event.counted:
             event.counted = True
             counted.append(event)
-    if counted and run.master.budgets:
+    if counted and run.watched:
         _spend(run, before, counted)
-
-
-def _is_late(run: Run, event: Event) -> bool:
-    """Whether a period that the event would count in is billed already."""
-    return any(
-        run.master.covered(use.contract.subscription.customer, use.piece.due, use.piece.known) is not None
-        for use in _uses_at(run, event.fields["customer"], event.fields["time"], event)
-        if use.piece.due <= run.now
-    )
 
 
 def _uses_at(run: Run, key: str, moment: datetime, event: Event | None = None, meter: str = "") -> list[Use]:
@@ -572,12 +565,11 @@ def _costs(run: Run, uses: Sequence[Use], events: pl.DataFrame) -> Fraction:
 
 def _spend(run: Run, before: Sequence[Event], counted: Sequence[Event]) -> None:
     """What each newly counted event adds to the exact cost, in the order of arrival, under its own time."""
-    watched = {budget.customer for budget in run.master.budgets.values()}
     known = sorted(before, key=lambda event: event.arrived)
     for event in sorted(counted, key=lambda event: event.arrived):
         customer = run.master.key_owners.get(event.fields["customer"])
         known.append(event)
-        if customer not in watched:
+        if customer not in run.watched:
             continue
         assert customer is not None
         moment = event.fields["time"]

@@ -1,0 +1,85 @@
+"""The rating book: master data as the columns that classifying and folding events need.
+
+Owns the translation only: which customer a key belongs to, which usage charges are in force when, where time is cut
+other than at local midnights, and up to when usage is billed (for tenants that reject late usage).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import pairwise
+
+import polars as pl
+
+from billing.catalog import Charge
+from billing.contracts import FOREVER, Contract, contract, pieces_of_span
+from billing.due import BEGINNING
+from billing.master import MasterData
+from billing.periods import local_date, midnight
+from billing.rating import BILLED_SCHEMA, CONTRACTS_SCHEMA, CUTS_SCHEMA, KEYS_SCHEMA, RatingBook
+
+
+def rating_book(master: MasterData) -> RatingBook:
+    """All of a tenant's customers and contracts in columns."""
+    timezone = master.tenant.timezone
+    contracts: list[tuple[str, str, datetime, datetime | None, int]] = []
+    plans: list[tuple[Charge, ...]] = []
+    places: dict[tuple[int, ...], int] = {}
+    cuts: list[tuple[str, datetime]] = []
+    for subscription in master.subscriptions.values():
+        one = contract(subscription, timezone)
+        for start, end, charges in _plans_in_time(one):
+            key = tuple(id(charge) for charge in charges)
+            place = places.setdefault(key, len(plans))
+            if place == len(plans):
+                plans.append(charges)
+            contracts.append((subscription.customer, subscription.code, start, None if end == FOREVER else end, place))
+            for moment in (start, end):
+                if moment != FOREVER and midnight(local_date(moment, timezone), timezone) != moment:
+                    cuts.append((subscription.customer, moment))
+    rejects = master.tenant.late_usage == "reject"
+    keys = list(master.key_owners.items())
+    return RatingBook(
+        meters=tuple(master.meters.values()),
+        customers=pl.DataFrame(keys, schema=KEYS_SCHEMA, orient="row"),
+        contracts=pl.DataFrame(contracts, schema=CONTRACTS_SCHEMA, orient="row"),
+        plans=tuple(plans),
+        timezone=timezone,
+        future_limit=master.tenant.future_limit,
+        rejects_late=rejects,
+        billed=pl.DataFrame(_billed_until(master) if rejects else [], schema=BILLED_SCHEMA, orient="row"),
+        cuts=pl.DataFrame(sorted(set(cuts)), schema=CUTS_SCHEMA, orient="row"),
+    )
+
+
+def _plans_in_time(one: Contract) -> list[tuple[datetime, datetime, tuple[Charge, ...]]]:
+    """Which usage charges, with a subscription's own prices, are in force from when to when."""
+    spans = [span for span in one.spans if span.charge.kind == "usage" and span.start < span.end]
+    if not one.changed:
+        charges = tuple(span.charge for span in spans)
+        return [(one.subscription.start, one.end, charges)]
+    cuts = sorted({moment for span in spans for moment in (span.start, span.end)})
+    return [
+        (start, end, tuple(span.charge for span in spans if span.start <= start < span.end))
+        for start, end in pairwise(cuts)
+    ]
+
+
+def _billed_until(master: MasterData) -> list[tuple[str, datetime]]:
+    """Up to when the usage of each subscription is billed."""
+    found: list[tuple[str, datetime]] = []
+    newest = max((mark.up_to for mark in master.runs), default=None)
+    if newest is None:
+        return found
+    for subscription in master.subscriptions.values():
+        one = contract(subscription, master.tenant.timezone)
+        ends = [
+            piece.end
+            for span in one.spans
+            if span.charge.kind == "usage"
+            for piece in pieces_of_span(span, BEGINNING, newest)
+            if master.covered(subscription.customer, piece.due, piece.known) is not None
+        ]
+        if ends:
+            found.append((subscription.code, max(ends)))
+    return found
