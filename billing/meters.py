@@ -1,0 +1,318 @@
+"""Meters: events become quantities. Reading properties out of `data`, folding, merging and finishing in columns.
+
+`fold` makes a state from events, `merge` makes one of two, `finish` makes quantities. The result depends on the set of
+events alone, never on their order or on how they were cut into batches. Which event counts where is
+`billing/rating.py`; what a quantity costs is `billing/pricing/`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, cast
+
+import polars as pl
+
+from billing.money import NUMBER, parse_number
+from billing.usage import INSTANT
+
+# Sums of values below this fit 38 digits for 10^8 events; larger ones go to the run and are added up in fractions.
+HUGE = Decimal(10) ** 18
+HOUR_US = 3_600_000_000
+EVENT_ORDER = ("time", "id", "source")
+
+# --- properties out of the JSON text ------------------------------------------------------------------------------
+
+
+def property_text(data: pl.Series, name: str) -> pl.Series:
+    """The property's value as text, digit for digit as it was sent; null where it is missing or null.
+
+    A value that is a list or an object becomes its JSON text, true and false their names. If a name occurs twice the
+    first one counts. Ingest lets only JSON objects in; a text that is none has no properties.
+    """
+    # One expression for flat objects without escapes, which is nearly all of them. A name can only be found where a
+    # name stands: inside a text its quotes would be escaped, and rows with a backslash are read one by one below.
+    pattern = f'"{re.escape(name)}"' + r'\s*:\s*("[^"]*"|[^\s",{}\[\]]+)'
+    frame = data.alias("data").to_frame()
+    column = pl.col("data")
+    frame = frame.with_columns(
+        token=column.str.extract(pattern, 1),
+        odd=column.str.contains("\\", literal=True) | (column.str.count_matches("{", literal=True) != 1),
+    )
+    token = pl.col("token")
+    frame = frame.select(
+        "data",
+        text=pl.when(token == "null").then(None).otherwise(token.str.strip_chars('"')),
+        # Found no value but the name: it may be null, or a list.
+        odd=pl.col("odd") | (token.is_null() & column.str.contains(f'"{name}"', literal=True)),
+    )
+    odd = frame["odd"].fill_null(False)
+    if not odd.any():
+        return frame["text"].alias(name)
+    places = odd.arg_true()
+    read = pl.Series([_read(text, name) for text in frame["data"].gather(places)], dtype=pl.String)
+    return frame["text"].scatter(places, read).alias(name)
+
+
+def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(reversed(pairs))
+
+
+# Numbers stay the text they are. The reader is made once: making one costs more than reading a row.
+_READER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_first_wins)
+
+
+def _read(text: str, name: str) -> str | None:
+    try:
+        value = _READER.decode(text)
+    except (ValueError, RecursionError):
+        return None  # no JSON, or nested beyond reason: no properties, so the event goes to suspense and is seen
+    if not isinstance(value, dict):
+        return None
+    found = cast("dict[str, Any]", value).get(name)
+    if found is None or isinstance(found, str):
+        return found
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+
+
+_PLAIN_NUMBER = r"^-?[0-9]{1,26}(?:\.[0-9]{1,12})?$"
+
+
+def numbers(texts: pl.Series) -> pl.Series:
+    """Exact numbers; null where the text is none within the limits (NaN, "many", 40 digits, 13 places)."""
+    frame = texts.alias("text").to_frame()
+    text = pl.col("text")
+    # The pattern comes first: a cast alone would cut the thirteenth place off without a word.
+    plain = text.str.contains(_PLAIN_NUMBER)
+    frame = frame.with_columns(number=pl.when(plain).then(text).otherwise(None).cast(NUMBER, strict=False), plain=plain)
+    odd = (frame["text"].is_not_null() & ~frame["plain"]).arg_true()
+    if odd.len() == 0:
+        return frame["number"]
+    parsed = {value: parse_number(value) for value in frame["text"].gather(odd).unique()}
+    read = pl.Series([parsed[value] for value in frame["text"].gather(odd)], dtype=NUMBER)
+    return frame["number"].scatter(odd, read)
+
+
+# --- fold, merge, finish ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeterState:
+    """Folded usage by the columns `by`: small figures, sets of distinct texts, and runs of single events.
+
+    `small` has one row per group: events, first, last, sum, low, high, and the latest event. `sets` has one row per
+    group and text, `runs` one per event: only where the meter or the price needs them.
+    """
+
+    by: tuple[str, ...]
+    small: pl.DataFrame
+    sets: pl.DataFrame
+    runs: pl.DataFrame
+
+
+SMALL = pl.Schema(
+    {
+        "events": pl.Int64,
+        "first": INSTANT,
+        "last": INSTANT,
+        "sum": NUMBER,
+        "low": NUMBER,
+        "high": NUMBER,
+        "latest_time": INSTANT,
+        "latest_id": pl.String,
+        "latest_source": pl.String,
+        "latest": NUMBER,
+    }
+)
+RUN = pl.Schema({"time": INSTANT, "id": pl.String, "source": pl.String, "value": NUMBER})
+_LATEST = ("latest_time", "latest_id", "latest_source")
+
+
+def fold(usage: pl.DataFrame, by: Sequence[str]) -> MeterState:
+    """Fold usage rows.
+
+    Columns: `by`, aggregation (text), keep (whether single events are needed: the price asks for them), time, id,
+    source, value (number; null for count and unique_count), text (for unique_count).
+    """
+    small: list[pl.DataFrame] = []
+    sets = usage.filter(pl.col("aggregation") == "unique_count").select(*by, "text").unique()
+    huge = (pl.col("value") >= HUGE) | (pl.col("value") <= -HUGE)
+    held = pl.col("keep") | (pl.col("aggregation") == "time_weighted_sum") | (
+        (pl.col("aggregation") == "sum") & huge.fill_null(False)
+    )  # fmt: skip
+    runs = usage.filter(held).select(*by, *RUN)
+    for (aggregation,), group in usage.group_by("aggregation"):
+        if aggregation == "sum":
+            group = group.with_columns(value=pl.when(huge).then(None).otherwise(pl.col("value")))
+        elif aggregation == "latest":
+            group = group.sort(EVENT_ORDER)
+        small.append(_complete(group.group_by(by).agg(*_SPAN, *_FOLDS[str(aggregation)]), by))
+    empty = usage.select(by).clear().with_columns(pl.lit(None, dtype).alias(name) for name, dtype in SMALL.items())
+    return MeterState(tuple(by), pl.concat(small) if small else empty, sets, runs)
+
+
+_SPAN = (
+    pl.len().cast(pl.Int64).alias("events"),
+    pl.col("time").min().alias("first"),
+    pl.col("time").max().alias("last"),
+)
+_FOLDS: Mapping[str, Sequence[pl.Expr]] = {
+    "count": (),
+    "unique_count": (),
+    "time_weighted_sum": (),
+    "sum": (pl.col("value").sum().alias("sum"),),
+    "max": (pl.col("value").max().alias("high"),),
+    "min": (pl.col("value").min().alias("low"),),
+    "latest": (
+        pl.col("time").last().alias("latest_time"),
+        pl.col("id").last().alias("latest_id"),
+        pl.col("source").last().alias("latest_source"),
+        pl.col("value").last().alias("latest"),
+    ),
+}
+
+
+def _complete(frame: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    return frame.select(
+        *by,
+        *(
+            pl.col(name).cast(dtype) if name in frame.columns else pl.lit(None, dtype).alias(name)
+            for name, dtype in SMALL.items()
+        ),
+    )
+
+
+def merge(left: MeterState, right: MeterState) -> MeterState:
+    """One state of two over different events; in whichever order it is called, the result is the same."""
+    assert left.by == right.by, "states of different groups"
+    return regroup(
+        MeterState(
+            left.by,
+            pl.concat([left.small, right.small]),
+            pl.concat([left.sets, right.sets]),
+            pl.concat([left.runs, right.runs]),
+        ),
+        left.by,
+    )
+
+
+def regroup(state: MeterState, by: Sequence[str]) -> MeterState:
+    """The same usage in coarser groups."""
+    small = (
+        state.small.sort(_LATEST, nulls_last=False)
+        .group_by(by)
+        .agg(
+            pl.col("events").sum(),
+            pl.col("first").min(),
+            pl.col("last").max(),
+            pl.col("sum").sum(),
+            pl.col("low").min(),
+            pl.col("high").max(),
+            *(pl.col(name).last() for name in _LATEST),
+            pl.col("latest").last(),
+        )
+    )
+    sets = state.sets.select(*by, "text").unique()
+    return MeterState(tuple(by), _complete(small, by), sets, state.runs.select(*by, *RUN))
+
+
+def finish(
+    state: MeterState, groups: pl.DataFrame, by: Sequence[str]
+) -> tuple[pl.DataFrame, dict[tuple[Any, ...], Fraction]]:
+    """Quantities of `groups` (by, aggregation, start, end): the groups with quantity, events, first, last.
+
+    The quantity is null where it is no decimal of 38 digits; the exact fraction is then in the second result, by group.
+    Levels of `time_weighted_sum` hold until the next event or `end`; the last event before `start` holds from there.
+    """
+    zero = pl.lit(Decimal(0), NUMBER)
+    frame = groups.join(state.small, on=by, how="left", maintain_order="left")
+    sets = state.sets.group_by(by).agg(pl.len().alias("distinct"))
+    frame = frame.join(sets, on=by, how="left", maintain_order="left")
+    kind = pl.col("aggregation")
+    frame = frame.with_columns(
+        quantity=pl.when(kind == "sum").then(pl.col("sum"))
+        .when(kind == "count").then(pl.col("events").cast(NUMBER))
+        .when(kind == "max").then(pl.col("high"))
+        .when(kind == "min").then(pl.col("low"))
+        .when(kind == "latest").then(pl.col("latest"))
+        .when(kind == "unique_count").then(pl.col("distinct").cast(NUMBER))
+        .otherwise(None)
+        .fill_null(zero)
+    )  # fmt: skip
+    odd: dict[tuple[Any, ...], Fraction] = {}
+    odd |= _huge_sums(frame, state.runs, by)
+    levels, odd_levels = _levels(frame, state.runs, by)
+    odd |= odd_levels
+    if levels.height:
+        frame = frame.join(levels, on=by, how="left", maintain_order="left").with_columns(
+            quantity=pl.when(kind == "time_weighted_sum")
+            .then(pl.col("level_sum").fill_null(zero))
+            .otherwise(pl.col("quantity")),
+            events=pl.when(kind == "time_weighted_sum").then(pl.col("level_events")).otherwise(pl.col("events")),
+        )
+    if odd:
+        keys = pl.DataFrame(list(odd), schema={name: frame.schema[name] for name in by}, orient="row")
+        frame = frame.join(keys.with_columns(odd=pl.lit(True)), on=by, how="left", maintain_order="left").with_columns(
+            quantity=pl.when(pl.col("odd").is_null()).then(pl.col("quantity")).otherwise(None)
+        )
+    return frame.select(*groups.columns, "quantity", pl.col("events").fill_null(0), "first", "last"), odd
+
+
+def _huge_sums(frame: pl.DataFrame, runs: pl.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], Fraction]:
+    """Sums with a value too large for the column: added up in fractions, if the whole does not fit a column."""
+    huge = runs.filter((pl.col("value") >= HUGE) | (pl.col("value") <= -HUGE))
+    if huge.height == 0:
+        return {}
+    sums = frame.filter(pl.col("aggregation") == "sum").select(*by, "quantity")
+    totals: dict[tuple[Any, ...], Fraction] = {}
+    for *key, quantity, value in huge.join(sums, on=by, how="inner").select(*by, "quantity", "value").iter_rows():
+        group = tuple(key)
+        totals[group] = totals.get(group, Fraction(quantity)) + Fraction(value)
+    return totals
+
+
+def _levels(
+    frame: pl.DataFrame, runs: pl.DataFrame, by: Sequence[str]
+) -> tuple[pl.DataFrame, dict[tuple[Any, ...], Fraction]]:
+    groups = frame.filter(pl.col("aggregation") == "time_weighted_sum").select(*by, "start", "end")
+    schema = {**{name: frame.schema[name] for name in by}, "level_sum": NUMBER, "level_events": pl.Int64}
+    if groups.height == 0:
+        return pl.DataFrame(schema=schema), {}
+    steps = (
+        runs.join(groups, on=by, how="inner")
+        .filter(pl.col("time") < pl.col("end"))
+        .sort(*by, *EVENT_ORDER)
+        .with_columns(until=pl.col("time").shift(-1).over(by).fill_null(pl.col("end")))
+        .with_columns(from_=pl.max_horizontal("time", "start"), inside=pl.col("time") >= pl.col("start"))
+        .with_columns(held_us=(pl.col("until") - pl.col("from_")).dt.total_microseconds().clip(0, None))
+    )
+    # level x microseconds fits 38 digits below this; a level above it is integrated in fractions.
+    fits = (
+        (pl.col("value").cast(pl.Float64).abs() * pl.col("held_us").cast(pl.Float64)).sum() < 9.0e25
+    ).over(by)  # fmt: skip
+    steps = steps.with_columns(fits=fits)
+    level_us = pl.when("fits").then(pl.col("value")).otherwise(None) * pl.col("held_us").cast(NUMBER)
+    sums = (
+        steps.with_columns(level_us=level_us)
+        .group_by(by)
+        .agg(
+            pl.col("level_us").sum(),
+            pl.col("fits").first(),
+            pl.col("inside").sum().cast(pl.Int64).alias("level_events"),
+        )
+        .with_columns(level_sum=pl.col("level_us") / pl.lit(Decimal(HOUR_US)))
+        # A third of an hour has no end as a decimal: what does not multiply back is a fraction.
+        .with_columns(exact=pl.col("fits") & (pl.col("level_sum") * pl.lit(Decimal(HOUR_US)) == pl.col("level_us")))
+    )
+    odd: dict[tuple[Any, ...], Fraction] = {}
+    for *key, total, fits_group in sums.filter(~pl.col("exact")).select(*by, "level_us", "fits").iter_rows():
+        odd[tuple(key)] = Fraction(total) / HOUR_US if fits_group else Fraction(0)
+    for *key, value, held_us in steps.filter(~pl.col("fits")).select(*by, "value", "held_us").iter_rows():
+        odd[tuple(key)] += Fraction(value) * held_us / HOUR_US
+    return sums.select(pl.col(name).cast(dtype) for name, dtype in schema.items()), odd

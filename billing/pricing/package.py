@@ -1,0 +1,46 @@
+"""`package`: every package that was begun costs its amount; ceil(quantity / size)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import polars as pl
+
+from billing.catalog import Package
+from billing.money import NUMBER
+from billing.pricing.exact import SAFE_MAX, joined, number_column, product, product_is_safe
+
+
+def exactly(price: Package, quantity: Fraction) -> Fraction:
+    return math.ceil(quantity / Fraction(price.size)) * Fraction(price.amount)
+
+
+def columns(lines: pl.DataFrame, prices: Sequence[Package]) -> pl.DataFrame:
+    frame = joined(
+        lines,
+        {
+            "size": number_column("size", [price.size for price in prices]),
+            "unit": number_column("unit", [price.amount for price in prices]),
+        },
+    )
+    quantity, size = pl.col("quantity"), pl.col("size")
+    few = (quantity.cast(pl.Float64) / size.cast(pl.Float64)).abs() < SAFE_MAX
+    frame = frame.with_columns(quantity=pl.when(few & product_is_safe(quantity, size)).then(quantity).otherwise(None))
+    # A decimal quotient is rounded to 12 places, so it may name the package before or after the right one; comparing
+    # products, which are exact, puts it right.
+    frame = frame.with_columns(count=(quantity / size).round(0))
+    for _ in range(2):
+        count = pl.col("count")
+        step = (
+            pl.when(count * size < quantity)
+            .then(1)
+            .when((count - 1) * size >= quantity)
+            .then(-1)
+            .otherwise(0)
+            .cast(NUMBER)
+        )
+        frame = frame.with_columns(count=count + step)
+    safe = product_is_safe(pl.col("count"), pl.col("unit"))
+    return frame.select("line", product(pl.col("count"), pl.col("unit"), safe).alias("amount"))

@@ -1,0 +1,692 @@
+"""Rating: which events count for which charge of which subscription, and what their usage costs.
+
+Owns the join of events to pieces of contracts (by customer key, meter, subscription, time and price row), the verdict
+on an event (`classify`), and the live state that shards keep (`fold_days`). Quantities are made by `billing/meters.py`,
+amounts by `billing/pricing/`: billed and live figures come out of the same functions. No Python object per event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from billing.catalog import Charge, EventAmount, Meter, PriceRow
+from billing.meters import EVENT_ORDER, MeterState, finish, fold, merge, numbers, property_text, regroup
+from billing.money import NUMBER, PRODUCT
+from billing.pricing import TierPart, price_lines
+from billing.usage import EVENT_SCHEMA, INSTANT, Reason
+
+BATCH_ROWS = 2_000_000  # events folded at a time: bounds the memory of joins
+ONE = Fraction(1)
+REASON = pl.Enum([reason.value for reason in Reason])
+KEYS_SCHEMA = pl.Schema({"key": pl.String, "customer": pl.String})
+CONTRACTS_SCHEMA = pl.Schema(
+    {"customer": pl.String, "subscription": pl.String, "start": INSTANT, "end": INSTANT, "plan": pl.UInt32}
+)
+BILLED_SCHEMA = pl.Schema({"subscription": pl.String, "until": INSTANT})
+CUTS_SCHEMA = pl.Schema({"customer": pl.String, "at": INSTANT})
+_NO_KEYS: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class RatingBook:
+    """What classifying and folding need of a tenant, in columns.
+
+    `customers` resolves the key that an event carries. `contracts` says which plan (a place in `plans`) a subscription
+    runs from when to when; `end` null means still running. `billed` has, for tenants that reject late usage, up to when
+    each subscription's usage was billed.
+    """
+
+    meters: tuple[Meter, ...]
+    customers: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=KEYS_SCHEMA))
+    contracts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CONTRACTS_SCHEMA))
+    plans: tuple[tuple[Charge, ...], ...] = ()  # the usage charges of each plan, with a subscription's own prices
+    timezone: str = "UTC"
+    future_limit: timedelta = timedelta(hours=1)
+    rejects_late: bool = False
+    billed: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=BILLED_SCHEMA))
+    cuts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CUTS_SCHEMA))
+
+    @cached_property
+    def meter_places(self) -> dict[str, int]:
+        return {meter.code: place for place, meter in enumerate(self.meters)}
+
+    @cached_property
+    def charges(self) -> _Charges:
+        """All usage charges of all plans, and which plan has which."""
+        charges: list[Charge] = []
+        plan_column: list[int] = []
+        for number, plan in enumerate(self.plans):
+            usage = [charge for charge in plan if charge.kind == "usage"]
+            charges += usage
+            plan_column += [number] * len(usage)
+        return _Charges(charges, self.meter_places, plan_column)
+
+
+@dataclass(frozen=True)
+class UsagePiece:
+    """A usage charge of one subscription over `[start, end)`.
+
+    `share` is the part of the full period, for charges that prorate their tiers; `quantity` the subscription's own, for
+    `flat`. `keys` are the event keys of the customer; none means his code alone.
+    """
+
+    customer: str
+    subscription: str
+    charge: Charge
+    start: datetime
+    end: datetime
+    share: Fraction = ONE
+    quantity: Decimal = Decimal(1)
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RatedRow:
+    """One line to be: a price row of a piece that has usage, or a minimum without any."""
+
+    piece: int
+    row: int
+    quantity: Decimal | Fraction  # exact, before `included`
+    amount: Decimal | Fraction  # exact, not rounded
+    events: int
+    first: datetime | None
+    last: datetime | None
+    tiers: Sequence[TierPart]
+
+
+@dataclass(frozen=True)
+class RatedPieces:
+    """Rated usage in columns: line, piece, row, quantity, events, first, last, amount; in order of piece and row.
+
+    A null quantity or amount is no decimal of 38 digits: the exact fraction is in `quantities` or `amounts`, by line.
+    """
+
+    frame: pl.DataFrame
+    quantities: Mapping[int, Fraction]
+    amounts: Mapping[int, Fraction]
+    tiers: pl.DataFrame
+    tier_parts: Mapping[int, Sequence[TierPart]]
+
+    def rows(self) -> Iterator[RatedRow]:
+        parts = self._parts()
+        columns = ("line", "piece", "row", "quantity", "amount", "events", "first", "last")
+        for line, piece, row, quantity, amount, events, first, last in self.frame.select(columns).iter_rows():
+            yield RatedRow(
+                piece,
+                row,
+                self.quantities[line] if quantity is None else quantity,
+                self.amounts[line] if amount is None else amount,
+                events,
+                first,
+                last,
+                parts.get(line, ()),
+            )
+
+    def _parts(self) -> dict[int, Sequence[TierPart]]:
+        found: dict[int, list[TierPart]] = {}
+        for line, _, up_to, unit, flat, quantity, amount in self.tiers.iter_rows():
+            bound = None if up_to is None else Fraction(up_to)
+            part = TierPart(Fraction(quantity), Fraction(amount), bound, Fraction(unit), Fraction(flat))
+            found.setdefault(line, []).append(part)
+        return {**found, **self.tier_parts}
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """What a shard keeps: usage by customer key, named subscription, meter, dimensions and local day (or cut of it).
+
+    `measure` is empty for the meter's own value, else the property of an `event_amount` price. `dimensions` is the JSON
+    object of the values that price rows of the meter ask for. `at` is the start of the day or piece of day.
+    """
+
+    state: MeterState
+
+
+LIVE_BY = ("key", "subscription", "meter", "measure", "dimensions", "at")
+
+
+# --- the verdict on an event --------------------------------------------------------------------------------------
+
+
+def classify(events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.Series | None = None) -> pl.Series:
+    """The first reason that keeps each event in suspense, null where it can be rated.
+
+    `new` marks rows that arrived just now: only they can be late (what was billed in time stays in time).
+    """
+    frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
+    owners = book.customers.select("key", pl.col("customer").alias("owner"))
+    frame = frame.join(owners, left_on="customer", right_on="key", how="left", maintain_order="left")
+    known = book.contracts.select("customer", "subscription").unique().with_columns(known=pl.lit(True))
+    frame = frame.join(
+        known,
+        left_on=["owner", "subscription"],
+        right_on=["customer", "subscription"],
+        how="left",
+        maintain_order="left",
+    )
+    frame = frame.with_columns(new=pl.lit(True) if new is None else new)
+    count = frame.height
+    missing, invalid = _flags(count), _flags(count)
+    late, no_price = _flags(count), _flags(count)
+    ask = _ContractQuestions(book, frame)
+    for usage in _measured(frame, book.meters, ask.properties):
+        missing |= _marked(usage.pairs.filter("missing"), count)
+        invalid |= _marked(usage.pairs.filter("invalid"), count)
+        answers = ask.about(usage)
+        missing, invalid = missing | answers[0], invalid | answers[1]
+        late, no_price = late | answers[2], no_price | answers[3]
+    types = pl.Series([meter.event_type for meter in book.meters], dtype=pl.String).unique()
+    reasons = (
+        (Reason.UNKNOWN_CUSTOMER, pl.col("owner").is_null()),
+        (Reason.UNKNOWN_SUBSCRIPTION, pl.col("subscription").is_not_null() & pl.col("known").is_null()),
+        (Reason.UNKNOWN_TYPE, ~pl.col("type").is_in(types.implode())),
+        (Reason.MISSING_PROPERTY, pl.lit(missing)),
+        (Reason.INVALID_VALUE, pl.lit(invalid)),
+        (Reason.FUTURE, pl.col("time") > pl.lit(now + book.future_limit, INSTANT)),
+        (Reason.LATE, pl.lit(late) & pl.col("new")),
+        (Reason.NO_PRICE, pl.lit(no_price)),
+    )
+    verdict = pl.lit(None, pl.String)
+    for reason, holds in reversed(reasons):
+        verdict = pl.when(holds).then(pl.lit(reason.value)).otherwise(verdict)
+    return frame.select(verdict.cast(REASON).alias("reason"))["reason"]
+
+
+class _ContractQuestions:
+    """What only the contracts of an event's customer can answer: late, no price, no amount of its own."""
+
+    def __init__(self, book: RatingBook, frame: pl.DataFrame) -> None:
+        self._book = book
+        self._count = frame.height
+        charges = book.charges
+        asked = charges.frame
+        if not book.rejects_late:
+            asked = asked.filter(pl.col("rowed") | pl.col("by_value"))
+        owners = frame.select(pl.col("owner").alias("customer")).unique()
+        contracts = book.contracts.join(owners, on="customer", how="semi")
+        pieces = contracts.join(asked, on="plan", how="inner") if asked.height else contracts.clear()
+        self._pieces = pieces.with_row_index("piece") if pieces.height else None
+        self.properties = charges.properties(book.meters) if self._pieces is not None else {}
+
+    def about(self, usage: _Usage) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
+        none = _flags(self._count)
+        if self._pieces is None:
+            return none, none, none, none
+        pieces = self._pieces.select(
+            "piece", pl.col("customer").alias("owner"), "charge", "meter", "start", "end",
+            pl.col("subscription").alias("of_subscription"),
+        )  # fmt: skip
+        met = (
+            usage.with_events(usage.pairs, ("owner", "subscription", "time"))
+            .join(pieces, on=["owner", "meter"], how="inner")
+            .filter(
+                _counts_for() & (pl.col("time") >= pl.col("start")) & (pl.col("time") < pl.col("end").fill_null(_END))
+            )
+        )
+        late = none
+        if self._book.rejects_late and self._book.billed.height:
+            billed = met.join(self._book.billed, left_on="of_subscription", right_on="subscription", how="inner")
+            late = _marked(billed.filter(pl.col("time") < pl.col("until")), self._count)
+        rowed = _with_rows(met, usage, self._book.charges)
+        no_price = _marked(rowed.filter(pl.col("price_row").is_null()), self._count)
+        missing = invalid = none
+        by_value = rowed.join(self._book.charges.amounts, on=["charge", "price_row"], how="inner")
+        for (name,), group in by_value.group_by("property"):
+            texts = usage.texts[str(name)].gather(group["place"])
+            lacking = texts.is_null()
+            missing = missing | _marked(group.filter(lacking), self._count)
+            invalid = invalid | _marked(group.filter(~lacking & numbers(texts).is_null()), self._count)
+        return missing, invalid, late, no_price
+
+
+_END = pl.lit(datetime(9999, 12, 31), INSTANT)
+
+
+def _flags(count: int) -> pl.Series:
+    return pl.repeat(False, count, dtype=pl.Boolean, eager=True)
+
+
+def _marked(rows: pl.DataFrame, count: int) -> pl.Series:
+    """True at the events that these rows came from."""
+    return _flags(count) if rows.height == 0 else _flags(count).scatter(rows["row"].unique(), True)
+
+
+def _counts_for() -> pl.Expr:
+    return pl.col("subscription").is_null() | (pl.col("subscription") == pl.col("of_subscription"))
+
+
+# --- what events measure ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Usage:
+    """The events of one type: `pairs` of event and meter, and the texts of properties, by place among these events."""
+
+    events: pl.DataFrame  # of the type, with `row`
+    texts: Mapping[str, pl.Series]
+    pairs: pl.DataFrame  # row, place, meter, aggregation, value, text, missing, invalid
+
+    def with_events(self, pairs: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+        if (
+            pairs.height == self.events.height
+            and pairs["place"].is_sorted()
+            and pairs["place"].n_unique() == pairs.height
+        ):
+            return pairs.with_columns(self.events.select(columns))
+        return pairs.with_columns(self.events.select(columns)[pairs["place"]])
+
+
+def _measured(
+    events: pl.DataFrame, meters: Sequence[Meter], properties: Mapping[str, Iterable[str]] = _NO_KEYS
+) -> Iterator[_Usage]:
+    """Each event type with a meter: which meters take which events, and the values they measure."""
+    by_type: dict[str, list[tuple[int, Meter]]] = {}
+    for place, meter in enumerate(meters):
+        by_type.setdefault(meter.event_type, []).append((place, meter))
+    single = len(by_type) == 1 and events.height > 0 and bool((events["type"] == next(iter(by_type))).all())
+    for event_type, of_type in by_type.items():
+        chosen = events if single else events.filter(pl.col("type") == event_type)
+        if chosen.height == 0:
+            continue
+        names = {name for _, meter in of_type for name, _ in meter.filter}
+        names |= {meter.value for _, meter in of_type if meter.value}
+        names |= set(properties.get(event_type, ()))
+        texts = {name: property_text(chosen["data"], name) for name in sorted(names)}
+        pairs = _with_values(_filtered(chosen, texts, of_type), texts, of_type)
+        yield _Usage(chosen, texts, pairs)
+
+
+def _filtered(
+    events: pl.DataFrame, texts: Mapping[str, pl.Series], meters: Sequence[tuple[int, Meter]]
+) -> pl.DataFrame:
+    """Event and meter, where the meter's filter lets the event pass. One join for all meters that filter alike."""
+    places = events.select("row").with_row_index("place")
+    found: list[pl.DataFrame] = []
+    by_filter: dict[tuple[str, ...], list[tuple[int, Meter]]] = {}
+    for number, meter in meters:
+        by_filter.setdefault(tuple(name for name, _ in meter.filter), []).append((number, meter))
+    for names, alike in by_filter.items():
+        if not names:
+            found += [places.with_columns(meter=pl.lit(number, pl.UInt32)) for number, _ in alike]
+            continue
+        table = pl.DataFrame(
+            [(number, *(list(values) for _, values in meter.filter)) for number, meter in alike],
+            schema={"meter": pl.UInt32, **{name: pl.List(pl.String) for name in names}},
+            orient="row",
+        )
+        for name in names:
+            table = table.explode(name)
+        columns = places.with_columns(texts[name].alias(name) for name in names)
+        found.append(columns.join(table, on=list(names), how="inner").select("place", "row", "meter"))
+    return pl.concat(found)
+
+
+def _with_values(
+    pairs: pl.DataFrame, texts: Mapping[str, pl.Series], meters: Sequence[tuple[int, Meter]]
+) -> pl.DataFrame:
+    kinds: dict[tuple[str | None, str], list[int]] = {}
+    for number, meter in meters:
+        kinds.setdefault((meter.value, meter.aggregation), []).append(number)
+    parsed: dict[str, pl.Series] = {}
+    found: list[pl.DataFrame] = []
+    for (name, aggregation), numbers_of in kinds.items():
+        group = pairs
+        if len(kinds) > 1:
+            group = pairs.filter(pl.col("meter").is_in(pl.Series(numbers_of, dtype=pl.UInt32).implode()))
+        if group.height == 0:
+            continue
+        value = pl.Series("value", [None], dtype=NUMBER)
+        text = pl.Series("text", [None], dtype=pl.String)
+        if name is not None and aggregation == "unique_count":
+            text = texts[name].gather(group["place"]).alias("text")
+        elif name is not None:
+            if name not in parsed:
+                parsed[name] = numbers(texts[name])
+            value = parsed[name].gather(group["place"]).alias("value")
+        lacking = pl.lit(False) if name is None else texts[name].gather(group["place"]).is_null()
+        wrong = pl.lit(False) if name is None or aggregation == "unique_count" else value.is_null() & ~lacking
+        found.append(
+            group.with_columns(
+                aggregation=pl.lit(aggregation),
+                value=value if value.len() == group.height else pl.lit(None, NUMBER),
+                text=text if text.len() == group.height else pl.lit(None, pl.String),
+                missing=lacking,
+                invalid=wrong,
+            )
+        )
+    schema = {**pairs.schema, **_VALUES_SCHEMA}
+    return pl.concat(found) if found else pl.DataFrame(schema=schema)
+
+
+_VALUES_SCHEMA = {
+    "aggregation": pl.String, "value": NUMBER, "text": pl.String, "missing": pl.Boolean, "invalid": pl.Boolean,
+}  # fmt: skip
+
+
+# --- charges and their price rows ---------------------------------------------------------------------------------
+
+
+class _Charges:
+    """Usage charges as tables: `frame` has one row each, `rows_by_dimensions` the price rows."""
+
+    def __init__(
+        self, charges: Sequence[Charge], meters: Mapping[str, int], plans: Sequence[int] | None = None
+    ) -> None:
+        self.charges = tuple(charges)
+        self.frame = pl.DataFrame(
+            {
+                "charge": pl.Series(range(len(charges)), dtype=pl.UInt32),
+                "plan": pl.Series(plans if plans is not None else [0] * len(charges), dtype=pl.UInt32),
+                "meter": pl.Series([meters[charge.meter] for charge in charges], dtype=pl.UInt32),
+                "rowed": pl.Series([charge.price is None for charge in charges], dtype=pl.Boolean),
+                "by_value": pl.Series(
+                    [any(isinstance(row.price, EventAmount) for row in charge.rows) for charge in charges],
+                    dtype=pl.Boolean,
+                ),
+            }
+        )
+
+    def properties(self, meters: Sequence[Meter]) -> dict[str, set[str]]:
+        """The properties that price rows look at, by event type."""
+        by_code = {meter.code: meter for meter in meters}
+        names: dict[str, set[str]] = {}
+        for charge in self.charges:
+            wanted = names.setdefault(by_code[charge.meter].event_type, set())
+            wanted.update(charge.price_by)
+            wanted.update(row.price.property for row in charge.rows if isinstance(row.price, EventAmount))
+        return names
+
+    @cached_property
+    def amounts(self) -> pl.DataFrame:
+        """Rows that are priced by a property of the event."""
+        found = [
+            (number, place, row.price.property)
+            for number, charge in enumerate(self.charges)
+            for place, row in enumerate(charge.rows)
+            if isinstance(row.price, EventAmount)
+        ]
+        return pl.DataFrame(
+            found, schema={"charge": pl.UInt32, "price_row": pl.UInt32, "property": pl.String}, orient="row"
+        )
+
+    @cached_property
+    def rows_by_dimensions(self) -> dict[tuple[str, ...], pl.DataFrame]:
+        """Price rows by the set of dimensions that their `when` names: one hash join each, for any number of rows."""
+        found: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+        for number, charge in enumerate(self.charges):
+            for place, row in enumerate(charge.rows):
+                names = tuple(name for name, _ in row.when)
+                found.setdefault(names, []).append((number, place, *(value for _, value in row.when)))
+        return {
+            names: pl.DataFrame(
+                rows,
+                schema={"charge": pl.UInt32, "price_row": pl.UInt32, **{name: pl.String for name in map(_dim, names)}},
+                orient="row",
+            )
+            for names, rows in found.items()
+        }
+
+
+def _dim(name: str) -> str:
+    return f"dimension:{name}"
+
+
+def _with_rows(met: pl.DataFrame, usage: _Usage, charges: _Charges) -> pl.DataFrame:
+    """Each row with `price_row`: the first of its charge's rows that matches, null if none does."""
+    names = {name for names in charges.rows_by_dimensions for name in names} & usage.texts.keys()
+    return _matched(met, {name: usage.texts[name].gather(met["place"]) for name in names}, charges)
+
+
+def _matched(met: pl.DataFrame, texts: Mapping[str, pl.Series], charges: _Charges) -> pl.DataFrame:
+    if set(charges.rows_by_dimensions) <= {()}:
+        return met.with_columns(price_row=pl.lit(0, pl.UInt32))
+    met = met.with_row_index("match")
+    found = [pl.DataFrame(schema={"match": pl.UInt32, "price_row": pl.UInt32})]
+    for names, table in charges.rows_by_dimensions.items():
+        if not set(names) <= texts.keys():
+            continue  # rows of charges on another type of events
+        columns = met.select("match", "charge").with_columns(texts[name].alias(_dim(name)) for name in names)
+        hits = columns.join(table, on=["charge", *map(_dim, names)], how="inner")
+        found.append(hits.select("match", "price_row"))
+    first = pl.concat(found).group_by("match").agg(pl.col("price_row").min())
+    return met.join(first, on="match", how="left", maintain_order="left").drop("match")
+
+
+# --- rating pieces ------------------------------------------------------------------------------------------------
+
+
+def rate(
+    pieces: Sequence[UsagePiece],
+    events: pl.DataFrame | Iterable[pl.DataFrame],
+    meters: RatingBook | Mapping[str, Meter] | Sequence[Meter],
+    timezone: str = "UTC",
+) -> RatedPieces:
+    """Rate the pieces with all events that count for them; other events may be among them and are ignored.
+
+    Events may be older than a piece: the last one before it gives the level of a `time_weighted_sum`. Events whose
+    values a meter cannot read count nothing: they are in suspense (`classify`). Several frames of events are folded one
+    after the other, so that memory is bounded.
+    """
+    table = _Pieces(pieces, meters, timezone)
+    batches: Iterable[pl.DataFrame] = [events] if isinstance(events, pl.DataFrame) else events
+    state: MeterState | None = None
+    singles: list[pl.DataFrame] = []
+    for batch in batches:
+        for offset in range(0, max(batch.height, 1), BATCH_ROWS):
+            folded, single = _fold_batch(batch.slice(offset, BATCH_ROWS), table)
+            state = folded if state is None else merge(state, folded)
+            singles.append(single)
+    assert state is not None or not singles, "every batch gives a state"
+    if state is None:
+        state, single = _fold_batch(pl.DataFrame(schema=EVENT_SCHEMA), table)
+        singles.append(single)
+    return _price(table, state, pl.concat(singles))
+
+
+class _Pieces:
+    """Pieces as a table: piece, customer keys, subscription, charge, meter, start, end."""
+
+    def __init__(
+        self,
+        pieces: Sequence[UsagePiece],
+        meters: RatingBook | Mapping[str, Meter] | Sequence[Meter],
+        timezone: str,
+    ) -> None:
+        if isinstance(meters, RatingBook):
+            self.meters, self.timezone = meters.meters, meters.timezone
+        else:
+            self.meters = tuple(meters.values()) if isinstance(meters, Mapping) else tuple(meters)
+            self.timezone = timezone
+        places = {meter.code: place for place, meter in enumerate(self.meters)}
+        # Pieces share few charges; a charge is told by its identity, since hashing 3,000 tiers per piece is not free.
+        numbers_of: dict[int, int] = {}
+        charges: list[Charge] = []
+        column: list[int] = []
+        for piece in pieces:
+            number = numbers_of.setdefault(id(piece.charge), len(charges))
+            if number == len(charges):
+                charges.append(piece.charge)
+            column.append(number)
+        self.pieces = pieces
+        self.charges = _Charges(charges, places)
+        levels = [self.meters[places[charge.meter]].aggregation == "time_weighted_sum" for charge in charges]
+        charge_frame = self.charges.frame.select("charge", "meter").with_columns(
+            is_level=pl.Series(levels, dtype=pl.Boolean)
+        )
+        self.frame = pl.DataFrame(
+            {
+                "piece": pl.Series(range(len(pieces)), dtype=pl.UInt32),
+                "of_subscription": pl.Series([piece.subscription for piece in pieces], dtype=pl.String),
+                "charge": pl.Series(column, dtype=pl.UInt32),
+                "start": pl.Series([piece.start for piece in pieces], dtype=INSTANT),
+                "end": pl.Series([piece.end for piece in pieces], dtype=INSTANT),
+                "units": pl.Series([piece.quantity for piece in pieces], dtype=NUMBER),
+            }
+        ).join(charge_frame, on="charge", how="left", maintain_order="left")
+        self.keys = pl.DataFrame(
+            {
+                "piece": self.frame["piece"],
+                "key": pl.Series(
+                    [list(piece.keys) or [piece.customer] for piece in pieces], dtype=pl.List(pl.String)
+                ),
+            }
+        ).explode("key").unique()  # fmt: skip
+        used = self.frame["meter"].unique()
+        self.used_meters = [
+            self.meters[int(place)] if place in set(used) else None for place in range(len(self.meters))
+        ]
+
+
+def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.DataFrame]:
+    """The state by piece and price row, and the single events of rows whose price asks for them."""
+    frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
+    wanted = [meter for meter in table.used_meters if meter is not None]
+    numbers_of = [place for place, meter in enumerate(table.used_meters) if meter is not None]
+    properties = table.charges.properties(table.meters)
+    pieces = table.frame.join(table.keys, on="piece", how="inner").select(
+        "piece", "key", "of_subscription", "charge", "meter", "start", "end", "is_level"
+    )
+    kinds = _row_kinds(table.charges)
+    found: list[pl.DataFrame] = []
+    singles: list[pl.DataFrame] = []
+    renumber = pl.Series(numbers_of, dtype=pl.UInt32)
+    for usage in _measured(frame, wanted, properties):
+        pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
+        pairs = pairs.with_columns(meter=renumber.gather(pairs["meter"]))
+        met = (
+            usage.with_events(pairs, ("customer", "subscription", "time", "id", "source"))
+            .join(pieces, left_on=["customer", "meter"], right_on=["key", "meter"], how="inner")
+            .filter(
+                _counts_for()
+                & (pl.col("time") < pl.col("end"))
+                & ((pl.col("time") >= pl.col("start")) | pl.col("is_level"))
+            )
+        )
+        rowed = _with_rows(met, usage, table.charges).filter(pl.col("price_row").is_not_null())
+        rowed = rowed.rename({"price_row": "priced_by"})
+        found.append(
+            rowed.select(
+                "piece", "priced_by", "aggregation", pl.lit(False).alias("keep"), *EVENT_ORDER, "value", "text"
+            )
+        )
+        if kinds.height:
+            singles += _single_events(rowed, usage, kinds)
+    schema = pl.Schema({
+        "piece": pl.UInt32, "priced_by": pl.UInt32, "aggregation": pl.String, "keep": pl.Boolean, "time": INSTANT,
+        "id": pl.String, "source": pl.String, "value": NUMBER, "text": pl.String,
+    })  # fmt: skip
+    met_all = pl.concat(found) if found else pl.DataFrame(schema=schema)
+    single = pl.concat(singles) if singles else pl.DataFrame(schema=_SINGLES)
+    return fold(met_all, ("piece", "priced_by")), single
+
+
+_SINGLES = pl.Schema(
+    {"piece": pl.UInt32, "priced_by": pl.UInt32, "time": INSTANT, "id": pl.String, "source": pl.String, "value": NUMBER}
+)
+
+
+def _row_kinds(charges: _Charges) -> pl.DataFrame:
+    """The price rows that price events one by one, with the property that holds the event's own amount, if any."""
+    rows = [
+        (number, place, row.price.property if isinstance(row.price, EventAmount) else None)
+        for number, charge in enumerate(charges.charges)
+        for place, row in enumerate(charge.rows)
+        if row.price.model in ("percentage", "event_amount", "bands")
+    ]
+    return pl.DataFrame(rows, schema={"charge": pl.UInt32, "priced_by": pl.UInt32, "property": pl.String}, orient="row")
+
+
+def _single_events(rowed: pl.DataFrame, usage: _Usage, kinds: pl.DataFrame) -> list[pl.DataFrame]:
+    priced = rowed.join(kinds, on=["charge", "priced_by"], how="inner")
+    found: list[pl.DataFrame] = []
+    for (name,), group in priced.group_by("property"):
+        if name is None:
+            value = (
+                pl.when(pl.col("aggregation") == "count").then(pl.lit(Decimal(1), NUMBER)).otherwise(pl.col("value"))
+            )
+            group = group.with_columns(value=value)
+        elif str(name) in usage.texts:
+            own = numbers(usage.texts[str(name)].gather(group["place"]))
+            group = group.with_columns(value=own).filter(pl.col("value").is_not_null())
+        found.append(group.select(_SINGLES.names()))
+    return found
+
+
+def _price(table: _Pieces, state: MeterState, singles: pl.DataFrame) -> RatedPieces:
+    by = ("piece", "priced_by")
+    minimum_charges = [
+        number
+        for number, charge in enumerate(table.charges.charges)
+        if charge.price is not None and charge.minimum is not None and charge.minimum > 0
+    ]
+    idle = table.frame.filter(
+        pl.col("charge").is_in(pl.Series(minimum_charges, dtype=pl.UInt32).implode())
+    ).select("piece", pl.lit(0, pl.UInt32).alias("priced_by"))  # fmt: skip
+    lines = pl.concat([state.small.select(by), idle]).unique().sort(by)
+    aggregations = pl.DataFrame(
+        {
+            "meter": pl.Series(range(len(table.meters)), dtype=pl.UInt32),
+            "aggregation": pl.Series([meter.aggregation for meter in table.meters], dtype=pl.String),
+        }
+    )
+    groups = lines.join(table.frame, on="piece", how="left", maintain_order="left").join(
+        aggregations, on="meter", how="left", maintain_order="left"
+    )
+    rated, odd = finish(state, groups, by)
+    rated = rated.with_row_index("line")
+    rows, prices = _rows_in_use(rated, table)
+    rated = rated.join(prices, on=["charge", "priced_by"], how="left", maintain_order="left")
+    odd_quantities: dict[int, Fraction] = {}
+    if odd:
+        for line, piece, priced_by in rated.filter(pl.col("quantity").is_null()).select("line", *by).iter_rows():
+            odd_quantities[line] = odd[(piece, priced_by)]
+    odd_shares = _odd_shares(rated, table)
+    events = singles.join(rated.select("line", *by), on=by, how="inner").select("line", *EVENT_ORDER, "value")
+    priced = price_lines(
+        rated.select("line", "price", "quantity", "units"),
+        rows,
+        events=events,
+        timezone=table.timezone,
+        odd_quantities=odd_quantities,
+        odd_shares=odd_shares,
+    )
+    frame = rated.join(priced.amounts, on="line", how="left", maintain_order="left").select(
+        "line", "piece", pl.col("priced_by").alias("row"), "quantity", "events", "first", "last", "amount"
+    )
+    return RatedPieces(frame, odd_quantities, priced.fractions, priced.tiers, priced.tier_parts)
+
+
+def _rows_in_use(rated: pl.DataFrame, table: _Pieces) -> tuple[list[PriceRow], pl.DataFrame]:
+    """The price rows that any line uses, and where they stand in that list."""
+    used = rated.select("charge", "priced_by").unique().sort("charge", "priced_by").with_row_index("price")
+    rows = [
+        table.charges.charges[int(charge)].rows[int(row)]
+        for charge, row in used.select("charge", "priced_by").iter_rows()
+    ]
+    return rows, used
+
+
+def _odd_shares(rated: pl.DataFrame, table: _Pieces) -> dict[int, Fraction]:
+    prorated = pl.Series(
+        [
+            number
+            for number, piece in enumerate(table.pieces)
+            if piece.share != ONE and piece.charge.prorate_usage
+        ],
+        dtype=pl.UInt32,
+    )  # fmt: skip
+    if prorated.len() == 0:
+        return {}
+    found = rated.filter(pl.col("piece").is_in(prorated.implode())).select("line", "piece")
+    return {line: table.pieces[int(piece)].share for line, piece in found.iter_rows()}
+
+
+_UNUSED = (MeterState, regroup, PRODUCT, LIVE_BY)
