@@ -24,6 +24,7 @@ PRODUCT = pl.Decimal(38, 2 * PLACES_MAX)  # quantity x price, exact: 14 digits a
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 _EXACT = Context(prec=200, traps=[Inexact])
 _ROUNDING = Context(prec=200)
+_ZERO = Decimal(0)
 _UNITS = tuple(Decimal(1).scaleb(-places) for places in range(PLACES_MAX + 1))
 
 # Digits after the point (ISO 4217, list one, current currencies; funds and precious metals have none and are left out).
@@ -110,9 +111,9 @@ def shown_quantity(exact: Decimal | Fraction) -> Decimal:
 def plain(number: Decimal) -> Decimal:
     """The same number without zeros at the end and without an exponent."""
     stripped = number.normalize(_EXACT)
-    if stripped == 0:
-        return _UNITS[0] * 0
-    return stripped.quantize(_UNITS[0], None, _EXACT) if stripped.as_tuple().exponent > 0 else stripped  # pyright: ignore[reportOperatorIssue]
+    if not stripped:
+        return _ZERO
+    return stripped.quantize(_UNITS[0], None, _EXACT) if "E+" in str(stripped) else stripped
 
 
 def decimal_text(number: Decimal | Fraction) -> str:
@@ -122,7 +123,7 @@ def decimal_text(number: Decimal | Fraction) -> str:
         if exact is None:
             return f"{number.numerator}/{number.denominator}"
         number = exact
-    return format(plain(number), "f")
+    return format(number.normalize(_EXACT), "f") if number else "0"
 
 
 def as_decimal(number: Fraction) -> Decimal | None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import polars as pl
 
-from billing.catalog import Charge
+from billing.catalog import Charge, Package, Percentage
 from billing.due import Use
 from billing.master import MasterData
-from billing.money import decimal_text
+from billing.money import decimal_text, shown_quantity
 from billing.periods import share
-from billing.rating import UsagePiece, classify, rate
-from billing.rating import RatedRow as Rated
+from billing.rating import RatedPieces, UsagePiece, classify, rate
 from billing.settle import RatedRow
 
 
@@ -31,10 +31,57 @@ def rate_uses(master: MasterData, uses: Sequence[Use], events: pl.DataFrame) -> 
     if not pieces:
         return found
     rated = rate(pieces, events, master.meters, master.tenant.timezone)
-    for row in rated.rows():
-        charge = pieces[row.piece].charge
-        explanation = _explanation(row, charge, pieces[row.piece].share)
-        found.setdefault(wanted[row.piece], []).append(RatedRow(row.row, row.quantity, row.amount, explanation))
+    tiers = _tier_texts(rated)
+    frame = rated.frame.select(
+        "line", "piece", "row", "quantity", "amount", "events",
+        _text("quantity").alias("metered"), _text("amount").alias("exact"),
+        _iso("first"), _iso("last"),
+    )  # fmt: skip
+    for line, piece, row, quantity, amount, count, metered, exact, first, last in frame.iter_rows():
+        if quantity is None:
+            quantity = rated.quantities[line]
+            metered = decimal_text(quantity)
+        if amount is None:
+            amount = rated.amounts[line]
+            exact = decimal_text(amount)
+        charge = pieces[piece].charge
+        explanation: dict[str, Any] = {"exact": exact, "metered": metered, "events": count}
+        if first is not None:
+            explanation["first"], explanation["last"] = first, last
+        if line in tiers:
+            explanation["tiers"] = tiers[line]
+        _explain_price(explanation, charge, row, pieces[piece].share)
+        shown = Decimal(metered) if isinstance(quantity, Decimal) else shown_quantity(quantity)
+        found.setdefault(wanted[piece], []).append(RatedRow(row, shown, quantity, amount, explanation))
+    return found
+
+
+def _text(column: str) -> pl.Expr:
+    """A decimal as text without zeros at the end."""
+    return pl.col(column).cast(pl.String).str.strip_chars_end("0").str.strip_chars_end(".").replace("-0", "0")
+
+
+def _iso(column: str) -> pl.Expr:
+    return pl.col(column).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")
+
+
+def _tier_texts(rated: RatedPieces) -> dict[int, list[dict[str, Any]]]:
+    """The tiers that each line filled, as text, by line."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    names = ("up_to", "quantity", "unit", "flat", "amount")
+    for line, *values in rated.tiers.select("line", *(_text(name) for name in names)).iter_rows():
+        found.setdefault(line, []).append(dict(zip(names, values, strict=True)))
+    for line, parts in rated.tier_parts.items():
+        found[line] = [
+            {
+                "up_to": None if part.up_to is None else decimal_text(part.up_to),
+                "quantity": decimal_text(part.quantity),
+                "unit": decimal_text(part.unit),
+                "flat": decimal_text(part.flat),
+                "amount": decimal_text(part.amount),
+            }
+            for part in parts
+        ]
     return found
 
 
@@ -46,35 +93,20 @@ def suspense_reasons(
     return classify(events, master.rating_book(), now, new=fresh).to_list()
 
 
-def _explanation(row: Rated, charge: Charge, portion: Fraction) -> dict[str, Any]:
-    """What the line says about itself: events, tiers filled, what was included, limits (decimals as text)."""
-    price_row = charge.rows[row.row]
-    found: dict[str, Any] = {"model": price_row.price.model, "events": row.events}
-    if row.first is not None and row.last is not None:
-        found["first"], found["last"] = row.first.isoformat(), row.last.isoformat()
-    limits = {"included": price_row.included, "minimum": price_row.minimum, "maximum": price_row.maximum}
-    for key, value in limits.items():
-        if value:
-            found[key] = decimal_text(value if portion == 1 else Fraction(value) * portion)
-    if price_row.included:
-        found["metered"] = decimal_text(row.quantity)
-    if row.tiers:
-        found["tiers"] = [
-            {
-                "up_to": None if tier.up_to is None else decimal_text(tier.up_to),
-                "quantity": decimal_text(tier.quantity),
-                "unit": decimal_text(tier.unit),
-                "flat": decimal_text(tier.flat),
-                "amount": decimal_text(tier.amount),
-            }
-            for tier in row.tiers
-        ]
+def _explain_price(found: dict[str, Any], charge: Charge, row: int, portion: Fraction) -> None:
+    """The price row's model and limits (decimals as text); limits of a part of a period are prorated."""
+    price_row = charge.rows[row]
     price = price_row.price
-    if price.model == "package":
+    found["model"] = price.model
+    if price_row.included or price_row.minimum is not None or price_row.maximum is not None:
+        limits = {"included": price_row.included, "minimum": price_row.minimum, "maximum": price_row.maximum}
+        for key, value in limits.items():
+            if value:
+                found[key] = decimal_text(value if portion == 1 else Fraction(value) * portion)
+    if isinstance(price, Package):
         found["package"] = {"size": decimal_text(price.size), "amount": decimal_text(price.amount)}
-    elif price.model == "percentage":
+    elif isinstance(price, Percentage):
         found["percent"] = decimal_text(price.percent)
-    return found
 
 
 def _piece(master: MasterData, use: Use) -> UsagePiece:

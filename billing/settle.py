@@ -19,7 +19,7 @@ from billing.contracts import Contract, Piece, Segment, Span, current_end
 from billing.documents import Corrects, Document, Line, TaxCategory
 from billing.due import Due, Part, Use
 from billing.master import MasterData
-from billing.money import decimal_text, round_amount, shown_quantity
+from billing.money import decimal_text, round_amount
 from billing.periods import Period, proration_parts, share
 from billing.pricing import price_exactly
 from billing.tax.treatment import tax_group, tax_point
@@ -47,6 +47,7 @@ class RatedRow:
     """One price row of a usage piece: exact quantity and amount, and what explains them."""
 
     row: int
+    shown: Decimal  # the quantity as the line shows it
     quantity: Decimal | Fraction
     amount: Decimal | Fraction
     explanation: Mapping[str, Any]
@@ -385,12 +386,12 @@ class _Settlement:
         piece, span = use.piece, use.piece.span
         currency = span.segment.plan.currency
         gross = round_amount(row.amount, currency)
-        quantity = shown_quantity(row.quantity)
+        quantity = row.shown
         if not gross and not quantity:
             return None
         allowance = self._discount(use.contract, span, row.amount, gross)
         group = self._tax(span.charge.tax, piece.start, piece.end)
-        explanation = {"exact": decimal_text(row.amount), **row.explanation, "catalog": self._catalog(span)}
+        explanation = {**row.explanation, "catalog": self._catalog(span)}
         rows = span.charge.prices
         when = dict(rows[row.row].when) if rows and rows[row.row].when else None
         line = self._line(
