@@ -63,6 +63,8 @@ def with_factur_x_metadata(pdf: bytes) -> bytes:
     trailer = _TRAILER.search(pdf)
     assert trailer is not None, "the PDF has no classic trailer at its end"
     assert b"/Prev" not in trailer.group(1), "the PDF was updated before"
+    if not pdf.endswith(b"\n"):
+        pdf += b"\n"  # an object begins on a line of its own (veraPDF 6.1.9-1)
     start = len(pdf)
     object_ = b"%d 0 obj\n<<\n/Length %d%s>>\nstream\n%s\nendstream\nendobj\n" % (
         number,

@@ -1,0 +1,122 @@
+"""A chunk of finalised documents on a real database and a real directory: archived, parked, resumed, cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pypdf
+import pytest
+from invoice_samples import ISSUER, PDF_ONLY, SAMPLES, TENANT, document, final, line
+
+from billing.errors import Unavailable
+from pipelines.documents import Outcome, render_and_archive
+from pipelines.invoice_rules import ShapeGate
+from storage.archive import Archive
+from storage.object_store import LocalObjectStore, StoreUnavailable
+from storage.sql.database import Database
+from storage.sql.embedded import EmbeddedPostgres
+from storage.sql.migrate import migrate
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("documents") / "pg")
+    dsn = postgres.start()
+    migrate(dsn)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO tenants (id, code, name, kind, currency, timezone, form)"
+            " VALUES (%s, 'nordwind', 'Nordwind', 'live', 'EUR', 'Europe/Berlin', '{}')",
+            (TENANT,),
+        )
+    with Database(dsn, size_max=4) as database:
+        yield database
+    postgres.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalObjectStore:
+    return LocalObjectStore(tmp_path / "objects")
+
+
+@pytest.fixture(scope="module")
+def gate() -> ShapeGate:
+    return ShapeGate()
+
+
+def states(outcomes: list[Outcome]) -> list[tuple[str, bool]]:
+    return [(one.state, one.e_invoice) for one in outcomes]
+
+
+def test_good_documents_are_archived_beside_bad_ones_that_are_parked_with_a_reason(
+    database: Database, store: LocalObjectStore, gate: ShapeGate, tmp_path: Path
+) -> None:
+    archive = Archive(database, store)
+    wrong_sum = document([line("10.00")])
+    documents = [
+        SAMPLES["invoice"](),
+        final(document([line("1.00")]), "RE-1", {"name": "\U00010000"}),
+        PDF_ONLY["dinar"](),
+        final(replace(wrong_sum, gross=wrong_sum.gross + 1), "RE-2"),
+        final(document([line("1.00", tax_category="AE", percent="0")]), "RE-3", {"vat_id": None}),
+        final(document([line("1.00"), line("1.00", tax_category="O", percent="0")]), "RE-4"),
+        SAMPLES["credit-note"](),
+    ]
+    outcomes = render_and_archive(documents, ISSUER, archive, gate=gate)
+    assert states(outcomes) == [
+        ("archived", True), ("parked", False), ("archived", False), ("parked", False), ("parked", False),
+        ("parked", False), ("archived", True),
+    ]  # fmt: skip
+    reasons = [one.reason for one in outcomes if one.state == "parked"]
+    assert "\U00010000" in reasons[0]
+    assert reasons[1].startswith("BR-CO-15: ")
+    assert reasons[2].startswith("BR-AE-02: ")
+    assert "BR-O-11" in reasons[3]
+    pdf = archive.get(TENANT, documents[0].document_id)
+    path = tmp_path / "invoice.pdf"
+    path.write_bytes(pdf)
+    assert pypdf.PdfReader(path).attachments["factur-x.xml"] == [archive.get(TENANT, documents[0].document_id, "xml")]
+    assert archive.verify(TENANT).intact
+
+    # The same again does nothing; the parked ones are tried again, and go through once their data are right.
+    entries = archive.verify(TENANT).entries
+    again = render_and_archive(documents, ISSUER, archive, gate=gate)
+    assert again == outcomes
+    assert archive.verify(TENANT).entries == entries
+    mended = replace(documents[4], customer={**documents[4].customer, "vat_id": "FR40303265045"})
+    (outcome,) = render_and_archive([mended], ISSUER, archive, gate=gate)
+    assert outcome.state == "archived"
+
+
+@pytest.mark.parametrize("survivors", [0, 1, 3])
+def test_a_chunk_cut_off_between_two_objects_ends_with_the_same_archive(
+    survivors: int, database: Database, store: LocalObjectStore, gate: ShapeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [
+        final(document([line(f"{number}.00")]), f"CUT-{survivors}-{number}", document_id=f"cut-{survivors}-{number}")
+        for number in range(1, 4)
+    ]
+    archive = Archive(database, store)
+    create, written = store.create, [0]
+
+    def fails_after(key: str, data: bytes) -> bool:
+        if written[0] >= survivors:
+            raise StoreUnavailable("the store is away")
+        written[0] += 1
+        return create(key, data)
+
+    monkeypatch.setattr(store, "create", fails_after)
+    with pytest.raises(Unavailable):
+        render_and_archive(documents, ISSUER, archive, gate=gate)
+    monkeypatch.undo()
+    assert archive.entries(TENANT, [one.document_id for one in documents]) == []
+    outcomes = render_and_archive(documents, ISSUER, archive, gate=gate)
+    assert states(outcomes) == [("archived", True)] * 3
+    kept = archive.entries(TENANT, [one.document_id for one in documents])
+    assert [one.kind for one in kept] == ["xml", "pdf"] * 3
+    assert not [one for one in archive.verify(TENANT).findings if one.kind in ("added", "changed")]
