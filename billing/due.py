@@ -64,8 +64,7 @@ def due(master: MasterData, customer: str, up_to: datetime, events_from: datetim
             _span(master, found, one, span, settled, up_to, events_from)
         for segment in one.segments:
             if segment.plan.minimum is not None:
-                whole = events_from is None or one.changed
-                after = BEGINNING if whole else min(settled, events_from)
+                after = BEGINNING if events_from is None or one.changed else min(settled, events_from)
                 for start, end, period, known in segment_pieces(segment, after, up_to):
                     found.parts.append(Part(one, segment, start, end, period, master.covered(customer, end, known)))
     return found

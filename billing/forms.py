@@ -52,15 +52,15 @@ def escape(key: str) -> str:
 class Form:
     """One JSON object. Ask for its fields, then call `done()`: what was not asked for is an unknown key."""
 
-    __slots__ = ("_left", "fields", "mistakes", "pointer")
+    fields: Mapping[str, Any]
 
     def __init__(self, value: object, pointer: str, mistakes: Mistakes) -> None:
         self.pointer = pointer
         self.mistakes = mistakes
         if isinstance(value, Mapping):
-            self.fields = cast("Mapping[str, Any]", value)
+            self.fields: Mapping[str, Any] = cast("Mapping[str, Any]", value)
         else:
-            self.fields = {}
+            self.fields = cast("Mapping[str, Any]", {})
             mistakes.add(pointer, "an object is needed")
         self._left = {str(key) for key in self.fields}
 

@@ -44,13 +44,13 @@ def rate_uses(master: MasterData, uses: Sequence[Use], events: pl.DataFrame) -> 
         if amount is None:
             amount = rated.amounts[line]
             exact = decimal_text(amount)
-        charge = pieces[piece].charge
+        usage = pieces[int(piece)]
         explanation: dict[str, Any] = {"exact": exact, "metered": metered, "events": count}
         if first is not None:
             explanation["first"], explanation["last"] = first, last
         if line in tiers:
             explanation["tiers"] = tiers[line]
-        _explain_price(explanation, charge, row, pieces[piece].share)
+        _explain_price(explanation, usage.charge, row, usage.share)
         shown = Decimal(metered) if isinstance(quantity, Decimal) else shown_quantity(quantity)
         found.setdefault(wanted[piece], []).append(RatedRow(row, shown, quantity, amount, explanation))
     return found

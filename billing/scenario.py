@@ -20,6 +20,7 @@ import polars as pl
 from billing.assemble import tax_of
 from billing.bill import bill
 from billing.budgets import Budgets, budgets_of
+from billing.catalog import Charge, EventAmount, Meter, parse_charge
 from billing.contracts import Contract, Piece, Span, contract
 from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
@@ -28,8 +29,9 @@ from billing.errors import InvalidInput
 from billing.forms import Form, Mistakes
 from billing.master import STEPS_OF_MASTER_DATA, MasterData
 from billing.money import decimal_text, minor_digits, parse_number, round_amount, shown_quantity
-from billing.periods import Period, local_date, parse_moment, show_moment
+from billing.periods import Period, TimeInvalid, local_date, parse_moment, show_moment, zone
 from billing.rate_uses import rate_uses, suspense_reasons
+from billing.rating import UsagePiece, rate
 from billing.settle import BilledDocument
 from billing.tax.treatment import tax_group, tax_point
 from billing.usage import EVENT_SCHEMA
@@ -119,8 +121,8 @@ class _Scenario:
     )
 
     def begin(self) -> Run:
-        forms = [step for _, _, kind, step in self.timeline if kind == "budget" and isinstance(step, Mapping)]
-        watched = frozenset(str(cast("Mapping[str, Any]", form).get("customer")) for form in forms)
+        budgets = [Form(step, "", Mistakes()) for _, _, kind, step in self.timeline if kind == "budget"]
+        watched = frozenset(form.code("customer", "") for form in budgets)
         run = Run(self.master, EPOCH, Wallets(EPOCH), Budgets(self.master.tenant.timezone))
         run.watched = watched
         return run
@@ -131,7 +133,7 @@ def _read(form: object) -> _Scenario:
     top = Form(form, "", mistakes)
     for key in ("scenario", "about", "source"):
         top.text(key, "")
-    tenant_form = top.raw("tenant") or {}
+    tenant_form = top.mapping("tenant")
     mistakes.check()
     master = MasterData.start(tenant_form, "/tenant")
     timezone = master.tenant.timezone
@@ -689,7 +691,7 @@ def _look_until(run: Run, scenario: _Scenario, before: datetime | None) -> None:
 
 
 def _compare_end(run: Run, expect: Mapping[str, Any], pointer: str) -> None:
-    for key, value in (expect.get("ingest") or {}).items():
+    for key, value in cast("Mapping[str, Any]", expect.get("ingest") or {}).items():
         _same(run, f"{pointer}/ingest/{key}", value, str(run.ingest[key]))
     if "documents" in expect:
         actual = [document_form(b.document, run.timezone) for b in run.documents]
@@ -785,7 +787,8 @@ def _compare(run: Run, pointer: str, expected: Mapping[str, Any], actual: Mappin
         here = f"{pointer}/{key}"
         found = actual.get(key)
         if isinstance(value, list):
-            _compare_list(run, here, cast("list[Any]", value), found if isinstance(found, list) else [])
+            entries = cast("list[Mapping[str, Any]]", found if isinstance(found, list) else [])
+            _compare_list(run, here, cast("list[Any]", value), entries)
         elif key in ("from", "to", "at"):
             if parse_moment(value, run.timezone) != parse_moment(found, run.timezone):
                 run.differences.append(Difference(here, str(value), str(found)))
@@ -814,3 +817,108 @@ def _text(value: object) -> str:
 def _brief(form: Mapping[str, Any]) -> str:
     wanted = ("customer", "type", "date", "net", "charge", "from", "to", "quantity", "amount", "id", "reason", "budget")
     return " ".join(str(form[key]) for key in wanted if form.get(key) is not None)
+
+
+# Price files
+
+
+def check_prices(form: object) -> list[Difference]:
+    """A list of single prices with quantities or events and the amounts expected; all that differ."""
+    mistakes = Mistakes()
+    found: list[Difference] = []
+    for pointer, entry in Form({"cases": form}, "", mistakes).items("cases"):
+        here = pointer.removeprefix("/cases")
+        case = _price_case(Form(entry, here, mistakes))
+        mistakes.check()
+        found.extend(_check_price(here, case))
+    mistakes.check()
+    return found
+
+
+@dataclass
+class _PriceCase:
+    name: str
+    charge: Charge
+    quantity: Decimal
+    events: pl.DataFrame
+    currency: str
+    timezone: str
+    amount: str
+    tiers: list[Mapping[str, Any]] | None
+
+
+def _price_case(form: Form) -> _PriceCase:
+    name = form.text("case")
+    form.text("source", "")
+    currency = form.text("currency", "EUR")
+    timezone = form.text("timezone", "Europe/Berlin")
+    amount = form.text("amount")
+    charge_form: dict[str, Any] = {"code": "case", "kind": "usage", "meter": "case", "tax": "case"}
+    for key in ("price", "included", "minimum", "maximum"):
+        value = form.raw(key)
+        if value is not None:
+            charge_form[key] = value
+    charge = Charge("case", "usage", "case")
+    try:
+        charge = parse_charge(charge_form, form.pointer)
+        minor_digits(currency)
+        zone(timezone)
+    except InvalidInput as error:
+        form.mistakes.take(error)
+    except TimeInvalid as error:
+        form.wrong("timezone", str(error))
+    quantity = parse_number(form.raw("quantity") or "1")
+    if quantity is None:
+        form.wrong("quantity", "a decimal number is needed, as text")
+    properties = (
+        {row.price.property for row in charge.rows if isinstance(row.price, EventAmount)}
+        if charge.price
+        else set[str]()
+    )
+    rows: list[dict[str, Any]] = []
+    if form.fields.get("events") is None:
+        if quantity:
+            rows.append(_price_event(quantity, "0", EPOCH, properties))
+    else:
+        for place, (pointer, entry) in enumerate(form.items("events", EVENTS_MAX)):
+            one = Form(entry, pointer, form.mistakes)
+            value = one.text("value")
+            time = one.moment("time", timezone, EPOCH)
+            rows.append(_price_event(value, one.text("id", f"{place:09}"), time, properties))
+            one.done()
+    form.raw("events")
+    tiers = [cast("Mapping[str, Any]", entry) for _, entry in form.items("tiers")] if "tiers" in form.fields else None
+    form.done()
+    table = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+    return _PriceCase(name, charge, quantity or ZERO, table, currency, timezone, amount, tiers)
+
+
+def _price_event(value: Decimal | str, id: str, time: datetime, properties: set[str]) -> dict[str, Any]:
+    text = value if isinstance(value, str) else decimal_text(value)
+    data = {"value": text, **dict.fromkeys(properties, text)}
+    fields = {"source": "case", "id": id, "type": "case", "customer": "case", "subscription": None}
+    return {**fields, "time": time, "data": msgspec.json.encode(data).decode()}
+
+
+def _check_price(pointer: str, case: _PriceCase) -> list[Difference]:
+    meter = Meter("case", "case", "sum", "value")
+    end = parse_moment("9998-01-01", "UTC")
+    piece = UsagePiece("case", "case", case.charge, EPOCH, end, quantity=case.quantity)
+    rows = list(rate([piece], case.events, [meter], case.timezone).rows())
+    amount = sum((Fraction(row.amount) for row in rows), Fraction(0))
+    found: list[Difference] = []
+    shown = str(round_amount(amount, case.currency))
+    if not _equal_numbers(case.amount, shown):
+        found.append(Difference(f"{pointer}/amount ({case.name})", case.amount, shown))
+    if case.tiers is not None:
+        filled = [tier for row in rows for tier in row.tiers if tier.quantity]
+        parts = [{"quantity": decimal_text(t.quantity), "amount": decimal_text(t.amount)} for t in filled]
+        expected = [{key: str(value) for key, value in tier.items()} for tier in case.tiers]
+        same = len(parts) == len(expected) and all(
+            _equal_numbers(one.get(key), other[key])
+            for one, other in zip(expected, parts, strict=True)
+            for key in other
+        )
+        if not same:
+            found.append(Difference(f"{pointer}/tiers ({case.name})", _text(expected), _text(parts)))
+    return found
