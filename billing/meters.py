@@ -40,15 +40,15 @@ def property_text(data: pl.Series, name: str) -> pl.Series:
     frame = data.alias("data").to_frame()
     column = pl.col("data")
     frame = frame.with_columns(
-        token=column.str.extract(pattern, 1),
+        given=column.str.extract(pattern, 1),
         odd=column.str.contains("\\", literal=True) | (column.str.count_matches("{", literal=True) != 1),
     )
-    token = pl.col("token")
+    given = pl.col("given")
     frame = frame.select(
         "data",
-        text=pl.when(token == "null").then(None).otherwise(token.str.strip_chars('"')),
+        text=pl.when(given == "null").then(None).otherwise(given.str.strip_chars('"')),
         # Found no value but the name: it may be null, or a list.
-        odd=pl.col("odd") | (token.is_null() & column.str.contains(f'"{name}"', literal=True)),
+        odd=pl.col("odd") | (given.is_null() & column.str.contains(f'"{name}"', literal=True)),
     )
     odd = frame["odd"].fill_null(False)
     if not odd.any():

@@ -7,6 +7,7 @@ amounts by `billing/pricing/`: billed and live figures come out of the same func
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ import polars as pl
 
 from billing.catalog import Charge, EventAmount, Meter, PriceRow
 from billing.meters import EVENT_ORDER, MeterState, finish, fold, merge, numbers, property_text, regroup
-from billing.money import NUMBER, PRODUCT
+from billing.money import NUMBER
 from billing.pricing import TierPart, price_lines
 from billing.usage import EVENT_SCHEMA, INSTANT, Reason
 
@@ -148,6 +149,26 @@ class LiveState:
     """
 
     state: MeterState
+
+    def to_bytes(self) -> bytes:
+        """For a shard's snapshot."""
+        out = io.BytesIO()
+        for frame in (self.state.small, self.state.sets, self.state.runs):
+            part = io.BytesIO()
+            frame.write_ipc(part, compression="zstd")
+            out.write(part.tell().to_bytes(8, "little"))
+            out.write(part.getvalue())
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> LiveState:
+        frames: list[pl.DataFrame] = []
+        offset = 0
+        for _ in range(3):
+            length = int.from_bytes(data[offset : offset + 8], "little")
+            frames.append(pl.read_ipc(io.BytesIO(data[offset + 8 : offset + 8 + length])))
+            offset += 8 + length
+        return cls(MeterState(LIVE_BY, *frames))
 
 
 LIVE_BY = ("key", "subscription", "meter", "measure", "dimensions", "at")
@@ -689,4 +710,169 @@ def _odd_shares(rated: pl.DataFrame, table: _Pieces) -> dict[int, Fraction]:
     return {line: table.pieces[int(piece)].share for line, piece in found.iter_rows()}
 
 
-_UNUSED = (MeterState, regroup, PRODUCT, LIVE_BY)
+# --- live figures -------------------------------------------------------------------------------------------------
+
+
+def fold_days(events: pl.DataFrame, book: RatingBook) -> LiveState:
+    """Fold events that can be rated, whatever contracts and prices come later.
+
+    Prices, overrides and plans may change without folding again. A new dimension, a new `event_amount` property, a
+    first price per event on a meter, or a cut of time inside a day (`book.cuts`) needs the affected keys folded again.
+    """
+    frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
+    wanted = _live_meters(book)
+    found: list[pl.DataFrame] = []
+    for usage in _measured(frame, book.meters, book.charges.properties(book.meters)):
+        pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
+        met = usage.with_events(pairs, ("customer", "subscription", *EVENT_ORDER))
+        for (meter,), group in met.group_by("meter"):
+            live = wanted[int(str(meter))]
+            texts = {name: usage.texts[name].gather(group["place"]).alias(name) for name in live.dimensions}
+            group = group.with_columns(
+                key=pl.col("customer"),
+                meter=pl.lit(live.code),
+                measure=pl.lit(""),
+                dimensions=_json_objects(texts, group.height),
+                keep=pl.lit(live.keep),
+            )
+            found.append(group.select(_LIVE_ROW.names()))
+            for name in live.amounts:
+                own = numbers(usage.texts[name].gather(group["place"])).alias("value")
+                priced = group.with_columns(
+                    own,
+                    measure=pl.lit(name),
+                    aggregation=pl.lit("sum"),
+                    keep=pl.lit(False),
+                    text=pl.lit(None, pl.String),
+                )
+                found.append(priced.filter(pl.col("value").is_not_null()).select(_LIVE_ROW.names()))
+    rows = pl.concat(found) if found else pl.DataFrame(schema=_LIVE_ROW)
+    return LiveState(fold(_with_cells(rows, book), LIVE_BY))
+
+
+def merge_live(left: LiveState, right: LiveState) -> LiveState:
+    """One live state of two over different events."""
+    return LiveState(merge(left.state, right.state))
+
+
+def rate_live(pieces: Sequence[UsagePiece], live: LiveState, book: RatingBook) -> RatedPieces:
+    """What `rate` gives for the same pieces over the events that were folded."""
+    table = _Pieces(pieces, book, book.timezone)
+    by = ("piece", "priced_by")
+    codes = pl.DataFrame(
+        {"meter": pl.Series(range(len(book.meters)), dtype=pl.UInt32), "code": [m.code for m in book.meters]}
+    )
+    small = live.state.small.with_row_index("cell")
+    cells = small.join(codes, left_on="meter", right_on="code", how="inner").with_columns(meter=pl.col("meter_right"))
+    of_pieces = table.frame.join(table.keys, on="piece", how="inner").select(
+        "piece", "key", "of_subscription", "charge", "meter", "start", "end", "is_level"
+    )
+    met = cells.join(of_pieces, on=["key", "meter"], how="inner").filter(
+        _counts_for() & (pl.col("first") < pl.col("end")) & ((pl.col("last") >= pl.col("start")) | pl.col("is_level"))
+    )
+    across = (pl.col("last") >= pl.col("end")) | ((pl.col("first") < pl.col("start")) & ~pl.col("is_level"))
+    assert met.filter(across).height == 0, "a piece begins or ends inside a folded cell: it has to be in book.cuts"
+    names = {name for names in table.charges.rows_by_dimensions for name in names}
+    texts = {name: property_text(met["dimensions"], name) for name in names}
+    met = _matched(met, texts, table.charges).filter(pl.col("price_row").is_not_null())
+    met = met.rename({"price_row": "priced_by"})
+    own = met.filter(pl.col("measure") == "")
+    to_lines = own.select(*by, "cell")
+    numbered = small.select("cell", *LIVE_BY)
+    sets = live.state.sets.join(numbered, on=LIVE_BY, how="inner", nulls_equal=True)
+    runs = live.state.runs.join(numbered, on=LIVE_BY, how="inner", nulls_equal=True)
+    state = regroup(
+        MeterState(
+            by,
+            own,
+            sets.join(to_lines, on="cell", how="inner"),
+            runs.join(to_lines, on="cell", how="inner"),
+        ),
+        by,
+    )
+    return _price(table, state, _live_singles(table, met, runs))
+
+
+def _live_singles(table: _Pieces, met: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """The events that prices of single events look at; for `event_amount` their sums do as well."""
+    kinds = _row_kinds(table.charges)
+    if kinds.height == 0:
+        return pl.DataFrame(schema=_SINGLES)
+    counts = pl.Series([meter.aggregation == "count" for meter in table.meters], dtype=pl.Boolean)
+    priced = met.join(kinds, on=["charge", "priced_by"], how="inner")
+    each = priced.filter(pl.col("property").is_null() & (pl.col("measure") == ""))
+    each = each.with_columns(counts=counts.gather(each["meter"])).select("piece", "priced_by", "cell", "counts")
+    single = runs.join(each, on="cell", how="inner").with_columns(
+        value=pl.when("counts").then(pl.lit(Decimal(1), NUMBER)).otherwise(pl.col("value"))
+    )
+    by_value = priced.filter(pl.col("property") == pl.col("measure"))
+    sums = by_value.select(
+        "piece", "priced_by", pl.col("first").alias("time"), pl.lit("").alias("id"), pl.lit("").alias("source"),
+        pl.col("sum").alias("value"),
+    )  # fmt: skip
+    huge = runs.join(by_value.select("piece", "priced_by", "cell"), on="cell", how="inner")
+    return pl.concat([single.select(_SINGLES.names()), sums, huge.select(_SINGLES.names())])
+
+
+@dataclass(frozen=True)
+class _LiveMeter:
+    """What the live state keeps of a meter: dimensions and amounts that prices look at, and whether single events."""
+
+    code: str
+    dimensions: tuple[str, ...]
+    amounts: tuple[str, ...]
+    keep: bool
+
+
+def _live_meters(book: RatingBook) -> list[_LiveMeter]:
+    by_meter: dict[str, list[Charge]] = {}
+    for charge in book.charges.charges:
+        by_meter.setdefault(charge.meter, []).append(charge)
+    found: list[_LiveMeter] = []
+    for meter in book.meters:
+        charges = by_meter.get(meter.code, [])
+        prices = [row.price for charge in charges for row in charge.rows]
+        found.append(
+            _LiveMeter(
+                meter.code,
+                tuple(sorted({name for charge in charges for name in charge.price_by})),
+                tuple(sorted({price.property for price in prices if isinstance(price, EventAmount)})),
+                any(price.model in ("percentage", "bands") for price in prices),
+            )
+        )
+    return found
+
+
+_LIVE_ROW = pl.Schema({
+    "key": pl.String, "subscription": pl.String, "meter": pl.String, "measure": pl.String, "dimensions": pl.String,
+    "aggregation": pl.String, "keep": pl.Boolean, "time": INSTANT, "id": pl.String, "source": pl.String,
+    "value": NUMBER, "text": pl.String,
+})  # fmt: skip
+
+
+def _json_objects(texts: Mapping[str, pl.Series], height: int) -> pl.Series:
+    if not texts:
+        return pl.repeat("{}", height, dtype=pl.String, eager=True)
+    return pl.DataFrame(list(texts.values())).to_struct("dimensions").struct.json_encode()
+
+
+def _with_cells(rows: pl.DataFrame, book: RatingBook) -> pl.DataFrame:
+    """Rows with `at`: the start of their local day, or the last cut before them on that day."""
+    local = pl.col("time").dt.convert_time_zone(book.timezone).dt.replace_time_zone(None).dt.truncate("1d")
+    # A midnight that does not exist is the first moment after the gap; one that exists twice is the first.
+    day = pl.coalesce(
+        local.dt.replace_time_zone(book.timezone, ambiguous="earliest", non_existent="null"),
+        (local + pl.duration(hours=1)).dt.replace_time_zone(book.timezone, ambiguous="earliest", non_existent="null"),
+    ).dt.convert_time_zone("UTC")
+    rows = rows.with_columns(at=day.cast(INSTANT))
+    if book.cuts.height == 0:
+        return rows
+    owners = book.customers.select("key", pl.col("customer").alias("owner"))
+    cuts = book.cuts.select(pl.col("customer").alias("owner"), pl.col("at").alias("cut")).sort("cut")
+    return (
+        rows.join(owners, on="key", how="left")
+        .sort("time")
+        .join_asof(cuts, left_on="time", right_on="cut", by="owner", strategy="backward", check_sortedness=False)
+        .with_columns(at=pl.max_horizontal("at", "cut"))
+        .drop("owner", "cut")
+    )

@@ -1,0 +1,353 @@
+"""Rating in columns agrees with the oracle, whatever the order, the batches and the road (billed or live)."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import reduce
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from billing.catalog import parse_charge, parse_meter
+from billing.rating import (
+    BILLED_SCHEMA,
+    CONTRACTS_SCHEMA,
+    CUTS_SCHEMA,
+    KEYS_SCHEMA,
+    LiveState,
+    RatedPieces,
+    RatingBook,
+    UsagePiece,
+    classify,
+    fold_days,
+    merge_live,
+    rate,
+    rate_live,
+)
+from billing.usage import EVENT_SCHEMA
+from tests.oracle import pricing as oracle
+
+START, MIDDLE, END = (datetime(2026, 3, day, tzinfo=UTC) for day in (1, 15, 31))
+BERLIN = "Europe/Berlin"
+METERS = [
+    {"code": "count", "event_type": "call", "aggregation": "count"},
+    {"code": "sum", "event_type": "call", "aggregation": "sum", "value": "n"},
+    {"code": "max", "event_type": "call", "aggregation": "max", "value": "n"},
+    {"code": "min", "event_type": "call", "aggregation": "min", "value": "n"},
+    {"code": "latest", "event_type": "call", "aggregation": "latest", "value": "n"},
+    {"code": "users", "event_type": "call", "aggregation": "unique_count", "value": "user"},
+    {"code": "level", "event_type": "call", "aggregation": "time_weighted_sum", "value": "n"},
+    {"code": "eu", "event_type": "call", "aggregation": "sum", "value": "n", "filter": {"region": ["eu", "uk"]}},
+]
+MODELS: list[dict[str, Any]] = [
+    {"model": "flat", "amount": "3.5"},
+    {"model": "per_unit", "unit": "0.123456789012"},
+    {
+        "model": "graduated",
+        "tiers": [
+            {"up_to": "5", "unit": "2", "flat": "1"},
+            {"up_to": "7.5", "unit": "0.3"},
+            {"up_to": None, "flat": "4"},
+        ],
+    },
+    {
+        "model": "volume",
+        "tiers": [
+            {"up_to": "5", "unit": "2", "flat": "1"},
+            {"up_to": "7.5", "unit": "0.3"},
+            {"up_to": None, "unit": "1"},
+        ],
+    },
+    {"model": "package", "size": "0.3", "amount": "0.07"},
+]
+LIMITED = {"min_per_event": "0.3", "max_per_event": "5", "free_events": "1", "free_value": "4"}
+NIGHT = {"days": ["fri"], "from": "22:00", "to": "06:00", "unit": "0.5"}
+EVENT_MODELS: list[dict[str, Any]] = [
+    {"model": "percentage", "percent": "1.3", "per_event": "0.25", **LIMITED},
+    {"model": "percentage", "percent": "33.333333333333", "per_event": "0.1"},  # / 100 has 14 places: in fractions
+    {"model": "percentage", "percent": "2.9", "free_value": "10"},
+    {"model": "event_amount", "property": "eur"},
+    {"model": "bands", "bands": [NIGHT, {"from": "08:00", "to": "18:00", "unit": "0.2"}], "otherwise": "0.1"},
+]
+
+
+@st.composite
+def decimals(draw: Any) -> str:
+    digits, places = draw(st.integers(-(10**9), 10**9)), draw(st.integers(0, 12))
+    return format(Decimal(digits).scaleb(-places), "f")
+
+
+values = st.one_of(
+    decimals(),
+    st.sampled_from(["0", "1", "5", "7.5", "-3", "1000000000000000", "12345678901234567890.5", "0.000000000001"]),
+)
+
+
+@st.composite
+def usage(draw: Any) -> dict[str, Any]:
+    """One event with the texts that the oracle may look at."""
+    minutes = draw(st.integers(-3 * 24 * 60, 32 * 24 * 60))
+    return {
+        "id": str(draw(st.integers(0, 10**6))),
+        "source": draw(st.sampled_from(["a", "b"])),
+        "time": START + timedelta(minutes=minutes, microseconds=draw(st.sampled_from([0, 1]))),
+        "subscription": draw(st.sampled_from([None, None, "s1", "s2"])),
+        "n": draw(values),
+        "user": draw(st.sampled_from(["ann", "Ann", 'o"b', "bäb", "{}"])),
+        "region": draw(st.sampled_from(["eu", "uk", "us"])),
+        "eur": draw(values),
+        "number": draw(st.booleans()),
+    }
+
+
+def charges() -> st.SearchStrategy[dict[str, Any]]:
+    limits = st.fixed_dictionaries(
+        {}, optional={"included": st.sampled_from(["2", "0.5"]), "minimum": st.just("1"), "maximum": st.just("20")}
+    )
+    plain = st.tuples(st.sampled_from([meter["code"] for meter in METERS]), st.sampled_from(MODELS), limits)
+    clamps = st.fixed_dictionaries({}, optional={"minimum": st.just("1"), "maximum": st.just("20")})
+    by_event = st.tuples(st.sampled_from(["sum", "eu"]), st.sampled_from(EVENT_MODELS), clamps)
+    bands = st.tuples(st.sampled_from(["sum", "count"]), st.just(EVENT_MODELS[-1]), limits)
+    return st.one_of(plain, by_event, bands).map(
+        lambda chosen: {"code": "c", "kind": "usage", "tax": "t", "meter": chosen[0], "price": chosen[1], **chosen[2]}
+    )
+
+
+def frame(events: list[dict[str, Any]]) -> pl.DataFrame:
+    rows = []
+    for event in events:
+        data = {name: event[name] for name in ("user", "region", "eur")}
+        text = json.dumps(data, ensure_ascii=event["number"])
+        text = text[:-1] + (f', "n": {event["n"]}}}' if event["number"] else f', "n":"{event["n"]}"}}')
+        rows.append((event["source"], event["id"], "call", "acme", event["subscription"], event["time"], text))
+    return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+
+
+def pieces_of(charge: Any, subscription: str, share: Fraction) -> list[UsagePiece]:
+    return [
+        UsagePiece("acme", subscription, charge, START, MIDDLE, share, Decimal(2)),
+        UsagePiece("acme", subscription, charge, MIDDLE, END, share, Decimal(2)),
+    ]
+
+
+def expected(form: dict[str, Any], events: list[dict[str, Any]], piece: UsagePiece) -> tuple[Fraction, Fraction]:
+    meter = next(meter for meter in METERS if meter["code"] == form["meter"])
+    mine = [event for event in events if event["subscription"] in (None, piece.subscription)]
+    if "filter" in meter:
+        mine = [event for event in mine if event["region"] in meter["filter"]["region"]]
+    value_name = meter.get("value", "")
+    texts = value_name == "user"
+    measured = [
+        {**event, "value": event["user"] if texts else Fraction(event[value_name]) if value_name else Fraction(1)}
+        for event in mine
+    ]
+    quantity = oracle.quantity(meter["aggregation"], measured, piece.start, piece.end)
+    inside = [event for event in measured if piece.start <= event["time"] < piece.end]
+    by_amount = form["price"]["model"] == "event_amount"
+    single = [
+        (event["time"], f"{event['id']}\0{event['source']}", Fraction(event["eur"]) if by_amount else event["value"])
+        for event in inside
+        if not texts
+    ]
+    amount = oracle.amount(
+        form["price"],
+        quantity,
+        single,
+        included=Fraction(form.get("included", "0")),
+        minimum=Fraction(form["minimum"]) if "minimum" in form else None,
+        maximum=Fraction(form["maximum"]) if "maximum" in form else None,
+        units=Fraction(2),
+        timezone=BERLIN,
+        share=piece.share if form.get("prorate_usage") else Fraction(1),
+    )
+    return quantity, amount
+
+
+def outcome(rated: RatedPieces) -> dict[tuple[int, int], tuple[Fraction, Fraction]]:
+    return {(row.piece, row.row): (Fraction(row.quantity), Fraction(row.amount)) for row in rated.rows()}
+
+
+def comparable(rated: RatedPieces) -> list[Any]:
+    return [
+        (
+            row.piece,
+            row.row,
+            Fraction(row.quantity),
+            Fraction(row.amount),
+            row.events,
+            row.first,
+            row.last,
+            list(row.tiers),
+        )
+        for row in rated.rows()
+    ]
+
+
+def distinct(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({(event["source"], event["id"]): event for event in events}.values())
+
+
+metering = [parse_meter(meter) for meter in METERS]
+shares = st.sampled_from([Fraction(1), Fraction(14, 31)])
+
+
+@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(usage(), max_size=12).map(distinct),
+    st.lists(st.tuples(charges(), st.booleans()), min_size=1, max_size=4),
+    shares,
+    st.data(),
+)
+def test_rating_agrees_with_the_oracle_in_any_order_and_any_batches_billed_or_live(
+    events: list[dict[str, Any]], forms: list[tuple[dict[str, Any], bool]], share: Fraction, data: Any
+) -> None:
+    prorated = [{**form, "prorate_usage": flag} for form, flag in forms]
+    parsed = [parse_charge(form) for form in prorated]
+    pieces = [piece for charge in parsed for name in ("s1", "s2") for piece in pieces_of(charge, name, share)]
+    rated = rate(pieces, frame(events), metering, BERLIN)
+    got = outcome(rated)
+    for number, piece in enumerate(pieces):
+        wanted = expected(prorated[number // 4], events, piece)
+        assert got.get((number, 0), (Fraction(0), Fraction(0))) == wanted
+    assert [(row.piece, row.row) for row in rated.rows()] == sorted(got)
+
+    shuffled = data.draw(st.permutations(events))
+    cut = data.draw(st.integers(0, len(events)))
+    parts = [frame(shuffled[:cut]), frame(shuffled[cut:])]
+    assert comparable(rate(pieces, iter(parts), metering, BERLIN)) == comparable(rated)
+
+    book = RatingBook(
+        tuple(metering),
+        pl.DataFrame({"key": ["acme"], "customer": ["acme"]}, schema=KEYS_SCHEMA),
+        plans=(tuple(parsed),),
+        timezone=BERLIN,
+        cuts=pl.DataFrame({"customer": ["acme"] * 3, "at": [START, MIDDLE, END]}, schema=CUTS_SCHEMA),
+    )
+    live = reduce(merge_live, [fold_days(part, book) for part in parts[::-1]])
+    assert comparable(rate_live(pieces, LiveState.from_bytes(live.to_bytes()), book)) == comparable(rated)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(values, min_size=1, max_size=6))
+def test_the_tiers_of_graduated_add_up_to_the_whole(quantities: list[str]) -> None:
+    charge = parse_charge({"code": "c", "kind": "usage", "tax": "t", "meter": "sum", "price": MODELS[2]})
+    events = [
+        {"source": "a", "id": str(place), "time": START, "subscription": None, "n": text, "user": "u", "region": "us",
+         "eur": "0", "number": False}
+        for place, text in enumerate(quantities)
+    ]  # fmt: skip
+    for row in rate([UsagePiece("acme", "s1", charge, START, END)], frame(events), metering).rows():
+        assert sum((part.quantity for part in row.tiers), Fraction(0)) == Fraction(row.quantity)
+        assert sum((part.amount for part in row.tiers), Fraction(0)) == Fraction(row.amount)
+
+
+ROWS = parse_charge(
+    {
+        "code": "req", "kind": "usage", "meter": "sum", "tax": "t", "price_by": ["region", "user"],
+        "prices": [
+            {"when": {"region": "eu", "user": "ann"}, "price": {"model": "per_unit", "unit": "3"}},
+            {"when": {"user": "bob"}, "price": {"model": "per_unit", "unit": "5"}, "minimum": "100"},
+            {"when": {"region": "eu"}, "price": {"model": "per_unit", "unit": "7"}},
+        ],
+    }
+)  # fmt: skip
+
+
+def _event(number: str, data: dict[str, Any], **other: Any) -> tuple[Any, ...]:
+    given_fields = {"type": "call", "customer": "acme", "subscription": None, "time": START, **other}
+    return ("a", number, *given_fields.values(), json.dumps(data))
+
+
+def test_the_first_price_row_that_matches_wins_and_a_minimum_counts_only_with_usage() -> None:
+    events = pl.DataFrame(
+        [
+            _event("1", {"n": "1", "region": "eu", "user": "ann"}),
+            _event("2", {"n": "10", "region": "eu", "user": "bob"}),  # rows 2 and 3 fit, the first wins
+            _event("3", {"n": "100", "region": "eu"}),  # a missing property does not match
+            _event("4", {"n": "1000", "region": "us"}),
+        ],
+        schema=EVENT_SCHEMA,
+        orient="row",
+    )
+    rated = rate([UsagePiece("acme", "s1", ROWS, START, END)], events, metering)
+    assert outcome(rated) == {(0, 0): (1, 3), (0, 1): (10, 100), (0, 2): (100, 700)}
+    assert outcome(rate([UsagePiece("acme", "s1", ROWS, START, END)], events.head(1), metering)) == {(0, 0): (1, 3)}
+
+
+def _book(**changes: Any) -> RatingBook:
+    by_value = parse_charge(
+        {"code": "v", "kind": "usage", "meter": "eu", "tax": "t", "price": {"model": "event_amount", "property": "eur"}}
+    )
+    contracts = pl.DataFrame(
+        [("acme", "s1", START, END, 0), ("other", "s2", START, None, 0)], schema=CONTRACTS_SCHEMA, orient="row"
+    )
+    keys = pl.DataFrame({"key": ["acme", "sim-1", "other"], "customer": ["acme", "acme", "other"]}, schema=KEYS_SCHEMA)
+    return RatingBook(tuple(metering), keys, contracts, ((ROWS, by_value),), **changes)
+
+
+NOW = datetime(2026, 3, 20, tzinfo=UTC)
+GOOD = {"n": "1", "region": "eu", "user": "ann", "eur": "0.1"}
+VERDICTS: list[tuple[str | None, dict[str, Any], dict[str, Any]]] = [
+    (None, GOOD, {}),
+    (None, GOOD, {"customer": "sim-1"}),
+    (None, GOOD, {"subscription": "s1"}),
+    ("unknown_customer", {}, {"customer": "nobody", "type": "nothing"}),
+    ("unknown_subscription", GOOD, {"subscription": "s9"}),
+    ("unknown_subscription", GOOD, {"subscription": "s2"}),
+    ("unknown_type", GOOD, {"type": "Call"}),
+    ("missing_property", {"region": "eu", "user": "ann", "eur": "1"}, {}),
+    ("missing_property", {**GOOD, "n": None}, {}),
+    ("missing_property", {"n": "1", "region": "eu", "user": "ann"}, {}),  # no amount of its own
+    ("invalid_value", {**GOOD, "n": "many"}, {}),
+    ("invalid_value", {**GOOD, "n": "1" * 40}, {}),
+    ("invalid_value", {**GOOD, "n": "0.1234567890123"}, {}),
+    ("invalid_value", {**GOOD, "n": "NaN"}, {}),
+    ("invalid_value", {**GOOD, "n": True}, {}),
+    ("invalid_value", {**GOOD, "n": [1]}, {}),
+    ("invalid_value", {**GOOD, "n": ""}, {}),
+    ("invalid_value", {**GOOD, "eur": "1e999"}, {}),
+    (None, {**GOOD, "n": "-5e2"}, {}),
+    (None, {**GOOD, "n": 3}, {}),
+    (None, GOOD, {"time": NOW + timedelta(hours=1)}),
+    ("future", GOOD, {"time": NOW + timedelta(hours=1, microseconds=1)}),
+    ("no_price", {**GOOD, "region": "us"}, {}),
+    (None, {**GOOD, "region": "us"}, {"time": START - timedelta(days=1)}),  # outside every subscription: costs nothing
+    (None, GOOD, {"time": datetime(1970, 1, 1, tzinfo=UTC)}),
+]
+
+
+def test_each_event_gets_the_first_reason_that_applies() -> None:
+    events = pl.DataFrame(
+        [_event(str(number), data, **other) for number, (_, data, other) in enumerate(VERDICTS)],
+        schema=EVENT_SCHEMA,
+        orient="row",
+    )
+    assert classify(events, _book(), NOW).to_list() == [reason for reason, _, _ in VERDICTS]
+
+
+def test_late_is_said_only_of_new_events_of_tenants_that_reject_them() -> None:
+    events = pl.DataFrame(
+        [_event("1", GOOD), _event("2", GOOD), _event("3", GOOD, time=MIDDLE)], schema=EVENT_SCHEMA, orient="row"
+    )
+    billed = pl.DataFrame({"subscription": ["s1"], "until": [MIDDLE]}, schema=BILLED_SCHEMA)
+    new = pl.Series([False, True, True])
+    assert classify(events, _book(rejects_late=True, billed=billed), NOW, new=new).to_list() == [None, "late", None]
+    assert classify(events, _book(billed=billed), NOW, new=new).to_list() == [None, None, None]
+
+
+def test_a_piece_that_cuts_a_folded_day_is_noticed() -> None:
+    events = pl.DataFrame(
+        [_event("1", GOOD, time=START + timedelta(hours=5)), _event("2", GOOD, time=START + timedelta(hours=9))],
+        schema=EVENT_SCHEMA,
+        orient="row",
+    )
+    book = _book()
+    piece = UsagePiece("acme", "s1", ROWS, START, START + timedelta(hours=7))
+    with pytest.raises(AssertionError, match=r"book\.cuts"):
+        rate_live([piece], fold_days(events, book), book)
