@@ -193,6 +193,11 @@ class RatingShard:
                 self._thread.join(timeout_s)
 
     @property
+    def genesis(self) -> Genesis | None:
+        """The log's genesis; None before `start`."""
+        return self._genesis
+
+    @property
     def serving(self) -> bool:
         return self._serving
 
