@@ -16,7 +16,7 @@ import uuid_utils
 from psycopg.types.json import Jsonb
 
 from billing.errors import Conflict, NotFound
-from storage.sql.database import Connection
+from storage.sql.database import APP_ROLE, Connection
 
 DEFAULT_ENTITY = "main"
 
@@ -184,3 +184,11 @@ def legal_entities(connection: Connection) -> list[dict[str, Any]]:
 
 def _tenant(row: Mapping[str, Any]) -> Tenant:
     return Tenant(**{**row, "id": str(row["id"])})
+
+
+def enter(connection: Connection, tenant_id: str) -> None:
+    """Go on in the tenant's own role in the same transaction: a new tenant is made whole or not at all."""
+    connection.execute(
+        "SELECT set_config('role', %s, true), set_config('app.tenant_id', %s, true)",
+        (APP_ROLE, str(UUID(tenant_id))),
+    )

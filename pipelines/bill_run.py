@@ -1,0 +1,418 @@
+"""The bill run: plan, compute, approve, finalise, make documents. May be killed anywhere and driven by several at once.
+
+Owns the order of a run and what makes it restartable: its facts are fixed when it is planned (cut, master number,
+clock, document date), results are put once, each chunk becomes final in one transaction, and every step first looks
+at what is done already. One chunk's documents are `bill_run_chunk.py`, files are `document_files.py`.
+
+    planned -> computed -> approved -> finalised -> done          (cancelled until it is approved; failed is resumable)
+"""
+
+from __future__ import annotations
+
+import json
+import zoneinfo
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from importlib.metadata import version
+from typing import Any, Protocol
+from uuid import UUID
+
+import uuid_utils
+
+from billing.errors import BillingError, Conflict, FieldError, InvalidInput
+from billing.master import Customer
+from billing.periods import local_date, midnight
+from pipelines.bill_run_chunk import CUSTOMERS, ChunkResult, ChunkTask, billable, compute_chunk, unpack
+from pipelines.document_files import make_files
+from storage.archive import Archive
+from storage.master_chain import MasterChain
+from storage.object_store import ObjectStore
+from storage.sql import bill_runs, invoices, steps, tenants
+from storage.sql.database import Connection, Database
+from storage.usage_log.reader import UsageLogReader
+
+# Places where a crash test kills the driver; each is passed at least once in a run with documents.
+STEPS = (
+    "before plan",
+    "planned",
+    "chunk computed",
+    "chunk noted",
+    "computed",
+    "approving",
+    "approved",
+    "chunk finalising",
+    "chunk finalised",
+    "finalised",
+    "files made",
+    "before done",
+)
+
+Clock = Callable[[], datetime]
+Checkpoint = Callable[[str], None]
+
+
+class Executor(Protocol):
+    """Runs chunk tasks and gives their results as they come, in any order."""
+
+    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]: ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Chunks one after the other in the driver's own process: right for small tenants, and for tests."""
+
+    store: ObjectStore
+    database: Database
+    chain: MasterChain
+
+    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
+        for task in tasks:
+            yield compute_chunk(task, self.store, self.database, self.chain)
+
+
+def no_checkpoint(step: str) -> None:
+    """In production nothing happens at the named steps."""
+
+
+class BillRunDriver:
+    """Plans and drives bill runs of any tenant. A plain class: the Ray shell and the command line call the same."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: ObjectStore,
+        chain: MasterChain,
+        archive: Archive,
+        clock: Clock,
+        *,
+        executor: Executor | None = None,
+        checkpoint: Checkpoint = no_checkpoint,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._chain = chain
+        self._archive = archive
+        self._clock = clock
+        self._executor = executor or InProcess(store, database, chain)
+        self._checkpoint = checkpoint
+
+    # -- Plan ----------------------------------------------------------------------------------------------------------
+
+    def plan(
+        self, tenant_id: str, up_to: date | datetime, actor: str, *, document_date: date | None = None
+    ) -> dict[str, Any]:
+        """Fix what a run rests on. Errors: InvalidInput for a date after the clock, Conflict while a run goes on."""
+        self._checkpoint("before plan")
+        with self._database.tenant(tenant_id) as connection:
+            tenant = tenants.by_id(connection, tenant_id)
+            number, _ = steps.current(connection, tenant_id)
+            previous = bill_runs.last_finalised(connection)
+        now = self._clock()
+        made_at = tenant.test_clock or now
+        cut_at = midnight(up_to, tenant.timezone) if not isinstance(up_to, datetime) else up_to
+        if cut_at > made_at:
+            raise InvalidInput(
+                f"up_to lies after the clock ({made_at.isoformat()})",
+                errors=[FieldError("/up_to", "must not lie after the clock")],
+            )
+        today = local_date(made_at, tenant.timezone)
+        if document_date is not None and (tenant.kind != "test" or document_date > today):
+            raise InvalidInput(
+                "a document date of its own is for test tenants, and never after their clock",
+                errors=[FieldError("/document_date", "is not allowed here")],
+            )
+        self._chain.project(self._database, tenant_id, up_to=number)
+        master = self._chain.at(tenant_id, number)
+        run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
+        cut = UsageLogReader(self._store).cut(run_id)
+        customers = len(billable(master))
+        sizes = [min(CUSTOMERS, customers - start) for start in range(0, customers, CUSTOMERS)]
+        with self._database.tenant(tenant_id) as connection:
+            bill_runs.create(
+                connection,
+                tenant_id,
+                run_id=run_id,
+                up_to=cut_at,
+                document_date=document_date or today,
+                made_at=made_at,
+                cut=json.loads(cut.to_json()),
+                previous_cut=previous["cut"] if previous else None,
+                master_number=number,
+                master_steps=master.step_count,
+                data_versions=data_versions(),
+                chunks=sizes,
+                actor=actor,
+                now=now,
+            )
+        self._checkpoint("planned")
+        return self.get(tenant_id, run_id)
+
+    # -- Drive ---------------------------------------------------------------------------------------------------------
+
+    def drive(self, tenant_id: str, run_id: str, *, approve: bool = True) -> dict[str, Any]:
+        """Bring a run as far as it may go; returns it. Ends early when it is paused, or cancelled in time.
+
+        What goes wrong for good is noted at the run (`failed`, with the reason) and raised; driving it again resumes.
+        A database or store that is away raises Unavailable and leaves the run where it is.
+        """
+        try:
+            return self._drive(tenant_id, run_id, approve)
+        except BillingError as error:
+            if not error.retryable:
+                self._note(tenant_id, run_id, error.detail)
+            raise
+
+    def _drive(self, tenant_id: str, run_id: str, approve: bool) -> dict[str, Any]:
+        run = self.get(tenant_id, run_id)
+        if run["state"] == "planned":
+            if not self._compute(tenant_id, run):
+                return self.get(tenant_id, run_id)
+            run = self.get(tenant_id, run_id)
+        if run["state"] == "computed":
+            if not approve:
+                return run
+            self.approve(tenant_id, run_id, run["created_by"])
+            run = self.get(tenant_id, run_id)
+        if run["state"] == "approved":
+            if not self._finalise(tenant_id, run):
+                return self.get(tenant_id, run_id)
+            run = self.get(tenant_id, run_id)
+        if run["state"] == "finalised":
+            if not self._make_files(tenant_id, run_id):
+                return self.get(tenant_id, run_id)
+            self._checkpoint("before done")
+            with self._database.tenant(tenant_id) as connection:
+                bill_runs.move(connection, run_id, expected=("finalised",), state="done", now=self._clock())
+        return self.get(tenant_id, run_id)
+
+    def _compute(self, tenant_id: str, run: Mapping[str, Any]) -> bool:
+        run_id = str(run["id"])
+        with self._database.tenant(tenant_id) as connection:
+            waiting = [c["chunk"] for c in bill_runs.chunks(connection, run_id) if c["state"] == "planned"]
+        tasks = (self._task(tenant_id, run, chunk) for chunk in waiting if self._may_go_on(tenant_id, run_id))
+        for result in self._executor.compute(tasks):
+            self._checkpoint("chunk computed")
+            with self._database.tenant(tenant_id) as connection:
+                bill_runs.chunk_computed(
+                    connection,
+                    run_id,
+                    result.chunk,
+                    result=result.key,
+                    documents=result.documents,
+                    lines=result.lines,
+                    totals=result.totals,
+                    parked=result.parked,
+                    now=self._clock(),
+                )
+            self._checkpoint("chunk noted")
+        with self._database.tenant(tenant_id) as connection:
+            found = bill_runs.chunks(connection, run_id)
+            if any(chunk["state"] == "planned" for chunk in found):
+                return False  # paused or cancelled meanwhile
+            parked = [one for chunk in found for one in chunk["parked"]]
+            bill_runs.move(
+                connection, run_id, expected=("planned",), state="computed", now=self._clock(), parked=parked
+            )
+        self._checkpoint("computed")
+        return True
+
+    def approve(self, tenant_id: str, run_id: str, actor: str) -> None:
+        """Decide that this is billed: from here on the run is finished, whatever happens, and cannot be cancelled."""
+        with self._database.tenant(tenant_id) as connection:
+            run = bill_runs.get(connection, run_id, lock=True)
+            if run["state"] != "computed" or run["cancel_asked"]:
+                return
+            step = {
+                "at": run["made_at"].isoformat(),
+                "bill_run": {
+                    "id": run_id,
+                    "up_to": run["up_to"].isoformat(),
+                    "steps": run["master_steps"],
+                    "parked": sorted({one["customer"] for one in run["parked"]}),
+                },
+            }
+            change = steps.append_step(connection, tenant_id, step, actor, now=self._clock())
+            self._checkpoint("approving")
+            bill_runs.move(
+                connection,
+                run_id,
+                expected=("computed",),
+                state="approved",
+                now=self._clock(),
+                mark=change.last_step,
+            )
+        self._chain.project(self._database, tenant_id, up_to=change.number)
+        self._checkpoint("approved")
+
+    def _finalise(self, tenant_id: str, run: Mapping[str, Any]) -> bool:
+        """Chunk after chunk, so that numbers follow the order of customers; each in one transaction."""
+        run_id = str(run["id"])
+        for chunk in range(run["chunks"]):
+            if not self._may_go_on(tenant_id, run_id):
+                return False
+            with self._database.tenant(tenant_id) as connection:
+                row = bill_runs.chunk_for_update(connection, run_id, chunk)
+                if row["state"] != "computed":
+                    continue  # another driver was here
+                data = self._store.get(row["result"])
+                assert data is not None, "the result of a computed chunk is never deleted"
+                documents, _ = unpack(data)
+                finals = self._finals(connection, tenant_id, run, documents)
+                invoices.finalise(connection, tenant_id, finals, self._clock())
+                self._checkpoint("chunk finalising")
+                bill_runs.set_chunk(connection, run_id, chunk, "finalised", self._clock())
+            self._checkpoint("chunk finalised")
+        with self._database.tenant(tenant_id) as connection:
+            bill_runs.move(connection, run_id, expected=("approved",), state="finalised", now=self._clock())
+        self._checkpoint("finalised")
+        return True
+
+    def _finals(
+        self, connection: Connection, tenant_id: str, run: Mapping[str, Any], documents: Sequence[Any]
+    ) -> list[invoices.Final]:
+        master = self._chain.at(tenant_id, run["master_number"])
+        entity = tenants.legal_entity(connection)
+        patterns = {**invoices.PATTERNS, **(entity["form"].get("series") or {})}
+        return [
+            invoices.Final(
+                document=document,
+                entity=entity["code"],
+                pattern=patterns[document.type],
+                buyer=_buyer(master.customers[document.customer]),
+                made_at=run["made_at"],
+                run_id=str(run["id"]),
+                run_mark=run["mark"],
+            )
+            for document in documents
+        ]
+
+    def _make_files(self, tenant_id: str, run_id: str) -> bool:
+        while self._may_go_on(tenant_id, run_id):
+            if make_files(self._database, self._archive, tenant_id, self._clock, run_id=run_id) == 0:
+                return True
+            self._checkpoint("files made")
+        return False
+
+    def _task(self, tenant_id: str, run: Mapping[str, Any], chunk: int) -> ChunkTask:
+        return ChunkTask(
+            tenant_id,
+            str(run["id"]),
+            chunk,
+            run["master_number"],
+            run["up_to"],
+            run["made_at"],
+            run["document_date"],
+            json.dumps(run["cut"]),
+            json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
+        )
+
+    def _may_go_on(self, tenant_id: str, run_id: str) -> bool:
+        with self._database.tenant(tenant_id) as connection:
+            run = bill_runs.get(connection, run_id)
+            if run["cancel_asked"] and run["state"] in ("planned", "computed"):
+                bill_runs.move(
+                    connection, run_id, expected=("planned", "computed"), state="cancelled", now=self._clock()
+                )
+                return False
+            return not run["paused"]
+
+    def _note(self, tenant_id: str, run_id: str, detail: str) -> None:
+        with self._database.tenant(tenant_id) as connection:
+            connection.execute("UPDATE bill_runs SET error = %s WHERE id = %s", (detail, UUID(run_id)))
+
+    # -- Look and steer ------------------------------------------------------------------------------------------------
+
+    def get(self, tenant_id: str, run_id: str) -> dict[str, Any]:
+        """The run with its progress: stage, done, total, rate and time left, totals per currency, files."""
+        with self._database.tenant(tenant_id) as connection:
+            return run_view(connection, run_id, self._clock())
+
+    def pause(self, tenant_id: str, run_id: str) -> None:
+        with self._database.tenant(tenant_id) as connection:
+            _must_run(bill_runs.get(connection, run_id))
+            bill_runs.ask(connection, run_id, paused=True)
+
+    def resume(self, tenant_id: str, run_id: str) -> None:
+        with self._database.tenant(tenant_id) as connection:
+            _must_run(bill_runs.get(connection, run_id))
+            bill_runs.ask(connection, run_id, paused=False)
+
+    def cancel(self, tenant_id: str, run_id: str) -> None:
+        """Give a run up before it is approved; nothing of it remains but its record."""
+        with self._database.tenant(tenant_id) as connection:
+            run = bill_runs.get(connection, run_id, lock=True)
+            if run["state"] not in ("planned", "computed"):
+                raise Conflict(f"the run is {run['state']}: what is billed is taken back by credit notes")
+            bill_runs.ask(connection, run_id, cancel=True)
+            bill_runs.move(connection, run_id, expected=("planned", "computed"), state="cancelled", now=self._clock())
+
+    def unfinished(self) -> list[tuple[str, str]]:
+        """Runs that nobody may be driving any more, as (tenant, run): a starting platform drives them on."""
+        with self._database.system() as connection:
+            return bill_runs.unfinished(connection)
+
+
+def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, Any]:
+    """A run as people and programs see it."""
+    run = bill_runs.get(connection, run_id)
+    chunks = bill_runs.chunks(connection, run_id)
+    files = invoices.file_counts(connection, run_id)
+    done = {state: sum(c["customers"] for c in chunks if c["state"] in rest) for state, rest in _REACHED.items()}
+    stage, count, total = "done", run["customers"], run["customers"]
+    if run["state"] == "planned":
+        stage, count = "computing", done["computed"]
+    elif run["state"] == "computed":
+        stage = "waiting for approval"
+    elif run["state"] == "approved":
+        stage, count = "finalising", done["finalised"]
+    elif run["state"] == "finalised":
+        total = sum(files.values())
+        stage, count = "making documents", total - files["wanted"]
+    elif run["state"] in ("cancelled", "failed"):
+        stage = run["state"]
+    seconds = max(((run["ended_at"] or now) - run["started_at"]).total_seconds(), 0)
+    progress = {"stage": stage, "done": count, "total": total, "seconds": round(seconds, 1)}
+    if run["paused"] and run["state"] not in bill_runs.ENDED:
+        progress["stage"] = "paused"
+    return {
+        **run,
+        "id": str(run["id"]),
+        "progress": progress,
+        "totals": _sum_totals([chunk["totals"] for chunk in chunks if chunk["totals"]]),
+        "documents": {"made": sum(chunk["documents"] or 0 for chunk in chunks), **files},
+        "lines": sum(chunk["lines"] or 0 for chunk in chunks),
+    }
+
+
+_REACHED = {"computed": ("computed", "finalised", "documented"), "finalised": ("finalised", "documented")}
+
+
+def _sum_totals(parts: Sequence[Mapping[str, Mapping[str, str]]]) -> dict[str, dict[str, str]]:
+    sums: dict[str, dict[str, Decimal]] = {}
+    for part in parts:
+        for currency, amounts in part.items():
+            one = sums.setdefault(currency, {})
+            for name, amount in amounts.items():
+                one[name] = one.get(name, Decimal(0)) + Decimal(amount)
+    return {
+        currency: {name: format(amount, "f") for name, amount in amounts.items()}
+        for currency, amounts in sorted(sums.items())
+    }
+
+
+def data_versions() -> dict[str, str]:
+    """Versions of data that results rest on beside the log and the master data."""
+    zones = version("tzdata") if not zoneinfo.TZPATH else f"system {zoneinfo.TZPATH[0]}, tzdata {version('tzdata')}"
+    return {"product": version("cloud-billing"), "time_zones": zones}
+
+
+def _buyer(customer: Customer) -> dict[str, Any]:
+    """The customer's form as it is printed, with what billing read out of it."""
+    return {**customer.form, "code": customer.code, "name": customer.name, "country": customer.country}
+
+
+def _must_run(run: Mapping[str, Any]) -> None:
+    if run["state"] in bill_runs.ENDED:
+        raise Conflict(f"the run is {run['state']}")

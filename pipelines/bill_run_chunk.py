@@ -1,0 +1,245 @@
+"""One chunk of a bill run: some customers' documents from log, master data and what was billed before.
+
+Stateless: the same task gives the same bytes wherever and however often it runs; the result is put once under a key
+that the task alone determines. Runs in the driver's process or as a Ray task.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+
+from billing.bill import bill, events_needed_from
+from billing.documents import Document
+from billing.master import MasterData
+from billing.rating import classify
+from billing.wallets import wallets_of
+from storage.master_chain import MasterChain
+from storage.object_store import ObjectStore
+from storage.sql import invoices
+from storage.sql.database import Database
+from storage.usage_log.reader import SCAN_SCHEMA, Cut, UsageLogReader
+
+CUSTOMERS = 2_000  # of one chunk: some 50 ms of pricing
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """Everything that the result of a chunk rests on. Small, so that it travels well."""
+
+    tenant_id: str
+    run_id: str
+    chunk: int
+    master_number: int
+    up_to: datetime
+    made_at: datetime
+    document_date: date
+    cut: str  # JSON
+    previous_cut: str | None
+
+    @property
+    def key(self) -> str:
+        return f"runs/{self.tenant_id}/{self.run_id}/chunk-{self.chunk:06}.parquet"
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What the driver notes of a computed chunk; the documents themselves are in the object store."""
+
+    chunk: int
+    key: str
+    documents: int
+    lines: int
+    totals: dict[str, dict[str, str]]
+    parked: list[dict[str, str]]
+
+
+def customers_of(master: MasterData, chunk: int) -> list[str]:
+    """The customers of a chunk: a range of all codes in order, so chunk after chunk is in the order of numbers."""
+    return billable(master)[chunk * CUSTOMERS : (chunk + 1) * CUSTOMERS]
+
+
+def billable(master: MasterData) -> list[str]:
+    """Customers that can have something to bill, by code."""
+    return sorted(code for code, subscriptions in master.subscriptions_of.items() if subscriptions)
+
+
+def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain) -> ChunkResult:
+    """Compute a chunk's documents and put them once. A result that is there already is taken as it is."""
+    known = store.get(task.key)
+    if known is None:
+        made, parked = _compute(task, store, database, chain)
+        data = _pack(made, parked)
+        # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).
+        known = data if store.create(task.key, data) else store.get(task.key)
+        assert known is not None
+    documents, parked = unpack(known)
+    return ChunkResult(
+        task.chunk,
+        task.key,
+        len(documents),
+        sum(len(document.lines) for document in documents),
+        _totals(documents),
+        parked,
+    )
+
+
+def _compute(
+    task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain
+) -> tuple[Sequence[Document], list[dict[str, str]]]:
+    master = chain.at(task.tenant_id, task.master_number)
+    customers = customers_of(master, task.chunk)
+    cut = Cut.from_json(task.cut)
+    previous = Cut.from_json(task.previous_cut) if task.previous_cut else None
+    reader = UsageLogReader(store)
+    keys = [key for customer in customers for key in master.keys_of(customer)]
+    events_from = _events_from(task, reader, master, customers, keys, cut, previous)
+    events = rateable(reader, task.tenant_id, master, cut, previous, task.made_at, keys=keys, start=events_from)
+    whole = [customer for customer in customers if master.needs_all_documents(customer)]
+    with database.tenant(task.tenant_id) as connection:
+        billed = invoices.billed(connection, customers, events_from, whole)
+    with_wallet = [customer for customer in customers if customer in master.wallet_customers]
+    credit = None
+    if with_wallet:
+        chosen = set(with_wallet)
+        own = [one for one in billed if one.document.customer in chosen]
+        credit = wallets_of(master, with_wallet, own, task.made_at)
+    result = bill(
+        master,
+        customers,
+        up_to=task.up_to,
+        now=task.made_at,
+        billed=billed,
+        events=events,
+        events_from=events_from,
+        credit=credit,
+        document_date=task.document_date,
+    )
+    parked = [{"customer": one.customer, "code": one.code, "reason": one.reason} for one in result.parked]
+    return result.documents, parked
+
+
+def _events_from(
+    task: ChunkTask,
+    reader: UsageLogReader,
+    master: MasterData,
+    customers: Sequence[str],
+    keys: Sequence[str],
+    cut: Cut,
+    previous: Cut | None,
+) -> datetime | None:
+    """From which time on events are needed; None (all) where a level may carry over from long ago."""
+    if any(meter.aggregation in ("time_weighted_sum", "latest") for meter in master.meters.values()):
+        return None
+    late_since = None
+    if previous is not None:
+        for frame in reader.scan(task.tenant_id, cut, customers=keys, since=previous):
+            earliest = frame["time"].min()
+            if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
+                late_since = earliest
+    return events_needed_from(master, customers, task.up_to, late_since)
+
+
+def rateable(
+    reader: UsageLogReader,
+    tenant_id: str,
+    master: MasterData,
+    cut: Cut,
+    previous: Cut | None,
+    now: datetime,
+    *,
+    keys: Sequence[str] | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> pl.DataFrame:
+    """The events in a cut that can be rated, of some customer keys; what is in suspense is left out."""
+    frames: list[pl.DataFrame] = []
+    book = master.rating_book()
+    for frame in reader.scan(tenant_id, cut, customers=keys, start=start, end=end):
+        if frame.height == 0:
+            continue
+        new = None if previous is None else _behind(frame, previous)
+        frames.append(frame.filter(classify(frame, book, now, new=new).is_null()))
+    if not frames:
+        return pl.DataFrame(schema=SCAN_SCHEMA)
+    return pl.concat(frames)
+
+
+def _behind(frame: pl.DataFrame, previous: Cut) -> pl.Series:
+    """Which rows lie behind a cut: positions decide what is new, never times."""
+    lanes = frame["lane"].unique().to_list()
+    last = pl.DataFrame(
+        {"lane": lanes, "last": [previous.last(lane) for lane in lanes]},
+        schema={"lane": pl.UInt16, "last": pl.Int64},
+    )
+    joined = frame.select("lane", "number").join(last, on="lane", how="left", maintain_order="left")
+    return joined["number"].cast(pl.Int64) > joined["last"]
+
+
+# -- Results as Parquet ------------------------------------------------------------------------------------------------
+
+
+def _pack(documents: Sequence[Document], parked: Sequence[dict[str, str]]) -> bytes:
+    frame = pl.DataFrame(
+        {
+            "customer": [document.customer for document in documents],
+            "type": [document.type for document in documents],
+            "currency": [document.currency for document in documents],
+            "net": [format(document.net, "f") for document in documents],
+            "gross": [format(document.gross, "f") for document in documents],
+            "document": [invoices.document_json(document) for document in documents],
+        },
+        schema={
+            "customer": pl.String,
+            "type": pl.String,
+            "currency": pl.String,
+            "net": pl.String,
+            "gross": pl.String,
+            "document": pl.Binary,
+        },
+    )
+    import msgspec
+
+    out = io.BytesIO()
+    metadata = {"parked": msgspec.json.encode(list(parked)).decode(), "format": "1"}
+    frame.write_parquet(out, compression="zstd", metadata=metadata)
+    return out.getvalue()
+
+
+def unpack(data: bytes) -> tuple[list[Document], list[dict[str, str]]]:
+    """The documents of a computed chunk in the order made, and the customers that it parked."""
+    import msgspec
+
+    metadata: dict[str, Any] = pl.read_parquet_metadata(io.BytesIO(data))
+    frame = pl.read_parquet(io.BytesIO(data))
+    documents = [invoices.document_from(body) for body in frame["document"]]
+    return documents, msgspec.json.decode(metadata["parked"])
+
+
+def _totals(documents: Sequence[Document]) -> dict[str, dict[str, str]]:
+    """Per currency: documents, credit notes, and signed sums (a credit note counts negative)."""
+    sums: dict[str, list[Any]] = {}
+    for document in documents:
+        sign = -1 if document.type == "credit_note" else 1
+        one = sums.setdefault(document.currency, [0, 0, Decimal(0), Decimal(0), Decimal(0)])
+        one[0] += 1
+        one[1] += document.type == "credit_note"
+        one[2] += sign * document.net
+        one[3] += sign * document.tax
+        one[4] += sign * document.gross
+    return {
+        currency: {
+            "documents": str(count),
+            "credit_notes": str(notes),
+            "net": format(net, "f"),
+            "tax": format(tax, "f"),
+            "gross": format(gross, "f"),
+        }
+        for currency, (count, notes, net, tax, gross) in sorted(sums.items())
+    }

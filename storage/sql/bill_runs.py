@@ -1,0 +1,194 @@
+"""Bill runs in SQL: their fixed facts, their chunks, their state. What a run does is `pipelines/bill_run.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import uuid_utils
+from psycopg.types.json import Jsonb
+
+from billing.errors import Conflict, NotFound
+from storage.sql.database import Connection
+
+ENDED = ("done", "cancelled", "failed")
+
+
+def create(
+    connection: Connection,
+    tenant_id: str,
+    *,
+    run_id: str | None = None,
+    up_to: datetime,
+    document_date: date,
+    made_at: datetime,
+    cut: Mapping[str, Any],
+    previous_cut: Mapping[str, Any] | None,
+    master_number: int,
+    master_steps: int,
+    data_versions: Mapping[str, str],
+    chunks: Sequence[int],
+    actor: str,
+    now: datetime,
+) -> str:
+    """Plan a run; `chunks` are the numbers of customers in each. Conflict while another run of the tenant goes on."""
+    tenant = UUID(tenant_id)
+    run = UUID(run_id) if run_id else UUID(bytes=uuid_utils.uuid7().bytes)
+    try:
+        connection.execute(
+            "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"
+            " master_number, master_steps, data_versions, state, customers, chunks, created_by, started_at)"
+            " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s"
+            " FROM bill_runs",
+            (
+                tenant,
+                run,
+                up_to,
+                document_date,
+                made_at,
+                Jsonb(dict(cut)),
+                None if previous_cut is None else Jsonb(dict(previous_cut)),
+                master_number,
+                master_steps,
+                Jsonb(dict(data_versions)),
+                sum(chunks),
+                len(chunks),
+                actor,
+                now,
+            ),
+        )
+    except psycopg.errors.UniqueViolation as error:
+        raise Conflict("a bill run of this tenant is going on: wait for it, resume it or cancel it") from error
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO bill_run_chunks (tenant_id, run_id, chunk, state, customers, changed_at)"
+            " VALUES (%s, %s, %s, 'planned', %s, %s)",
+            [(tenant, run, chunk, customers, now) for chunk, customers in enumerate(chunks)],
+        )
+    return str(run)
+
+
+def get(connection: Connection, run_id: str, *, lock: bool = False) -> dict[str, Any]:
+    """One run with all its columns."""
+    row = connection.execute(
+        ("SELECT * FROM bill_runs WHERE id = %s FOR UPDATE" if lock else "SELECT * FROM bill_runs WHERE id = %s"),
+        (UUID(run_id),),
+    ).fetchone()
+    if row is None:
+        raise NotFound("there is no such bill run")
+    return dict(row)
+
+
+def active(connection: Connection) -> dict[str, Any] | None:
+    """The run of the tenant that has not ended, if there is one."""
+    row = connection.execute("SELECT * FROM bill_runs WHERE NOT state = ANY(%s)", (list(ENDED),)).fetchone()
+    return None if row is None else dict(row)
+
+
+def last_finalised(connection: Connection) -> dict[str, Any] | None:
+    """The newest run whose documents are final: its cut tells which events are new."""
+    row = connection.execute(
+        "SELECT * FROM bill_runs WHERE state IN ('finalised', 'done') ORDER BY number DESC LIMIT 1"
+    ).fetchone()
+    return None if row is None else dict(row)
+
+
+def page(connection: Connection, *, after: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    """Runs, newest first, below the number `after`."""
+    rows = connection.execute(
+        "SELECT * FROM bill_runs WHERE (%s::int IS NULL OR number < %s) ORDER BY number DESC LIMIT %s",
+        (after, after, limit),
+    ).fetchall()
+    return [dict(row) for row in rows]
+
+
+def chunks(connection: Connection, run_id: str) -> list[dict[str, Any]]:
+    rows = connection.execute(
+        "SELECT * FROM bill_run_chunks WHERE run_id = %s ORDER BY chunk", (UUID(run_id),)
+    ).fetchall()
+    return [dict(row) for row in rows]
+
+
+def chunk_for_update(connection: Connection, run_id: str, chunk: int) -> dict[str, Any]:
+    """One chunk, locked until the transaction ends: two drivers finalise it one after the other."""
+    row = connection.execute(
+        "SELECT * FROM bill_run_chunks WHERE run_id = %s AND chunk = %s FOR UPDATE", (UUID(run_id), chunk)
+    ).fetchone()
+    assert row is not None, "a chunk of a run is never deleted"
+    return dict(row)
+
+
+def chunk_computed(
+    connection: Connection,
+    run_id: str,
+    chunk: int,
+    *,
+    result: str,
+    documents: int,
+    lines: int,
+    totals: Mapping[str, Any],
+    parked: Sequence[Mapping[str, str]],
+    now: datetime,
+) -> None:
+    connection.execute(
+        "UPDATE bill_run_chunks SET state = 'computed', result = %s, documents = %s, lines = %s, totals = %s,"
+        " parked = %s, changed_at = %s WHERE run_id = %s AND chunk = %s AND state = 'planned'",
+        (result, documents, lines, Jsonb(dict(totals)), Jsonb(list(parked)), now, UUID(run_id), chunk),
+    )
+
+
+def set_chunk(connection: Connection, run_id: str, chunk: int, state: str, now: datetime) -> None:
+    connection.execute(
+        "UPDATE bill_run_chunks SET state = %s, changed_at = %s WHERE run_id = %s AND chunk = %s",
+        (state, now, UUID(run_id), chunk),
+    )
+
+
+def move(
+    connection: Connection,
+    run_id: str,
+    *,
+    expected: Sequence[str],
+    state: str,
+    now: datetime,
+    error: str | None = None,
+    parked: Sequence[Mapping[str, str]] | None = None,
+    mark: int | None = None,
+) -> bool:
+    """Move a run from one of the expected states; False if another driver has done so before."""
+    result = connection.execute(
+        "UPDATE bill_runs SET state = %s, error = coalesce(%s, error), parked = coalesce(%s, parked),"
+        " mark = coalesce(%s, mark),"
+        " ended_at = CASE WHEN %s = ANY(%s) THEN %s ELSE ended_at END WHERE id = %s AND state = ANY(%s)",
+        (
+            state,
+            error,
+            None if parked is None else Jsonb(list(parked)),
+            mark,
+            state,
+            list(ENDED),
+            now,
+            UUID(run_id),
+            list(expected),
+        ),
+    )
+    return result.rowcount == 1
+
+
+def ask(connection: Connection, run_id: str, *, paused: bool | None = None, cancel: bool | None = None) -> None:
+    """Ask a run to pause, to go on or to give up; its driver looks before each chunk."""
+    connection.execute(
+        "UPDATE bill_runs SET paused = coalesce(%s, paused), cancel_asked = coalesce(%s, cancel_asked) WHERE id = %s",
+        (paused, cancel, UUID(run_id)),
+    )
+
+
+def unfinished(connection: Connection) -> list[tuple[str, str]]:
+    """(tenant, run) of all runs that have not ended and are not paused (system role): somebody should drive them."""
+    rows = connection.execute(
+        "SELECT tenant_id, id FROM bill_runs WHERE NOT state = ANY(%s) AND NOT paused ORDER BY id", (list(ENDED),)
+    ).fetchall()
+    return [(str(row["tenant_id"]), str(row["id"])) for row in rows]
