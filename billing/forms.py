@@ -7,7 +7,7 @@ all at once as one InvalidInput. Numbers come as text (or whole JSON numbers), n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from billing.errors import FieldError, InvalidInput
 from billing.money import PLACES_MAX, parse_number
 from billing.periods import TimeInvalid, parse_moment
 
+NO_MOMENT = datetime(1, 1, 1, tzinfo=UTC)  # stands where a time is missing or wrong
 CODE_LENGTH_MAX = 256
 TEXT_LENGTH_MAX = 4_000
 MISTAKES_MAX = 100  # of one input; more help nobody
@@ -148,12 +149,12 @@ class Form:
     def moment(self, key: str, timezone: str, default: datetime | None = None, *, required: bool = True) -> datetime:
         value = self.raw(key)
         if value is None and (default is not None or not required):
-            return default or datetime.min
+            return default or NO_MOMENT
         try:
             return parse_moment(value, timezone)
         except TimeInvalid as error:
             self.wrong(key, str(error) if value is not None else "is missing")
-            return default or datetime.min
+            return default or NO_MOMENT
 
     def items(self, key: str, most: int = 100_000) -> Iterator[tuple[str, Any]]:
         """The entries of a list with their pointers; a missing list is empty."""

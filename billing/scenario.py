@@ -26,7 +26,7 @@ from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
 from billing.due import Use
 from billing.errors import InvalidInput
-from billing.forms import Form, Mistakes
+from billing.forms import NO_MOMENT, Form, Mistakes
 from billing.master import STEPS_OF_MASTER_DATA, MasterData
 from billing.money import decimal_text, minor_digits, parse_number, round_amount, shown_quantity
 from billing.periods import Period, TimeInvalid, local_date, parse_moment, show_moment, zone
@@ -157,9 +157,9 @@ def _read(form: object) -> _Scenario:
             wrong = next((key for key in kinds if key not in STEPS_OF_MASTER_DATA | STEPS_OF_USE), None)
             mistakes.add(pointer if wrong is None else one.at(wrong), f"a step has `at` and one of: {known}")
             continue
-        if at < last and at != datetime.min:
+        if at < last and at != NO_MOMENT:
             one.wrong("at", "lies before the step above: the clock only moves forward")
-        last = max(last, at) if at != datetime.min else last
+        last = max(last, at) if at != NO_MOMENT else last
         timeline.append((pointer, at, kinds[0], one.fields[kinds[0]]))
     expect = top.mapping("expect")
     top.done()
