@@ -1,0 +1,53 @@
+"""What the HTTP side is made of, wired once at start and handed down: stores, router, starters, clock, limits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from actors.router import UsageRouter
+from storage.archive import Archive
+from storage.master_chain import MasterChain
+from storage.object_store import ObjectStore
+from storage.sql.database import Database
+from storage.usage_log.reader import UsageLogReader
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    body_bytes_max: int = 64 * 1024 * 1024  # before and after decompression
+    form_bytes_max: int = 16 * 1024 * 1024
+    events_max: int = 100_000
+    steps_max: int = 10_000
+    listed_max: int = 1_000  # events that an answer of POST /v1/usage names one by one
+    page_max: int = 500
+    # Requests whose bodies are held at the same time, by their bytes; more are told to come back.
+    bytes_in_flight_max: int = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that a route may use."""
+
+    database: Database
+    router: UsageRouter
+    store: ObjectStore
+    log: UsageLogReader
+    masters: MasterChain
+    archive: Archive
+    # Starts the driver of a planned bill run (a Ray actor, or a thread in tests); returns at once.
+    start_bill_run: Callable[[str, str], None]
+    clock: Callable[[], datetime] = utc_now
+    limits: Limits = field(default_factory=Limits)
+    # What the health page shows of the platform around: version, dashboard address, demo state ...
+    about: Callable[[], dict[str, Any]] = dict
+
+    def now(self) -> datetime:
+        """The platform's clock in UTC; a test tenant's own time is `deployments.manners.tenant_now`."""
+        return self.clock()

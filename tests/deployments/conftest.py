@@ -1,0 +1,181 @@
+"""The API over real parts: embedded PostgreSQL, a local object store, shards in this process."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from actors.router import LocalUsageRouter
+from deployments.access import PLATFORM_SCOPES
+from deployments.app import build_app
+from deployments.services import Limits, Services
+from storage.archive import Archive
+from storage.master_chain import MasterChain
+from storage.object_store import LocalObjectStore
+from storage.sql import keys
+from storage.sql.database import Database
+from storage.sql.embedded import EmbeddedPostgres
+from storage.sql.migrate import migrate
+from storage.usage_log.reader import UsageLogReader
+
+
+@dataclass
+class Api:
+    """A running application and the keys to it."""
+
+    app: FastAPI
+    http: TestClient
+    services: Services
+    platform_key: str
+    started_runs: list[tuple[str, str]] = field(default_factory=list)
+
+    def tenant(self, **form: Any) -> "Tenant":
+        """A new tenant with its first key (all scopes)."""
+        body = {"code": f"t-{uuid4().hex[:12]}", "currency": "EUR", "timezone": "Europe/Berlin", "country": "DE"}
+        answer = self.http.post("/v1/tenants", json=body | form, headers=bearer(self.platform_key))
+        assert answer.status_code == 201, answer.text
+        made = answer.json()
+        return Tenant(self, made["id"], made["code"], made["key"])
+
+
+@dataclass
+class Tenant:
+    """One tenant's view of the API."""
+
+    api: Api
+    id: str
+    code: str
+    key: str
+
+    def key_with(self, *scopes: str) -> str:
+        answer = self.post("/v1/keys", {"name": "some", "scopes": list(scopes)})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["key"])
+
+    def get(self, path: str, *, key: str | None = None, **headers: str) -> Any:
+        return self.api.http.get(path, headers=bearer(key or self.key) | headers)
+
+    def post(self, path: str, body: Any, *, key: str | None = None, **headers: str) -> Any:
+        return self.api.http.post(path, json=body, headers=bearer(key or self.key) | headers)
+
+    def put(self, path: str, body: Any, **headers: str) -> Any:
+        return self.api.http.put(path, json=body, headers=bearer(self.key) | headers)
+
+    def usage(self, body: bytes | str, kind: str = "application/x-ndjson", **headers: str) -> Any:
+        sent = (
+            bearer(self.key) | {"Content-Type": kind} | {name.replace("_", "-"): text for name, text in headers.items()}
+        )
+        return self.api.http.post("/v1/usage", content=body, headers=sent)
+
+    def catalog(self) -> None:
+        """A tax code, a meter, a plan, a customer `acme` with a subscription since January."""
+        steps = [
+            {
+                "at": "2026-01-01",
+                "tax_code": {"code": "standard", "percents": [{"from": "2021-01-01", "percent": "19"}]},
+            },
+            {
+                "at": "2026-01-01",
+                "meter": {"code": "storage", "event_type": "storage.write", "aggregation": "sum", "value": "gb"},
+            },
+            {
+                "at": "2026-01-01",
+                "publish": {
+                    "plan": {
+                        "code": "basic",
+                        "currency": "EUR",
+                        "interval": "month",
+                        "charges": [
+                            {
+                                "code": "storage",
+                                "kind": "usage",
+                                "meter": "storage",
+                                "tax": "standard",
+                                "price": {"model": "per_unit", "unit": "0.10"},
+                            }
+                        ],
+                    }
+                },
+            },
+            {"at": "2026-01-01", "customer": {"code": "acme", "name": "ACME GmbH", "country": "DE"}},
+            {
+                "at": "2026-01-01",
+                "subscribe": {"code": "s1", "customer": "acme", "plan": "basic", "anchor": "calendar"},
+            },
+        ]
+        answer = self.post("/v1/steps", steps)
+        assert answer.status_code == 201, answer.text
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture(scope="session")
+def api_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("api-sql"))
+    try:
+        dsn = server.start()
+        migrate(dsn)
+        yield dsn
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    directory: Path = tmp_path_factory.mktemp("api-store")
+    store = LocalObjectStore(directory)
+    database = Database(api_dsn)
+    masters = MasterChain(store)
+    started: list[tuple[str, str]] = []
+
+    # The router lives on one event loop; TestClient runs the application on the loop of its portal.
+    with database:
+        router_box: dict[str, Any] = {}
+
+        class Lazy:
+            """Opens the router on the application's own loop, at its first use."""
+
+            async def _router(self) -> LocalUsageRouter:
+                if "router" not in router_box:
+                    router_box["router"] = await asyncio.to_thread(LocalUsageRouter.open, store, shards=3)
+                return router_box["router"]
+
+            def __getattr__(self, name: str) -> Any:
+                async def call(*arguments: Any, **options: Any) -> Any:
+                    return await getattr(await self._router(), name)(*arguments, **options)
+
+                return call
+
+        services = Services(
+            database=database,
+            router=Lazy(),  # type: ignore[arg-type]
+            store=store,
+            log=UsageLogReader(store),
+            masters=masters,
+            archive=Archive(database, store),
+            start_bill_run=lambda tenant_id, run_id: started.append((tenant_id, run_id)),
+            limits=Limits(),
+        )
+        with database.system() as connection:
+            made = keys.create(
+                connection,
+                tenant_id=None,
+                name="installer",
+                scopes=PLATFORM_SCOPES,
+                actor="installer",
+                now=datetime.now(UTC),
+            )
+        app = build_app(services, front=False)
+        with TestClient(app, raise_server_exceptions=True) as http:
+            yield Api(app, http, services, made.key, started)
+            if "router" in router_box:
+                http.portal.call(router_box["router"].close)
