@@ -101,9 +101,15 @@ class BillRunDriver:
     # -- Plan ----------------------------------------------------------------------------------------------------------
 
     def plan(
-        self, tenant_id: str, up_to: date | datetime, actor: str, *, document_date: date | None = None
+        self,
+        tenant_id: str,
+        up_to: date | datetime,
+        actor: str,
+        *,
+        document_date: date | None = None,
+        approve: bool = True,
     ) -> dict[str, Any]:
-        """Fix what a run rests on. Errors: InvalidInput for a date after the clock, Conflict while a run goes on."""
+        """Fix what a run rests on. With `approve` it goes on by itself once computed. Errors: InvalidInput for a date after the clock, Conflict while a run goes on."""
         self._checkpoint("before plan")
         with self._database.tenant(tenant_id) as connection:
             tenant = tenants.by_id(connection, tenant_id)
@@ -143,6 +149,7 @@ class BillRunDriver:
                 master_steps=master.step_count,
                 data_versions=data_versions(),
                 chunks=sizes,
+                auto_approve=approve,
                 actor=actor,
                 now=now,
             )
@@ -151,8 +158,10 @@ class BillRunDriver:
 
     # -- Drive ---------------------------------------------------------------------------------------------------------
 
-    def drive(self, tenant_id: str, run_id: str, *, approve: bool = True) -> dict[str, Any]:
+    def drive(self, tenant_id: str, run_id: str, *, approve: bool | None = None) -> dict[str, Any]:
         """Bring a run as far as it may go; returns it. Ends early when it is paused, or cancelled in time.
+
+        `approve` overrides what was planned: False stops at computed, True goes on from there.
 
         What goes wrong for good is noted at the run (`failed`, with the reason) and raised; driving it again resumes.
         A database or store that is away raises Unavailable and leaves the run where it is.
@@ -164,14 +173,14 @@ class BillRunDriver:
                 self._note(tenant_id, run_id, error.detail)
             raise
 
-    def _drive(self, tenant_id: str, run_id: str, approve: bool) -> dict[str, Any]:
+    def _drive(self, tenant_id: str, run_id: str, approve: bool | None) -> dict[str, Any]:
         run = self.get(tenant_id, run_id)
         if run["state"] == "planned":
             if not self._compute(tenant_id, run):
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "computed":
-            if not approve:
+            if not (run["auto_approve"] if approve is None else approve):
                 return run
             self.approve(tenant_id, run_id, run["created_by"])
             run = self.get(tenant_id, run_id)

@@ -31,6 +31,7 @@ def create(
     master_steps: int,
     data_versions: Mapping[str, str],
     chunks: Sequence[int],
+    auto_approve: bool,
     actor: str,
     now: datetime,
 ) -> str:
@@ -40,8 +41,9 @@ def create(
     try:
         connection.execute(
             "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"
-            " master_number, master_steps, data_versions, state, customers, chunks, created_by, started_at)"
-            " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s"
+            " master_number, master_steps, data_versions, state, customers, chunks, auto_approve,"
+            " created_by, started_at)"
+            " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s, %s"
             " FROM bill_runs",
             (
                 tenant,
@@ -56,6 +58,7 @@ def create(
                 Jsonb(dict(data_versions)),
                 sum(chunks),
                 len(chunks),
+                auto_approve,
                 actor,
                 now,
             ),

@@ -15,6 +15,7 @@ CREATE TABLE bill_runs (
     mark bigint,                       -- the step by which its approval says: this is billed
     data_versions jsonb NOT NULL,      -- time zone data and product that the result rests on
     state text NOT NULL CHECK (state IN ('planned', 'computed', 'approved', 'finalised', 'done', 'cancelled', 'failed')),
+    auto_approve boolean NOT NULL,     -- go on by itself, or wait for somebody who looks
     paused boolean NOT NULL DEFAULT false,
     cancel_asked boolean NOT NULL DEFAULT false,
     customers int NOT NULL,

@@ -1,0 +1,97 @@
+"""Settings of the platform: one typed value, read once from file and environment, handed down frozen.
+
+Environment variables start with `CLOUDBILLING_` (`CLOUDBILLING_PORT=8081`); a file is named by
+`CLOUDBILLING_CONFIG` (TOML, the same names in lower case). The environment goes before the file.
+`docs/configuration.md` is made from this class.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Defaults are the embedded profile on one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDBILLING_", frozen=True, extra="forbid")
+
+    host: Literal["127.0.0.1", "localhost"] = Field(
+        "127.0.0.1", description="Address of the API and the front end. Loopback only: a proxy with TLS stands before."
+    )
+    port: int = Field(8080, ge=1, le=65535, description="Port of the API and the front end.")
+    dashboard_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the Ray dashboard (loopback). 0: the platform's port + 185, or a free one.",
+    )
+    data_dir: Path = Field(
+        Path("data"), description="Folder of everything that is kept: PostgreSQL, usage log, archive, keys."
+    )
+    database_url: str = Field(
+        "", description="DSN of a PostgreSQL (15 to 18). Empty: the embedded one in the data folder."
+    )
+    object_store: str = Field(
+        "",
+        description="`/folder` or `s3://bucket/prefix` for usage log and archive. Empty: a folder in the data folder.",
+    )
+    object_store_endpoint: str = Field("", description="Endpoint of the S3 service, if it is not AWS.")
+    object_store_key: str = Field("", description="Access key of the S3 service.", repr=False)
+    object_store_secret: str = Field("", description="Secret of the S3 service.", repr=False)
+    shards: int = Field(
+        0, ge=0, le=256, description="Rating shards of a new usage log. 0: half the cores, at least one."
+    )
+    replicas: int = Field(1, ge=1, le=64, description="Processes that answer HTTP.")
+    body_bytes_max: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Largest request body, before and after decompression, in bytes."
+    )
+    demo: bool = Field(False, description="Load the demo tenants at the first start (`make run` does).")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severity that is logged."
+    )
+    otel_endpoint: str = Field(
+        "", description="OTLP/HTTP endpoint for traces and metrics (`http://127.0.0.1:4318`). Empty: none are made."
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        file = os.environ.get("CLOUDBILLING_CONFIG")
+        if file:
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(file)))
+        return tuple(sources)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def admin_key_file(self) -> Path:
+        """The platform key that `up` writes (0600): it may make tenants and their keys."""
+        return self.data_dir / "admin.key"
+
+    @property
+    def status_file(self) -> Path:
+        return self.data_dir / "status.json"

@@ -1,0 +1,60 @@
+"""Ray's shell around the bill run driver: one detached actor per tenant, `bill-run-<tenant>`, that drives its runs.
+
+It may die at any time: the run's state is in SQL, `drive` resumes, and the platform drives on what it finds unfinished
+(`resume_unfinished`). Two of them at once do no harm.
+"""
+
+import logging
+import time
+
+import ray
+
+from billing.errors import BillingError, Unavailable
+from deployments.wiring import PlatformAddress
+
+TRIES = 60
+LOG = logging.getLogger("cloudbilling.bill_run")
+
+
+@ray.remote(max_restarts=5, max_task_retries=5, max_concurrency=2, num_cpus=0)
+class BillRunActor:
+    """Drives one run at a time; `drive` may be sent again for the same run, it resumes."""
+
+    def __init__(self, address: PlatformAddress) -> None:
+        self._driver = address.open(connections_max=4).bill_runs()
+
+    def drive(self, tenant_id: str, run_id: str, approve: bool | None) -> str:
+        """Bring the run to its end; the state it ended in."""
+        for attempt in range(TRIES):
+            try:
+                return self._driver.drive(tenant_id, run_id, approve=approve)["state"]
+            except Unavailable as error:
+                LOG.warning("bill run %s waits for a store: %s", run_id, error.detail)
+                time.sleep(min(0.5 * 2**attempt, 10.0))
+        raise Unavailable(f"bill run {run_id} gave up waiting for its stores; start it again to resume")
+
+    def alive(self) -> bool:
+        return True
+
+
+def start_bill_run(address: PlatformAddress, tenant_id: str, run_id: str, approve: bool | None = None) -> None:
+    """Let the tenant's actor drive a run; returns at once. An actor that died is replaced."""
+    actor = BillRunActor.options(  # type: ignore[attr-defined]
+        name=f"bill-run-{tenant_id}", namespace=address.namespace, lifetime="detached", get_if_exists=True
+    ).remote(address)
+    actor.drive.remote(tenant_id, run_id, approve)
+
+
+def resume_unfinished(address: PlatformAddress) -> list[str]:
+    """Drive on every run that has not ended and is not paused; the runs that were found. One that waits for approval goes on waiting."""
+    stores = address.open(connections_max=2)
+    try:
+        found = stores.bill_runs().unfinished()
+        for tenant_id, run_id in found:
+            try:
+                start_bill_run(address, tenant_id, run_id)
+            except BillingError as error:
+                LOG.error("bill run %s cannot be resumed: %s", run_id, error.detail)
+        return [run_id for _, run_id in found]
+    finally:
+        stores.close()

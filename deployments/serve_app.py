@@ -1,0 +1,58 @@
+"""Ray Serve's shell around the application: one ingress deployment with all routers (the embedded profile)."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from deployments.app import build_app
+from deployments.bill_run_actor import start_bill_run
+from deployments.services import Services
+from deployments.wiring import PlatformAddress
+
+APPLICATION = "cloudbilling"
+
+
+def services_of(address: PlatformAddress) -> Services:
+    """The services of one replica: its own pool and stores, the shards found by their names."""
+    from actors.supervisor_actor import RayUsageRouter
+
+    stores = address.open()
+    return Services(
+        database=stores.database,
+        router=RayUsageRouter(address.store, address.namespace),
+        store=stores.store,
+        log=stores.log,
+        masters=stores.masters,
+        archive=stores.archive,
+        start_bill_run=lambda tenant_id, run_id, approve=None: start_bill_run(address, tenant_id, run_id, approve),
+        limits=address.limits,
+        about=lambda: {
+            "version": address.version,
+            "dashboard": address.dashboard,
+            "data_directory": address.data_directory,
+        },
+    )
+
+
+def application(address: PlatformAddress, *, replicas: int = 1) -> Any:
+    """The Serve application; `serve.run(application(address), name=APPLICATION, route_prefix="/")`."""
+    root = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @serve.deployment(
+        name="Platform",
+        num_replicas=replicas,
+        max_ongoing_requests=256,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": 0},
+    )
+    @serve.ingress(root)
+    class Platform:
+        def __init__(self, address: PlatformAddress) -> None:
+            # Routes hang on the services of this replica, so the real application is made here, not at import.
+            root.mount("/", build_app(services_of(address)))
+
+    return Platform.bind(address)

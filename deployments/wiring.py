@@ -1,0 +1,56 @@
+"""From addresses to open stores: what every process of the platform (replica, actor, task) does first, once.
+
+`PlatformAddress` is a small frozen value that travels to other processes; `open()` makes the things themselves.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from deployments.services import Limits
+from pipelines.bill_run import BillRunDriver
+from storage.archive import Archive
+from storage.master_chain import MasterChain
+from storage.object_store import ObjectStore, StoreAddress
+from storage.sql.database import Database
+from storage.usage_log.reader import UsageLogReader
+
+
+@dataclass(frozen=True)
+class PlatformAddress:
+    """Where the stores of a platform are. `namespace` is the Ray namespace of its actors."""
+
+    dsn: str
+    store: StoreAddress
+    namespace: str
+    version: str
+    dashboard: str = ""  # address of the Ray dashboard, for the health page
+    data_directory: str = ""
+    telemetry_endpoint: str = ""
+    log_level: str = "INFO"
+    limits: Limits = field(default_factory=Limits)
+
+    def open(self, *, connections_max: int = 10) -> "Stores":
+        store = self.store.open()
+        database = Database(self.dsn, size_max=connections_max)
+        return Stores(database, store, MasterChain(store), Archive(database, store), UsageLogReader(store))
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The open stores of one process."""
+
+    database: Database
+    store: ObjectStore
+    masters: MasterChain
+    archive: Archive
+    log: UsageLogReader
+
+    def bill_runs(self) -> BillRunDriver:
+        return BillRunDriver(self.database, self.store, self.masters, self.archive, utc_now)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
