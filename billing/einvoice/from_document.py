@@ -1,7 +1,7 @@
 """From a billed document to an invoice in EN 16931 terms: quantities, prices, periods, references, reasons.
 
 Owns how an exact amount is expressed so that quantity x price / base quantity gives it again to the cent. It computes
-no money of its own: every amount is the document's; a document that the standard cannot express is refused.
+no money of its own: every amount is the document's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from billing.einvoice.model import (
 )
 from billing.einvoice.units import ONE, unit_code
 from billing.einvoice.words import VATEX, Words, day, figure, words
-from billing.errors import FieldError, InvalidInput
 
 INVOICE, CREDIT_NOTE = "380", "381"
 SEPA_TRANSFER, TRANSFER = "58", "30"
@@ -66,14 +65,11 @@ class Issue:
 
 
 def invoice_of(document: Document, issue: Issue) -> Invoice:
-    """The document in terms of EN 16931. Raises `InvalidInput` for what the standard cannot say (a tax mix with O)."""
+    """The document in terms of EN 16931; whether the standard allows what it says is up to `checks.py`."""
     spoken = words(issue.language)
     zone = ZoneInfo(issue.timezone)
     categories = {tax.category for tax in document.taxes} | {line.tax_category for line in document.lines}
-    outside = "O" in categories
-    if outside and len(categories) > 1:
-        detail = "an invoice with lines outside the scope of VAT has no others (BR-O-11): split it into two"
-        raise InvalidInput(detail, errors=[FieldError("/taxes", detail)])
+    outside = categories == {"O"}  # beside others O cannot be said in an e-invoice: `checks.py` refuses it (BR-O-11)
     lines = tuple(_line(line, str(number), spoken, zone) for number, line in enumerate(document.lines, start=1))
     period = _whole_period([line.period for line in lines if line.period])
     credit = document.type == "credit_note"

@@ -75,7 +75,7 @@ def wants_e_invoice(customer: Mapping[str, Any], seller: Party, buyer: Party, mi
     if setting is not None:
         return setting != PDF_ONLY
     identified = bool(seller.vat_id or seller.legal_id or seller.ids)
-    addressed = bool(buyer.address.city or buyer.address.street)
+    addressed = bool((buyer.address.city or buyer.address.street) and buyer.address.country and seller.address.country)
     return identified and addressed and minor_digits <= 2
 
 

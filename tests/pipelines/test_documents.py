@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pypdf
 import pytest
-from invoice_samples import CUSTOMER, ENTITY, ISSUER, PDF_ONLY, SAMPLES, document, final, line, mock_up
+from invoice_samples import ENTITY, ISSUER, PDF_ONLY, SAMPLES, document, final, line, mock_up
 
 from billing.einvoice.cii import to_cii
-from billing.einvoice.from_document import Issue, invoice_of
 from billing.einvoice.model import EN_16931, Invoice
-from billing.einvoice.parties import buyer_of, seller_of
+from billing.einvoice.parties import seller_of
 from billing.errors import InvalidInput
 from pipelines.documents import FinalDocument, NotIssuable, checked_xml, invoice_for, render_pdf
 from pipelines.factur_x import CONFORMANCE_LEVEL, FILE_NAME, with_factur_x_metadata
@@ -325,10 +324,15 @@ def test_the_json_form_keeps_every_term(name: str) -> None:
     assert Invoice.from_json(json.loads(json.dumps(invoice.to_json()))) == invoice
 
 
-def test_lines_outside_the_scope_beside_taxed_ones_are_refused_with_a_proposal() -> None:
+def test_lines_outside_the_scope_beside_taxed_ones_are_refused_as_an_e_invoice_with_a_proposal(gate: ShapeGate) -> None:
     mixed = document([line("1.00"), line("2.00", tax_category="O", percent="0")])
-    with pytest.raises(InvalidInput, match=r"BR-O-11.*split"):
-        invoice_of(mixed, Issue("RE-1", SELLER.party, buyer_of(CUSTOMER, "DE"), "Europe/Berlin"))
+    invoice, _ = invoice_for(final(mixed, "RE-1"), ISSUER, SELLER)
+    with pytest.raises(NotIssuable) as refused:
+        checked_xml(invoice, gate)
+    assert ("BR-O-11", "lines outside the scope of VAT stand alone: split the invoice") in {
+        (one.rule, one.detail) for one in refused.value.violations
+    }
+    assert render_pdf(invoice, seller=SELLER).startswith(b"%PDF-1.7")  # on paper it may be said
 
 
 def test_the_mock_up_s_sums_are_the_mock_up_s() -> None:
