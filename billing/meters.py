@@ -8,7 +8,6 @@ events alone, never on their order or on how they were cut into batches. Which e
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,12 +16,14 @@ from typing import Any, cast
 
 import polars as pl
 
+from billing.catalog import AGGREGATIONS
 from billing.money import NUMBER, parse_number
 from billing.usage import INSTANT
 
 # Sums of values below this fit 38 digits for 10^8 events; larger ones go to the run and are added up in fractions.
 HUGE = Decimal(10) ** 18
 HOUR_US = 3_600_000_000
+AGGREGATION = pl.Enum(AGGREGATIONS)
 EVENT_ORDER = ("time", "id", "source")
 
 # --- properties out of the JSON text ------------------------------------------------------------------------------
@@ -34,21 +35,22 @@ def property_text(data: pl.Series, name: str) -> pl.Series:
     A value that is a list or an object becomes its JSON text, true and false their names. If a name occurs twice the
     first one counts. Ingest lets only JSON objects in; a text that is none has no properties.
     """
-    # One expression for flat objects without escapes, which is nearly all of them. A name can only be found where a
-    # name stands: inside a text its quotes would be escaped, and rows with a backslash are read one by one below.
-    pattern = f'"{re.escape(name)}"' + r'\s*:\s*("[^"]*"|[^\s",{}\[\]]+)'
-    frame = data.alias("data").to_frame()
+    # One expression for flat objects without escapes, which is nearly all of them: what follows the first mention of
+    # the name must be its value, else (it is another one's value, or null, or a list) the row is read by itself below.
     column = pl.col("data")
-    frame = frame.with_columns(
-        given=column.str.extract(pattern, 1),
+    mentions = column.str.splitn(f'"{name}"', 2).struct.field("field_1")
+    frame = data.alias("data").to_frame()
+    frame = frame.select(
+        "data",
+        mentioned=mentions.is_not_null(),
+        given=mentions.str.extract(r'^[ \t\r\n]*:[ \t\r\n]*("[^"]*"|[^ \t\r\n",{}\[\]]+)', 1),
         odd=column.str.contains("\\", literal=True) | (column.str.count_matches("{", literal=True) != 1),
     )
     given = pl.col("given")
     frame = frame.select(
         "data",
         text=pl.when(given == "null").then(None).otherwise(given.str.strip_chars('"')),
-        # Found no value but the name: it may be null, or a list.
-        odd=pl.col("odd") | (given.is_null() & column.str.contains(f'"{name}"', literal=True)),
+        odd=pl.col("odd") | (given.is_null() & pl.col("mentioned")),
     )
     odd = frame["odd"].fill_null(False)
     if not odd.any():
@@ -137,7 +139,7 @@ _LATEST = ("latest_time", "latest_id", "latest_source")
 def fold(usage: pl.DataFrame, by: Sequence[str]) -> MeterState:
     """Fold usage rows.
 
-    Columns: `by`, aggregation (text), keep (whether single events are needed: the price asks for them), time, id,
+    Columns: `by`, aggregation (AGGREGATION), keep (the price asks for single events), time, id,
     source, value (number; null for count and unique_count), text (for unique_count).
     """
     small: list[pl.DataFrame] = []

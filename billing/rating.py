@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from billing.catalog import Charge, EventAmount, Meter, PriceRow
-from billing.meters import EVENT_ORDER, MeterState, finish, fold, merge, numbers, property_text, regroup
+from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, finish, fold, merge, numbers, property_text, regroup
 from billing.money import NUMBER
 from billing.pricing import TierPart, price_lines
 from billing.usage import EVENT_SCHEMA, INSTANT, Reason
@@ -134,9 +134,7 @@ class RatedPieces:
     def _parts(self) -> dict[int, Sequence[TierPart]]:
         found: dict[int, list[TierPart]] = {}
         for line, _, up_to, unit, flat, quantity, amount in self.tiers.iter_rows():
-            bound = None if up_to is None else Fraction(up_to)
-            part = TierPart(Fraction(quantity), Fraction(amount), bound, Fraction(unit), Fraction(flat))
-            found.setdefault(line, []).append(part)
+            found.setdefault(line, []).append(TierPart(quantity, amount, up_to, unit, flat))
         return {**found, **self.tier_parts}
 
 
@@ -376,7 +374,7 @@ def _with_values(
         wrong = pl.lit(False) if name is None or aggregation == "unique_count" else value.is_null() & ~lacking
         found.append(
             group.with_columns(
-                aggregation=pl.lit(aggregation),
+                aggregation=pl.lit(aggregation, AGGREGATION),
                 value=value if value.len() == group.height else pl.lit(None, NUMBER),
                 text=text if text.len() == group.height else pl.lit(None, pl.String),
                 missing=lacking,
@@ -388,7 +386,7 @@ def _with_values(
 
 
 _VALUES_SCHEMA = {
-    "aggregation": pl.String, "value": NUMBER, "text": pl.String, "missing": pl.Boolean, "invalid": pl.Boolean,
+    "aggregation": AGGREGATION, "value": NUMBER, "text": pl.String, "missing": pl.Boolean, "invalid": pl.Boolean,
 }  # fmt: skip
 
 
@@ -501,11 +499,10 @@ def rate(
     state: MeterState | None = None
     singles: list[pl.DataFrame] = []
     for batch in batches:
-        for offset in range(0, max(batch.height, 1), BATCH_ROWS):
-            folded, single = _fold_batch(batch.slice(offset, BATCH_ROWS), table)
+        for offset in range(0, max(batch.height, 1), table.batch_rows):
+            folded, single = _fold_batch(batch.slice(offset, table.batch_rows), table)
             state = folded if state is None else merge(state, folded)
             singles.append(single)
-    assert state is not None or not singles, "every batch gives a state"
     if state is None:
         state, single = _fold_batch(pl.DataFrame(schema=EVENT_SCHEMA), table)
         singles.append(single)
@@ -542,49 +539,67 @@ class _Pieces:
         charge_frame = self.charges.frame.select("charge", "meter").with_columns(
             is_level=pl.Series(levels, dtype=pl.Boolean)
         )
+        count = len(pieces)
         self.frame = pl.DataFrame(
             {
-                "piece": pl.Series(range(len(pieces)), dtype=pl.UInt32),
+                "piece": pl.int_range(count, dtype=pl.UInt32, eager=True),
                 "of_subscription": pl.Series([piece.subscription for piece in pieces], dtype=pl.String),
                 "charge": pl.Series(column, dtype=pl.UInt32),
-                "start": pl.Series([piece.start for piece in pieces], dtype=INSTANT),
-                "end": pl.Series([piece.end for piece in pieces], dtype=INSTANT),
-                "units": pl.Series([piece.quantity for piece in pieces], dtype=NUMBER),
+                "start": _shared([piece.start for piece in pieces], INSTANT),
+                "end": _shared([piece.end for piece in pieces], INSTANT),
+                "units": _shared([piece.quantity for piece in pieces], NUMBER),
             }
         ).join(charge_frame, on="charge", how="left", maintain_order="left")
-        self.keys = pl.DataFrame(
-            {
-                "piece": self.frame["piece"],
-                "key": pl.Series(
-                    [list(piece.keys) or [piece.customer] for piece in pieces], dtype=pl.List(pl.String)
-                ),
-            }
-        ).explode("key").unique()  # fmt: skip
+        # Customers get small numbers: joining millions of events on one whole number is much cheaper than on texts.
+        owners: dict[str, int] = {}
+        owner_of = [owners.setdefault(piece.customer, len(owners)) for piece in pieces]
+        self.frame = self.frame.with_columns(owner=pl.Series(owner_of, dtype=pl.UInt32))
+        several = {piece.customer: piece.keys for piece in pieces if piece.keys}
+        keys = [(key, number) for name, number in owners.items() for key in several.get(name, (name,))]
+        self.keys = pl.DataFrame(keys, schema={"key": pl.String, "owner": pl.UInt32}, orient="row")
+        # An event meets every piece of its customer and meter before times are compared: twelve unbilled months make
+        # twelve rows of one event, so batches get smaller.
+        fan_out = self.frame.group_by(_owner_and_meter()).len()["len"].max() if pieces else 1
+        assert isinstance(fan_out, int)
+        self.batch_rows = max(BATCH_ROWS // fan_out, 50_000)
         used = self.frame["meter"].unique()
         self.used_meters = [
             self.meters[int(place)] if place in set(used) else None for place in range(len(self.meters))
         ]
 
 
+def _shared(values: Sequence[Any], dtype: Any) -> pl.Series:
+    """A column of Python values of which few differ: each is converted once."""
+    places: dict[Any, int] = {}
+    column = [places.setdefault(value, len(places)) for value in values]
+    return pl.Series(list(places), dtype=dtype).gather(pl.Series(column, dtype=pl.UInt32))
+
+
+SLOT_ROWS = 1 << 17  # above PRICE_ROWS_MAX: a slot is piece x SLOT_ROWS + price row, one key instead of two
+_BY_SLOT = ("slot",)
+
+
+def _slot() -> pl.Expr:
+    return (pl.col("piece").cast(pl.UInt64) * SLOT_ROWS + pl.col("price_row").cast(pl.UInt64)).alias("slot")
+
+
 def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.DataFrame]:
     """The state by piece and price row, and the single events of rows whose price asks for them."""
-    frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
+    frame = events.select(EVENT_SCHEMA.names()).join(table.keys, left_on="customer", right_on="key", how="inner")
+    frame = frame.with_row_index("row")
     wanted = [meter for meter in table.used_meters if meter is not None]
-    numbers_of = [place for place, meter in enumerate(table.used_meters) if meter is not None]
-    properties = table.charges.properties(table.meters)
-    pieces = table.frame.join(table.keys, on="piece", how="inner").select(
-        "piece", "key", "of_subscription", "charge", "meter", "start", "end", "is_level"
-    )
+    renumber = pl.Series([place for place, meter in enumerate(table.used_meters) if meter is not None], dtype=pl.UInt32)
+    pieces = table.frame.select(_owner_and_meter(), "piece", "of_subscription", "charge", "start", "end", "is_level")
     kinds = _row_kinds(table.charges)
-    found: list[pl.DataFrame] = []
+    states: list[MeterState] = []
     singles: list[pl.DataFrame] = []
-    renumber = pl.Series(numbers_of, dtype=pl.UInt32)
-    for usage in _measured(frame, wanted, properties):
+    for usage in _measured(frame, wanted, table.charges.properties(table.meters)):
         pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
         pairs = pairs.with_columns(meter=renumber.gather(pairs["meter"]))
         met = (
-            usage.with_events(pairs, ("customer", "subscription", "time", "id", "source"))
-            .join(pieces, left_on=["customer", "meter"], right_on=["key", "meter"], how="inner")
+            usage.with_events(pairs, ("owner", "subscription", *EVENT_ORDER))
+            .with_columns(_owner_and_meter())
+            .join(pieces, on="owner_and_meter", how="inner")
             .filter(
                 _counts_for()
                 & (pl.col("time") < pl.col("end"))
@@ -592,26 +607,34 @@ def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.Da
             )
         )
         rowed = _with_rows(met, usage, table.charges).filter(pl.col("price_row").is_not_null())
-        rowed = rowed.rename({"price_row": "priced_by"})
-        found.append(
-            rowed.select(
-                "piece", "priced_by", "aggregation", pl.lit(False).alias("keep"), *EVENT_ORDER, "value", "text"
-            )
-        )
+        rowed = rowed.with_columns(_slot())
+        columns = ("slot", "aggregation", pl.lit(False).alias("keep"), *EVENT_ORDER, "value", "text")
+        states.append(fold(rowed.select(columns), _BY_SLOT))
         if kinds.height:
             singles += _single_events(rowed, usage, kinds)
-    schema = pl.Schema({
-        "piece": pl.UInt32, "priced_by": pl.UInt32, "aggregation": pl.String, "keep": pl.Boolean, "time": INSTANT,
-        "id": pl.String, "source": pl.String, "value": NUMBER, "text": pl.String,
-    })  # fmt: skip
-    met_all = pl.concat(found) if found else pl.DataFrame(schema=schema)
-    single = pl.concat(singles) if singles else pl.DataFrame(schema=_SINGLES)
-    return fold(met_all, ("piece", "priced_by")), single
+    if not states:
+        states = [fold(pl.DataFrame(schema=_FOLDED), _BY_SLOT)]
+    # A charge has one meter and a meter one type of events, so no two types share a slot: nothing to merge.
+    state = MeterState(
+        _BY_SLOT,
+        pl.concat([one.small for one in states]),
+        pl.concat([one.sets for one in states]),
+        pl.concat([one.runs for one in states]),
+    )
+    return state, pl.concat(singles) if singles else pl.DataFrame(schema=_SINGLES)
 
 
-_SINGLES = pl.Schema(
-    {"piece": pl.UInt32, "priced_by": pl.UInt32, "time": INSTANT, "id": pl.String, "source": pl.String, "value": NUMBER}
-)
+_FOLDED = pl.Schema({
+    "slot": pl.UInt64, "aggregation": AGGREGATION, "keep": pl.Boolean, "time": INSTANT,
+    "id": pl.String, "source": pl.String, "value": NUMBER, "text": pl.String,
+})  # fmt: skip
+
+
+def _owner_and_meter() -> pl.Expr:
+    return (pl.col("owner").cast(pl.UInt64) * (1 << 32) + pl.col("meter").cast(pl.UInt64)).alias("owner_and_meter")
+
+
+_SINGLES = pl.Schema({"slot": pl.UInt64, "time": INSTANT, "id": pl.String, "source": pl.String, "value": NUMBER})
 
 
 def _row_kinds(charges: _Charges) -> pl.DataFrame:
@@ -622,11 +645,11 @@ def _row_kinds(charges: _Charges) -> pl.DataFrame:
         for place, row in enumerate(charge.rows)
         if row.price.model in ("percentage", "event_amount", "bands")
     ]
-    return pl.DataFrame(rows, schema={"charge": pl.UInt32, "priced_by": pl.UInt32, "property": pl.String}, orient="row")
+    return pl.DataFrame(rows, schema={"charge": pl.UInt32, "price_row": pl.UInt32, "property": pl.String}, orient="row")
 
 
 def _single_events(rowed: pl.DataFrame, usage: _Usage, kinds: pl.DataFrame) -> list[pl.DataFrame]:
-    priced = rowed.join(kinds, on=["charge", "priced_by"], how="inner")
+    priced = rowed.join(kinds, on=["charge", "price_row"], how="inner")
     found: list[pl.DataFrame] = []
     for (name,), group in priced.group_by("property"):
         if name is None:
@@ -642,35 +665,39 @@ def _single_events(rowed: pl.DataFrame, usage: _Usage, kinds: pl.DataFrame) -> l
 
 
 def _price(table: _Pieces, state: MeterState, singles: pl.DataFrame) -> RatedPieces:
-    by = ("piece", "priced_by")
     minimum_charges = [
         number
         for number, charge in enumerate(table.charges.charges)
         if charge.price is not None and charge.minimum is not None and charge.minimum > 0
     ]
-    idle = table.frame.filter(
-        pl.col("charge").is_in(pl.Series(minimum_charges, dtype=pl.UInt32).implode())
-    ).select("piece", pl.lit(0, pl.UInt32).alias("priced_by"))  # fmt: skip
-    lines = pl.concat([state.small.select(by), idle]).unique().sort(by)
+    idle = (
+        table.frame.filter(pl.col("charge").is_in(pl.Series(minimum_charges, dtype=pl.UInt32).implode()))
+        .select("piece", pl.lit(0, pl.UInt32).alias("price_row"))
+        .select(_slot())
+    )
+    lines = pl.concat([state.small.select("slot"), idle]).unique().sort("slot")
+    lines = lines.with_columns(
+        piece=(pl.col("slot") // SLOT_ROWS).cast(pl.UInt32), price_row=(pl.col("slot") % SLOT_ROWS).cast(pl.UInt32)
+    )
     aggregations = pl.DataFrame(
         {
             "meter": pl.Series(range(len(table.meters)), dtype=pl.UInt32),
-            "aggregation": pl.Series([meter.aggregation for meter in table.meters], dtype=pl.String),
+            "aggregation": pl.Series([meter.aggregation for meter in table.meters], dtype=AGGREGATION),
         }
     )
     groups = lines.join(table.frame, on="piece", how="left", maintain_order="left").join(
         aggregations, on="meter", how="left", maintain_order="left"
     )
-    rated, odd = finish(state, groups, by)
+    rated, odd = finish(state, groups, _BY_SLOT)
     rated = rated.with_row_index("line")
     rows, prices = _rows_in_use(rated, table)
-    rated = rated.join(prices, on=["charge", "priced_by"], how="left", maintain_order="left")
+    rated = rated.join(prices, on=["charge", "price_row"], how="left", maintain_order="left")
     odd_quantities: dict[int, Fraction] = {}
     if odd:
-        for line, piece, priced_by in rated.filter(pl.col("quantity").is_null()).select("line", *by).iter_rows():
-            odd_quantities[line] = odd[(piece, priced_by)]
+        for line, slot in rated.filter(pl.col("quantity").is_null()).select("line", "slot").iter_rows():
+            odd_quantities[line] = odd[(slot,)]
     odd_shares = _odd_shares(rated, table)
-    events = singles.join(rated.select("line", *by), on=by, how="inner").select("line", *EVENT_ORDER, "value")
+    events = singles.join(rated.select("line", "slot"), on="slot", how="inner").select("line", *EVENT_ORDER, "value")
     priced = price_lines(
         rated.select("line", "price", "quantity", "units"),
         rows,
@@ -680,30 +707,33 @@ def _price(table: _Pieces, state: MeterState, singles: pl.DataFrame) -> RatedPie
         odd_shares=odd_shares,
     )
     frame = rated.join(priced.amounts, on="line", how="left", maintain_order="left").select(
-        "line", "piece", pl.col("priced_by").alias("row"), "quantity", "events", "first", "last", "amount"
+        "line", "piece", pl.col("price_row").alias("row"), "quantity", "events", "first", "last", "amount"
     )
     return RatedPieces(frame, odd_quantities, priced.fractions, priced.tiers, priced.tier_parts)
 
 
 def _rows_in_use(rated: pl.DataFrame, table: _Pieces) -> tuple[list[PriceRow], pl.DataFrame]:
     """The price rows that any line uses, and where they stand in that list."""
-    used = rated.select("charge", "priced_by").unique().sort("charge", "priced_by").with_row_index("price")
+    used = rated.select("charge", "price_row").unique().sort("charge", "price_row").with_row_index("price")
     rows = [
         table.charges.charges[int(charge)].rows[int(row)]
-        for charge, row in used.select("charge", "priced_by").iter_rows()
+        for charge, row in used.select("charge", "price_row").iter_rows()
     ]
     return rows, used
 
 
 def _odd_shares(rated: pl.DataFrame, table: _Pieces) -> dict[int, Fraction]:
+    prorates = [charge.prorate_usage for charge in table.charges.charges]
+    if not any(prorates):
+        return {}
     prorated = pl.Series(
         [
             number
-            for number, piece in enumerate(table.pieces)
-            if piece.share != ONE and piece.charge.prorate_usage
+            for number, (piece, charge) in enumerate(zip(table.pieces, table.frame["charge"], strict=True))
+            if prorates[charge] and piece.share != ONE
         ],
         dtype=pl.UInt32,
-    )  # fmt: skip
+    )
     if prorated.len() == 0:
         return {}
     found = rated.filter(pl.col("piece").is_in(prorated.implode())).select("line", "piece")
@@ -741,7 +771,7 @@ def fold_days(events: pl.DataFrame, book: RatingBook) -> LiveState:
                 priced = group.with_columns(
                     own,
                     measure=pl.lit(name),
-                    aggregation=pl.lit("sum"),
+                    aggregation=pl.lit("sum", AGGREGATION),
                     keep=pl.lit(False),
                     text=pl.lit(None, pl.String),
                 )
@@ -758,13 +788,12 @@ def merge_live(left: LiveState, right: LiveState) -> LiveState:
 def rate_live(pieces: Sequence[UsagePiece], live: LiveState, book: RatingBook) -> RatedPieces:
     """What `rate` gives for the same pieces over the events that were folded."""
     table = _Pieces(pieces, book, book.timezone)
-    by = ("piece", "priced_by")
     codes = pl.DataFrame(
         {"meter": pl.Series(range(len(book.meters)), dtype=pl.UInt32), "code": [m.code for m in book.meters]}
     )
     small = live.state.small.with_row_index("cell")
     cells = small.join(codes, left_on="meter", right_on="code", how="inner").with_columns(meter=pl.col("meter_right"))
-    of_pieces = table.frame.join(table.keys, on="piece", how="inner").select(
+    of_pieces = table.frame.join(table.keys, on="owner", how="inner").select(
         "piece", "key", "of_subscription", "charge", "meter", "start", "end", "is_level"
     )
     met = cells.join(of_pieces, on=["key", "meter"], how="inner").filter(
@@ -775,20 +804,20 @@ def rate_live(pieces: Sequence[UsagePiece], live: LiveState, book: RatingBook) -
     names = {name for names in table.charges.rows_by_dimensions for name in names}
     texts = {name: property_text(met["dimensions"], name) for name in names}
     met = _matched(met, texts, table.charges).filter(pl.col("price_row").is_not_null())
-    met = met.rename({"price_row": "priced_by"})
+    met = met.with_columns(_slot())
     own = met.filter(pl.col("measure") == "")
-    to_lines = own.select(*by, "cell")
+    to_lines = own.select("slot", "cell")
     numbered = small.select("cell", *LIVE_BY)
     sets = live.state.sets.join(numbered, on=LIVE_BY, how="inner", nulls_equal=True)
     runs = live.state.runs.join(numbered, on=LIVE_BY, how="inner", nulls_equal=True)
     state = regroup(
         MeterState(
-            by,
+            _BY_SLOT,
             own,
             sets.join(to_lines, on="cell", how="inner"),
             runs.join(to_lines, on="cell", how="inner"),
         ),
-        by,
+        _BY_SLOT,
     )
     return _price(table, state, _live_singles(table, met, runs))
 
@@ -799,18 +828,18 @@ def _live_singles(table: _Pieces, met: pl.DataFrame, runs: pl.DataFrame) -> pl.D
     if kinds.height == 0:
         return pl.DataFrame(schema=_SINGLES)
     counts = pl.Series([meter.aggregation == "count" for meter in table.meters], dtype=pl.Boolean)
-    priced = met.join(kinds, on=["charge", "priced_by"], how="inner")
+    priced = met.join(kinds, on=["charge", "price_row"], how="inner")
     each = priced.filter(pl.col("property").is_null() & (pl.col("measure") == ""))
-    each = each.with_columns(counts=counts.gather(each["meter"])).select("piece", "priced_by", "cell", "counts")
+    each = each.with_columns(counts=counts.gather(each["meter"])).select("slot", "cell", "counts")
     single = runs.join(each, on="cell", how="inner").with_columns(
         value=pl.when("counts").then(pl.lit(Decimal(1), NUMBER)).otherwise(pl.col("value"))
     )
     by_value = priced.filter(pl.col("property") == pl.col("measure"))
     sums = by_value.select(
-        "piece", "priced_by", pl.col("first").alias("time"), pl.lit("").alias("id"), pl.lit("").alias("source"),
+        "slot", pl.col("first").alias("time"), pl.lit("").alias("id"), pl.lit("").alias("source"),
         pl.col("sum").alias("value"),
     )  # fmt: skip
-    huge = runs.join(by_value.select("piece", "priced_by", "cell"), on="cell", how="inner")
+    huge = runs.join(by_value.select("slot", "cell"), on="cell", how="inner")
     return pl.concat([single.select(_SINGLES.names()), sums, huge.select(_SINGLES.names())])
 
 
@@ -845,7 +874,7 @@ def _live_meters(book: RatingBook) -> list[_LiveMeter]:
 
 _LIVE_ROW = pl.Schema({
     "key": pl.String, "subscription": pl.String, "meter": pl.String, "measure": pl.String, "dimensions": pl.String,
-    "aggregation": pl.String, "keep": pl.Boolean, "time": INSTANT, "id": pl.String, "source": pl.String,
+    "aggregation": AGGREGATION, "keep": pl.Boolean, "time": INSTANT, "id": pl.String, "source": pl.String,
     "value": NUMBER, "text": pl.String,
 })  # fmt: skip
 

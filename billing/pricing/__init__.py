@@ -87,7 +87,7 @@ def price_exactly(
         case PerUnit():
             return per_unit.exactly(price, exact)
         case Graduated() | Volume():
-            return sum((part.amount for part in price_parts(price, exact, share)), Fraction(0))
+            return sum((Fraction(part.amount) for part in price_parts(price, exact, share)), Fraction(0))
         case Package():
             return package.exactly(price, exact)
         case Percentage():

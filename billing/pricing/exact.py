@@ -36,11 +36,11 @@ PRICED_SCHEMA = pl.Schema({"line": pl.UInt32, "amount": PRODUCT})
 class TierPart:
     """The part of a quantity that one tier priced; sums of parts are the amount before minimum and maximum."""
 
-    quantity: Fraction
-    amount: Fraction
-    up_to: Fraction | None
-    unit: Fraction
-    flat: Fraction
+    quantity: Decimal | Fraction
+    amount: Decimal | Fraction
+    up_to: Decimal | Fraction | None
+    unit: Decimal | Fraction
+    flat: Decimal | Fraction
 
 
 def number_column(name: str, values: Sequence[Decimal | None]) -> pl.Series:

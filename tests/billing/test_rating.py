@@ -243,8 +243,8 @@ def test_the_tiers_of_graduated_add_up_to_the_whole(quantities: list[str]) -> No
         for place, text in enumerate(quantities)
     ]  # fmt: skip
     for row in rate([UsagePiece("acme", "s1", charge, START, END)], frame(events), metering).rows():
-        assert sum((part.quantity for part in row.tiers), Fraction(0)) == Fraction(row.quantity)
-        assert sum((part.amount for part in row.tiers), Fraction(0)) == Fraction(row.amount)
+        assert sum((Fraction(part.quantity) for part in row.tiers), Fraction(0)) == Fraction(row.quantity)
+        assert sum((Fraction(part.amount) for part in row.tiers), Fraction(0)) == Fraction(row.amount)
 
 
 ROWS = parse_charge(
