@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,8 @@ from actors.batches import (
     encode_answer,
     failed_answer,
 )
-from billing.errors import BillingError
+from actors.live_figures import Figures, LiveFigures, MasterSource
+from billing.errors import BillingError, Unavailable
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
@@ -109,28 +109,6 @@ class _Item:
         return len(self.partitions)
 
 
-class LiveFigures(Protocol):
-    """What a shard folds committed rows into (actors/live_figures.py). All calls come under the shard's lock."""
-
-    def classify(
-        self, tenant_id: str, events: pl.DataFrame, now_us: int, master_number: int | None
-    ) -> npt.NDArray[np.uint8]:
-        """One reason code a row, NO_REASON where it is rateable."""
-        ...
-
-    def fold(self, rows: pl.DataFrame, log_time_us: int) -> None: ...
-
-    def freeze(self) -> Callable[[], bytes]:
-        """The state as it is now; the callable makes its bytes later, in another thread."""
-        ...
-
-    def thaw(self, data: bytes) -> None:
-        """Take the state of a snapshot."""
-        ...
-
-    def clear(self) -> None: ...
-
-
 class RatingShard:
     """`start` recovers and claims; `submit` may be called from any thread; `stop` answers what is in flight."""
 
@@ -141,18 +119,18 @@ class RatingShard:
         clock: Clock | None = None,
         settings: ShardSettings | None = None,
         *,
-        figures: LiveFigures | None = None,
+        master: MasterSource | None = None,
         cache_directory: Path | None = None,
     ) -> None:
         self.lane = lane
         self.settings = settings or ShardSettings()
         self._store = store
         self._clock = clock or SystemClock()
-        self._figures = figures
+        # Without master data there is nothing to rate by: all that is stored counts as accepted.
+        self._figures = None if master is None else LiveFigures(lane, store, master)
         self._cache = cache_directory or Path("/tmp/cloudbilling-id-runs")  # noqa: S108 - only used with remote stores
         self._chain = ManifestChain(store)
         self._condition = threading.Condition()
-        self._state_lock = threading.Lock()
         self._queues: dict[str, collections.deque[_Item]] = {}
         self._turns: collections.deque[str] = collections.deque()
         self._deficits: dict[str, int] = {}
@@ -180,6 +158,8 @@ class RatingShard:
         self._serving, self._stopped_because = True, ""
         self._thread = threading.Thread(target=self._serve, name=f"rating-shard-{self.lane}", daemon=True)
         self._thread.start()
+        if self._figures is not None:
+            self._figures.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Commit what is queued, then end. A store that does not answer leaves the outcome open."""
@@ -191,6 +171,8 @@ class RatingShard:
             if self._thread.is_alive():
                 self._writer.stop()
                 self._thread.join(timeout_s)
+        if self._figures is not None:
+            self._figures.stop()
 
     @property
     def genesis(self) -> Genesis | None:
@@ -245,6 +227,12 @@ class RatingShard:
     def ingest(self, data: bytes) -> bytes:
         """`submit` and wait."""
         return self.submit(data).result()
+
+    def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
+        """The live figures of customer keys (None: all of the tenant in this lane)."""
+        if self._figures is None:
+            raise Unavailable("This shard has no master data, so it keeps no figures.")
+        return self._figures.usage(tenant_id, keys, master_number)
 
     def _enqueue(self, call: _Call, items: Sequence[_Item]) -> Answer | None:
         """Take the items, or refuse the batch as a whole; a tenant whose own queue is full is refused alone."""
@@ -362,6 +350,7 @@ class RatingShard:
         is_new = np.zeros(len(partitions), np.bool_)
         is_new[new] = True
 
+        reasons = self._reasons(group, is_new)  # before the put: the answer goes out as soon as it is committed
         if len(new):
             order = new[np.argsort(partitions[new], kind="stable")]
             tenant_ids = np.repeat(np.arange(len(group)), [item.rows for item in group])[order]
@@ -386,7 +375,6 @@ class RatingShard:
         self._duplicates += int(is_mine.sum()) - len(new)
 
         verdicts = np.where(is_mine, np.where(is_new, Verdict.ACCEPTED, Verdict.DUPLICATE), NOT_OWNED).astype(np.uint8)
-        reasons = self._reasons(group, is_new)
         verdicts[is_new & (reasons != NO_REASON)] = Verdict.SUSPENDED
         first = 0
         for item in group:
@@ -401,24 +389,29 @@ class RatingShard:
                 self._finish(item.call)
         if rows is not None and head is not None:
             if self._figures is not None:
-                with self._state_lock:
-                    self._figures.fold(rows, head.log_time_us)
+                self._figures.take(rows, head.number)
             if head.number % self.settings.hint_every == 0:
                 write_hint(self._store, self.lane, head.number)
 
     def _reasons(self, group: list[_Item], is_new: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+        """Why rows that are stored cannot be rated now; one question per tenant of the group."""
         reasons = np.full(len(is_new), NO_REASON, np.uint8)
         if self._figures is None:
             return reasons
-        first = 0
-        for item in group:
-            part = slice(first, first + item.rows)
-            first += item.rows
-            with self._state_lock:
-                codes = self._figures.classify(
-                    item.tenant_id, item.events, self._writer.position.log_time_us, item.master_number
-                )
-            reasons[part] = np.where(is_new[part], codes, NO_REASON)
+        firsts = np.cumsum([0, *(item.rows for item in group)])
+        by_tenant: dict[str, list[int]] = {}
+        for number, item in enumerate(group):
+            by_tenant.setdefault(item.tenant_id, []).append(number)
+        now_us = self._writer.next_log_time_us()
+        for tenant_id, numbers in by_tenant.items():
+            places = np.concatenate([np.arange(firsts[number], firsts[number + 1]) for number in numbers])
+            wanted = is_new[places]
+            if not wanted.any():
+                continue
+            events = pl.concat([group[number].events for number in numbers])
+            named = max((group[number].master_number or 0 for number in numbers), default=0)
+            codes = self._figures.classify(tenant_id, events.filter(pl.Series(wanted)), now_us, named)
+            reasons[places[wanted]] = codes
         return reasons
 
     def _finish(self, call: _Call) -> None:
@@ -496,8 +489,7 @@ class RatingShard:
             is_new, _ = self._recent.add(ids, stamp_of(self.lane, head.number))
             assert is_new.all(), f"lane {self.lane} number {head.number} repeats an id"
         if self._figures is not None:
-            with self._state_lock:
-                self._figures.fold(rows, head.log_time_us)
+            self._figures.take(rows, head.number)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -515,7 +507,7 @@ class RatingShard:
         self._owned = self._lane_of == self.lane
         self._checkpoint_number = named.number
         if self._figures is not None:
-            self._figures.thaw(snapshot.figures)
+            self._figures.thaw(snapshot.figures, named.number)
 
     def _checkpoint_if_due(self) -> None:
         """Freeze the state here; sort, write and announce it in another thread, while groups go on."""
@@ -529,8 +521,7 @@ class RatingShard:
         ids, _ = self._recent.export()
         figures: Callable[[], bytes] = bytes
         if self._figures is not None:
-            with self._state_lock:
-                figures = self._figures.freeze()
+            figures = self._figures.freeze()
         position, lane_of, generation = self._writer.position, self._lane_of.tolist(), self._generation.tolist()
 
         def write() -> None:

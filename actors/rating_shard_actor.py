@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
+from storage.master_chain import MasterChain
 from storage.object_store import StoreAddress
 
 CALLS_MAX = 16  # threads; a waiting call holds one
@@ -30,12 +31,22 @@ class RatingShardActor:
     """Recovers and claims its lane before the first call is served."""
 
     def __init__(self, lane: int, address: StoreAddress, settings: ShardSettings, cache_directory: str) -> None:
-        self._shard = RatingShard(lane, address.open(), settings=settings, cache_directory=Path(cache_directory))
+        store = address.open()
+        self._shard = RatingShard(
+            lane, store, settings=settings, master=MasterChain(store), cache_directory=Path(cache_directory)
+        )
         self._shard.start()
 
     @ray.method(concurrency_group="commit")
     def ingest(self, data: bytes) -> bytes:
         return self._shard.ingest(data)
+
+    @ray.method(concurrency_group="query")
+    def usage(self, tenant_id: str, keys: list[str] | None, master_number: int) -> tuple[bytes | None, int, int]:
+        """Encoded live state (None: nothing), the lane's number it goes to, the master number it used."""
+        figures = self._shard.usage(tenant_id, keys, master_number)
+        live = None if figures.live is None else figures.live.to_bytes()
+        return live, figures.number, figures.master_number
 
     @ray.method(concurrency_group="health")
     def status(self) -> ShardStatus:

@@ -29,8 +29,10 @@ from actors.batches import (
     decode_answer,
     encode_batch,
 )
+from actors.live_figures import Figures, MasterSource
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
 from billing.errors import BillingError, Overloaded, Unavailable
+from billing.rating import LiveState, merge_live
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.clock import Clock
@@ -63,6 +65,15 @@ class RouterStatus:
     unreachable: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class LiveUsage:
+    """What billing.rating.rate_live prices; `live` is None where there is no usage at all."""
+
+    live: LiveState | None
+    positions: dict[int, int]  # as of: lane -> number
+    master_number: int  # the oldest that a shard used
+
+
 class UsageRouter(Protocol):
     async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
         """Store events (EVENT_SCHEMA); returns after they are durable.
@@ -70,6 +81,10 @@ class UsageRouter(Protocol):
         Raises Overloaded (this tenant's queue is full) or Unavailable (outcome unknown); then send the same again with
         the same ids: what is stored already comes back as a duplicate, nothing is stored twice.
         """
+        ...
+
+    async def usage(self, tenant_id: str, keys: Sequence[str] | None = None, *, master_number: int = 0) -> LiveUsage:
+        """The live figures of customer keys (None: all): everything that was acknowledged before the call."""
         ...
 
     async def status(self) -> RouterStatus: ...
@@ -121,6 +136,27 @@ class GroupingRouter(ABC):
     @abstractmethod
     async def _call(self, lane: int, data: bytes) -> bytes:
         """One batch to one shard. Raises Unavailable when there is no answer: the outcome is open."""
+
+    @abstractmethod
+    async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
+        """The figures of one shard."""
+
+    async def usage(self, tenant_id: str, keys: Sequence[str] | None = None, *, master_number: int = 0) -> LiveUsage:
+        wanted = None if keys is None else list(dict.fromkeys(keys))
+        lanes = set(self._route.tolist())
+        if wanted:
+            partitions = partitions_of(self._genesis.seed, tenant_id, pl.Series(wanted, dtype=pl.String))
+            lanes = set(self._route[partitions].tolist())
+        asked = sorted(lanes)
+        answers = await asyncio.gather(
+            *(asyncio.wait_for(self._usage(lane, tenant_id, wanted, master_number), self._deadline_s) for lane in asked)
+        )
+        live: LiveState | None = None
+        for answer in answers:
+            if answer.live is not None:
+                live = answer.live if live is None else merge_live(live, answer.live)
+        positions = {lane: answer.number for lane, answer in zip(asked, answers, strict=True)}
+        return LiveUsage(live, positions, min((answer.master_number for answer in answers), default=-1))
 
     async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
         loop = asyncio.get_running_loop()
@@ -276,6 +312,7 @@ class LocalUsageRouter(GroupingRouter):
         store: ObjectStore,
         *,
         shards: int = 1,
+        master: MasterSource | None = None,
         clock: Clock | None = None,
         settings: ShardSettings | None = None,
         cache_directory: Path | None = None,
@@ -284,7 +321,10 @@ class LocalUsageRouter(GroupingRouter):
         """Start one shard per lane: as many lanes as the log has, `shards` if it is new."""
         genesis = open_log(store, lanes=shards)
         lanes = max(genesis.lanes, count_lanes(store))
-        opened = [RatingShard(lane, store, clock, settings, cache_directory=cache_directory) for lane in range(lanes)]
+        opened = [
+            RatingShard(lane, store, clock, settings, master=master, cache_directory=cache_directory)
+            for lane in range(lanes)
+        ]
         for shard in opened:
             shard.start()
         return cls(genesis, opened, deadline_s=deadline_s)
@@ -294,6 +334,12 @@ class LocalUsageRouter(GroupingRouter):
         if shard is None:
             raise Unavailable(f"Nobody serves lane {lane} at the moment. {_AGAIN}")
         return await asyncio.wrap_future(shard.submit(data))
+
+    async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
+        shard = self.shards.get(lane)
+        if shard is None:
+            raise Unavailable(f"Nobody serves lane {lane} at the moment.")
+        return await asyncio.to_thread(shard.usage, tenant_id, keys, master_number)
 
     async def status(self) -> RouterStatus:
         return RouterStatus(tuple(shard.status() for shard in self.shards.values()))

@@ -15,11 +15,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 
+from actors.live_figures import Figures
 from actors.rating_shard import ShardSettings
 from actors.rating_shard_actor import RatingShardActor, shard_name
 from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
 from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
 from billing.errors import Unavailable
+from billing.rating import LiveState
 from storage.object_store import StoreAddress
 from storage.usage_log.genesis import open_log
 from storage.usage_log.lane import count_lanes
@@ -151,6 +153,15 @@ class RayUsageRouter(GroupingRouter):
             # It may have been committed before the actor went: unknown, until the same ids are sent again.
             self._handles.pop(lane, None)
             raise Unavailable(f"Shard {lane} is being replaced.") from error
+
+    async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
+        handle = await self._handle(lane)
+        try:
+            data, number, used = await handle.usage.remote(tenant_id, keys, master_number)
+        except (RayActorError, ActorUnavailableError) as error:
+            self._handles.pop(lane, None)
+            raise Unavailable(f"Shard {lane} is being replaced.") from error
+        return Figures(None if data is None else LiveState.from_bytes(data), number, used)
 
     async def _handle(self, lane: int) -> Any:
         handle = self._handles.get(lane)

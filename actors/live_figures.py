@@ -1,0 +1,310 @@
+"""The live figures of one lane: usage folded by day and key, and the verdict on rows that arrive. No Ray in here.
+
+A cache over the log: each tenant's state says up to which number of the lane it is folded. Committed rows wait in
+memory and are folded in batches, by a thread of their own or by the query that wants them; what does not fit in memory
+is read from the log again. So folding never holds up a commit, and a query is as new as the number it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from actors.batches import NO_REASON, REASONS
+from billing.catalog import EventAmount
+from billing.errors import BillingError, NotFound, Unavailable
+from billing.master import MasterData
+from billing.rating import LiveState, RatingBook, classify, fold_days, merge_live
+from billing.usage import EVENT_SCHEMA, Reason
+from storage.object_store import ObjectStore
+from storage.usage_log.lane import walk
+from storage.usage_log.segment import RowKind, instant_of
+
+PENDING_ROWS_MAX = 500_000  # a tenant's; beyond it rows are read from the log again
+FOLD_ROWS = 200_000  # at once
+FOLD_EVERY_S = 0.5
+MASTER_AGE_S_MAX = 1.0
+UNKNOWN_CUSTOMER = REASONS.index(Reason.UNKNOWN_CUSTOMER)
+_CODES = {reason.value: code for code, reason in enumerate(REASONS)}
+# Usage that will count as soon as master data name its customer, subscription or price is folded by its key now.
+_NEVER_FOLDED = pl.Series([Reason.LATE.value, Reason.MISSING_PROPERTY.value, Reason.INVALID_VALUE.value])
+
+
+class MasterSource(Protocol):
+    """Master data away from SQL (storage/master_chain.py)."""
+
+    def newest(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]: ...
+
+
+@dataclass
+class _Book:
+    number: int
+    book: RatingBook
+    seen_s: float
+
+
+@dataclass
+class _Tenant:
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while folding
+    parts: list[LiveState] = field(default_factory=list)  # of about halving sizes
+    signature: str = ""  # of the cells that were asked for when it was folded
+    master_number: int = -1  # the signature and the cuts were compared with
+    folded_to: int = -1
+    pending: list[tuple[int, pl.DataFrame]] = field(default_factory=list)
+    pending_rows: int = 0
+    pending_from: int = -1  # all rows after this number are in `pending`
+
+
+@dataclass(frozen=True)
+class Figures:
+    live: LiveState | None  # None: nothing at all
+    number: int
+    master_number: int
+
+
+class LiveFigures:
+    def __init__(self, lane: int, store: ObjectStore, master: MasterSource) -> None:
+        self._lane = lane
+        self._store = store
+        self._master = master
+        self._lock = threading.Lock()  # of the dictionaries and the pending lists; never held while folding
+        self._tenants: dict[str, _Tenant] = {}
+        self._books: dict[str, _Book] = {}
+        self._number = -1
+        self._base = -1  # number of the snapshot that was taken: tenants first seen later have nothing before it
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.last_error = ""
+
+    # -- the commit thread's side --------------------------------------------------------------------------------------
+
+    def classify(
+        self, tenant_id: str, events: pl.DataFrame, now_us: int, master_number: int | None
+    ) -> npt.NDArray[np.uint8]:
+        """One reason code a row, NO_REASON where it can be rated now."""
+        book = self._book(tenant_id, master_number or 0)
+        if book is None:
+            return np.full(events.height, UNKNOWN_CUSTOMER, np.uint8)
+        reasons = classify(events, book.book, instant_of(now_us)).cast(pl.String)
+        codes = reasons.replace_strict(_CODES, default=NO_REASON, return_dtype=pl.UInt8)
+        return codes.to_numpy()
+
+    def take(self, rows: pl.DataFrame, number: int) -> None:
+        """Rows that were committed under a number; numbers come in order."""
+        with self._lock:
+            for (tenant_id,), part in rows.partition_by("tenant", as_dict=True).items():
+                tenant = self._tenants.get(str(tenant_id))
+                if tenant is None:
+                    tenant = self._tenants[str(tenant_id)] = _Tenant(folded_to=self._base, pending_from=self._base)
+                if tenant.pending_rows + part.height > PENDING_ROWS_MAX:
+                    tenant.pending, tenant.pending_rows, tenant.pending_from = [], 0, number
+                    continue
+                tenant.pending.append((number, part))
+                tenant.pending_rows += part.height
+            self._number = number
+
+    # -- queries -------------------------------------------------------------------------------------------------------
+
+    def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
+        """The state of these customer keys (None: all), with all that was committed before the call."""
+        book = self._book(tenant_id, master_number)
+        with self._lock:
+            tenant, number = self._tenants.get(tenant_id), self._number
+        if tenant is None or book is None:
+            return Figures(None, number, book.number if book else -1)
+        number = self._fold(tenant_id, tenant, book)
+        with tenant.lock:
+            parts = list(tenant.parts)
+        wanted = [_of_keys(part, keys) for part in parts]
+        live = wanted[0] if wanted else None
+        for part in wanted[1:]:
+            assert live is not None
+            live = merge_live(live, part)
+        return Figures(live, number, book.number)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._keep_folding, name=f"figures-{self._lane}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._tenants.clear()
+            self._number = self._base = -1
+
+    def freeze(self) -> Callable[[], bytes]:
+        """The folded states as they are; each says how far it goes, so it need not be the number of the snapshot."""
+        with self._lock:
+            tenants = list(self._tenants.items())
+        frozen: list[tuple[str, int, str, tuple[LiveState, ...]]] = []
+        for tenant_id, tenant in tenants:
+            # A tenant that is being folded right now is left out: recovery folds it from the log.
+            if tenant.lock.acquire(blocking=False):
+                try:
+                    frozen.append((tenant_id, tenant.folded_to, tenant.signature, tuple(tenant.parts)))
+                finally:
+                    tenant.lock.release()
+            else:
+                frozen.append((tenant_id, -1, "", ()))
+        return lambda: _to_bytes(frozen)
+
+    def thaw(self, data: bytes, number: int) -> None:
+        """Take the states of a snapshot of this number."""
+        with self._lock:
+            self._number = self._base = number
+            for tenant_id, folded_to, signature, parts in _from_bytes(data):
+                self._tenants[tenant_id] = _Tenant(
+                    parts=parts, signature=signature, folded_to=folded_to, pending_from=number
+                )
+
+    # -- folding -------------------------------------------------------------------------------------------------------
+
+    def _keep_folding(self) -> None:
+        while not self._stopped.wait(FOLD_EVERY_S):
+            with self._lock:
+                waiting = [(one, tenant) for one, tenant in self._tenants.items() if tenant.pending]
+            for tenant_id, tenant in waiting:
+                try:
+                    book = self._book(tenant_id, 0)
+                    if book is not None:
+                        self._fold(tenant_id, tenant, book)
+                    self.last_error = ""
+                except BillingError as error:  # the store is away: the next round, or the next query, tries again
+                    self.last_error = f"{error.code}: {error.detail}"
+
+    def _fold(self, tenant_id: str, tenant: _Tenant, book: _Book) -> int:
+        """Bring a tenant's state up to what was committed before; returns the number it then has."""
+        with tenant.lock:
+            if tenant.master_number != book.number:
+                signature = _signature(book.book)
+                if tenant.signature != signature or any(_spans_a_cut(part, book.book) for part in tenant.parts):
+                    tenant.parts, tenant.folded_to = [], -1  # other cells are wanted now: all again, from the log
+                tenant.signature, tenant.master_number = signature, book.number
+            with self._lock:
+                pending, pending_from, number = tenant.pending, tenant.pending_from, self._number
+                tenant.pending, tenant.pending_rows, tenant.pending_from = [], 0, number
+            if tenant.folded_to < pending_from:
+                self._fold_from_log(tenant_id, tenant, book, pending_from)
+            rows = [frame for at, frame in pending if at > tenant.folded_to]
+            if rows:
+                _add(tenant, pl.concat(rows), book)
+            tenant.folded_to = number
+            return number
+
+    def _fold_from_log(self, tenant_id: str, tenant: _Tenant, book: _Book, last: int) -> None:
+        waiting: list[pl.DataFrame] = []
+        rows = 0
+        for segment in walk(self._store, self._lane, tenant.folded_to + 1, last):
+            if tenant_id in segment.head.counters:
+                part = segment.rows().filter(pl.col("tenant") == tenant_id)
+                waiting.append(part)
+                rows += part.height
+            if rows >= FOLD_ROWS:
+                _add(tenant, pl.concat(waiting), book)
+                waiting, rows = [], 0
+        if waiting:
+            _add(tenant, pl.concat(waiting), book)
+        tenant.folded_to = last
+
+    def _book(self, tenant_id: str, at_least: int) -> _Book | None:
+        """The newest book this process knows, looked up again after a second or when a newer number is named."""
+        known = self._books.get(tenant_id)
+        now_s = time.monotonic()
+        if known is not None and known.number >= at_least and now_s - known.seen_s < MASTER_AGE_S_MAX:
+            return known
+        try:
+            number, master = self._master.newest(tenant_id, at_least=at_least)
+        except NotFound:
+            return None
+        except Unavailable:
+            return known  # the store is away, or the number not there yet: go on with what is known
+        if known is not None and known.number == number:
+            known.seen_s = now_s
+            return known
+        fresh = _Book(number, master.rating_book(), now_s)
+        self._books[tenant_id] = fresh
+        return fresh
+
+
+def _add(tenant: _Tenant, rows: pl.DataFrame, book: _Book) -> None:
+    """Fold rows and merge what has about the same size, so that a row is merged few times."""
+    usage = rows.filter(pl.col("kind") == int(RowKind.USAGE)).select(EVENT_SCHEMA.names())
+    for start in range(0, usage.height, FOLD_ROWS):
+        tenant.parts.append(fold_days(usage.slice(start, FOLD_ROWS), book.book))
+        while len(tenant.parts) > 1 and 2 * _size(tenant.parts[-1]) >= _size(tenant.parts[-2]):
+            newer, older = tenant.parts.pop(), tenant.parts.pop()
+            tenant.parts.append(merge_live(older, newer))
+
+
+def _size(live: LiveState) -> int:
+    return live.state.small.height + live.state.sets.height + live.state.runs.height
+
+
+def _of_keys(live: LiveState, keys: Sequence[str] | None) -> LiveState:
+    if keys is None:
+        return live
+    wanted = pl.col("key").is_in(list(keys))
+    state = live.state
+    return LiveState(
+        type(state)(state.by, state.small.filter(wanted), state.sets.filter(wanted), state.runs.filter(wanted))
+    )
+
+
+def _signature(book: RatingBook) -> str:
+    """What of the master data decides the cells, but for cuts: when it changes, the tenant is folded again."""
+    asked: set[tuple[str, str, str]] = set()
+    for charge in (charge for plan in book.plans for charge in plan):
+        asked.update((charge.meter, "dimension", name) for name in charge.price_by)
+        for row in charge.rows:
+            if isinstance(row.price, EventAmount):
+                asked.add((charge.meter, "amount", row.price.property))
+            elif row.price.model in ("percentage", "bands"):
+                asked.add((charge.meter, "single events", ""))
+    return hashlib.sha256(repr((book.meters, sorted(asked), book.timezone)).encode()).hexdigest()
+
+
+def _spans_a_cut(live: LiveState, book: RatingBook) -> bool:
+    """Whether usage on both sides of a cut was folded into one cell, because the cut came later."""
+    if book.cuts.height == 0:
+        return False
+    cuts = book.cuts.join(book.customers, on="customer", how="inner").select("key", pl.col("at").alias("cut"))
+    met = live.state.small.select("key", "first", "last").join(cuts, on="key", how="inner")
+    return met.filter((pl.col("first") < pl.col("cut")) & (pl.col("last") >= pl.col("cut"))).height > 0
+
+
+def _to_bytes(frozen: Sequence[tuple[str, int, str, Sequence[LiveState]]]) -> bytes:
+    blobs: list[bytes] = []
+    head: list[tuple[str, int, str, list[int]]] = []
+    for tenant_id, folded_to, signature, parts in frozen:
+        mine = [part.to_bytes() for part in parts]
+        blobs.extend(mine)
+        head.append((tenant_id, folded_to, signature, [len(blob) for blob in mine]))
+    text = json.dumps(head).encode()
+    return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
+
+
+def _from_bytes(data: bytes) -> list[tuple[str, int, str, list[LiveState]]]:
+    if not data:
+        return []
+    stream = io.BytesIO(data)
+    head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return [
+        (tenant_id, folded_to, signature, [LiveState.from_bytes(stream.read(length)) for length in lengths])
+        for tenant_id, folded_to, signature, lengths in head
+    ]
