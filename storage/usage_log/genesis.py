@@ -31,8 +31,8 @@ def open_log(store: ObjectStore, *, lanes: int = 1) -> Genesis:
     """The log's genesis, created with `lanes` lanes if there is none. Probes the store first, every time."""
     assert 1 <= lanes <= LANES_MAX, lanes
     probe(store)
-    data = store.get(GENESIS_KEY)
-    if data is None:
+    genesis = read_genesis(store)
+    if genesis is None:
         form = {
             "format": FORMAT,
             "partitions": PARTITIONS,
@@ -41,9 +41,17 @@ def open_log(store: ObjectStore, *, lanes: int = 1) -> Genesis:
             "lanes": lanes,
         }
         store.create(GENESIS_KEY, json.dumps(form).encode())  # a lost race is fine: the winner's counts
-        data = store.get(GENESIS_KEY)
-        assert data is not None, "the genesis vanished right after it was created"
+        genesis = read_genesis(store)
+        assert genesis is not None, "the genesis vanished right after it was created"
     store.settle(GENESIS_KEY)
+    return genesis
+
+
+def read_genesis(store: ObjectStore) -> Genesis | None:
+    """The log's genesis; None where there is no log yet."""
+    data = store.get(GENESIS_KEY)
+    if data is None:
+        return None
     form = json.loads(data)
     if form["format"] != FORMAT or form["partitions"] != PARTITIONS or form["hash"] != HASH:
         raise StoreUnfit(f"This usage log has format {form['format']}; this version reads format {FORMAT}.")

@@ -20,7 +20,7 @@ import polars as pl
 from billing.errors import BillingError
 from storage.object_store import ObjectStore, StoreRefused, StoreUnavailable
 from storage.usage_log.clock import Clock
-from storage.usage_log.genesis import LANES_MAX
+from storage.usage_log.genesis import LANES_MAX, read_genesis
 from storage.usage_log.segment import (
     Control,
     Counters,
@@ -135,8 +135,14 @@ def last_number(store: ObjectStore, lane: int, known: int) -> int:
 
 
 def count_lanes(store: ObjectStore, known: int = 0) -> int:
-    """Lanes are created in order and never reused; number 0 is an epoch record, which is never deleted."""
+    """The first lanes of the genesis, begun or not, and those that were added: in order, never reused.
+
+    A lane is there if its number 0 is, always an epoch record, which is never deleted.
+    """
     lanes = known
+    if lanes == 0:
+        genesis = read_genesis(store)
+        lanes = 0 if genesis is None else genesis.lanes
     while lanes < LANES_MAX and store.exists(segment_key(lanes, 0)):
         lanes += 1
     return lanes
