@@ -6,11 +6,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from deployments import administration, health, master_data, problems, usage_ingest
+from deployments import administration, billing_documents, health, master_data, problems, usage_ingest, usage_queries
 from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
 from deployments.bodies import Room
 from deployments.manners import MasterNumbers
 from deployments.services import Services
+from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
@@ -60,8 +61,9 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.gate = Gate(services)
     app.state.room = Room(services.limits.bytes_in_flight_max)
     app.state.numbers = MasterNumbers()
+    app.state.queries = UsageQueries(services.log, services.database)
     problems.install(app)
-    for part in (usage_ingest, master_data, administration, health):
+    for part in (usage_ingest, usage_queries, master_data, billing_documents, administration, health):
         app.include_router(part.router)
     if front:
         from deployments.front import front_router

@@ -147,12 +147,18 @@ def cursor_of(position: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(position).encode()).rstrip(b"=").decode()
 
 
-def page_of(rows: Sequence[Any], page: PageOf, position: Callable[[Any], Any], item: Callable[[Any], Any]) -> Response:
+def page_of(
+    rows: Sequence[Any],
+    page: PageOf,
+    position: Callable[[Any], Any],
+    item: Callable[[Any], Any],
+    more_keys: Mapping[str, Any] | None = None,
+) -> Response:
     """Answer with `limit` items out of `limit + 1` rows that were asked for; one more means there is a next page."""
     shown = rows[: page.limit]
     more = len(rows) > page.limit
     body = {"items": [item(row) for row in shown], "next_cursor": cursor_of(position(shown[-1])) if more else None}
-    return json_response(body)
+    return json_response(body | dict(more_keys or {}))
 
 
 # --- answers

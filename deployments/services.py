@@ -41,8 +41,9 @@ class Services:
     log: UsageLogReader
     masters: MasterChain
     archive: Archive
-    # Starts the driver of a planned bill run (a Ray actor, or a thread in tests); returns at once.
-    start_bill_run: Callable[[str, str], None]
+    # Starts the driver of a bill run (tenant, run, approve; None: as planned): a Ray actor, or the caller's own thread in
+    # tests. Returns at once; to start it for a run that is being driven already does nothing.
+    start_bill_run: Callable[[str, str, bool | None], None]
     clock: Callable[[], datetime] = utc_now
     limits: Limits = field(default_factory=Limits)
     # What the health page shows of the platform around: version, dashboard address, demo state ...

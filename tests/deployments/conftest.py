@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from actors.router import LocalUsageRouter
 from deployments.access import PLATFORM_SCOPES
 from deployments.app import build_app
 from deployments.services import Limits, Services
+from pipelines.bill_run import BillRunDriver
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
@@ -34,7 +35,6 @@ class Api:
     http: TestClient
     services: Services
     platform_key: str
-    started_runs: list[tuple[str, str]] = field(default_factory=list)
 
     def tenant(self, **form: Any) -> "Tenant":
         """A new tenant with its first key (all scopes)."""
@@ -135,7 +135,6 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
     store = LocalObjectStore(directory)
     database = Database(api_dsn)
     masters = MasterChain(store)
-    started: list[tuple[str, str]] = []
 
     # The router lives on one event loop; TestClient runs the application on the loop of its portal.
     with database:
@@ -146,7 +145,7 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
 
             async def _router(self) -> LocalUsageRouter:
                 if "router" not in router_box:
-                    router_box["router"] = await asyncio.to_thread(LocalUsageRouter.open, store, shards=3)
+                    router_box["router"] = await asyncio.to_thread(LocalUsageRouter.open, store, shards=3, master=masters)
                 return router_box["router"]
 
             def __getattr__(self, name: str) -> Any:
@@ -155,6 +154,11 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
 
                 return call
 
+        def drive(tenant_id: str, run_id: str, approve: bool | None) -> None:
+            """The run to its end, in the request itself: tests see what came of it at once."""
+            driver = BillRunDriver(database, store, masters, services.archive, services.clock)
+            driver.drive(tenant_id, run_id, approve=approve)
+
         services = Services(
             database=database,
             router=Lazy(),  # type: ignore[arg-type]
@@ -162,7 +166,7 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
             log=UsageLogReader(store),
             masters=masters,
             archive=Archive(database, store),
-            start_bill_run=lambda tenant_id, run_id: started.append((tenant_id, run_id)),
+            start_bill_run=drive,
             limits=Limits(),
         )
         with database.system() as connection:
@@ -176,6 +180,6 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
             )
         app = build_app(services, front=False)
         with TestClient(app, raise_server_exceptions=True) as http:
-            yield Api(app, http, services, made.key, started)
+            yield Api(app, http, services, made.key)
             if "router" in router_box:
                 http.portal.call(router_box["router"].close)

@@ -1,0 +1,323 @@
+"""What became of usage: quantities and cost now, single events, suspense, completeness."""
+
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import polars as pl
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
+
+from billing.errors import FieldError, InvalidInput
+from billing.master import MasterData
+from billing.periods import TimeInvalid, parse_moment
+from billing.rate_uses import suspense_reasons
+from deployments.access import Caller, may
+from deployments.billing_documents import local_moment
+from deployments.manners import PageOf, described, json_response, page_of, paging, plain, rfc3339
+from deployments.services import Services
+from pipelines.usage_queries import UsageQueries, local_today
+from storage.sql import tenants
+
+router = APIRouter(prefix="/v1", tags=["Usage"])
+DAYS_MAX = 366
+
+_USAGE = {
+    "customer": "acme",
+    "as_of": "2026-01-20T10:00:00Z",
+    "meters": [{"meter": "storage", "quantity": "150", "cost": "15.00", "currency": "EUR"}],
+    "lines": [
+        {
+            "subscription": "s1",
+            "charge": "storage",
+            "meter": "storage",
+            "from": "2026-01-10",
+            "to": "2026-02-01",
+            "quantity": "150",
+            "cost": "15.00",
+            "currency": "EUR",
+        }
+    ],
+}
+_DAYS = {
+    "items": [{"meter": "storage", "day": "2026-01-20", "events": 12, "quantity": "150"}],
+    "next_cursor": None,
+}
+_EVENT = {
+    "source": "gateway-7",
+    "id": "e1",
+    "type": "storage.write",
+    "customer": "acme",
+    "subscription": None,
+    "time": "2026-01-20T08:59:00Z",
+    "data": {"gb": "1.25"},
+    "received_at": "2026-01-20T08:59:01Z",
+    "reason": None,
+}
+
+
+def queries_of(request: Request) -> UsageQueries:
+    queries: UsageQueries = request.app.state.queries
+    return queries
+
+
+def _now_and_master(services: Services, caller: Caller) -> tuple[datetime, int, MasterData]:
+    number, master = services.masters.newest(caller.tenant_id)
+    now = services.clock()
+    if caller.tenant_kind == "test":
+        with services.database.tenant(caller.tenant_id) as connection:
+            now = tenants.by_id(connection, caller.tenant_id).test_clock or now
+    return now, number, master
+
+
+@router.get(
+    "/usage",
+    summary="Usage and cost of a customer in the running periods",
+    **described(answer=_USAGE, also=(404, 422)),
+)
+def read_usage(
+    request: Request,
+    customer: str = Query(max_length=256, description="The customer's code."),
+    meter: str | None = Query(None, max_length=256, description="Only this meter."),
+    caller: Caller = Depends(may("usage:read")),
+) -> Response:
+    """What the running periods would bill for usage if they ended now, computed by the engine that bills."""
+    services: Services = request.app.state.services
+    now, number, master = _now_and_master(services, caller)
+    master.customer(customer)
+    answer = queries_of(request).so_far(caller.tenant_id, number, master, customer, now)
+    charges = {
+        (plan.code, plan.version, charge.code): charge.meter
+        for versions in master.plans.values()
+        for plan in versions
+        for charge in plan.charges
+    }
+    lines: list[dict[str, Any]] = []
+    sums: dict[tuple[str, str], list[Decimal]] = {}
+    for line, currency in zip(answer.lines, answer.currencies, strict=True):
+        measured = charges.get((line.plan, line.plan_version, line.charge))
+        if line.kind != "usage" or measured is None or (meter is not None and measured != meter):
+            continue
+        total = sums.setdefault((measured, currency), [Decimal(0), Decimal(0)])
+        total[0] += line.quantity
+        total[1] += line.amount
+        lines.append(
+            {
+                "subscription": line.subscription,
+                "charge": line.charge,
+                "meter": measured,
+                "when": dict(line.when) if line.when is not None else None,
+                "from": local_moment(line.start, caller.timezone),
+                "to": local_moment(line.end, caller.timezone),
+                "quantity": plain(line.quantity),
+                "cost": plain(line.amount),
+                "currency": currency,
+            }
+        )
+    meters = [
+        {"meter": name, "quantity": plain(total[0]), "cost": plain(total[1]), "currency": currency}
+        for (name, currency), total in sorted(sums.items())
+    ]
+    body = {"customer": customer, "as_of": rfc3339(answer.as_of), "meters": meters, "lines": lines}
+    return json_response(body)
+
+
+@router.get(
+    "/usage/days",
+    summary="Events and quantities by meter and local day",
+    **described(answer=_DAYS, also=(404, 422)),
+)
+def read_usage_days(
+    request: Request,
+    since: date = Query(description="The first local day."),
+    until: date = Query(description="The last local day."),
+    customer: str | None = Query(None, max_length=256, description="Only this customer, with all its keys."),
+    caller: Caller = Depends(may("usage:read")),
+) -> Response:
+    services: Services = request.app.state.services
+    _check_days(since, until)
+    now, _, master = _now_and_master(services, caller)
+    keys = None
+    if customer is not None:
+        master.customer(customer)
+        keys = master.keys_of(customer)
+    days = queries_of(request).by_day(caller.tenant_id, master, since, until, now, keys=keys)
+    items = [
+        {"meter": day.meter, "day": day.day.isoformat(), "events": day.events, "quantity": plain(day.quantity)}
+        for day in days
+    ]
+    return json_response({"items": items, "next_cursor": None})
+
+
+def _check_days(since: date, until: date) -> None:
+    if not timedelta(0) <= until - since < timedelta(days=DAYS_MAX):
+        detail = f"from 1 to {DAYS_MAX} days, the last not before the first"
+        raise InvalidInput(f"until: {detail}", errors=[FieldError("query:until", detail)])
+
+
+@router.get(
+    "/usage/completeness",
+    summary="Stored = rated + suspended, in sum and by day",
+    **described(
+        answer={
+            "totals": {"stored": 3, "rated": 2, "suspended": 1, "voided": 0},
+            "days": [{"day": "2026-01-20", "stored": 3, "rated": 2, "suspended": 1}],
+        },
+        also=(422,),
+    ),
+)
+def read_completeness(
+    request: Request,
+    since: date | None = Query(None, description="The first local day; default 30 days ago."),
+    until: date | None = Query(None, description="The last local day; default today."),
+    caller: Caller = Depends(may("usage:read")),
+) -> Response:
+    """`totals` are over everything ever stored, `days` over the days that were asked for."""
+    services: Services = request.app.state.services
+    now, _, master = _now_and_master(services, caller)
+    last = until or local_today(master, now)
+    first = since or last - timedelta(days=30)
+    _check_days(first, last)
+    queries = queries_of(request)
+    stored = queries.stored(caller.tenant_id, master, now)
+    suspended = sum(each.events for each in queries.suspense(caller.tenant_id, master, now))
+    days = queries.completeness(caller.tenant_id, master, first, last, now)
+    return json_response(
+        {
+            "totals": {"stored": stored, "rated": stored - suspended, "suspended": suspended, "voided": 0},
+            "days": [
+                {
+                    "day": each.day.isoformat(),
+                    "stored": each.stored,
+                    "rated": each.stored - each.suspended,
+                    "suspended": each.suspended,
+                }
+                for each in days
+            ],
+        }
+    )
+
+
+@router.get(
+    "/usage/suspense",
+    summary="Events that cannot be rated now, with the reason",
+    **described(
+        answer={"items": [_EVENT | {"reason": "unknown_customer"}], "next_cursor": None, "reasons": {}}, also=(422,)
+    ),
+)
+def read_suspense(
+    request: Request,
+    page: PageOf = Depends(paging),
+    reason: str | None = Query(None, max_length=50, description="Only this reason."),
+    caller: Caller = Depends(may("usage:read")),
+) -> Response:
+    """In the order of arrival. They rate by themselves as soon as what is missing is there. `reasons` counts all."""
+    services: Services = request.app.state.services
+    now, _, master = _now_and_master(services, caller)
+    after = _position(page)
+    counts = {each.reason: each.events for each in queries_of(request).suspense(caller.tenant_id, master, now)}
+    frames = (
+        frame.filter(pl.col("reason").is_not_null() if reason is None else pl.col("reason") == reason)
+        for frame in _with_reasons(services, caller, master, now)
+    )
+    return _events_page(frames, page, after, {"reasons": counts})
+
+
+@router.get(
+    "/events",
+    summary="The stored events of a customer",
+    **described(answer={"items": [_EVENT], "next_cursor": None}, also=(404, 422)),
+)
+def read_events(
+    request: Request,
+    page: PageOf = Depends(paging),
+    customer: str = Query(max_length=256, description="The customer's code, or a key that events carry."),
+    since: str | None = Query(None, max_length=40, description="Events at or after this time."),
+    until: str | None = Query(None, max_length=40, description="Events before this time."),
+    caller: Caller = Depends(may("usage:read")),
+) -> Response:
+    """In the order of arrival, each with the reason if it is in suspense."""
+    services: Services = request.app.state.services
+    now, _, master = _now_and_master(services, caller)
+    keys = list(master.keys_of(customer)) if customer in master.customers else [customer]
+    start = _moment(since, caller, "query:since")
+    end = _moment(until, caller, "query:until")
+    frames = _with_reasons(services, caller, master, now, keys=keys, start=start, end=end)
+    return _events_page(frames, page, _position(page), {})
+
+
+def _moment(text: str | None, caller: Caller, pointer: str) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return parse_moment(text, caller.timezone)
+    except TimeInvalid as error:
+        raise InvalidInput(f"{pointer}: {error}", errors=[FieldError(pointer, str(error))]) from error
+
+
+def _with_reasons(
+    services: Services,
+    caller: Caller,
+    master: MasterData,
+    now: datetime,
+    *,
+    keys: list[str] | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> Iterator[pl.DataFrame]:
+    cut = services.log.now()
+    for frame in services.log.scan(caller.tenant_id, cut, customers=keys, start=start, end=end):
+        if frame.height:
+            reasons = suspense_reasons(frame, master, now)
+            yield frame.with_columns(pl.Series("reason", reasons, dtype=pl.String))
+
+
+def _position(page: PageOf) -> tuple[int, int, int, int] | None:
+    """Where the page before ended: time of arrival in microseconds, lane, number, row."""
+    if page.after is None:
+        return None
+    if isinstance(page.after, list) and len(page.after) == 4 and all(isinstance(each, int) for each in page.after):
+        return tuple(page.after)  # type: ignore[return-value]
+    raise InvalidInput("cursor belongs to another list", errors=[FieldError("query:cursor", "of another list")])
+
+
+def _events_page(
+    frames: Iterator[pl.DataFrame], page: PageOf, after: tuple[int, int, int, int] | None, more: dict[str, Any]
+) -> Response:
+    """The next rows in the order of arrival. Holds one page and one frame at a time, however long the log is."""
+    kept: pl.DataFrame | None = None
+    for frame in frames:
+        frame = frame.with_columns(arrived=pl.col("received_at").dt.epoch("us"))
+        if after is not None:
+            frame = frame.filter(_behind(after))
+        both = frame if kept is None else pl.concat([kept, frame])
+        kept = both.sort("arrived", "lane", "number", "row").head(page.limit + 1)
+    rows = kept.to_dicts() if kept is not None else []
+    return page_of(rows, page, lambda row: [row["arrived"], row["lane"], row["number"], row["row"]], _shown_event, more)
+
+
+def _behind(after: tuple[int, int, int, int]) -> pl.Expr:
+    names = ("arrived", "lane", "number", "row")
+    behind = pl.lit(False)
+    equal = pl.lit(True)
+    for name, value in zip(names, after, strict=True):
+        behind = behind | (equal & (pl.col(name) > value))
+        equal = equal & (pl.col(name) == value)
+    return behind
+
+
+def _shown_event(row: dict[str, Any]) -> dict[str, Any]:
+    """`data` as it was sent: the text of a JSON object, digit by digit, goes into the answer as JSON."""
+    return {
+        "source": row["source"],
+        "id": row["id"],
+        "type": row["type"],
+        "customer": row["customer"],
+        "subscription": row["subscription"],
+        "time": rfc3339(row["time"]),
+        "data": msgspec.Raw(row["data"].encode()),
+        "received_at": rfc3339(row["received_at"]),
+        "reason": row["reason"],
+    }
