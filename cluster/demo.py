@@ -7,8 +7,11 @@ used, steps and events that are there are not doubled, months that are billed st
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -25,7 +28,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "focus"
 STEPS_A_CALL = 2_000
 EVENTS_A_CALL = 20_000
 WAIT_S = 900.0
-SCOPES = ["admin"]
+PASSWORD_FILE = "demo.password"  # noqa: S105 - a name in the data folder, 0600
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,48 @@ class Platform:
                 made = platform.post("/v1/tenants", dict(form))
                 return Client(self.url, made["key"]), True
             except Conflict:
-                made = platform.post("/v1/keys", {"tenant": form["code"], "name": "demo", "scopes": SCOPES})
+                from deployments.access import TENANT_SCOPES
+
+                made = platform.post(
+                    "/v1/keys", {"tenant": form["code"], "name": "demo", "scopes": sorted(TENANT_SCOPES)}
+                )
                 return Client(self.url, made["key"]), False
+
+    def user(self, tenant: str, email: str, password: str) -> None:
+        """Let a person into a tenant, as its administrator; nothing happens if he is in already."""
+        form = {"tenant": tenant, "email": email, "name": "Demo", "password": password, "role": "admin"}
+        with Client(self.url, self.key) as platform, suppress(Conflict):
+            platform.post("/v1/users", form)
+
+
+# -- What is loaded ----------------------------------------------------------------------------------------------------
+
+
+def load_all(settings: Any, progress: Progress, *, sign_in: str) -> dict[str, Any]:
+    """What `make run` shows: real usage billed by consumption and by value, and the generated year; one user for all.
+
+    Gives the user's sign-in. What is there already is left as it is.
+    """
+    platform = Platform(settings.url, settings.admin_key_file.read_text().strip())
+    password = _password(settings.data_dir / PASSWORD_FILE)
+    file = EXAMPLE / "focus_usage.csv"
+    load_focus(platform, file, tenant="focus", progress=progress)
+    platform.user("focus", sign_in, password)
+    load_focus(platform, file, by="value", tenant="focus-resale", progress=progress)
+    platform.user("focus-resale", sign_in, password)
+    load_generated(platform, now=datetime.now(UTC), progress=progress)
+    platform.user("nordwind", sign_in, password)
+    return {"sign_in": {"email": sign_in, "password_file": str(settings.data_dir / PASSWORD_FILE)}}
+
+
+def _password(path: Path) -> str:
+    if not path.exists():
+        draft = path.with_name(f".{path.name}")
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(12))
+        draft.replace(path)
+    return path.read_text().strip()
 
 
 def load_focus(

@@ -1,0 +1,5 @@
+"""`python -m cluster.cli`: the same as `cloudbilling`."""
+
+from cluster.cli import main
+
+main()

@@ -1,0 +1,307 @@
+"""All commands and their options; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cluster.cli import context
+from cluster.cli.context import AsJson, Key, Tenant, Url
+
+app = typer.Typer(
+    name="cloudbilling",
+    help="Usage to cash: start the platform, send usage, run bills, fetch and prove invoices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+demo = typer.Typer(no_args_is_help=True, help="Load example data into tenants of their own.", rich_markup_mode=None)
+keys = typer.Typer(no_args_is_help=True, help="API keys.", rich_markup_mode=None)
+tenants = typer.Typer(no_args_is_help=True, help="Tenants: who runs the billing.", rich_markup_mode=None)
+invoices = typer.Typer(no_args_is_help=True, help="Invoices and credit notes.", rich_markup_mode=None)
+verify = typer.Typer(no_args_is_help=True, help="Prove what is stored.", rich_markup_mode=None)
+for name, group in (
+    ("demo", demo),
+    ("keys", keys),
+    ("tenants", tenants),
+    ("invoices", invoices),
+    ("verify", verify),
+):
+    app.add_typer(group, name=name)
+
+
+def run() -> None:
+    app()
+
+
+# -- The platform ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    load_demo: bool = typer.Option(False, "--demo", help="Load the demo tenants at the first start."),
+    detach: bool = typer.Option(False, "--detach", help="Start in the background and return when it answers."),
+) -> None:
+    """Start the platform; Ctrl-C stops all of it."""
+    from cluster.cli import lifecycle
+
+    lifecycle.up(load_demo, detach)
+
+
+@app.command()
+def down(as_json: bool = AsJson) -> None:
+    """Stop the platform of this data folder, whoever started it."""
+    from cluster.cli import lifecycle
+
+    lifecycle.down(as_json)
+
+
+@app.command()
+def status(as_json: bool = AsJson) -> None:
+    """Is it running, is it ready, what does it do?"""
+    from cluster.cli import lifecycle
+
+    lifecycle.status(as_json)
+
+
+@app.command()
+def doctor(as_json: bool = AsJson) -> None:
+    """Say what is missing on this machine and how to get it."""
+    from cluster.cli import lifecycle
+
+    lifecycle.doctor(as_json)
+
+
+# -- Data in and out ---------------------------------------------------------------------------------------------------
+
+
+@app.command(name="import")
+def import_(
+    file: Path = typer.Argument(..., help="CSV, TSV, JSON lines or Parquet."),
+    mapping: Path = typer.Option(..., help="YAML that says which columns become an event (docs/importing.md)."),
+    business: Path = typer.Option(None, help="YAML that says where the rows carry their price list."),
+    derive: Path = typer.Option(None, help="Write the catalog that the rows give to this folder; send nothing."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Send the rows of a file as usage events."""
+    from cluster.cli import data
+
+    data.import_(file, mapping, business, derive, tenant, key, url, as_json)
+
+
+@app.command()
+def usage(
+    customer: str = typer.Option(..., help="Code of the customer."),
+    start: str = typer.Option(None, "--from", help="First day, 2026-11-01; default: the running period."),
+    end: str = typer.Option(None, "--to", help="The day after the last."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """What a customer has used, and what it costs so far."""
+    from cluster.cli import data
+
+    data.usage(customer, start, end, tenant, key, url, as_json)
+
+
+@app.command()
+def export(
+    what: str = typer.Argument(..., help="invoices, customers, subscriptions, plans or meters."),
+    out: Path = typer.Option(None, help="File to write; default: the terminal."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+) -> None:
+    """All records of a kind as JSON lines."""
+    from cluster.cli import data
+
+    data.export(what, out, tenant, key, url)
+
+
+@app.command(name="bill-run")
+def bill_run(
+    up_to: str = typer.Option(None, help="Bill everything due at or before this date."),
+    document_date: str = typer.Option(None, help="Date on the documents (test tenants only)."),
+    resume: str = typer.Option(None, help="Go on with this run (its id)."),
+    cancel: str = typer.Option(None, help="Give up this run (its id), before it is approved."),
+    check_only: bool = typer.Option(False, "--check-only", help="Compute and stop before anything becomes final."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Run the bills of a tenant, from plan to archived documents."""
+    from cluster.cli import billing
+
+    billing.bill_run(up_to, document_date, resume, cancel, check_only, tenant, key, url, as_json)
+
+
+@app.command()
+def scenario(
+    files: list[Path] = typer.Argument(..., help="Scenario and price files (docs/rules.md)."),
+    as_json: bool = AsJson,
+) -> None:
+    """Run customer lives on a test clock in this process and compare their documents to the cent."""
+    from cluster.scenario_command import run_files
+
+    raise typer.Exit(run_files(files, as_json))
+
+
+# -- Groups ------------------------------------------------------------------------------------------------------------
+
+
+@demo.command("focus")
+def demo_focus(
+    file: Path = typer.Option(None, help="A FOCUS 1.0 CSV; default: the example."),
+    by: str = typer.Option("consumption", help="consumption or value."),
+    as_json: bool = AsJson,
+) -> None:
+    """Bill a file of real cloud usage and reconcile it with what the provider states."""
+    from cluster.cli import data
+
+    data.demo_focus(file, by, as_json)
+
+
+@demo.command("generated")
+def demo_generated(as_json: bool = AsJson) -> None:
+    """Fill a tenant with a generated year: 40 customers, four plans, twelve bill runs."""
+    from cluster.cli import data
+
+    data.demo_generated(as_json)
+
+
+@keys.command("create")
+def keys_create(
+    scopes: str = typer.Option(..., help="What the key may do: usage:write,usage:read ... or all."),
+    name: str = typer.Option("made with the command line", help="What it is for."),
+    tenant: str = typer.Option(..., "--tenant", envvar="CLOUDBILLING_TENANT", help="Code of the tenant."),
+    as_json: bool = AsJson,
+) -> None:
+    """Make an API key. It is shown once."""
+    from cluster.cli import access
+
+    access.create_key(tenant, name, scopes, as_json)
+
+
+@keys.command("list")
+def keys_list(tenant: str = Tenant, key: str = Key, as_json: bool = AsJson) -> None:
+    """The keys of a tenant, without their secrets."""
+    from cluster.cli import access
+
+    access.list_keys(tenant, key, as_json)
+
+
+@tenants.command("create")
+def tenants_create(
+    code: str,
+    name: str = typer.Option(None, help="Name; default: the code."),
+    currency: str = typer.Option("EUR"),
+    timezone: str = typer.Option("Europe/Berlin"),
+    country: str = typer.Option("DE"),
+    kind: str = typer.Option("live", help="live, or test (with a clock of its own)."),
+    as_json: bool = AsJson,
+) -> None:
+    """Make a tenant and its first key. The key is shown once."""
+    from cluster.cli import access
+
+    form = {
+        "code": code,
+        "name": name or code,
+        "currency": currency,
+        "timezone": timezone,
+        "country": country,
+        "kind": kind,
+    }
+    access.create_tenant(form, as_json)
+
+
+@tenants.command("list")
+def tenants_list(as_json: bool = AsJson) -> None:
+    """All tenants of the platform."""
+    from cluster.cli import access
+
+    access.list_tenants(as_json)
+
+
+@invoices.command("list")
+def invoices_list(
+    customer: str = typer.Option(None, help="Only of this customer."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Invoices and credit notes, newest first."""
+    from cluster.cli import billing
+
+    billing.list_invoices(customer, tenant, key, url, as_json)
+
+
+@invoices.command("show")
+def invoices_show(
+    number: str,
+    pdf: Path = typer.Option(None, help="Write the archived PDF to this file."),
+    xml: Path = typer.Option(None, help="Write the archived XML to this file."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """One document with its lines; or its archived files."""
+    from cluster.cli import billing
+
+    billing.show_invoice(number, pdf, xml, tenant, key, url, as_json)
+
+
+@invoices.command("render")
+def invoices_render(
+    file: Path = typer.Argument(..., help="An invoice as JSON (EN 16931 terms)."),
+    out: Path = typer.Option(Path("."), help="Folder for the PDF and the XML."),
+    language: str = typer.Option("de", help="de or en."),
+) -> None:
+    """Make PDF/A-3 and XML of an invoice in JSON, without a platform."""
+    from cluster.cli import billing
+
+    billing.render(file, out, language)
+
+
+def _verify(what: str, tenant: str, key: str, url: str, as_json: bool) -> None:
+    from cluster.cli import billing
+
+    billing.verify(what, tenant, key, url, as_json)
+
+
+@verify.command("archive")
+def verify_archive(tenant: str = Tenant, key: str = Key, url: str = Url, as_json: bool = AsJson) -> None:
+    """Every archived byte, and the chain of hashes."""
+    _verify("archive", tenant, key, url, as_json)
+
+
+@verify.command("usage")
+def verify_usage(tenant: str = Tenant, key: str = Key, url: str = Url, as_json: bool = AsJson) -> None:
+    """Everything stored is rated, suspended or voided, by re-reading the log."""
+    _verify("usage", tenant, key, url, as_json)
+
+
+@verify.command("invoices")
+def verify_invoices(tenant: str = Tenant, key: str = Key, url: str = Url, as_json: bool = AsJson) -> None:
+    """Numbers without a gap, and sums that add up."""
+    _verify("invoices", tenant, key, url, as_json)
+
+
+def day(text: str | None, option: str) -> Any:
+    """A date of the command line; a wrong call in words otherwise."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).date()
+    except ValueError:
+        context.fail(f"{option}: {text!r} is no date like 2026-12-01", context.WRONG_CALL)
