@@ -240,9 +240,10 @@ def parse_meter(form: object, pointer: str = "") -> Meter:
     code, event_type = fields.code(), fields.code("event_type")
     aggregation = cast("Aggregation", fields.choice("aggregation", AGGREGATIONS))
     value = fields.code("value", default="") or None
-    if aggregation != "count" and value is None:
+    said = fields.fields.get("aggregation")  # of a wrong one nothing more can be said
+    if said in AGGREGATIONS and aggregation != "count" and value is None:
         fields.wrong("value", f"{aggregation} needs the property that it measures")
-    if aggregation == "count" and value is not None:
+    if said == "count" and value is not None:
         fields.wrong("value", "count measures no property")
     rows: list[tuple[str, tuple[str, ...]]] = []
     for name, values in sorted(fields.mapping("filter").items()):

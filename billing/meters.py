@@ -32,8 +32,8 @@ EVENT_ORDER = ("time", "id", "source")
 def property_text(data: pl.Series, name: str) -> pl.Series:
     """The property's value as text, digit for digit as it was sent; null where it is missing or null.
 
-    A value that is a list or an object becomes its JSON text, true and false their names. If a name occurs twice the
-    first one counts. Ingest lets only JSON objects in; a text that is none has no properties.
+    A value that is a list or an object becomes JSON text (its numbers as texts), true and false become their names. If
+    a name occurs twice the first one counts. Ingest lets only JSON objects in; a text that is none has no properties.
     """
     # One expression for flat objects without escapes, which is nearly all of them: what follows the first mention of
     # the name must be its value, else (it is another one's value, or null, or a list) the row is read by itself below.
