@@ -11,6 +11,7 @@ from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
 from deployments.bodies import Room
 from deployments.manners import MasterNumbers
 from deployments.services import Services
+from deployments.tracing import Traced
 from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
@@ -69,6 +70,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
         from deployments.front import front_router
 
         app.include_router(front_router(services), include_in_schema=False)
+    app.add_middleware(Traced)  # added last, so outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
