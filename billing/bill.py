@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 
 import polars as pl
 
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
-from billing.contracts import contract
+from billing.contracts import Contract
 from billing.credit_notes import mirror
 from billing.documents import Document, Line
 from billing.due import Due, Use, due
@@ -26,7 +26,7 @@ from billing.settle import BilledDocument, Draft, Reissue, Settled, Shared, sett
 
 __all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
 
-ZERO = Decimal(0)
+INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def bill(
     - `billed`: earlier documents of these customers, in the order made: at least those with a line that ends after
       `events_from`, and all of a customer for whom `master.needs_all_documents` holds.
     - `events`: rateable events of these customers (EVENT_SCHEMA; more columns do no harm), complete from `events_from`
-      on (None: from the beginning), for levels also the last one before it. Suspended and voided rows are left out.
+      on (None: from the beginning; ask `events_needed_from`), for levels also the last one before it. Suspended and voided rows are left out.
     - What was billed is known by the marks of finalised runs in `master.runs` (step `bill_run`).
     Raises nothing for one customer's sake: who cannot be billed is in `parked`.
     """
@@ -179,21 +179,37 @@ def _discounts(master: MasterData, lines: Sequence[Line], earlier: Sequence[Bill
 def events_needed_from(
     master: MasterData, customers: Sequence[str], up_to: datetime, late_since: datetime | None = None
 ) -> datetime:
-    """From which time on `bill` needs the events of these customers.
+    """From which time on `bill` needs the events (and the documents with a line that ends later) of these customers.
 
-    `late_since` is the time of their oldest event that no finalised run has seen (None: there is none): the periods
-    that it touches are rated again.
+    `late_since` is the time of their oldest event that no finalised run has seen (None: there is none): all periods
+    from the one on that it lies in are rated again. Levels (`time_weighted_sum`) need all events before, too.
     """
     timezone = master.tenant.timezone
     needed = up_to
     for customer in customers:
         found = due(master, customer, up_to, up_to)
-        for use in found.uses:
-            needed = min(needed, use.piece.start)
-        if late_since is None:
-            continue
-        for code in master.subscriptions_of.get(customer, ()):
-            for span in contract(master.subscriptions[code], timezone).spans:
-                if span.charge.kind == "usage" and span.start <= late_since < span.end:
-                    needed = min(needed, max(span.start, span.segment.grid.at(late_since).start))
+        starts = [use.piece.start for use in found.uses if use.billed is None]
+        # An instant earlier: a one-off line of the same start counts for the minimum, and ends when it begins.
+        starts += [part.start - INSTANT for part in found.parts if part.billed is None]
+        for one in found.contracts:
+            starts += _unseen_changes(master, one)
+            if late_since is not None:
+                starts += _late_periods(one, late_since)
+        needed = min((needed, *starts))
     return needed
+
+
+def _unseen_changes(master: MasterData, one: Contract) -> list[datetime]:
+    """Times of changes that a finalised run has not seen: they may take back a line that ends later."""
+    customer = one.subscription.customer
+    seen = [mark.steps for mark in master.runs if customer not in mark.parked]
+    return [step.at for step in one.subscription.steps if step.number > max(seen, default=0)]
+
+
+def _late_periods(one: Contract, late_since: datetime) -> list[datetime]:
+    """Where the periods begin in which usage from that time on counts."""
+    return [
+        max(span.start, span.segment.grid.at(max(late_since, span.start)).start)
+        for span in one.spans
+        if span.charge.kind == "usage" and span.start < span.end and late_since < span.end
+    ]

@@ -50,7 +50,7 @@ class Due:
 
 
 def due(master: MasterData, customer: str, up_to: datetime, events_from: datetime | None) -> Due:
-    """What is due at or before `up_to`; of usage that is billed only what ends after `events_from`."""
+    """What is due at or before `up_to`; of usage that is billed only what begins at or after `events_from`."""
     timezone = master.tenant.timezone
     found = Due(customer)
     for code in sorted(master.subscriptions_of.get(customer, ())):
@@ -101,7 +101,7 @@ def _span(
         after = settled if events_from is None else min(settled, events_from)
         for piece in pieces_of_span(span, BEGINNING if events_from is None else after, up_to):
             mark = master.covered(found.customer, piece.due, piece.known)
-            if mark is None or events_from is None or piece.end > events_from:
+            if mark is None or events_from is None or piece.start >= events_from:
                 found.uses.append(Use(one, piece, mark))
 
 

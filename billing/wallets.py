@@ -13,6 +13,7 @@ from decimal import Decimal
 
 from billing.assemble import CreditKind
 from billing.contracts import FOREVER
+from billing.documents import Document
 from billing.master import MasterData, TopUp
 from billing.settle import BilledDocument
 
@@ -201,7 +202,7 @@ def wallets_of(
     top_ups = [top_up for top_up in master.top_ups if top_up.customer in wanted]
     waiting = sorted(top_ups, key=lambda top_up: (top_up.at, top_up.number))
     place = 0
-    replaced = {b.document.refers_to: b for b in billed if b.document.type == "credit_note" and b.document.refers_to}
+    by_number = {one.number: one.document for one in billed}
     for one in billed:
         made = one.made_at or now
         while place < len(waiting) and waiting[place].at <= made:
@@ -210,8 +211,9 @@ def wallets_of(
         wallets.at(made)
         document = one.document
         if document.type == "credit_note":
-            if document.refers_to is not None and _whole(document.refers_to, one, billed):
-                wallets.give_back(document.refers_to)
+            original = by_number.get(document.refers_to or "")
+            if original is not None and _mirrors(document, original):
+                wallets.give_back(document.refers_to or "")
             continue
         promotional = sum((a.amount for a in document.allowances if a.kind == "promotional"), ZERO)
         wallets.take(document.customer, document.currency, "promotional", promotional, one.number)
@@ -219,19 +221,10 @@ def wallets_of(
     for top_up in waiting[place:]:
         wallets.add(top_up)
     wallets.at(now)
-    assert replaced is not None
     return wallets
 
 
-def _whole(number: str, note: BilledDocument, billed: Sequence[BilledDocument]) -> bool:
+def _mirrors(note: Document, original: Document) -> bool:
     """Whether a credit note mirrors its invoice whole (one by lines gives no credit back)."""
-    original = next((b.document for b in billed if b.number == number), None)
-    if original is None:
-        return False
-    mirror = note.document
-    return (mirror.net, mirror.gross, mirror.prepaid, len(mirror.lines)) == (
-        original.net,
-        original.gross,
-        original.prepaid,
-        len(original.lines),
-    )
+    sums = (note.net, note.gross, note.prepaid, len(note.lines))
+    return sums == (original.net, original.gross, original.prepaid, len(original.lines))

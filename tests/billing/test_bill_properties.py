@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lives import METER, NO_TAX, TAX, documents, flat, life, plan, run, subscribe, usage, used
 
 from billing.assemble import tax_of
-from billing.bill import BilledDocument, bill
+from billing.bill import BilledDocument, bill, events_needed_from
 from billing.credit_notes import CreditLine, credit_note, mirror
 from billing.documents import Document
 from billing.master import MasterData
@@ -272,3 +272,68 @@ def test_rounding_is_half_away_from_zero_for_decimals_and_fractions_alike() -> N
     for text in ("0.005", "-0.005", "0.0049999", "2.675", "-1.005", "0", "123456789012345.675"):
         assert round_amount(Decimal(text), "EUR") == round_amount(Fraction(text), "EUR")
     assert str(round_amount(Decimal("-0.001"), "EUR")) == "0.00"
+
+
+def as_the_platform_bills(form: dict[str, Any]) -> list[Document]:
+    """The same life as a bill run sees it: only the events and documents that the engine says it needs."""
+    master = MasterData.start(form["tenant"]).apply_all(
+        [
+            *({"tax_code": one} for one in form["tax_codes"]),
+            *({"meter": one} for one in form["meters"]),
+            *({"publish": {"plan": one}} for one in form["plans"]),
+            *({"customer": one} for one in form["customers"]),
+        ]
+    )
+    timezone = master.tenant.timezone
+    events: list[dict[str, Any]] = []
+    fresh = 0  # events from this place on were seen by no run
+    made: list[BilledDocument] = []
+    for step in form["timeline"]:
+        now = parse_moment(step["at"], timezone)
+        if "usage" in step:
+            for event in step["usage"]:
+                fields = {**event, "subscription": None, "time": parse_moment(event["time"], timezone)}
+                events.append({**fields, "data": f'{{"v": "{event["data"]["v"]}"}}'})
+            continue
+        if "bill_run" not in step:
+            master = MasterData.from_bytes(master.apply(step).to_bytes())
+            continue
+        up_to = parse_moment(step["bill_run"]["up_to"], timezone)
+        customers = list(master.customers)
+        late_since = min((event["time"] for event in events[fresh:]), default=None)
+        since = events_needed_from(master, customers, up_to, late_since)
+        needed = [event for event in events if event["time"] >= since]
+        recent = [
+            b
+            for b in made
+            if any(line.end > since for line in b.document.lines) or master.needs_all_documents(b.document.customer)
+        ]
+        result = bill(
+            master,
+            customers,
+            up_to=up_to,
+            now=now,
+            billed=recent,
+            events=pl.DataFrame(needed, schema=EVENT_SCHEMA, orient="row"),
+            events_from=since,
+        )
+        assert result.parked == ()
+        master = master.apply(step)
+        fresh = len(events)
+        for document in result.documents:
+            made.append(BilledDocument(str(len(made) + 1), document, master.step_count, now))
+    return [b.document for b in made]
+
+
+@settings(max_examples=40, deadline=None)
+@given(lives(), st.lists(days, min_size=1, max_size=5), st.sampled_from(["delta", "reissue"]), st.booleans())
+def test_what_the_engine_says_it_needs_is_enough(
+    made: tuple[dict[str, Any], list[dict[str, Any]]], runs: list[int], late_usage: str, much_late: bool
+) -> None:
+    form = with_runs(made[0], [*runs, 90])
+    form["tenant"]["late_usage"] = late_usage
+    if much_late:  # all usage comes just before the last run
+        usage_steps = [{**step, "at": day(90)} for step in form["timeline"] if "usage" in step]
+        rest = [step for step in form["timeline"] if "usage" not in step]
+        form["timeline"] = [*rest[:-1], *usage_steps, rest[-1]]
+    assert as_the_platform_bills(form) == [b.document for b in documents_of(form)]
