@@ -42,7 +42,7 @@ from storage.sql.migrate import migrate
 TENANT = str(UUID(int=1))
 LINES = 10
 CHUNK = 50
-FULL, SMALL = (2_000, 40), (6, 2)  # documents with Typst, with WeasyPrint
+FULL, SMALL = (1_000, 20), (6, 2)  # documents with Typst, with WeasyPrint
 ENTITY: dict[str, Any] = {
     "name": "Nordwind Cloud GmbH",
     "vat_id": "DE318204776",
