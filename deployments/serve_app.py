@@ -9,6 +9,7 @@ from deployments.app import build_app
 from deployments.bill_run_actor import start_bill_run
 from deployments.services import Services
 from deployments.wiring import PlatformAddress
+from storage import telemetry
 
 APPLICATION = "cloudbilling"
 
@@ -17,6 +18,7 @@ def services_of(address: PlatformAddress) -> Services:
     """The services of one replica: its own pool and stores, the shards found by their names."""
     from actors.supervisor_actor import RayUsageRouter
 
+    telemetry.start("api", endpoint=address.telemetry_endpoint, level=address.log_level)
     stores = address.open()
     return Services(
         database=stores.database,
@@ -37,7 +39,6 @@ def services_of(address: PlatformAddress) -> Services:
 
 def application(address: PlatformAddress, *, replicas: int = 1) -> Any:
     """The Serve application; `serve.run(application(address), name=APPLICATION, route_prefix="/")`."""
-    root = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     @serve.deployment(
         name="Platform",
@@ -49,10 +50,13 @@ def application(address: PlatformAddress, *, replicas: int = 1) -> Any:
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": 0},
     )
-    @serve.ingress(root)
+    @serve.ingress()
     class Platform:
         def __init__(self, address: PlatformAddress) -> None:
-            # Routes hang on the services of this replica, so the real application is made here, not at import.
-            root.mount("/", build_app(services_of(address)))
+            self._services = services_of(address)
+
+        def __serve_build_asgi_app__(self) -> FastAPI:
+            """Called by Serve in the replica: routes hang on this replica's own services."""
+            return build_app(self._services)
 
     return Platform.bind(address)

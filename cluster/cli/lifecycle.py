@@ -49,6 +49,8 @@ def up(load_demo: bool, detach: bool) -> None:
         except KeyboardInterrupt:
             code = 130
         finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
             _say("stopping")
             platform.stop()
             _say("stopped; the data stays")

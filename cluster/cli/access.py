@@ -1,0 +1,48 @@
+"""Tenants and keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.cli import context
+
+
+def create_key(tenant: str, name: str, scopes: str, as_json: bool) -> None:
+    chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    if chosen == ["all"]:
+        from deployments.access import TENANT_SCOPES
+
+        chosen = sorted(TENANT_SCOPES)
+    with context.problems(), context.platform_client() as client:
+        made = client.post("/v1/keys", {"tenant": tenant, "name": name, "scopes": chosen})
+    context.show(made, as_json, lambda one: print(f"{one['key']}\nshown only here; it may: {', '.join(chosen)}"))  # noqa: T201
+
+
+def list_keys(tenant: str | None, key: str | None, as_json: bool) -> None:
+    with context.problems(), context.tenant_client(tenant, key, ["access:read"]) as client:
+        found = list(client.pages("/v1/keys"))
+    context.show(found, as_json, _print_keys)
+
+
+def _print_keys(found: list[dict[str, Any]]) -> None:
+    rows = [
+        (one["id"], one["name"], one.get("start"), ", ".join(one["scopes"]), one.get("expires_at")) for one in found
+    ]
+    context.table(["id", "name", "starts", "scopes", "expires"], rows)
+
+
+def create_tenant(form: dict[str, Any], as_json: bool) -> None:
+    with context.problems(), context.platform_client() as client:
+        made = client.post("/v1/tenants", form)
+    context.show(made, as_json, lambda one: print(f"tenant {one['code']}\nkey {one['key']} (shown only here)"))  # noqa: T201
+
+
+def list_tenants(as_json: bool) -> None:
+    with context.problems(), context.platform_client() as client:
+        found = list(client.pages("/v1/tenants"))
+    context.show(found, as_json, _print_tenants)
+
+
+def _print_tenants(found: list[dict[str, Any]]) -> None:
+    rows = [(one["code"], one["name"], one["kind"], one["currency"], one["timezone"]) for one in found]
+    context.table(["code", "name", "kind", "currency", "time zone"], rows)

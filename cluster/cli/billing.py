@@ -1,0 +1,185 @@
+"""Bill runs, invoices and proofs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cluster.cli import context
+
+SCOPES = ["billing:read", "billing:write"]
+WAIT_S = 6 * 3600.0
+
+
+def bill_run(
+    up_to: str | None,
+    document_date: str | None,
+    resume: str | None,
+    cancel: str | None,
+    check_only: bool,
+    tenant: str | None,
+    key: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    chosen = [one for one in (up_to, resume, cancel) if one]
+    if len(chosen) != 1:
+        context.fail("give one of --up-to, --resume, --cancel", context.WRONG_CALL)
+    with context.problems(), context.tenant_client(tenant, key, SCOPES, url) as client:
+        if cancel:
+            run = client.post(f"/v1/bill-runs/{cancel}/cancel", {})
+        else:
+            if resume:
+                run = client.post(f"/v1/bill-runs/{resume}/resume", {})
+            else:
+                body: dict[str, Any] = {"up_to": up_to, "approve": not check_only}
+                if document_date:
+                    body["document_date"] = document_date
+                run = client.post("/v1/bill-runs", body)
+            run = _follow(client, run)
+    context.show(run, as_json, _print_run)
+    if run["state"] in ("failed",) or run["parked"]:
+        raise typer.Exit(context.NO)
+
+
+def _follow(client: Any, run: dict[str, Any]) -> dict[str, Any]:
+    """Show progress until the run ends, waits for somebody, or fails. Ctrl-C leaves it running on the platform."""
+    say = context.progress_printer()
+    end = time.monotonic() + WAIT_S
+    try:
+        while time.monotonic() < end:
+            progress = run["progress"]
+            say(progress["stage"], int(progress["done"]), int(progress["total"]))
+            waiting = run["state"] == "computed" and not run.get("auto_approve", True)
+            if run["state"] in ("done", "cancelled", "failed") or waiting or progress["stage"] == "paused":
+                return run
+            if run.get("error"):
+                context.fail(run["error"], context.NO, f"resume it with: cloudbilling bill-run --resume {run['id']}")
+            time.sleep(0.3)
+            run = client.get(f"/v1/bill-runs/{run['id']}")
+    except KeyboardInterrupt:
+        context.fail("it goes on without you", context.NO, f"look again: cloudbilling bill-run --resume {run['id']}")
+    context.fail(f"still {run['state']}", context.UNREACHABLE, f"cloudbilling bill-run --resume {run['id']}")
+    return run
+
+
+def _print_run(run: dict[str, Any]) -> None:
+    print(f"\nbill run {run['number']} ({run['id']}): {run['state']}")  # noqa: T201
+    documents = run["documents"]
+    print(f"  {documents['made']:,} documents, {documents['archived']:,} archived, {run['lines']:,} lines")  # noqa: T201
+    for currency, sums in run["totals"].items():
+        print(f"  {currency}: net {sums['net']}, tax {sums['tax']}, gross {sums['gross']}")  # noqa: T201
+    if not documents["made"] and run["state"] == "done":
+        print("  nothing is due that is not billed yet")  # noqa: T201
+    for one in run["parked"][:20]:
+        print(f"  parked: {one['customer']}: {one['reason']}")  # noqa: T201
+
+
+def list_invoices(customer: str | None, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
+    with context.problems(), context.tenant_client(tenant, key, ["billing:read"], url) as client:
+        found = list(client.pages("/v1/invoices", customer=customer))
+    context.show(found, as_json, _print_invoices)
+
+
+def _print_invoices(found: list[dict[str, Any]]) -> None:
+    rows = [
+        (one["number"], one["date"], one["customer"], one["type"], one["currency"], one["net"], one["gross"])
+        for one in found
+    ]
+    context.table(["number", "date", "customer", "type", "", "net", "gross"], rows, right=["net", "gross"])
+
+
+def show_invoice(
+    number: str, pdf: Path | None, xml: Path | None, tenant: str | None, key: str | None, url: str | None, as_json: bool
+) -> None:
+    from cluster.client import path_part
+
+    with context.problems(), context.tenant_client(tenant, key, ["billing:read"], url) as client:
+        invoice = client.get(f"/v1/invoices/{path_part(number)}")
+        for path, kind in ((pdf, "pdf"), (xml, "xml")):
+            if path is not None:
+                path.write_bytes(client.get_bytes(f"/v1/invoices/{path_part(number)}/{kind}"))
+    context.show(invoice, as_json, _print_invoice)
+
+
+def _print_invoice(invoice: dict[str, Any]) -> None:
+    print(f"{invoice['number']}  {invoice['type']}  {invoice['customer']}  {invoice['date']}")  # noqa: T201
+    rows = [
+        (line["line"], line["charge"], line["from"], line["to"], line["quantity"], line["amount"])
+        for line in invoice["lines"]
+    ]
+    context.table(["line", "charge", "from", "to", "quantity", "amount"], rows, right=["quantity", "amount"])
+    for name in ("net", "tax", "gross", "due"):
+        print(f"  {name:6} {invoice[name]:>14} {invoice['currency']}")  # noqa: T201
+
+
+def render(file: Path, out: Path, language: str) -> None:
+    """PDF/A-3 and XML of an invoice in JSON, checked before; nothing is stored."""
+    with context.problems():
+        from billing.einvoice.model import Invoice
+        from pipelines.documents import checked_xml, render_pdf, shared_gate
+
+        try:
+            form = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            context.fail(f"{file}: {error}", context.WRONG_CALL)
+            return
+        invoice = Invoice.from_json(form)
+        xml = checked_xml(invoice, shared_gate())
+        out.mkdir(parents=True, exist_ok=True)
+        for suffix, data in (("xml", xml), ("pdf", render_pdf(invoice, language=language, xml=xml))):
+            path = out / f"{file.stem}.{suffix}"
+            path.write_bytes(data)
+            print(path)  # noqa: T201
+
+
+def verify(what: str, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
+    """Exit 0 if the proof holds, 1 if something was found."""
+    with context.problems(), context.tenant_client(tenant, key, ["billing:read", "usage:read"], url) as client:
+        if what == "archive":
+            result = client.get("/v1/archive/verify")
+            good = bool(result["intact"])
+        elif what == "usage":
+            totals = client.get("/v1/usage/completeness")["totals"]
+            good = int(totals["stored"]) == sum(int(totals[name]) for name in ("rated", "suspended", "voided"))
+            result = {"complete": good, **totals}
+        else:
+            result = _verify_invoices(client)
+            good = not result["findings"]
+    context.show(result, as_json, _print_proof)
+    if not good:
+        raise typer.Exit(context.NO)
+
+
+def _verify_invoices(client: Any) -> dict[str, Any]:
+    """Every document's sums, and the numbers of each series: 1, 2, 3 ... without a gap."""
+    from decimal import Decimal
+
+    from cluster.client import path_part
+
+    findings: list[str] = []
+    numbers: dict[str, list[int]] = {}
+    count = 0
+    for item in client.pages("/v1/invoices"):
+        count += 1
+        start, _, end = item["number"].rpartition("-")
+        numbers.setdefault(start, []).append(int(end) if end.isdigit() else -1)
+        whole = client.get(f"/v1/invoices/{path_part(item['number'])}")
+        lines = sum((Decimal(line["amount"]) for line in whole["lines"]), Decimal(0))
+        allowances = sum((Decimal(one["amount"]) for one in whole["allowances"]), Decimal(0))
+        taxes = sum((Decimal(one["amount"]) for one in whole["taxes"]), Decimal(0))
+        if lines - allowances != Decimal(whole["net"]) or Decimal(whole["net"]) + taxes != Decimal(whole["gross"]):
+            findings.append(f"{item['number']}: the sums do not add up")
+    for start, found in numbers.items():
+        if sorted(found) != list(range(1, len(found) + 1)):
+            findings.append(f"series {start}: the numbers have a gap")
+    return {"documents": count, "series": len(numbers), "findings": findings}
+
+
+def _print_proof(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        print(f"  {name}: {value}")  # noqa: T201
