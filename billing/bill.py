@@ -65,7 +65,8 @@ def bill(
     - `billed`: earlier documents of these customers, in the order made: at least those with a line that ends after
       `events_from`, and all of a customer for whom `master.needs_all_documents` holds.
     - `events`: rateable events of these customers (EVENT_SCHEMA; more columns do no harm), complete from `events_from`
-      on (None: from the beginning; ask `events_needed_from`), for levels also the last one before it. Suspended and voided rows are left out.
+      on (None: from the beginning; ask `events_needed_from`), for levels also the last one before it. Suspended and
+      voided rows are left out.
     - What was billed is known by the marks of finalised runs in `master.runs` (step `bill_run`).
     Raises nothing for one customer's sake: who cannot be billed is in `parked`.
     """
@@ -184,7 +185,6 @@ def events_needed_from(
     `late_since` is the time of their oldest event that no finalised run has seen (None: there is none): all periods
     from the one on that it lies in are rated again. Levels (`time_weighted_sum`) need all events before, too.
     """
-    timezone = master.tenant.timezone
     needed = up_to
     for customer in customers:
         found = due(master, customer, up_to, up_to)

@@ -51,7 +51,7 @@ def rate_uses(master: MasterData, uses: Sequence[Use], events: pl.DataFrame) -> 
         if line in tiers:
             explanation["tiers"] = tiers[line]
         _explain_price(explanation, usage.charge, row, usage.share)
-        shown = Decimal(metered) if isinstance(quantity, Decimal) else shown_quantity(quantity)
+        shown = shown_quantity(quantity) if isinstance(quantity, Fraction) else Decimal(str(metered))
         found.setdefault(wanted[piece], []).append(RatedRow(row, shown, quantity, amount, explanation))
     return found
 

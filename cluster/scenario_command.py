@@ -9,7 +9,7 @@ import json as json_text
 import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -24,7 +24,7 @@ class DuplicateKey(yaml.YAMLError):
 class TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML in which everything but null, true and false is text: no float, no date, no octal number."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: [
             (tag, pattern)
             for tag, pattern in resolvers
