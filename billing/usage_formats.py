@@ -153,6 +153,8 @@ def _columnar(body: bytes, schema: pl.Schema, events_max: int, *, cloud: bool) -
         return None  # blank lines vanish, positions would shift
     if _has_long_numbers(table["data"], body):
         return None
+    if b"\\" in body and bool(table["data"].str.contains(r"[\x00-\x1f]").any()):
+        return None  # Polars writes such characters of `data` unescaped, which is no JSON any more
     agrees = _cloud_agrees(table, body) if cloud else _native_agrees(table, body)
     return table if agrees else None
 
@@ -301,7 +303,7 @@ def _exact(parts: Sequence[bytes], events_max: int, *, cloud: bool) -> _Raw:
             try:
                 event = decode(_quote_constants(text))
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-                rejects.append((position, *_cause(first), None))
+                rejects.append((position, *_cause(first, text), None))
                 continue
         rows.append(tuple(_plain(getattr(event, name)) for name in schema))
         positions.append(position)
@@ -329,10 +331,14 @@ def _words(error: Exception) -> str:
     return _PATH.sub("", str(error))[:300]
 
 
-def _cause(error: Exception) -> tuple[str, str, str]:
+def _cause(error: Exception, part: bytes) -> tuple[str, str, str]:
     """(reason, detail, pointer) of what the decoder complains about."""
     text = str(error)
     if isinstance(error, msgspec.ValidationError):
+        try:
+            msgspec.json.decode(_quote_constants(part))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as broken:
+            return "broken_json", _words(broken), ""
         unknown = _UNKNOWN.match(text)
         if unknown:
             return "unknown_key", f"unknown key {unknown['key'][:100]!r}", "/" + _escape(unknown["key"][:100])

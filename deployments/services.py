@@ -41,8 +41,8 @@ class Services:
     log: UsageLogReader
     masters: MasterChain
     archive: Archive
-    # Starts the driver of a bill run (tenant, run, approve; None: as planned): a Ray actor, or the caller's own thread in
-    # tests. Returns at once; to start it for a run that is being driven already does nothing.
+    # Starts the driver of a bill run (tenant, run, approve; None: as planned): a Ray actor, or the caller's own thread
+    # in tests. Returns at once; to start it for a run that is being driven already does nothing.
     start_bill_run: Callable[[str, str, bool | None], None]
     clock: Callable[[], datetime] = utc_now
     limits: Limits = field(default_factory=Limits)

@@ -145,7 +145,8 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
 
             async def _router(self) -> LocalUsageRouter:
                 if "router" not in router_box:
-                    router_box["router"] = await asyncio.to_thread(LocalUsageRouter.open, store, shards=3, master=masters)
+                    opened = await asyncio.to_thread(LocalUsageRouter.open, store, shards=3, master=masters)
+                    router_box["router"] = opened
                 return router_box["router"]
 
             def __getattr__(self, name: str) -> Any:
