@@ -6,11 +6,13 @@ have been committed; the router repeats it with the same ids.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import ray
 
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
+from storage import telemetry
 from storage.master_chain import MasterChain
 from storage.object_store import StoreAddress
 
@@ -31,6 +33,7 @@ class RatingShardActor:
     """Recovers and claims its lane before the first call is served."""
 
     def __init__(self, lane: int, address: StoreAddress, settings: ShardSettings, cache_directory: str) -> None:
+        telemetry.start(shard_name(lane))
         store = address.open()
         self._shard = RatingShard(
             lane, store, settings=settings, master=MasterChain(store), cache_directory=Path(cache_directory)
@@ -51,6 +54,11 @@ class RatingShardActor:
     @ray.method(concurrency_group="health")
     def status(self) -> ShardStatus:
         return self._shard.status()
+
+    @ray.method(concurrency_group="health")
+    def process_id(self) -> int:
+        """For the health page, and for tests that kill it."""
+        return os.getpid()
 
     @ray.method(concurrency_group="health")
     def stop(self) -> None:

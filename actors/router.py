@@ -7,6 +7,7 @@ Owns grouping in front of the shards (requests that wait while a call is under w
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import weakref
 from abc import ABC, abstractmethod
@@ -46,6 +47,8 @@ RETRY_WAIT_S_MAX = 0.5
 CALL_TIMEOUT_S = 4.0  # shorter than the deadline, so that a shard that hangs and is replaced gets a second call
 CALLS_PER_LANE_MAX = 2  # one is committed while the next is decoded; more only moves the queue
 CALL_ROWS_MAX = 20_000
+WAITING_ROWS_MAX = 400_000  # per lane and process, not yet sent
+TENANT_WAITING_ROWS_MAX = 200_000
 INLINE_ROWS_MAX = 2_000  # below it hashing costs less than a hop to another thread
 _REASON_NAMES = pl.Series("reason", [*(reason.value for reason in REASONS)], dtype=pl.String)
 
@@ -113,7 +116,9 @@ class _PartAnswer:
 
 @dataclass
 class _LaneQueue:
-    parts: list[_Part] = field(default_factory=list)
+    parts: collections.deque[_Part] = field(default_factory=collections.deque)
+    rows: int = 0
+    rows_of: collections.Counter[str] = field(default_factory=collections.Counter)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_PER_LANE_MAX))
     task: asyncio.Task[None] | None = None
@@ -122,6 +127,8 @@ class _LaneQueue:
 
 class GroupingRouter(ABC):
     """All of a router but the transport."""
+
+    tenant_waiting_rows_max = TENANT_WAITING_ROWS_MAX
 
     def __init__(self, genesis: Genesis, *, deadline_s: float = DEADLINE_S) -> None:
         self._genesis = genesis
@@ -248,7 +255,16 @@ class GroupingRouter(ABC):
             queue = queues[lane] = _LaneQueue()
             # A task of its own: a client that goes away cancels its handler, and must not take others' rows with it.
             queue.task = loop.create_task(self._flush(lane, queue), name=f"usage-lane-{lane}")
+        rows, waiting = len(part.partitions), queue.rows_of[part.tenant_id]
+        if waiting and waiting + rows > self.tenant_waiting_rows_max:
+            part.future.set_exception(Overloaded(f"Too much of this tenant's usage is waiting. {_AGAIN}"))
+            return
+        if queue.rows and queue.rows + rows > WAITING_ROWS_MAX:
+            part.future.set_exception(Unavailable(f"Too much usage is waiting for lane {lane}. {_AGAIN}"))
+            return
         queue.parts.append(part)
+        queue.rows += rows
+        queue.rows_of[part.tenant_id] += rows
         queue.woken.set()
 
     async def _flush(self, lane: int, queue: _LaneQueue) -> None:
@@ -258,9 +274,13 @@ class GroupingRouter(ABC):
             group: list[_Part] = []
             rows = 0
             while queue.parts and (not group or rows + len(queue.parts[0].partitions) <= CALL_ROWS_MAX):
-                part = queue.parts.pop(0)
+                part = queue.parts.popleft()
                 group.append(part)
                 rows += len(part.partitions)
+                queue.rows_of[part.tenant_id] -= len(part.partitions)
+                if queue.rows_of[part.tenant_id] == 0:
+                    del queue.rows_of[part.tenant_id]
+            queue.rows -= rows
             if not queue.parts:
                 queue.woken.clear()
             if not group:

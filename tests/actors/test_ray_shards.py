@@ -1,0 +1,101 @@
+"""Rating shards as Ray actors: three lanes, one killed, one that hangs. The only Ray test of the usage log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from billing.errors import Unavailable
+from billing.usage import Verdict
+from storage.object_store import LocalObjectStore, StoreAddress
+from tests.usage_log_support import TENANT, logged_ids, make_events
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+NAMESPACE = "usage-log-test"
+
+
+@pytest.fixture
+def ray_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray of this test's own unless the session has one already; it ends only what it started."""
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    home = tmp_path_factory.mktemp("h")
+    monkeypatch.setenv("HOME", str(home))  # Ray writes its token there
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
+    yield ray
+    ray.shutdown()
+
+
+def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_here: Any, tmp_path: Path) -> None:
+    from actors.rating_shard_actor import shard_name
+    from actors.supervisor_actor import RayUsageRouter, UsageLogSettings, start_usage_log, stop_usage_log
+
+    address = StoreAddress(str(tmp_path / "store"))
+    settings = UsageLogSettings(address, NAMESPACE, str(tmp_path / "cache"), shards=3)
+    start_usage_log(settings)
+
+    def pid_of(lane: int) -> int:
+        actor = ray_here.get_actor(shard_name(lane), namespace=NAMESPACE)
+        return int(ray_here.get(actor.process_id.remote(), timeout=10))
+
+    async def ingest_until_known(router: RayUsageRouter, first: int, rows: int) -> float:
+        """What a client does: the same ids again until it has an answer. Returns how long that took."""
+        began = time.monotonic()
+        for _ in range(10):
+            try:
+                result = await router.ingest(TENANT, make_events(rows, first))
+            except Unavailable:
+                continue
+            assert set(result.verdicts.tolist()) <= {Verdict.SUSPENDED, Verdict.DUPLICATE}
+            return time.monotonic() - began
+        raise AssertionError("no answer after ten tries")
+
+    async def scene() -> None:
+        router = RayUsageRouter(address, NAMESPACE)
+        result = await router.ingest(TENANT, make_events(3_000))
+        assert (result.verdicts == Verdict.SUSPENDED).all(), "the tenant has no master data yet"
+        assert set(result.positions) == {0, 1, 2}
+        again = await router.ingest(TENANT, make_events(3_000))
+        assert (again.verdicts == Verdict.DUPLICATE).all()
+
+        os.kill(pid_of(0), signal.SIGKILL)
+        after_kill_s = await ingest_until_known(router, 3_000, 300)
+
+        frozen = pid_of(1)
+        os.kill(frozen, signal.SIGSTOP)
+        after_hang_s = await ingest_until_known(router, 6_000, 300)
+        print(f"next answer {after_kill_s:.1f} s after the kill, {after_hang_s:.1f} s after the hang")
+        status = await router.supervisor_status()
+        assert any(one.lane == 1 and "no answer" in one.reason for one in status.replacements), status.replacements
+        if psutil.pid_exists(frozen):
+            os.kill(frozen, signal.SIGKILL)
+        for _ in range(100):
+            if (await router.supervisor_status()).healthy:
+                break
+            await asyncio.sleep(0.2)
+        status = await router.status()
+        assert [lane.lane for lane in status.lanes] == [0, 1, 2]
+        assert status.unreachable == ()
+        assert status.lanes[0].epoch >= 2
+        assert status.lanes[1].epoch >= 2
+        with pytest.raises(Unavailable):
+            await RayUsageRouter(address, "nobody-here", deadline_s=0.3).ingest(TENANT, make_events(1))
+        await router.close()
+
+    try:
+        asyncio.run(scene())
+    finally:
+        stop_usage_log(NAMESPACE)
+    ids = logged_ids(LocalObjectStore(tmp_path / "store"))
+    assert len(ids) == len(set(ids)) == 3_600

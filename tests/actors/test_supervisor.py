@@ -1,0 +1,122 @@
+"""The supervisor's decisions on a clock and a host of the test's own: when it acts, and when it must not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from actors.rating_shard import ShardStatus
+from actors.supervisor import (
+    HUNG_S,
+    RESTARTING_S_MAX,
+    STARTING_S_MAX,
+    Beat,
+    Health,
+    ShardSupervisor,
+    shards_default,
+)
+
+STATUS = ShardStatus(
+    lane=0, number=1, epoch=1, log_time_us=1, serving=True, stopped_because="", stalled_s=0.0, queued_rows=0,
+    recent_ids=0, run_ids=0, runs=0, groups=0, rows=0, duplicates=0, recovered_s=0.1, partitions=256, checkpoint=-1,
+    checkpoint_error="",
+)  # fmt: skip
+
+
+@dataclass
+class World:
+    """A host whose shards do what the test says; `start` makes a shard that serves at once."""
+
+    lanes: int = 1
+    now: float = 100.0
+    beats: dict[int, Beat] = field(default_factory=dict)
+    done: list[tuple[str, int]] = field(default_factory=list)
+    comes_up: bool = True
+
+    def __post_init__(self) -> None:
+        self.supervisor = ShardSupervisor(self, self.lanes, now_s=lambda: self.now)
+
+    def beat(self, lane: int) -> Beat:
+        return self.beats.get(lane, Beat(Health.ABSENT))
+
+    def start(self, lane: int) -> None:
+        self.done.append(("start", lane))
+        self.beats[lane] = Beat(Health.SERVING, STATUS) if self.comes_up else Beat(Health.SILENT)
+
+    def end(self, lane: int) -> None:
+        self.done.append(("end", lane))
+        self.beats[lane] = Beat(Health.ABSENT)
+
+    def look(self, seconds: float) -> list[tuple[str, int]]:
+        """One look a second; what was done in that time."""
+        self.done.clear()
+        for _ in range(int(seconds)):
+            self.supervisor.reconcile()
+            self.now += 1.0
+        return list(self.done)
+
+
+def test_a_missing_shard_of_each_lane_is_started_once() -> None:
+    world = World(lanes=3)
+    assert world.look(1) == [("start", 0), ("start", 1), ("start", 2)]
+    assert world.look(100) == []
+    assert world.supervisor.status().healthy
+
+
+def test_a_hung_shard_is_replaced_after_seconds_and_not_before() -> None:
+    world = World()
+    world.look(5)
+    world.beats[0] = Beat(Health.SILENT)
+    assert world.look(HUNG_S) == []
+    assert world.look(2) == [("end", 0), ("start", 0)]
+    assert "no answer" in world.supervisor.status().replacements[-1].reason
+
+
+def test_a_short_silence_is_forgiven() -> None:
+    world = World()
+    world.look(5)
+    for _ in range(5):
+        world.beats[0] = Beat(Health.SILENT)
+        assert world.look(HUNG_S - 1) == []
+        world.beats[0] = Beat(Health.SERVING, STATUS)
+        assert world.look(1) == []
+
+
+def test_a_crashed_shard_is_left_to_come_back_by_itself() -> None:
+    world = World()
+    world.look(5)
+    world.beats[0] = Beat(Health.RESTARTING)
+    assert world.look(RESTARTING_S_MAX) == []
+    assert world.look(2) == [("end", 0), ("start", 0)]
+
+
+def test_a_shard_that_lost_its_lane_is_replaced_and_the_reason_kept() -> None:
+    world = World()
+    world.look(5)
+    world.beats[0] = Beat(Health.STOPPED, replace(STATUS, serving=False, stopped_because="lane_lost"))
+    assert world.look(1) == [("end", 0), ("start", 0)]
+    assert "lane_lost" in world.supervisor.status().replacements[-1].reason
+
+
+def test_a_shard_that_recovers_for_long_is_not_killed_again_and_again() -> None:
+    world = World(comes_up=False)
+    assert world.look(1) == [("start", 0)]
+    assert world.look(STARTING_S_MAX - 2) == []
+    world.beats[0] = Beat(Health.SERVING, STATUS)
+    assert world.look(3) == []
+
+
+def test_one_sick_lane_does_not_touch_the_others() -> None:
+    world = World(lanes=3)
+    world.look(5)
+    world.beats[1] = Beat(Health.SILENT)
+    assert world.look(HUNG_S + 2) == [("end", 1), ("start", 1)]
+
+
+@pytest.mark.parametrize(("cores", "shards"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8), (None, 1)])
+def test_half_the_cores_serve_lanes_and_at_least_one(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, shards: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert shards_default() == shards

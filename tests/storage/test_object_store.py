@@ -1,0 +1,249 @@
+"""One contract for both object stores: create if absent, whole or not at all, and errors that say what is true."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.object_store import (
+    LocalObjectStore,
+    ObjectStore,
+    S3ObjectStore,
+    StoreAddress,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnfit,
+    open_object_store,
+    probe,
+)
+from tests.usage_log_support import Hooked
+
+VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cloudbilling" / "bin"
+KEY, SECRET = "testkey", "testsecret"
+
+
+class S3Server:
+    """versitygw on loopback over a directory; it is killed and started again on the same port by tests."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        for name in ("data", "iam", "data/bucket"):
+            (directory / name).mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [str(CACHE / "versitygw"), "--access", KEY, "--secret", SECRET, "-p", f"127.0.0.1:{self.port}"]
+        command += ["--quiet", "--iam-dir", str(self.directory / "iam"), "posix", str(self.directory / "data")]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        store, deadline = self.store(), time.monotonic() + 20
+        while True:
+            try:
+                store.get("ready")
+                return
+            except StoreUnavailable:
+                assert time.monotonic() < deadline, "the S3 server does not answer"
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+
+    def store(self, prefix: str = "log-of-tests") -> S3ObjectStore:
+        return S3ObjectStore("bucket", prefix, endpoint_url=self.url, key=KEY, secret=SECRET, timeout_s=2.0)
+
+
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    if not (CACHE / "versitygw").exists():
+        if shutil.which("go") is None:
+            if os.environ.get("CI"):
+                pytest.fail("no Go on this machine, so no S3 server for the contract test")
+            pytest.skip("no Go on this machine: `apt-get install golang` to test against an S3 server")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "GOBIN": str(CACHE)}
+        subprocess.run(["go", "install", VERSITYGW], check=True, env=environment, timeout=600)
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.services)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "local":
+        return LocalObjectStore(tmp_path / "store")
+    server: S3Server = request.getfixturevalue("s3_server")
+    return server.store(tmp_path.name)
+
+
+def test_the_probe_accepts_the_store_and_leaves_nothing_behind(store: ObjectStore) -> None:
+    probe(store)
+    assert list(store.list("probe/")) == []
+
+
+def test_who_creates_a_key_first_has_decided_it(store: ObjectStore) -> None:
+    assert store.create("a/b/0001", b"first")
+    assert not store.create("a/b/0001", b"second")
+    assert not store.create("a/b/0001", b"first")
+    assert store.get("a/b/0001") == b"first"
+    store.settle("a/b/0001")
+
+
+def test_of_many_creators_at_once_exactly_one_wins(store: ObjectStore) -> None:
+    for round_number in range(5):
+        key = f"race/{round_number}"
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda number, key=key: store.create(key, b"%d" % number), range(8)))
+        assert won.count(True) == 1
+        assert store.get(key) == b"%d" % won.index(True)
+
+
+def test_put_replaces_and_get_of_nothing_is_none(store: ObjectStore) -> None:
+    assert store.get("hints/lane") is None
+    store.put("hints/lane", b"1")
+    store.put("hints/lane", b"2")
+    assert store.get("hints/lane") == b"2"
+    assert store.exists("hints/lane")
+    store.delete("hints/lane")
+    store.delete("hints/lane")
+    assert not store.exists("hints/lane")
+
+
+def test_list_gives_the_keys_of_a_prefix_in_order(store: ObjectStore) -> None:
+    for key in ("l/2/b", "l/2/a", "l/10/c", "l/2x", "m/1"):
+        store.create(key, b"x")
+    assert list(store.list("l/2/")) == ["l/2/a", "l/2/b"]
+    assert list(store.list("l/2")) == ["l/2/a", "l/2/b", "l/2x"]
+    assert list(store.list("nothing/here/")) == []
+
+
+def test_a_large_object_comes_back_whole(store: ObjectStore) -> None:
+    data = os.urandom(6 * 1024 * 1024)
+    assert store.create("large/one", data)
+    store.put("large/two", data)
+    assert store.get("large/one") == data == store.get("large/two")
+
+
+def test_a_key_cannot_leave_the_store(tmp_path: Path) -> None:
+    store = LocalObjectStore(tmp_path / "store")
+    for key in ("../outside", "a/../../outside", "/etc/passwd", ""):
+        with pytest.raises(ValueError, match="not a key"):
+            store.get(key)
+
+
+@pytest.mark.services
+def test_a_server_that_was_killed_leaves_the_outcome_open_and_keeps_what_it_confirmed(s3_server: S3Server) -> None:
+    store = s3_server.store("killed")
+    assert store.create("one", b"1")
+    s3_server.kill()
+    with pytest.raises(StoreUnavailable):
+        store.create("two", b"2")
+    with pytest.raises(StoreUnavailable):
+        store.get("one")
+    s3_server.start()
+    assert store.get("one") == b"1"
+    assert store.create("two", b"2") or store.get("two") == b"2"
+
+
+@pytest.mark.services
+def test_a_lane_on_s3_is_fenced_like_one_in_a_directory(s3_server: S3Server) -> None:
+    from actors.rating_shard import RatingShard
+    from tests.usage_log_support import logged_ids, make_events, send
+
+    store = s3_server.store("lane")
+    first = RatingShard(0, store)
+    first.start()
+    assert send(first, make_events(100)).verdicts.tolist() == [0] * 100
+    second = RatingShard(0, s3_server.store("lane"))
+    second.start()
+    assert send(first, make_events(10, 100)).failed == "unavailable"
+    assert send(second, make_events(110)).verdicts.tolist() == [1] * 100 + [0] * 10
+    first.stop()
+    second.stop()
+    assert len(logged_ids(store)) == 110
+
+
+def test_a_store_that_overwrites_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    class Overwrites(Hooked):
+        def create(self, key: str, data: bytes) -> bool:
+            self.store.put(key, data)
+            return True
+
+    with pytest.raises(StoreUnfit, match="does not create if absent"):
+        probe(Overwrites(LocalObjectStore(tmp_path), lambda *_: None))
+
+
+def test_a_file_system_without_hard_links_says_so_and_stored_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    store = LocalObjectStore(tmp_path)
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(StoreRefused, match="hard links"):
+        store.create("a/b", b"x")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_failure_after_the_link_is_an_open_outcome_not_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import storage.object_store as module
+
+    store = LocalObjectStore(tmp_path)
+    store.create("a/first", b"x")
+
+    def broken(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module, "_fsync_folder", broken)
+    with pytest.raises(StoreUnavailable, match="cannot say"):
+        store.create("a/second", b"x")
+
+
+def test_readers_never_see_half_an_object(tmp_path: Path) -> None:
+    store = LocalObjectStore(tmp_path)
+    sizes: set[int] = set()
+    stopped = threading.Event()
+
+    def read() -> None:
+        while not stopped.is_set():
+            for number in range(20):
+                data = store.get(f"objects/{number}")
+                if data is not None:
+                    sizes.add(len(data))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(20):
+        store.create(f"objects/{number}", b"x" * 300_000)
+    stopped.set()
+    reader.join()
+    assert sizes <= {300_000}
+
+
+def test_an_address_opens_the_right_store_and_hides_its_secret(tmp_path: Path) -> None:
+    assert isinstance(open_object_store(f"file://{tmp_path}"), LocalObjectStore)
+    assert isinstance(StoreAddress(str(tmp_path)).open(), LocalObjectStore)
+    address = StoreAddress("s3://bucket/prefix", "http://127.0.0.1:1", "key", "very-secret")
+    assert isinstance(address.open(), S3ObjectStore)
+    assert "very-secret" not in repr(address)
