@@ -33,6 +33,7 @@ from pipelines.invoice_view import LAYOUTS, decimals_of, view
 from storage.archive import Archive, Entry
 
 PDF, XML = "pdf", "xml"
+_MISSING = re.compile(r'the text `?"(.+?)"`? could not be displayed')
 STANDARDS = ["a-3a", "ua-1"]
 FONT_PACKAGES = ("fontpkg_inter", "manimgx_fonts", "cvttf_NotoSansCJK_Regular")
 
@@ -91,7 +92,7 @@ def render_pdf(
     """The invoice as PDF/A-3a and PDF/UA-1, with the XML inside where there is one. Same input, same bytes.
 
     `seller` is the letterhead (logo, directors, bank); without it only the party is shown. Raises `NotIssuable` for a
-    character that no font can print, naming it.
+    character that no font can print, naming it, and for a logo that is no drawing.
     """
     data = view(invoice, seller or Seller(invoice.seller), layout, language)
     if xml is not None:
@@ -108,9 +109,10 @@ def _compile(data: dict[str, Any], layout: str) -> bytes:
         )
     except typst.TypstError as error:
         message = str(error)
-        if "could not be displayed" in message:
-            raise NotIssuable(f"no font has a character of the document: {message}") from error
-        raise
+        if (missing := _MISSING.search(message)) is not None:
+            names = ", ".join(f"{one} (U+{ord(one):04X})" for one in dict.fromkeys(missing.group(1)))
+            raise NotIssuable(f"no font has the character {names}: change the text or add a font") from error
+        raise NotIssuable(f"the page cannot be drawn: {message}") from error  # a broken logo, a fault in the layout
 
 
 def checked_xml(invoice: Invoice, gate: ShapeGate) -> bytes:

@@ -30,6 +30,7 @@ PADDED_MAX = 4  # decimals that are aligned under each other; longer ones stand 
 WORD_MAX = 24  # characters without a place to break; longer words get one every so many, or they leave their column
 WORD_STEP = 8
 WINDOW_LINES, INFORMATION_LINES = 6, 9  # what DIN 5008 form B leaves room for at the usual sizes
+LOGO_CHARACTERS_MAX = 200_000
 QR_MASK = 4  # any of the eight is valid; trying all of them for the prettiest takes 10 ms a document
 _LONG_WORD = re.compile(rf"\S{{{WORD_MAX + 1},}}")
 _RUNS = re.compile("#+")
@@ -172,6 +173,14 @@ def _town(address: Address) -> str:
     return " ".join(part for part in (address.post_code, address.city) if part)
 
 
+def _logo(svg: str | None) -> str | None:
+    """The logo as it is drawn: SVG text of a bounded size. Files named inside it are refused by Typst."""
+    if svg is not None and not (svg.lstrip().startswith(("<svg", "<?xml")) and len(svg) <= LOGO_CHARACTERS_MAX):
+        detail = f"the logo must be SVG text of at most {LOGO_CHARACTERS_MAX} characters"
+        raise InvalidInput(detail, errors=[FieldError("/legal_entity/logo", detail)])
+    return svg
+
+
 def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[str, Any]:
     seller, texts = invoice.seller, speech.texts
     address, contact = seller.address, seller.contact
@@ -196,7 +205,7 @@ def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[st
     return {
         "name": breakable(seller.name),
         "sender": " · ".join([seller.name, *place]),
-        "logo": letterhead.logo,
+        "logo": _logo(letterhead.logo),
         "logo_alt": texts["logo_alt"].format(name=seller.name),
         "wordmark": [breakable(first), breakable(rest)],
         "columns": [[breakable(line) for line in column] for column in (own, legal, bank)],

@@ -184,8 +184,32 @@ def test_names_in_arabic_and_chinese_and_an_emoji_reach_the_page(made: dict[str,
 
 def test_a_character_that_no_font_has_is_named_and_parks_the_document() -> None:
     one = final(document([line("1.00")]), "RE-1", {"name": "Linear B \U00010000 Ltd"})
-    with pytest.raises(NotIssuable, match="\U00010000"):
+    with pytest.raises(NotIssuable, match=r"U\+10000"):
         produced(one)
+
+
+@pytest.mark.parametrize(
+    ("logo", "reason"),
+    [
+        ("<svg", "cannot be drawn"),
+        ("GIF89a", "SVG text"),
+        ("<svg>" + " " * 200_000 + "</svg>", "SVG text"),
+        (
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><image href="file:///etc/passwd" width="5"'
+            ' height="5"/></svg>',
+            "cannot be drawn",
+        ),
+        (
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><image href="invoice.typ" width="5"'
+            ' height="5"/></svg>',
+            "cannot be drawn",
+        ),
+    ],
+)
+def test_a_broken_or_curious_logo_parks_the_document_in_words(logo: str, reason: str) -> None:
+    invoice = invoice_named("zero")
+    with pytest.raises((NotIssuable, InvalidInput), match=reason):
+        render_pdf(invoice, seller=replace(SELLER, logo=logo))
 
 
 @pytest.mark.parametrize("count", [1, 40])
