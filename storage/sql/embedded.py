@@ -147,11 +147,19 @@ class EmbeddedPostgres:
     def _clear_after_crash(self) -> None:
         """Wait for the children of a killed server: a new one refuses to start while they hold the old memory."""
         deadline = time.monotonic() + CRASH_S
-        while (left := self._orphans()) and time.monotonic() < deadline:
+        while left := self._orphans():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"processes of a killed PostgreSQL do not end: {sorted(each.pid for each in left)}")
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGQUIT)
             psutil.wait_procs(left, timeout=1.0)
+        # The killed server's number may still be in use, by a zombie or by a stranger; PostgreSQL would then refuse.
+        # No process of this directory is left and nobody else starts one (we hold the lock), so the file says nothing.
+        # The socket's lock file names the same number.
+        (self.directory / "postmaster.pid").unlink(missing_ok=True)
+        for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+            (self._socket_directory() / name).unlink(missing_ok=True)
 
     def _orphans(self) -> list[psutil.Process]:
         found: list[psutil.Process] = []
@@ -183,7 +191,7 @@ class EmbeddedPostgres:
             if leftover.name != ".lock":
                 self._remove(leftover)
         self._run("initdb", "-D", str(self.directory), "-U", "postgres", "--auth=trust", "--encoding=UTF8",
-                  "--locale=C.UTF-8" if os.uname().sysname == "Linux" else "--locale=C", "--no-instructions")  # fmt: skip
+                  "--locale=C", "--no-instructions")  # fmt: skip
 
     def _remove(self, path: Path) -> None:
         if path.is_dir() and not path.is_symlink():
