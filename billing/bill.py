@@ -17,11 +17,11 @@ from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assem
 from billing.contracts import Contract
 from billing.credit_notes import mirror
 from billing.documents import Document, Line
-from billing.due import Due, Use, due
+from billing.due import Due, Use, due, first_unbilled_use
 from billing.errors import BillingError
 from billing.master import MasterData
 from billing.periods import local_date
-from billing.rate_uses import rate_uses
+from billing.rate_uses import metered, rate_uses
 from billing.settle import BilledDocument, Draft, Reissue, Settled, Shared, settle
 
 __all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
@@ -74,11 +74,15 @@ def bill(
     before: dict[str, list[BilledDocument]] = {}
     for one in billed:
         before.setdefault(one.document.customer, []).append(one)
+    known = metered(master, events)
+    wanted = known | {
+        (line.subscription, line.charge) for one in billed for line in one.document.lines if line.kind == "usage"
+    }
     dues: list[Due] = []
     parked: list[Parked] = []
     for customer in sorted(set(customers)):
         try:
-            dues.append(due(master, customer, up_to, events_from))
+            dues.append(due(master, customer, up_to, events_from, wanted))
         except BillingError as error:
             parked.append(Parked(customer, error.detail, error.code))
     uses: list[Use] = []
@@ -86,7 +90,7 @@ def bill(
     for one in dues:
         first.append(len(uses))
         uses.extend(one.uses)
-    rated = rate_uses(master, uses, events)
+    rated = rate_uses(master, uses, events, known)
     shared = Shared(master)
     documents: list[Document] = []
     keys: list[str] = []
@@ -187,8 +191,9 @@ def events_needed_from(
     """
     needed = up_to
     for customer in customers:
-        found = due(master, customer, up_to, up_to)
+        found = due(master, customer, up_to, up_to, frozenset[tuple[str, str]]())
         starts = [use.piece.start for use in found.uses if use.billed is None]
+        starts += [start for one in found.contracts for start in first_unbilled_use(master, one, up_to)]
         # An instant earlier: a one-off line of the same start counts for the minimum, and ends when it begins.
         starts += [part.start - INSTANT for part in found.parts if part.billed is None]
         for one in found.contracts:
@@ -210,6 +215,6 @@ def _late_periods(one: Contract, late_since: datetime) -> list[datetime]:
     """Where the periods begin in which usage from that time on counts."""
     return [
         max(span.start, span.segment.grid.at(max(late_since, span.start)).start)
-        for span in one.spans
+        for span in (one.spans if one.changed else one.usage_span())
         if span.charge.kind == "usage" and span.start < span.end and late_since < span.end
     ]

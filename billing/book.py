@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import polars as pl
 
-from billing.catalog import Charge
+from billing.catalog import Charge, Plan
 from billing.contracts import FOREVER, Contract, contract, pieces_of_span
 from billing.due import BEGINNING
 from billing.master import MasterData
@@ -29,7 +29,7 @@ def rating_book(master: MasterData) -> RatingBook:
     for subscription in master.subscriptions.values():
         one = contract(subscription, timezone)
         for start, end, charges in _plans_in_time(one):
-            key = tuple(id(charge) for charge in charges)
+            key = (id(charges),) if not one.changed else tuple(id(charge) for charge in charges)
             place = places.setdefault(key, len(plans))
             if place == len(plans):
                 plans.append(charges)
@@ -54,15 +54,23 @@ def rating_book(master: MasterData) -> RatingBook:
 
 def _plans_in_time(one: Contract) -> list[tuple[datetime, datetime, tuple[Charge, ...]]]:
     """Which usage charges, with a subscription's own prices, are in force from when to when."""
-    spans = [span for span in one.spans if span.charge.kind == "usage" and span.start < span.end]
     if not one.changed:
-        charges = tuple(span.charge for span in spans)
-        return [(one.subscription.start, one.end, charges)]
+        return [(one.subscription.start, one.end, usage_charges(one.subscription.plan))]
+    spans = [span for span in one.spans if span.charge.kind == "usage" and span.start < span.end]
     cuts = sorted({moment for span in spans for moment in (span.start, span.end)})
     return [
         (start, end, tuple(span.charge for span in spans if span.start <= start < span.end))
         for start, end in pairwise(cuts)
     ]
+
+
+def usage_charges(plan: Plan) -> tuple[Charge, ...]:
+    """The usage charges of a plan; computed once for it."""
+    found = plan.__dict__.get("_usage_charges")
+    if found is None:
+        found = tuple(charge for charge in plan.charges if charge.kind == "usage")
+        plan.__dict__["_usage_charges"] = found  # a cache beside the frozen fields
+    return found
 
 
 def _billed_until(master: MasterData) -> list[tuple[str, datetime]]:

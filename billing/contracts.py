@@ -6,7 +6,7 @@ from the subscription's steps alone, so it can be asked again for any earlier st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -119,6 +119,19 @@ class Contract:
             for place, charge in enumerate(segment.plan.charges):
                 found.extend(_spans(self, segment, place, charge))
         return tuple(found)
+
+    def spans_of(self, charges: Iterable[tuple[int, Charge]]) -> Iterator[Span]:
+        """The spans of some charges of an unchanged contract, by their place: a plan may have thousands of them."""
+        assert not self.changed, "a changed contract is looked at whole"
+        for place, charge in charges:
+            yield from _spans(self, self.segments[0], place, charge)
+
+    def usage_span(self) -> Iterator[Span]:
+        """Of an unchanged contract the span of its first usage charge: all others have the same times."""
+        for place, charge in enumerate(self.subscription.plan.charges):
+            if charge.kind == "usage":
+                return self.spans_of([(place, charge)])
+        return iter(())
 
     @cached_property
     def changed(self) -> bool:

@@ -6,10 +6,11 @@ master data, never by looking at amounts: a second run with nothing new finds no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from billing.catalog import Plan
 from billing.contracts import Contract, Piece, Segment, Span, contract, pieces_of_span, segment_pieces
 from billing.master import MasterData, RunMark
 from billing.periods import Period
@@ -49,8 +50,18 @@ class Due:
     parts: list[Part] = field(default_factory=list[Part])
 
 
-def due(master: MasterData, customer: str, up_to: datetime, events_from: datetime | None) -> Due:
-    """What is due at or before `up_to`; of usage that is billed only what begins at or after `events_from`."""
+def due(
+    master: MasterData,
+    customer: str,
+    up_to: datetime,
+    events_from: datetime | None,
+    metered: Container[tuple[str, str]] | None = None,
+) -> Due:
+    """What is due at or before `up_to`; of usage that is billed only what begins at or after `events_from`.
+
+    `metered` (None: all) are the meters and charges, as (customer, meter) and (subscription, charge), that have events
+    or lines: other usage charges owe nothing unless they have a minimum, and are not even looked at.
+    """
     timezone = master.tenant.timezone
     found = Due(customer)
     for code in sorted(master.subscriptions_of.get(customer, ())):
@@ -60,13 +71,43 @@ def due(master: MasterData, customer: str, up_to: datetime, events_from: datetim
         one = contract(subscription, timezone)
         found.contracts.append(one)
         settled = _settled(master, customer, one)
-        for span in one.spans:
+        for span in _spans(one, customer, metered):
             _span(master, found, one, span, settled, up_to, events_from)
         for segment in one.segments:
             if segment.plan.minimum is not None:
                 after = BEGINNING if events_from is None or one.changed else min(settled, events_from)
                 for start, end, period, known in segment_pieces(segment, after, up_to):
                     found.parts.append(Part(one, segment, start, end, period, master.covered(customer, end, known)))
+    return found
+
+
+def _spans(one: Contract, customer: str, metered: Container[tuple[str, str]] | None) -> Iterable[Span]:
+    if metered is None or one.changed:
+        return one.spans
+    code = one.subscription.code
+    charges = one.subscription.plan.charges
+    fees, meters = _fees_and_meters(one.subscription.plan)
+    wanted = list(fees)
+    for meter, places in meters.items():
+        if (customer, meter) in metered:
+            wanted.extend(places)
+        else:
+            wanted.extend(place for place in places if (code, charges[place].code) in metered)
+    return one.spans_of((place, charges[place]) for place in sorted(wanted))
+
+
+def _fees_and_meters(plan: Plan) -> tuple[list[int], dict[str, list[int]]]:
+    """Places of the charges that are due without any event, and of the others by meter; computed once for a plan."""
+    found = plan.__dict__.get("_fees_and_meters")
+    if found is None:
+        fees: list[int] = []
+        meters: dict[str, list[int]] = {}
+        for place, charge in enumerate(plan.charges):
+            if charge.kind != "usage" or (charge.minimum is not None and charge.minimum > 0):
+                fees.append(place)
+            else:
+                meters.setdefault(charge.meter, []).append(place)
+        found = plan.__dict__["_fees_and_meters"] = (fees, meters)  # a cache beside the frozen fields
     return found
 
 
@@ -105,8 +146,12 @@ def _span(
                 found.uses.append(Use(one, piece, mark))
 
 
-def all_due(
-    master: MasterData, customers: Sequence[str], up_to: datetime, events_from: datetime | None
-) -> Iterator[Due]:
-    for customer in customers:
-        yield due(master, customer, up_to, events_from)
+def first_unbilled_use(master: MasterData, one: Contract, up_to: datetime) -> list[datetime]:
+    """When the first usage period of an unchanged contract begins that is due and not billed; of others `due` knows."""
+    if one.changed:
+        return []
+    settled = _settled(master, one.subscription.customer, one)
+    for span in one.usage_span():
+        for piece in pieces_of_span(span, settled, up_to):
+            return [piece.start]
+    return []

@@ -6,7 +6,7 @@ event on a charge's meter owes nothing for it unless the charge has a minimum. P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -17,21 +17,28 @@ import polars as pl
 from billing.catalog import Charge, Package, Percentage
 from billing.due import Use
 from billing.master import MasterData
+from billing.meters import property_text
 from billing.money import decimal_text, shown_quantity
 from billing.periods import share
 from billing.rating import RatedPieces, UsagePiece, classify, rate
 from billing.settle import RatedRow
 
 
-def rate_uses(master: MasterData, uses: Sequence[Use], events: pl.DataFrame) -> dict[int, list[RatedRow]]:
-    """Priced rows by the place of the use in the list; a use without events and without a minimum has none."""
-    wanted = _worth_rating(master, uses, events)
+def rate_uses(
+    master: MasterData, uses: Sequence[Use], events: pl.DataFrame, known: Container[tuple[str, str]] | None = None
+) -> dict[int, list[RatedRow]]:
+    """Priced rows by the place of the use in the list; a use without events and without a minimum has none.
+
+    `known` are the customers' meters that have events at all (`metered`): others are not rated.
+    """
+    wanted = _worth_rating(master, uses, known)
     pieces = [_piece(master, uses[place]) for place in wanted]
     found: dict[int, list[RatedRow]] = {}
     if not pieces:
         return found
     rated = rate(pieces, events, master.meters, master.tenant.timezone)
     tiers = _tier_texts(rated)
+    prices: dict[tuple[int, int, Fraction], dict[str, Any]] = {}  # what lines of one price have in common
     frame = rated.frame.select(
         "line", "piece", "row", "quantity", "amount", "events",
         _text("quantity").alias("metered"), _text("amount").alias("exact"),
@@ -50,9 +57,12 @@ def rate_uses(master: MasterData, uses: Sequence[Use], events: pl.DataFrame) -> 
             explanation["first"], explanation["last"] = first, last
         if line in tiers:
             explanation["tiers"] = tiers[line]
-        _explain_price(explanation, usage.charge, row, usage.share)
+        about = (id(usage.charge), int(row), usage.share)
+        if about not in prices:
+            prices[about] = _explain_price(usage.charge, int(row), usage.share)
+        explanation.update(prices[about])
         shown = shown_quantity(quantity) if isinstance(quantity, Fraction) else Decimal(str(metered))
-        found.setdefault(wanted[piece], []).append(RatedRow(row, shown, quantity, amount, explanation))
+        found.setdefault(wanted[int(piece)], []).append(RatedRow(int(row), shown, quantity, amount, explanation))
     return found
 
 
@@ -93,11 +103,11 @@ def suspense_reasons(
     return classify(events, master.rating_book(), now, new=fresh).to_list()
 
 
-def _explain_price(found: dict[str, Any], charge: Charge, row: int, portion: Fraction) -> None:
+def _explain_price(charge: Charge, row: int, portion: Fraction) -> dict[str, Any]:
     """The price row's model and limits (decimals as text); limits of a part of a period are prorated."""
     price_row = charge.rows[row]
     price = price_row.price
-    found["model"] = price.model
+    found: dict[str, Any] = {"model": price.model}
     if price_row.included or price_row.minimum is not None or price_row.maximum is not None:
         limits = {"included": price_row.included, "minimum": price_row.minimum, "maximum": price_row.maximum}
         for key, value in limits.items():
@@ -107,6 +117,7 @@ def _explain_price(found: dict[str, Any], charge: Charge, row: int, portion: Fra
         found["package"] = {"size": decimal_text(price.size), "amount": decimal_text(price.amount)}
     elif isinstance(price, Percentage):
         found["percent"] = decimal_text(price.percent)
+    return found
 
 
 def _piece(master: MasterData, use: Use) -> UsagePiece:
@@ -127,25 +138,41 @@ def _piece(master: MasterData, use: Use) -> UsagePiece:
     )
 
 
-def _worth_rating(master: MasterData, uses: Sequence[Use], events: pl.DataFrame) -> list[int]:
-    """Places of the uses whose meter may have an event of the customer, or that owe a minimum anyway."""
-    if not uses:
-        return []
+def metered(master: MasterData, events: pl.DataFrame) -> set[tuple[str, str]]:
+    """(customer, meter) wherever an event of the customer may count for the meter: by type and first filter."""
+    by_type: dict[str, list[str]] = {}
+    by_value: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for meter in master.meters.values():
+        if not meter.filter:
+            by_type.setdefault(meter.event_type, []).append(meter.code)
+            continue
+        name, values = meter.filter[0]
+        texts = by_value.setdefault((meter.event_type, name), {})
+        for value in values:
+            texts.setdefault(value, []).append(meter.code)
+    found: set[tuple[str, str]] = set()
     seen = events.select("customer", "type").unique()
-    types_of: dict[str, set[str]] = {}
-    for key, event_type in zip(seen["customer"].to_list(), seen["type"].to_list(), strict=True):
+    for key, event_type in seen.iter_rows():
         owner = master.key_owners.get(key)
         if owner is not None:
-            types_of.setdefault(owner, set()).add(event_type)
-    none: set[str] = set()
-    wanted: list[int] = []
-    for place, use in enumerate(uses):
-        charge = use.piece.span.charge
-        meter = master.meters[charge.meter]
-        if meter.event_type in types_of.get(use.contract.subscription.customer, none) or _has_minimum(charge):
-            wanted.append(place)
-    return wanted
+            found.update((owner, code) for code in by_type.get(event_type, ()))
+    for (event_type, name), texts in by_value.items():
+        chosen = events.filter(pl.col("type") == event_type)
+        values = chosen.select("customer", property_text(chosen["data"], name).alias("value")).unique()
+        for key, value in values.iter_rows():
+            owner = master.key_owners.get(key)
+            if owner is not None and value in texts:
+                found.update((owner, code) for code in texts[value])
+    return found
 
 
-def _has_minimum(charge: Charge) -> bool:
-    return charge.minimum is not None and charge.minimum > 0
+def _worth_rating(master: MasterData, uses: Sequence[Use], known: Container[tuple[str, str]] | None) -> list[int]:
+    """Places of the uses whose meter may have an event of the customer, or that owe a minimum anyway."""
+    if known is None:
+        return list(range(len(uses)))
+    return [
+        place
+        for place, use in enumerate(uses)
+        if (use.contract.subscription.customer, use.piece.span.charge.meter) in known
+        or (use.piece.span.charge.minimum or 0) > 0
+    ]
