@@ -8,7 +8,7 @@ events alone, never on their order or on how they were cut into batches. Which e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -29,35 +29,43 @@ EVENT_ORDER = ("time", "id", "source")
 # --- properties out of the JSON text ------------------------------------------------------------------------------
 
 
-def property_text(data: pl.Series, name: str) -> pl.Series:
-    """The property's value as text, digit for digit as it was sent; null where it is missing or null.
+def property_texts(data: pl.Series, names: Iterable[str]) -> dict[str, pl.Series]:
+    """Each property's value as text, digit for digit as it was sent; null where it is missing or null.
 
     A value that is a list or an object becomes JSON text (its numbers as texts), true and false become their names. If
     a name occurs twice the first one counts. Ingest lets only JSON objects in; a text that is none has no properties.
     """
-    # One expression for flat objects without escapes, which is nearly all of them: what follows the first mention of
-    # the name must be its value, else (it is another one's value, or null, or a list) the row is read by itself below.
+    wanted = sorted(set(names))
+    if not wanted:
+        return {}
+    # Flat objects without escapes are nearly all there is: what follows the first mention of a name must be its value.
+    # All other rows are read one by one.
     column = pl.col("data")
-    mentions = column.str.splitn(f'"{name}"', 2).struct.field("field_1")
     frame = data.alias("data").to_frame()
-    frame = frame.select(
-        "data",
-        mentioned=mentions.is_not_null(),
-        given=mentions.str.extract(r'^[ \t\r\n]*:[ \t\r\n]*("[^"]*"|[^ \t\r\n",{}\[\]]+)', 1),
-        odd=column.str.contains("\\", literal=True) | (column.str.count_matches("{", literal=True) != 1),
-    )
+    escaped = column.str.contains("\\", literal=True)
+    odd = frame.select(odd=escaped | (column.str.count_matches("{", literal=True) != 1))["odd"].fill_null(False)
+    return {name: _property_text(frame, name, odd) for name in wanted}
+
+
+def property_text(data: pl.Series, name: str) -> pl.Series:
+    """One property's texts."""
+    return property_texts(data, [name])[name]
+
+
+def _property_text(frame: pl.DataFrame, name: str, odd: pl.Series) -> pl.Series:
+    mentions = pl.col("data").str.splitn(f'"{name}"', 2).struct.field("field_1")
+    value = r'^[ \t\r\n]*:[ \t\r\n]*("[^"]*"|[^ \t\r\n",{}\[\]]+)'
+    found = frame.select(mentioned=mentions.is_not_null(), given=mentions.str.extract(value, 1))
     given = pl.col("given")
-    frame = frame.select(
-        "data",
-        text=pl.when(given == "null").then(None).otherwise(given.str.strip_chars('"')),
-        odd=pl.col("odd") | (given.is_null() & pl.col("mentioned")),
-    )
-    odd = frame["odd"].fill_null(False)
-    if not odd.any():
-        return frame["text"].alias(name)
-    places = odd.arg_true()
-    read = pl.Series([_read(text, name) for text in frame["data"].gather(places)], dtype=pl.String)
-    return frame["text"].scatter(places, read).alias(name)
+    text = found.select(
+        pl.when(given == "null").then(None).otherwise(given.str.strip_chars('"')).alias(name)
+    ).to_series()
+    # Mentioned but no value follows: it is another property's value, or a list.
+    places = (odd | (found["given"].is_null() & found["mentioned"])).arg_true()
+    if places.len() == 0:
+        return text
+    read = pl.Series([_read(row, name) for row in frame["data"].gather(places)], dtype=pl.String)
+    return text.scatter(places, read).alias(name)
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from billing.catalog import Charge, EventAmount, Meter, PriceRow
-from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, finish, fold, merge, numbers, property_text, regroup
+from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, finish, fold, merge, numbers, property_texts, regroup
 from billing.money import NUMBER
 from billing.pricing import TierPart, price_lines
 from billing.usage import EVENT_SCHEMA, INSTANT, Reason
@@ -318,7 +318,7 @@ def _measured(
         names = {name for _, meter in of_type for name, _ in meter.filter}
         names |= {meter.value for _, meter in of_type if meter.value}
         names |= set(properties.get(event_type, ()))
-        texts = {name: property_text(chosen["data"], name) for name in sorted(names)}
+        texts = property_texts(chosen["data"], names)
         pairs = _with_values(_filtered(chosen, texts, of_type), texts, of_type)
         yield _Usage(chosen, texts, pairs)
 
@@ -585,8 +585,11 @@ def _slot() -> pl.Expr:
 
 def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.DataFrame]:
     """The state by piece and price row, and the single events of rows whose price asks for them."""
-    frame = events.select(EVENT_SCHEMA.names()).join(table.keys, left_on="customer", right_on="key", how="inner")
-    frame = frame.with_row_index("row")
+    owners = events.select("customer").join(
+        table.keys, left_on="customer", right_on="key", how="left", maintain_order="left"
+    )["owner"]
+    frame = events.select(EVENT_SCHEMA.names()).with_columns(owners)
+    frame = (frame.filter(owners.is_not_null()) if owners.null_count() else frame).with_row_index("row")
     wanted = [meter for meter in table.used_meters if meter is not None]
     renumber = pl.Series([place for place, meter in enumerate(table.used_meters) if meter is not None], dtype=pl.UInt32)
     pieces = table.frame.select(_owner_and_meter(), "piece", "of_subscription", "charge", "start", "end", "is_level")
@@ -802,7 +805,7 @@ def rate_live(pieces: Sequence[UsagePiece], live: LiveState, book: RatingBook) -
     across = (pl.col("last") >= pl.col("end")) | ((pl.col("first") < pl.col("start")) & ~pl.col("is_level"))
     assert met.filter(across).height == 0, "a piece begins or ends inside a folded cell: it has to be in book.cuts"
     names = {name for names in table.charges.rows_by_dimensions for name in names}
-    texts = {name: property_text(met["dimensions"], name) for name in names}
+    texts = property_texts(met["dimensions"], names)
     met = _matched(met, texts, table.charges).filter(pl.col("price_row").is_not_null())
     met = met.with_columns(_slot())
     own = met.filter(pl.col("measure") == "")

@@ -28,19 +28,9 @@ def columns(lines: pl.DataFrame, prices: Sequence[Package]) -> pl.DataFrame:
     quantity, size = pl.col("quantity"), pl.col("size")
     few = (quantity.cast(pl.Float64) / size.cast(pl.Float64)).abs() < SAFE_MAX
     frame = frame.with_columns(quantity=pl.when(few & product_is_safe(quantity, size)).then(quantity).otherwise(None))
-    # A decimal quotient is rounded to 12 places, so it may name the package before or after the right one; comparing
-    # products, which are exact, puts it right.
+    # The nearest whole number is the package or the one before; comparing products, which are exact, tells which.
     frame = frame.with_columns(count=(quantity / size).round(0))
-    for _ in range(2):
-        count = pl.col("count")
-        step = (
-            pl.when(count * size < quantity)
-            .then(1)
-            .when((count - 1) * size >= quantity)
-            .then(-1)
-            .otherwise(0)
-            .cast(NUMBER)
-        )
-        frame = frame.with_columns(count=count + step)
+    one_more = (pl.col("count") * size < quantity).cast(pl.Int32).cast(NUMBER)
+    frame = frame.with_columns(count=pl.col("count") + one_more)
     safe = product_is_safe(pl.col("count"), pl.col("unit"))
     return frame.select("line", product(pl.col("count"), pl.col("unit"), safe).alias("amount"))

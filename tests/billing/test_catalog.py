@@ -61,7 +61,13 @@ charges:
     meter: gb
     tax: standard
     price:
-      {model: percentage, percent: 1.4, per_event: 0.25, min_per_event: 0.5, max_per_event: 5, free_events: 2, free_value: 9}
+      model: percentage
+      percent: 1.4
+      per_event: 0.25
+      min_per_event: 0.5
+      max_per_event: 5
+      free_events: 2
+      free_value: 9
   - {code: value, kind: usage, meter: gb, tax: standard, price: {model: event_amount, property: eur}}
 """,
     yaml.BaseLoader,
@@ -122,7 +128,8 @@ def test_all_mistakes_of_a_plan_are_named_at_once() -> None:
         "charges": [
             {**PLAN["charges"][0], "price": {"model": "percentage", "percent": "1"}},
             {**PLAN["charges"][2], "meter": "", "included": 1.5, "price": {"model": "graduated", "tiers": [
-                {"up_to": "10"}, {"up_to": "10", "unit": "0.1234567890123"}, {"up_to": None}, {"up_to": "20", "units": "1"}]}},
+                {"up_to": "10"}, {"up_to": "10", "unit": "0.1234567890123"}, {"up_to": None},
+                {"up_to": "20", "units": "1"}]}},
             {**PLAN["charges"][2], "price": {"model": "tiered"}, "maximum": "1", "minimum": "2"},
             {"code": "minimum", "kind": "usage", "meter": "m", "tax": "t"},
         ],
@@ -173,7 +180,7 @@ def test_a_price_with_a_mistake_is_refused_at_its_place(price: object, places: s
         ({"included": "1", "price": {"model": "percentage", "percent": "1"}}, {"/included"}),
         ({"price_by": ["region"], "prices": []}, {"/prices", "/price"}),
         (
-            {"price_by": ["x"], "price": None, "prices": [{"when": {"y": "a"}, "price": {"model": "flat", "amount": "1"}}]},
+            {"price_by": ["x"], "price": None, "prices": [{"when": {"y": "a"}, "price": {"model": "flat", "amount": "1"}}],},
             {"/prices/0/when"},
         ),
         ({"timing": "advance"}, {"/timing"}),
