@@ -264,7 +264,9 @@ class UsageQueries:
             view.made_at,
             live,
             pl.concat(counts).group_by("key", "day").agg(pl.col("stored").sum(), pl.col("suspended").sum()),
-            pl.concat(suspense).group_by("reason").agg(pl.col("events").sum(), pl.col("examples").list.explode(keep_nulls=False, empty_as_null=False)),
+            pl.concat(suspense)
+            .group_by("reason")
+            .agg(pl.col("events").sum(), pl.col("examples").list.explode(keep_nulls=False, empty_as_null=False)),
             future,
         )
 

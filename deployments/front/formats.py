@@ -70,11 +70,11 @@ class Formats:
         """A number followed by invisible digits, so that decimal points stand below each other in a column."""
         text = self.number(value, least)
         if value is None:
-            return Markup(escape(text))
+            return escape(text)
         shown = len(text.partition(self._point)[2])
         missing = places - shown
         if missing <= 0:
-            return Markup(escape(text))
+            return escape(text)
         filler = ("" if shown else self._point) + "0" * missing
         return Markup('{}<i class="pad" aria-hidden="true">{}</i>').format(text, filler)
 
@@ -119,7 +119,7 @@ class Formats:
     def moment(self, moment: datetime | None) -> Markup:
         """Local time with the UTC one to hover over."""
         if moment is None:
-            return Markup(MISSING)
+            return escape(MISSING)
         utc = moment.astimezone(UTC)
         return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
             utc.strftime("%Y-%m-%dT%H:%M:%SZ"), utc.strftime("%Y-%m-%d %H:%M:%S"), self.moment_text(moment)

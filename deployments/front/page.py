@@ -7,6 +7,7 @@ are whole without JavaScript; htmx asks for the same URLs and takes the fragment
 import hashlib
 import hmac
 import json
+import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import structlog
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -53,7 +53,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
-log = structlog.get_logger("front")
+log = logging.getLogger("cloudbilling.http")
 
 
 class SignInNeeded(Exception):
@@ -253,7 +253,7 @@ class Front:
                         return front.to_sign_in(request)
                     except BillingError as error:
                         if error.status >= 500:
-                            log.error("page failed", path=request.url.path, code=error.code, detail=error.detail)
+                            log.error("page %s failed: %s: %s", request.url.path, error.code, error.detail)
                         texts = front.visit(request).texts
                         return front.error_page(request, error.status, texts.word("error", error.code), error.detail)
                     except RequestValidationError as error:
@@ -264,6 +264,10 @@ class Front:
                     except HTTPException as error:
                         texts = front.visit(request).texts
                         return front.error_page(request, error.status_code, texts("error.other"), str(error.detail))
+                    except Exception:
+                        log.exception("page %s failed", request.url.path)
+                        texts = front.visit(request).texts
+                        return front.error_page(request, 500, texts("error.other"), texts("error.ours"))
 
                 return handler
 

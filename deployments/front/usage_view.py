@@ -3,7 +3,7 @@
 Owns the look of it. Figures come from `pipelines/usage_queries.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from billing.master import MasterData
 from deployments.front import charts
 from deployments.front.documents.explanation import explain as explain_line
-from deployments.front.documents.routes import LineView, line_view
+from deployments.front.documents.routes import LineView, line_view, unit_of_line
 from deployments.front.page import Front, Visit
 from pipelines.usage_queries import MeterDay
 
@@ -83,10 +83,11 @@ def so_far(
     styles = meter_styles(master)
     sums: dict[str, Decimal] = {}
     lines: list[UsageLine] = []
-    for number, (line, currency) in enumerate(chosen, start=1):
+    for number, (bare, currency) in enumerate(chosen, start=1):
+        line = replace(bare, unit=unit_of_line(bare, master))
         sums[currency] = sums.get(currency, ZERO) + line.amount
         why = explain_line(number, line, currency, visit.texts, f) if number == explain else None
-        view = line_view(number, line, currency, quantity_places, price_places, why, visit.texts, f)
+        view = line_view(number, line, line.unit, currency, quantity_places, price_places, why, visit.texts, f)
         versions = master.plans.get(line.plan, ())
         plan = next((one for one in versions if one.version == line.plan_version), None)
         charge = plan.charge(line.charge) if plan else None

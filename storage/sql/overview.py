@@ -226,7 +226,8 @@ def documents_of(connection: Connection, customer: str, *, limit: int) -> Invoic
     page = invoices(connection, InvoiceFilter(customer=customer), limit=limit)
     count = connection.execute("SELECT count(*) AS n FROM invoices WHERE customer = %s", (customer,)).fetchone()
     prepaid = connection.execute(
-        f"SELECT i.currency, sum({_SIGN} * i.prepaid) AS used FROM invoices i WHERE i.customer = %s GROUP BY i.currency",
+        f"SELECT i.currency, sum({_SIGN} * i.prepaid) AS used FROM invoices i WHERE i.customer = %s"
+        " GROUP BY i.currency",
         (customer,),
     ).fetchall()
     return InvoicePage(
@@ -285,7 +286,8 @@ def billed_by_plan(connection: Connection, *, month: date | None = None, run: st
         f"SELECT l.plan, i.currency, count(DISTINCT l.subscription) AS subscriptions, count(*) AS lines,"
         f" sum({_SIGN} * l.amount) AS net FROM invoices i JOIN invoice_lines l ON l.invoice_id = i.id"
         " WHERE (%(month)s::date IS NULL OR (i.issued_on >= %(month)s::date"
-        " AND i.issued_on < %(month)s::date + interval '1 month')) AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s::uuid)"
+        " AND i.issued_on < %(month)s::date + interval '1 month'))"
+        " AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s::uuid)"
         " GROUP BY l.plan, i.currency ORDER BY net DESC, l.plan LIMIT 100",
         {"month": month, "run": run},
     ).fetchall()

@@ -38,7 +38,7 @@ def routes(front: Front) -> APIRouter:
         front.check_form(visit, form_token)
         t = visit.texts
         try:
-            token, who = users.sign_in(services.database, email, password, services.clock())
+            token, _ = users.sign_in(services.database, email, password, services.clock())
         except NotAuthenticated:
             return form(visit, own_path(next), email=email, wrong=t("sign_in.wrong"), status=401)
         except Overloaded as error:

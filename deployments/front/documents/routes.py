@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -343,8 +343,9 @@ def _groups(document: Document, master: MasterData, wanted: int | None, t: Texts
             name = (plan.name if plan else "") or line.plan
             detail = t("invoice.group_detail", plan=name, version=line.plan_version) if name else ""
             group = groups[line.subscription] = Group(line.subscription, detail, Decimal(0), [])
-        why = explain(number, line, document.currency, t, f) if number == wanted else None
-        group.lines.append(line_view(number, line, document.currency, quantity_places, price_places, why, t, f))
+        unit = unit_of_line(line, master)
+        why = explain(number, replace(line, unit=unit), document.currency, t, f) if number == wanted else None
+        group.lines.append(line_view(number, line, unit, document.currency, quantity_places, price_places, why, t, f))
         groups[line.subscription] = Group(group.name, group.detail, group.net + line.amount, group.lines)
     return list(groups.values())
 
@@ -352,6 +353,7 @@ def _groups(document: Document, master: MasterData, wanted: int | None, t: Texts
 def line_view(
     number: int,
     line: Line,
+    unit: str,
     currency: str,
     quantity_places: int,
     price_places: int,
@@ -375,7 +377,7 @@ def line_view(
         f.pad(line.quantity, quantity_places)
         if f.places([line.quantity]) <= quantity_places
         else f.number(line.quantity, 0, 6),
-        line.unit,
+        unit,
         price,
         f.amount(line.amount, currency),
         line.correction,
@@ -383,6 +385,14 @@ def line_view(
         corrects,
         why,
     )
+
+
+def unit_of_line(line: Line, master: MasterData) -> str:
+    """The line's own unit, else its meter's."""
+    plan = next((one for one in master.plans.get(line.plan, ()) if one.version == line.plan_version), None)
+    charge = plan.charge(line.charge) if plan and not line.unit else None
+    meter = master.meters.get(charge.meter) if charge else None
+    return line.unit or (meter.unit if meter else "")
 
 
 def _tax_words(document: Document, t: Texts, f: Formats) -> str:
@@ -604,6 +614,11 @@ def _archive(
     more = len(found) > LIMIT
     rows = Rows(shown, total, total, cursor(shown[-1].position) if more else None, place == 0)
     return front.page(
-        visit, "documents/archive.html", area="archive", rows=rows, filter={"search": search, "kind": kind}, proof=proof,
+        visit,
+        "documents/archive.html",
+        area="archive",
+        rows=rows,
+        filter={"search": search, "kind": kind},
+        proof=proof,
         proof_seconds=proof_seconds,
-    )  # fmt: skip
+    )

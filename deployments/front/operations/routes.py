@@ -3,7 +3,7 @@
 import asyncio
 import platform
 import time
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from storage.object_store import probe
 
 PACKAGES = ("cloud-billing", "ray", "polars", "pyarrow", "psycopg", "fastapi", "typst")
 STATUS_TIMEOUT_S = 2.0
-FACTS_MAX = 6  # columns of the lanes' table
+LANE_FACTS = ("number", "rows", "duplicates", "queued_rows", "partitions", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,9 @@ async def _router(front: Front, visit: Visit) -> tuple[Part, list[Lane]]:
 
 
 def _lane(status: Any, visit: Visit) -> Lane:
-    values = asdict(status) if is_dataclass(status) and not isinstance(status, type) else dict(vars(status))
-    lane = values.pop("lane", "")
-    facts = [
-        (name, visit.formats.number(value))
-        for name, value in values.items()
-        if isinstance(value, int) and not isinstance(value, bool)
-    ]
-    return Lane(str(lane), facts[:FACTS_MAX], not values.get("fenced", False))
+    values = [(name, int(getattr(status, name))) for name in LANE_FACTS]
+    facts = [(name, visit.formats.number(value if value >= 0 else None)) for name, value in values]
+    return Lane(str(status.lane), facts, bool(status.serving))
 
 
 def _versions() -> list[tuple[str, str]]:

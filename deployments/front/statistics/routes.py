@@ -18,6 +18,7 @@ from storage.sql.overview import InvoiceFilter, MonthTotal, Total
 
 MONTHS_SHOWN = 12
 FOUND_MAX = 10
+BUDGETS_MAX = 5  # that the first page looks at; each is priced by the engine
 MONTH = "^([0-9]{4}-(0[1-9]|1[0-2]))?$"
 ZERO = Decimal(0)
 HUNDRED = Decimal(100)
@@ -93,10 +94,12 @@ def routes(front: Front) -> APIRouter:
         with services.database.tenant(visit.tenant_id) as connection:
             count = overview.invoice_count(connection)
             keys = overview.key_count(connection)
+            invoice_months = overview.invoice_months(connection)
         if count == 0:
             return _first_steps(front, visit, master, keys, today)
         chosen = _month(month, today)
         before = _add(chosen, -1)
+        first_billed = invoice_months[-1]
         with services.database.tenant(visit.tenant_id) as connection:
             currencies = overview.currencies(connection)
             if currency not in currencies:
@@ -105,10 +108,10 @@ def routes(front: Front) -> APIRouter:
             billed = _total(overview.invoice_totals(connection, _filter(chosen, currency)), currency)
             earlier = _total(overview.invoice_totals(connection, _filter(before, currency)), currency)
             months = overview.billed_by_month(connection, currency, _add(chosen, 1 - MONTHS_SHOWN), chosen)
+            months = [one for one in months if one.month >= first_billed] or months[-1:]
             plans = [one for one in overview.billed_by_plan(connection, month=chosen) if one.currency == currency]
             runs, _ = overview.runs(connection, limit=5)
             files = overview.files_open(connection)
-            invoice_months = overview.invoice_months(connection)
         if format:
             rows = [{"month": f"{one.month:%Y-%m}", "currency": currency, **_month_row(one)} for one in months]
             return export(format, "revenue", ("month", "currency", "documents", "net"), rows)
@@ -366,10 +369,39 @@ def _attention(
         text = ", ".join(f"{t.word('reason', one.reason)} ({f.number(one.events)})" for one in suspense)
         title = t("home.suspense_title", n=count, count=f.number(count))
         found.append(Attention("/statistics/completeness", title, "suspended", text))
+    found += _budgets(visit, front, master)
     waiting = files.get("wanted", 0)
     if waiting:
         title = t("home.documents_missing", n=waiting, count=f.number(waiting))
         found.append(Attention("/invoices", title, "pending", t("home.documents_missing_text")))
+    return found
+
+
+def _budgets(visit: Visit, front: Front, master: MasterData) -> list[Attention]:
+    """Monthly budgets that have passed their first threshold, by what the month's usage would cost now."""
+    t, f = visit.texts, visit.formats
+    now = visit.user.test_clock or visit.now
+    local = f.local(now)
+    since = local.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    found: list[Attention] = []
+    for budget in [one for one in master.budgets.values() if one.period == "month"][:BUDGETS_MAX]:
+        so_far = front.usage.so_far(visit.tenant_id, master.step_count, master, budget.customer, now)
+        lines = zip(so_far.lines, so_far.currencies, strict=True)
+        currency = master.tenant.currency
+        spent = sum(
+            (one.amount for one, own in lines if own == currency and one.kind == "usage" and one.start >= since), ZERO
+        )
+        percent = (spent * HUNDRED / budget.amount).quantize(Decimal("0.1")) if budget.amount else ZERO
+        if percent >= min(budget.thresholds, default=HUNDRED):
+            name = master.customers[budget.customer].name
+            text = t(
+                "home.budget_text",
+                spent=f.money(spent, currency),
+                limit=f.money(budget.amount, currency),
+                percent=f.number(percent, 1),
+            )
+            state = "exceeded" if percent >= HUNDRED else "warned"
+            found.append(Attention(path_of("customers", budget.customer), t("home.budget", customer=name), state, text))
     return found
 
 
