@@ -8,6 +8,7 @@ their settings, HAProxy's statistics and metrics ports by a wrapper that rewrite
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -16,7 +17,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from billing.errors import Unavailable
+from cluster.instance import descendants, end
+
+LOG = logging.getLogger("cloudbilling.ray")
 NAMESPACE = "cloudbilling"
+TRIES = 3
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 _WRAPPER = '''#!{python}
@@ -106,9 +112,28 @@ class RayHead:
         os.environ.update(self.environment())
 
     def start(self) -> None:
-        """Start the head (some 15 s) and Serve (some 10 s) as children of this process."""
-        import ray
+        """Start the head (some 15 s) and Serve (some 10 s) as children of this process.
+
+        Ray gives its raylet 30 s, which a busy machine may need alone; so a start that timed out is tried again.
+        Errors: Unavailable when it did not start in TRIES tries.
+        """
         from ray import serve
+
+        for left in reversed(range(TRIES)):
+            before = {process.pid for process in descendants()}
+            try:
+                self._init()
+                break
+            except Exception as error:
+                # Ray raises plain Exception here. What it had started is ended, or it would hold the ports.
+                end(process for process in descendants() if process.pid not in before)
+                if left == 0:
+                    raise Unavailable(f"Ray does not start: {error}") from error
+                LOG.warning("Ray did not start (%s); trying again", error)
+        serve.start(http_options={"host": "127.0.0.1", "port": self.http_port}, proxy_location="HeadOnly")
+
+    def _init(self) -> None:
+        import ray
 
         ray.init(
             _node_ip_address="127.0.0.1",
@@ -122,7 +147,6 @@ class RayHead:
             log_to_driver=False,
             _temp_dir=str(self.short / "ray"),
         )
-        serve.start(http_options={"host": "127.0.0.1", "port": self.http_port}, proxy_location="HeadOnly")
 
     def stop(self) -> None:
         """Stop Serve and Ray; some 3 s. What does not go by itself is the caller's to end, by its id."""
