@@ -204,6 +204,7 @@ class Plan:
     version: int = 1
     name: str = ""
     description: str = ""
+    minimum_tax: str = ""  # tax code of the minimum; empty: the first charge's
 
     def charge(self, code: str) -> Charge | None:
         return next((charge for charge in self.charges if charge.code == code), None)
@@ -282,7 +283,7 @@ def parse_plan(form: object, pointer: str = "", *, version: int = 1) -> Plan:
     if currency and currency not in MINOR_DIGITS:
         fields.wrong("currency", f"{currency[:20]!r} is no current currency of ISO 4217")
     interval = cast("Interval", fields.choice("interval", INTERVALS))
-    minimum = fields.decimal("minimum", required=False, least=Decimal(0))
+    minimum, minimum_tax = _plan_minimum(fields)
     charges: list[Charge] = []
     seen: set[str] = set()
     for place, entry in fields.items("charges", most=CHARGES_MAX):
@@ -298,7 +299,17 @@ def parse_plan(form: object, pointer: str = "", *, version: int = 1) -> Plan:
     name, description = _human(fields)
     fields.done()
     mistakes.check()
-    return Plan(code, currency, interval, tuple(charges), minimum, version, name, description)
+    return Plan(code, currency, interval, tuple(charges), minimum, version, name, description, minimum_tax)
+
+
+def _plan_minimum(fields: Form) -> tuple[Decimal | None, str]:
+    """A plan's minimum: an amount, or `{amount, tax}` where it has a tax code of its own."""
+    if not isinstance(fields.fields.get("minimum"), Mapping):
+        return fields.decimal("minimum", required=False, least=Decimal(0)), ""
+    form = Form(fields.raw("minimum"), fields.at("minimum"), fields.mistakes)
+    amount, tax = form.decimal("amount", least=Decimal(0)), form.code("tax")
+    form.done()
+    return amount, tax
 
 
 def check_references(
@@ -306,6 +317,8 @@ def check_references(
 ) -> list[FieldError]:
     """What the plan's charges name that is not there, or that does not go together."""
     known, errors = set(tax_codes), list[FieldError]()
+    if plan.minimum_tax and plan.minimum_tax not in known:
+        errors.append(FieldError(f"{pointer}/minimum/tax", f"there is no tax code {plan.minimum_tax!r}"))
     for place, charge in enumerate(plan.charges):
         at = f"{pointer}/charges/{place}"
         if charge.tax not in known:
@@ -563,7 +576,8 @@ def to_form(value: TaxCode | Meter | Price | PriceRow | Charge | Plan) -> dict[s
     if isinstance(value, Plan):
         form = {"code": value.code, "currency": value.currency, "interval": value.interval}
         if value.minimum is not None:
-            form["minimum"] = decimal_text(value.minimum)
+            amount = decimal_text(value.minimum)
+            form["minimum"] = {"amount": amount, "tax": value.minimum_tax} if value.minimum_tax else amount
         return {**form, "charges": [to_form(charge) for charge in value.charges], **_texts(value)}
     return _price_form(value)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from billing.catalog import Plan
 from billing.contracts import Contract, Piece, Segment, Span, contract, pieces_of_span, segment_pieces
-from billing.master import MasterData, RunMark
+from billing.master import AdHoc, MasterData, RunMark
 from billing.periods import Period
 
 BEGINNING = datetime(1, 1, 2, tzinfo=UTC)
@@ -48,6 +48,7 @@ class Due:
     fees: list[tuple[Contract, Piece]] = field(default_factory=list[tuple[Contract, Piece]])  # not billed yet
     uses: list[Use] = field(default_factory=list[Use])
     parts: list[Part] = field(default_factory=list[Part])
+    ad_hoc: list[AdHoc] = field(default_factory=list[AdHoc])
 
 
 def due(
@@ -64,6 +65,9 @@ def due(
     """
     timezone = master.tenant.timezone
     found = Due(customer)
+    for entry in master.ad_hoc.get(customer, ()):
+        if entry.at <= up_to and master.covered(customer, entry.at, entry.number) is None:
+            found.ad_hoc.append(entry)
     for code in sorted(master.subscriptions_of.get(customer, ())):
         subscription = master.subscriptions[code]
         if subscription.start > up_to:

@@ -94,6 +94,7 @@ STEPS_OF_MASTER_DATA = frozenset(
         "cancel",
         "top_up",
         "budget",
+        "ad_hoc",
         "bill_run",
     }
 )
@@ -139,6 +140,21 @@ class TopUp:
 
 
 @dataclass(frozen=True)
+class AdHoc:
+    """An amount for the customer's next document: a charge of its own, or goodwill (negative)."""
+
+    number: int
+    at: datetime
+    customer: str
+    subscription: str  # that it belongs to, empty for none
+    code: str
+    name: str
+    amount: Decimal  # net, in the currency's minor unit
+    tax: str
+    currency: str
+
+
+@dataclass(frozen=True)
 class Budget:
     code: str
     number: int
@@ -179,6 +195,7 @@ class MasterData:
     subscriptions_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     top_ups: tuple[TopUp, ...] = ()
     budgets: Mapping[str, Budget] = field(default_factory=dict[str, Budget])
+    ad_hoc: Mapping[str, tuple[AdHoc, ...]] = field(default_factory=dict[str, tuple[AdHoc, ...]])  # by customer
     runs: tuple[RunMark, ...] = ()
     log: tuple[tuple[int, Mapping[str, Any]], ...] = ()  # the steps as given, with their numbers
 
@@ -261,6 +278,7 @@ class MasterData:
             subscriptions_of={code: self.subscriptions_of[code] for code in wanted if code in self.subscriptions_of},
             top_ups=tuple(top_up for top_up in self.top_ups if top_up.customer in wanted),
             budgets={code: budget for code, budget in self.budgets.items() if budget.customer in wanted},
+            ad_hoc={code: entries for code, entries in self.ad_hoc.items() if code in wanted},
             log=tuple(entry for entry in self.log if _concerns(entry[1], wanted, chosen)),
         )
 
@@ -284,7 +302,7 @@ def _concerns(step: Mapping[str, Any], customers: set[str], subscriptions: set[s
     """Whether a step is needed for these customers: shared things always, other customers' own things never."""
     if "customer" in step:
         return step["customer"].get("code") in customers
-    for kind in ("subscribe", "top_up", "budget"):
+    for kind in ("subscribe", "top_up", "budget", "ad_hoc"):
         if kind in step:
             return step[kind].get("customer") in customers
     for kind in ("change", "quantity", "override", "cancel"):
@@ -310,6 +328,7 @@ class _Builder:
         self.subscriptions_of = dict(master.subscriptions_of)
         self.top_ups = list(master.top_ups)
         self.budgets = dict(master.budgets)
+        self.ad_hoc = dict(master.ad_hoc)
         self.runs = list(master.runs)
         self.log = list(master.log)
 
@@ -326,6 +345,7 @@ class _Builder:
             subscriptions_of=self.subscriptions_of,
             top_ups=tuple(self.top_ups),
             budgets=self.budgets,
+            ad_hoc=self.ad_hoc,
             runs=tuple(self.runs),
             log=tuple(self.log),
         )
@@ -579,6 +599,31 @@ class _Builder:
             return
         kind_ = cast("Literal['promotional', 'purchased']", kind)
         self.top_ups.append(TopUp(self.step_count, at, customer, currency, kind_, amount, expires))
+
+    def _ad_hoc(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
+        customer, code = form.code("customer"), form.code()
+        subscription = form.code("subscription", "")
+        name = form.text("name", code or "ad hoc", 256)
+        amount = form.decimal("amount")
+        tax = form.code("tax")
+        known = self.subscriptions.get(subscription)
+        currency = form.text("currency", known.plan.currency if known else self.tenant.currency)
+        form.done()
+        if customer and customer not in self.customers:
+            form.wrong("customer", f"there is no customer {customer!r}")
+        if subscription and (known is None or known.customer != customer):
+            form.wrong("subscription", f"customer {customer!r} has no subscription {subscription!r}")
+        if tax and tax not in self.tax_codes:
+            form.wrong("tax", f"there is no tax code {tax!r}")
+        if code == "minimum":
+            form.wrong("code", "'minimum' is the name of a plan's own minimum")
+        _check_money(form, "amount", amount, currency)
+        if at == START:
+            mistakes.add(form.pointer, "the step needs an `at`: the day of the charge")
+        if mistakes.errors or amount is None:
+            return
+        entry = AdHoc(self.step_count, at, customer, subscription, code, name, amount, tax, currency)
+        self.ad_hoc[customer] = (*self.ad_hoc.get(customer, ()), entry)
 
     def _budget(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         code = form.code()

@@ -18,7 +18,7 @@ from billing.catalog import Charge
 from billing.contracts import Contract, Piece, Segment, Span, current_end
 from billing.documents import Corrects, Document, Line, TaxCategory
 from billing.due import Due, Part, Use
-from billing.master import MasterData
+from billing.master import AdHoc, MasterData
 from billing.money import decimal_text, round_amount
 from billing.periods import Period, proration_parts, share
 from billing.pricing import price_exactly
@@ -27,6 +27,7 @@ from billing.tax.treatment import tax_group, tax_point
 ZERO = Decimal(0)
 MINIMUM = "minimum"
 MINIMUM_PLACE = 1_000_000  # after all charges of a plan
+AD_HOC_PLACE = 2_000_000  # after everything that the plan bills
 
 LineKey = tuple[str, str, datetime, int, tuple[tuple[str, str], ...]]  # subscription, charge, start, step, row
 SortKey = tuple[str, int, datetime, int, int, int]  # subscription, place, start, plan, credit before new, row
@@ -195,6 +196,8 @@ class _Settlement:
     def run(self) -> Settled:
         for one, piece in self.due.fees:
             self._fee(one, piece)
+        for entry in self.due.ad_hoc:
+            self._ad_hoc(entry)
         for one in self.due.contracts:
             if one.changed:
                 self._credits(one)
@@ -328,6 +331,28 @@ class _Settlement:
             found = tax_group(self.master.tax_codes[code], treatment, tax_point(start, end), self.timezone)
             self.shared.taxes[key] = found
         return found
+
+    def _ad_hoc(self, entry: AdHoc) -> None:
+        """An amount of its own: no proration, no discount, no part of a plan's minimum."""
+        category, percent = self._tax(entry.tax, entry.at, entry.at)
+        line = Line(
+            subscription=entry.subscription,
+            charge=entry.code,
+            start=entry.at,
+            end=entry.at,
+            quantity=Decimal(1),
+            amount=round_amount(entry.amount, entry.currency),
+            tax_category=category,
+            tax_percent=percent,
+            kind="one_off",
+            tax_code=entry.tax,
+            name=entry.name,
+            unit_price=entry.amount,
+            explanation={"exact": decimal_text(entry.amount), "model": "ad_hoc"},
+            step=entry.number,
+        )
+        key = (entry.subscription, AD_HOC_PLACE, entry.at, 0, 1, entry.number)
+        self.found.lines.setdefault(entry.currency, []).append(Draft(key, line))
 
     # What a change takes back
 
@@ -531,7 +556,7 @@ class _Settlement:
     def _place(self, line: Line, number: int) -> SortKey:
         found = self._contract_of(line)
         if found is None:
-            return line.subscription, MINIMUM_PLACE - 1, line.start, 0, 1, number
+            return line.subscription, AD_HOC_PLACE, line.start, 0, 1, number
         places = [p for p, charge in enumerate(found[1].plan.charges) if charge.code == line.charge]
         place = places[0] if places else MINIMUM_PLACE
         row = _row_of(found[1].plan.charges[place], line) if places else 0
@@ -596,7 +621,7 @@ class _Settlement:
 
     def _minimum_line(self, part: Part, owed: Decimal, portion: Fraction, net: Decimal, exact: Fraction) -> Line:
         plan = part.segment.plan
-        tax = plan.charges[0].tax
+        tax = plan.minimum_tax or plan.charges[0].tax
         category, percent = self._tax(tax, part.start, part.end)
         explanation: dict[str, Any] = {
             "exact": decimal_text(exact),

@@ -13,7 +13,8 @@ from billing.errors import InvalidInput
 from billing.scenario import check_prices, check_scenario
 from cluster.scenario_command import load, run_files
 
-SCENARIOS = sorted((Path(__file__).parents[1] / "cases" / "scenarios").glob("*.yaml"))
+CASES = Path(__file__).parents[1] / "cases"
+SCENARIOS = sorted([*(CASES / "scenarios").glob("*.yaml"), *(CASES / "own").glob("*.yaml")])
 
 
 def test_there_are_scenarios() -> None:
