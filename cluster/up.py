@@ -111,6 +111,9 @@ class Platform:
         shards = settings.shards or shards_default()
         self._head = RayHead(self._data, settings.port, dashboard, shards)
         self._head.prepare()
+        from storage import telemetry
+
+        telemetry.pass_on(endpoint=settings.otel_endpoint, level=settings.log_level)
         from deployments.services import Limits
         from deployments.wiring import PlatformAddress
         from storage.object_store import StoreAddress, probe

@@ -11,6 +11,7 @@ import ray
 
 from billing.errors import BillingError, Unavailable
 from deployments.wiring import PlatformAddress
+from storage import telemetry
 
 TRIES = 60
 LOG = logging.getLogger("cloudbilling.bill_run")
@@ -21,6 +22,7 @@ class BillRunActor:
     """Drives one run at a time; `drive` may be sent again for the same run, it resumes."""
 
     def __init__(self, address: PlatformAddress) -> None:
+        telemetry.start("bill-run", endpoint=address.telemetry_endpoint, level=address.log_level)
         self._driver = address.open(connections_max=4).bill_runs()
 
     def drive(self, tenant_id: str, run_id: str, approve: bool | None) -> str:

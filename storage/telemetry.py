@@ -7,6 +7,7 @@ next to nothing while no exporter is set). Logs never hold personal data, keys o
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from typing import Any
@@ -15,16 +16,20 @@ import structlog
 from opentelemetry import metrics, trace
 from opentelemetry.propagate import extract, inject
 
+ENDPOINT_VARIABLE, LEVEL_VARIABLE = "CLOUDBILLING_OTEL_ENDPOINT", "CLOUDBILLING_LOG_LEVEL"
 _EXPORT_MS = 10_000
 _lock = threading.Lock()
 _started: set[str] = set()  # one logger and one provider a process; a second start changes nothing
 
 
-def start(service: str, *, endpoint: str = "", level: str = "INFO") -> None:
+def start(service: str, *, endpoint: str | None = None, level: str | None = None) -> None:
     """Set up logs, and with an OTLP/HTTP endpoint traces and metrics, for this process under this service name.
 
+    What is not given comes from the environment that the starting process has left to its children (`pass_on`).
     Which share of requests is traced is the standard variable OTEL_TRACES_SAMPLER(_ARG); the default is all.
     """
+    endpoint = os.environ.get(ENDPOINT_VARIABLE, "") if endpoint is None else endpoint
+    level = os.environ.get(LEVEL_VARIABLE, "INFO") if level is None else level
     with _lock:
         if "logs" not in _started:
             _started.add("logs")
@@ -32,6 +37,12 @@ def start(service: str, *, endpoint: str = "", level: str = "INFO") -> None:
         if endpoint and "export" not in _started:
             _started.add("export")
             _start_export(service, endpoint.rstrip("/"))
+
+
+def pass_on(*, endpoint: str, level: str) -> None:
+    """Leave the settings to every process that this one starts: actors and replicas of Ray among them."""
+    os.environ[ENDPOINT_VARIABLE] = endpoint
+    os.environ[LEVEL_VARIABLE] = level
 
 
 def flush(timeout_ms: int = 5_000) -> None:
