@@ -97,7 +97,7 @@ def _shown(tenant: tenants.Tenant) -> dict[str, Any]:
     **described(request=_TENANT_FORM, answer=_NEW_TENANT, status=201, also=_ERRORS),
 )
 def post_tenant(
-    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("tenants:create"))
+    request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
 ) -> Response:
     """Needs a platform key. The answer holds the new tenant's first API key, with all scopes: it is shown only here.
 
@@ -212,7 +212,7 @@ def read_tenant(request: Request, caller: Caller = Depends(may("access:read"))) 
     **described(request={"to": "2026-02-01"}, answer={"now": "2026-01-31T23:00:00Z"}, also=_ERRORS),
 )
 def advance_test_clock(
-    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("access:write"))
+    request: Request, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
     """Never possible in a live tenant (409)."""
     write = Write(request)
@@ -273,8 +273,8 @@ def list_keys(
 )
 def post_key(
     request: Request,
-    form: Any = Depends(json_form),
     caller: Caller = Depends(may("access:write", "tenants:create")),
+    form: Any = Depends(json_form),
 ) -> Response:
     """The key is in this answer and nowhere else; it is stored as a hash. Nobody gives away a scope that they do not
     have. A platform key names the tenant (`tenant: CODE`), or makes another platform key without it."""
@@ -398,8 +398,8 @@ def list_users(
 )
 def post_user(
     request: Request,
-    form: Any = Depends(json_form),
     caller: Caller = Depends(may("access:write", "tenants:create")),
+    form: Any = Depends(json_form),
 ) -> Response:
     """Roles: `admin`, `billing`, `catalog`, `viewer`. A platform key names the tenant and may let a user whom it knows
     join another one (the password stays)."""
@@ -502,7 +502,7 @@ def list_legal_entities(request: Request, caller: Caller = Depends(may("contract
     **described(request=_ENTITY_FORM, answer=_ENTITY, also=(412, *_ERRORS)),
 )
 def put_legal_entity(
-    request: Request, code: str, form: Any = Depends(json_form), caller: Caller = Depends(may("access:write"))
+    request: Request, code: str, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
     write = Write(request)
     form = known_keys(form, _ENTITY_KEYS, ("name",))

@@ -15,6 +15,7 @@ from deployments.tracing import Traced
 from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
+PARTS = (usage_ingest, usage_queries, master_data, billing_documents, administration, health)
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 
 - **Keys.** `Authorization: Bearer KEY`. The key decides the tenant; no URL names one.
@@ -64,7 +65,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.numbers = MasterNumbers()
     app.state.queries = UsageQueries(services.log, services.database)
     problems.install(app)
-    for part in (usage_ingest, usage_queries, master_data, billing_documents, administration, health):
+    for part in PARTS:
         app.include_router(part.router)
     if front:
         from deployments.front import front_router
@@ -100,11 +101,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         parts["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": f"An API key. Scopes:\n{scopes}"}
         }
-        for route in app.routes:
-            if isinstance(route, APIRoute) and route.include_in_schema:
-                _complete(document["paths"][route.path_format], route)
+        for route in api_routes():
+            _complete(document["paths"][route.path_format], route)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def api_routes() -> list[APIRoute]:
+    """All routes of the API (not those of the pages)."""
+    return [route for part in PARTS for route in part.router.routes if isinstance(route, APIRoute)]
 
 
 def _complete(path: dict[str, Any], route: APIRoute) -> None:

@@ -74,7 +74,7 @@ def _shown_run(run: Mapping[str, Any]) -> dict[str, Any]:
     **described(request={"up_to": "2026-02-01"}, answer=_RUN, status=202, also=_WRITE_ERRORS),
 )
 def start_bill_run(
-    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("billing:write"))
+    request: Request, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
 ) -> Response:
     """Bills everything due at or before `up_to` that is not billed yet; again makes nothing new. It goes on in the
     background: ask GET /v1/bill-runs/{id} for its progress; `done` means that its documents are archived.
@@ -163,8 +163,8 @@ def _steered(path: str, word: str, summary: str) -> None:
     def post(
         request: Request,
         run_id: UUID,
-        form: Any = Depends(json_form),
         caller: Caller = Depends(may("billing:write")),
+        form: Any = Depends(json_form),
     ) -> Response:
         known_keys(form, ())
         write = Write(request)
@@ -401,7 +401,7 @@ def read_invoice(request: Request, number: str, caller: Caller = Depends(may("bi
     ),
 )
 def post_credit_note(
-    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("billing:write"))
+    request: Request, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
 ) -> Response:
     """Without `lines` the whole invoice is credited. A line without `amount` is credited with all that is left of it.
     What was billed stays billed: later corrections of usage compare with the invoice's lines."""

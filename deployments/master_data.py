@@ -105,8 +105,8 @@ def _code_of(form: Any) -> str:
 )
 def post_steps(
     request: Request,
-    form: Any = Depends(json_form),
     caller: Caller = Depends(may("catalog:write", "contracts:write")),
+    form: Any = Depends(json_form),
 ) -> Response:
     """Up to 10,000 steps of a scenario (`tax_code`, `meter`, `publish`, `customer`, `subscribe`, `change`, `quantity`,
     `override`, `cancel`, `top_up`, `budget`), applied as one change: all, or none and every mistake with its place.
@@ -180,9 +180,9 @@ def _resource(path: str, kind: str, words: tuple[str, str], area: str, tag: str,
 
     def create_one(
         request: Request,
+        caller: Caller = Depends(change_scope),
         form: Any = Depends(json_form),
         at: str | None = Query(None, max_length=40, description="When it takes effect; in the past, default now."),
-        caller: Caller = Depends(change_scope),
     ) -> Response:
         write = Write(request)
 
@@ -213,9 +213,9 @@ def _resource(path: str, kind: str, words: tuple[str, str], area: str, tag: str,
     def change_one(
         request: Request,
         code: str,
+        caller: Caller = Depends(change_scope),
         form: Any = Depends(json_form),
         at: str | None = Query(None, max_length=40, description="When it takes effect; in the past, default now."),
-        caller: Caller = Depends(change_scope),
     ) -> Response:
         write = Write(request)
         if _code_of(form) != code:
@@ -317,9 +317,9 @@ def list_plans(
 )
 def publish_plan(
     request: Request,
+    caller: Caller = Depends(may("catalog:write")),
     form: Any = Depends(json_form),
     at: str | None = Query(None, max_length=40, description="When it takes effect; in the past, default now."),
-    caller: Caller = Depends(may("catalog:write")),
 ) -> Response:
     """A published version never changes; running subscriptions keep theirs, new ones take the newest."""
     write = Write(request)
@@ -378,9 +378,9 @@ def list_drafts(
 def publish_draft(
     request: Request,
     code: str,
+    caller: Caller = Depends(may("catalog:write")),
     form: Any = Depends(json_form),
     at: str | None = Query(None, max_length=40, description="When it takes effect; in the past, default now."),
-    caller: Caller = Depends(may("catalog:write")),
 ) -> Response:
     """The draft becomes the plan's newest version and is gone as a draft. The body is an empty object."""
     known_keys(form, ())
@@ -419,8 +419,8 @@ def read_draft(request: Request, code: str, caller: Caller = Depends(may("catalo
 def put_draft(
     request: Request,
     code: str,
-    form: Any = Depends(json_form),
     caller: Caller = Depends(may("catalog:write")),
+    form: Any = Depends(json_form),
 ) -> Response:
     """A draft has the form of a plan and is checked like one; its meters and tax codes may still be missing."""
     write = Write(request)
@@ -512,9 +512,9 @@ def _event_of_contract(
 
     def post(
         request: Request,
+        caller: Caller = Depends(may("contracts:write")),
         form: Any = Depends(json_form),
         at: str | None = Query(None, max_length=40, description="When it happens; in the past, default now."),
-        caller: Caller = Depends(may("contracts:write")),
     ) -> Response:
         write = Write(request)
         code = form.get(key) if isinstance(form, dict) else None
