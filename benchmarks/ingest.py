@@ -101,7 +101,7 @@ async def send(url: str, key: str, waiting: list[bytes]) -> Load:
             load.events += answer.json()["accepted"]
 
     limits = httpx.Limits(max_connections=CONNECTIONS)
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, limits=limits, trust_env=False) as http:
         began = time.perf_counter()
         await asyncio.gather(*(worker(http) for _ in range(CONNECTIONS)))
