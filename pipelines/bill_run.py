@@ -109,7 +109,10 @@ class BillRunDriver:
         document_date: date | None = None,
         approve: bool = True,
     ) -> dict[str, Any]:
-        """Fix what a run rests on. With `approve` it goes on by itself once computed. Errors: InvalidInput for a date after the clock, Conflict while a run goes on."""
+        """Fix what a run rests on. With `approve` it goes on by itself once computed.
+
+        Errors: InvalidInput for a date after the clock, Conflict while a run goes on.
+        """
         self._checkpoint("before plan")
         with self._database.tenant(tenant_id) as connection:
             tenant = tenants.by_id(connection, tenant_id)
@@ -199,8 +202,12 @@ class BillRunDriver:
     def _compute(self, tenant_id: str, run: Mapping[str, Any]) -> bool:
         run_id = str(run["id"])
         with self._database.tenant(tenant_id) as connection:
-            waiting = [c["chunk"] for c in bill_runs.chunks(connection, run_id) if c["state"] == "planned"]
-        tasks = (self._task(tenant_id, run, chunk) for chunk in waiting if self._may_go_on(tenant_id, run_id))
+            found = bill_runs.chunks(connection, run_id)
+        tasks = (
+            self._task(tenant_id, run, found, chunk)
+            for chunk in range(len(found))
+            if found[chunk]["state"] == "planned" and self._may_go_on(tenant_id, run_id)
+        )
         for result in self._executor.compute(tasks):
             self._checkpoint("chunk computed")
             with self._database.tenant(tenant_id) as connection:
@@ -304,11 +311,15 @@ class BillRunDriver:
             self._checkpoint("files made")
         return False
 
-    def _task(self, tenant_id: str, run: Mapping[str, Any], chunk: int) -> ChunkTask:
+    def _task(
+        self, tenant_id: str, run: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]], chunk: int
+    ) -> ChunkTask:
         return ChunkTask(
             tenant_id,
             str(run["id"]),
             chunk,
+            sum(each["customers"] for each in chunks[:chunk]),
+            chunks[chunk]["customers"],
             run["master_number"],
             run["up_to"],
             run["made_at"],

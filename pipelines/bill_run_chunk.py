@@ -36,6 +36,8 @@ class ChunkTask:
     tenant_id: str
     run_id: str
     chunk: int
+    first: int  # place of its first customer in the order of codes
+    customers: int  # how many; both fixed by the plan, so that a newer version resumes a run with the same chunks
     master_number: int
     up_to: datetime
     made_at: datetime
@@ -60,9 +62,9 @@ class ChunkResult:
     parked: list[dict[str, str]]
 
 
-def customers_of(master: MasterData, chunk: int) -> list[str]:
+def customers_of(master: MasterData, task: ChunkTask) -> list[str]:
     """The customers of a chunk: a range of all codes in order, so chunk after chunk is in the order of numbers."""
-    return billable(master)[chunk * CUSTOMERS : (chunk + 1) * CUSTOMERS]
+    return billable(master)[task.first : task.first + task.customers]
 
 
 def billable(master: MasterData) -> list[str]:
@@ -94,7 +96,7 @@ def _compute(
     task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain
 ) -> tuple[Sequence[Document], list[dict[str, str]]]:
     master = chain.at(task.tenant_id, task.master_number)
-    customers = customers_of(master, task.chunk)
+    customers = customers_of(master, task)
     cut = Cut.from_json(task.cut)
     previous = Cut.from_json(task.previous_cut) if task.previous_cut else None
     reader = UsageLogReader(store)

@@ -20,7 +20,6 @@ from uuid import uuid4
 import polars as pl
 
 import pipelines.bill_run as bill_run
-import pipelines.bill_run_chunk as bill_run_chunk
 from actors.router import LocalUsageRouter
 from billing.usage import EVENT_SCHEMA
 from pipelines.bill_run import BillRunDriver
@@ -35,7 +34,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FEBRUARY, MARCH = date(2026, 2, 1), date(2026, 3, 1)
 
 # Chunks of three customers: a run of seven has several, with little work.
-bill_run.CUSTOMERS = bill_run_chunk.CUSTOMERS = 3  # type: ignore[misc]
+bill_run.CUSTOMERS = 3  # type: ignore[misc]
 
 _TIERS = [{"up_to": "100", "unit": "0.123"}, {"up_to": None, "unit": "0.07", "flat": "1"}]
 _PLAN = {
