@@ -6,12 +6,12 @@ rounded once (EN 16931 BR-CO-17, BG-23); lines are rounded already. Source: docs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from billing.documents import Allowance, Document, Line, TaxCategory, TaxTotal
 from billing.money import minor_digits, round_amount, split_by_largest_remainder
@@ -83,8 +83,35 @@ def assemble(
 
 
 def turn(line: Line) -> Line:
-    """The same line with turned signs."""
-    return replace(line, quantity=-line.quantity, amount=-line.amount, allowance=-line.allowance)
+    """The same line with turned signs, its explanation included."""
+    return replace(
+        line,
+        quantity=-line.quantity,
+        amount=-line.amount,
+        allowance=-line.allowance,
+        explanation=_turned(line.explanation),
+    )
+
+
+def _turned(explanation: Mapping[str, Any]) -> dict[str, Any]:
+    """Exact amount, metered quantity and the parts of the tiers with turned signs; prices and counts stay."""
+    found = dict(explanation)
+    for key in ("exact", "metered"):
+        if key in found:
+            found[key] = _negated(found[key])
+    if "tiers" in found:
+        found["tiers"] = [
+            {key: _negated(value) if key in ("quantity", "amount") else value for key, value in tier.items()}
+            for tier in found["tiers"]
+        ]
+    return found
+
+
+def _negated(number: str) -> str:
+    """A number in text (a decimal or a fraction `1/3`) with its sign turned."""
+    if number.startswith("-"):
+        return number[1:]
+    return number if Fraction(number) == 0 else f"-{number}"
 
 
 def group_nets(lines: Iterable[Line]) -> dict[Group, Decimal]:

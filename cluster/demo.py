@@ -271,7 +271,7 @@ def _watch_one(client: Client, made: Any, now: datetime) -> None:
     """A budget of which the running month has used a little more than nine tenths."""
     customer = next(customer for customer in made.customers if customer.plan == "compute")
     usage = client.get("/v1/usage", customer=customer.code)
-    cost = sum((Decimal(item["cost"]) for item in usage["items"] if item.get("cost")), Decimal(0))
+    cost = sum((Decimal(item["cost"]) for item in usage["meters"]), Decimal(0))
     budget = {
         "code": "cloud-spend",
         "customer": customer.code,

@@ -220,12 +220,16 @@ class Platform:
         self._set(demo="loading")
         try:
             loaded = load_all(self._settings, self._say_progress, sign_in=SIGN_IN)
-        except BillingError as error:
-            self._set(demo="failed", demo_error=error.detail)
-            self._say(f"the demo could not be loaded: {error.detail}")
+        except Exception as error:
+            detail = error.detail if isinstance(error, BillingError) else repr(error)
+            LOG.exception("the demo could not be loaded")
+            self._set(demo="failed", demo_error=detail)
+            self._say(f"the demo could not be loaded: {detail}")
             return
         self._set(demo="done", **loaded)
         self._say(f"demo loaded, {time.monotonic() - self._began:.0f} s after the start")
+        password = Path(loaded["sign_in"]["password_file"]).read_text().strip()
+        self._say(f"  sign in   {self._settings.url}   {SIGN_IN}   {password}")
 
     def _say_progress(self, what: str, done: int, total: int) -> None:
         self._set(demo_progress={"what": what, "done": done, "total": total})

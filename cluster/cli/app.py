@@ -99,8 +99,8 @@ def import_(
 @app.command()
 def usage(
     customer: str = typer.Option(..., help="Code of the customer."),
-    start: str = typer.Option(None, "--from", help="First day, 2026-11-01; default: the running period."),
-    end: str = typer.Option(None, "--to", help="The day after the last."),
+    since: str = typer.Option(None, help="By day, from this day on (2026-11-01); default: the running periods."),
+    until: str = typer.Option(None, help="By day, to this day, included."),
     tenant: str = Tenant,
     key: str = Key,
     url: str = Url,
@@ -109,7 +109,7 @@ def usage(
     """What a customer has used, and what it costs so far."""
     from cluster.cli import data
 
-    data.usage(customer, start, end, tenant, key, url, as_json)
+    data.usage(customer, since, until, tenant, key, url, as_json)
 
 
 @app.command()

@@ -62,18 +62,27 @@ def usage(
     url: str | None,
     as_json: bool,
 ) -> None:
-    parameters = {"customer": customer, "from": start, "to": end}
     with context.problems(), context.tenant_client(tenant, key, ["usage:read"], url) as client:
-        result = client.get("/v1/usage", **parameters)
+        if start or end:
+            parameters = {"customer": customer, "since": start or end, "until": end or start}
+            result = {"customer": customer, "days": list(client.pages("/v1/usage/days", **parameters))}
+        else:
+            result = client.get("/v1/usage", customer=customer)
     context.show(result, as_json, _print_usage)
 
 
 def _print_usage(result: dict[str, Any]) -> None:
-    rows = [
-        (item.get("meter"), item.get("subscription"), item.get("quantity"), item.get("unit"), item.get("cost"))
-        for item in result["items"]
+    if "days" in result:
+        rows = [(one["day"], one["meter"], one["events"], one["quantity"]) for one in result["days"]]
+        context.table(["day", "meter", "events", "quantity"], rows, right=["events", "quantity"])
+        return
+    lines = [
+        (one["meter"], one["subscription"], one["from"], one["to"], one["quantity"], one["cost"], one["currency"])
+        for one in result["lines"]
     ]
-    context.table(["meter", "subscription", "quantity", "unit", "cost"], rows, right=["quantity", "cost"])
+    columns = ["meter", "subscription", "from", "to", "quantity", "cost", ""]
+    context.table(columns, lines, right=["quantity", "cost"])
+    print(f"as of {result['as_of']}")  # noqa: T201
 
 
 def export(what: str, out: Path | None, tenant: str | None, key: str | None, url: str | None) -> None:
