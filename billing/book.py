@@ -16,7 +16,7 @@ from billing.contracts import FOREVER, Contract, contract, pieces_of_span
 from billing.due import BEGINNING
 from billing.master import MasterData
 from billing.periods import local_date, midnight
-from billing.rating import BILLED_SCHEMA, CONTRACTS_SCHEMA, CUTS_SCHEMA, KEYS_SCHEMA, RatingBook
+from billing.rating import BILLED_SCHEMA, CONTRACTS_SCHEMA, CUTS_SCHEMA, KEYS_SCHEMA, PAUSES_SCHEMA, RatingBook
 
 
 def rating_book(master: MasterData) -> RatingBook:
@@ -47,6 +47,7 @@ def rating_book(master: MasterData) -> RatingBook:
         timezone=timezone,
         future_limit=master.tenant.future_limit,
         rejects_late=rejects,
+        pauses=pl.DataFrame(_pauses(master), schema=PAUSES_SCHEMA, orient="row"),
         billed=pl.DataFrame(_billed_until(master) if rejects else [], schema=BILLED_SCHEMA, orient="row"),
         cuts=pl.DataFrame(sorted(set(cuts)), schema=CUTS_SCHEMA, orient="row"),
     )
@@ -58,10 +59,25 @@ def _plans_in_time(one: Contract) -> list[tuple[datetime, datetime, tuple[Charge
         return [(one.subscription.start, one.end, usage_charges(one.subscription.plan))]
     spans = [span for span in one.spans if span.charge.kind == "usage" and span.start < span.end]
     cuts = sorted({moment for span in spans for moment in (span.start, span.end)})
+    if not cuts:
+        return [(one.subscription.start, one.end, ())]  # known all the same: an event may name it
     return [
         (start, end, tuple(span.charge for span in spans if span.start <= start < span.end))
         for start, end in pairwise(cuts)
     ]
+
+
+def _pauses(master: MasterData) -> list[tuple[str, str, int, datetime, datetime]]:
+    """Subscription, meter and time of every pause."""
+    places = {code: place for place, code in enumerate(master.meters)}
+    found: list[tuple[str, str, int, datetime, datetime]] = []
+    for subscription in master.subscriptions.values():
+        if not any(step.kind == "pause" for step in subscription.steps):
+            continue
+        for start, end, plan in contract(subscription, master.tenant.timezone).pauses:
+            for meter in sorted({charge.meter for charge in usage_charges(plan)}):
+                found.append((subscription.customer, subscription.code, places[meter], start, end))
+    return found
 
 
 def usage_charges(plan: Plan) -> tuple[Charge, ...]:

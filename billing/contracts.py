@@ -36,7 +36,7 @@ class ContractStep:
 
     number: int
     at: datetime
-    kind: Literal["change", "quantity", "override", "cancel"]
+    kind: Literal["change", "quantity", "override", "cancel", "pause", "resume"]
     when: Literal["now", "period_end"] = "now"
     plan: Plan | None = None
     charge: str = ""
@@ -70,7 +70,8 @@ class Segment:
     step: int
     end_step: int
     refund_unused: bool = True  # of the cancellation that ended it
-    cancelled_now: bool = False  # ended by a cancellation that did not wait
+    cancelled_now: bool = False  # ended by a cancellation that did not wait, or by a pause
+    root: int = 0  # the segment in which its plan began: after a pause it goes on with what was agreed there
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,23 @@ class Contract:
         """The segment in force at that time; of several that begin then the last one."""
         return [segment for segment in self.segments if segment.start <= moment or not segment.index][-1]
 
+    @cached_property
+    def pauses(self) -> tuple[tuple[datetime, datetime, Plan], ...]:
+        """When nothing runs between start and end, and the plan that would."""
+        found: list[tuple[datetime, datetime, Plan]] = []
+        for segment in self.segments:
+            last = segment.index + 1 == len(self.segments)
+            following = self.end if last else self.segments[segment.index + 1].start
+            if segment.end < following:
+                found.append((segment.end, following, segment.plan))
+        return tuple(found)
+
+    @cached_property
+    def paused(self) -> bool:
+        """Whether the last step that says so is a pause."""
+        said = [step.kind for step in self.subscription.steps if step.kind in ("pause", "resume")]
+        return bool(said) and said[-1] == "pause"
+
     def owner(self, step: ContractStep) -> Segment:
         """The segment in which a step was asked for: of several that begin at one moment, its number decides."""
         found = self.segments[0]
@@ -185,33 +203,39 @@ class _Open:
     grid: Grid
     start: datetime
     step: int
+    root: int
+    paused: bool = False
 
 
 def _segments(subscription: Subscription, timezone: str) -> tuple[tuple[Segment, ...], datetime, int]:
     """Plan segments in order, the end of the contract (FOREVER) and the step that ended it.
 
     A waiting change is replaced by any later change or by a cancellation; a waiting cancellation only by a later change
-    that waits for the end of the period, too (one that takes effect now leaves the agreed end as it is).
+    that waits for the end of the period, too (one that takes effect now leaves the agreed end as it is). A pause ends a
+    segment like a cancellation with refund; the next one goes on in the same grid and plan.
     """
     first = subscription.plan
     first_grid = grid(first.interval, subscription.anchor, timezone, subscription.start)
-    running = _Open(first, first_grid, subscription.start, subscription.number)
+    running = _Open(first, first_grid, subscription.start, subscription.number, 0)
     segments: list[Segment] = []
     waiting: tuple[datetime, ContractStep] | None = None
 
     def close(moment: datetime, ending: ContractStep | None) -> None:
+        if running.paused:
+            return
         number, refund, now = 0, True, False
         if ending is not None:
             number, refund = ending.number, ending.refund_unused
-            now = ending.kind == "cancel" and ending.when == "now"
+            now = ending.kind == "pause" or (ending.kind == "cancel" and ending.when == "now")
         plan, start, step = running.plan, running.start, running.step
-        segments.append(Segment(len(segments), plan, running.grid, start, moment, step, number, refund, now))
+        place = len(segments)
+        segments.append(Segment(place, plan, running.grid, start, moment, step, number, refund, now, running.root))
 
     def begin(moment: datetime, step: ContractStep) -> _Open:
         assert step.plan is not None
         same = step.plan.interval == running.plan.interval
         new_grid = running.grid if same else grid(step.plan.interval, subscription.anchor, timezone, moment)
-        return _Open(step.plan, new_grid, moment, step.number)
+        return _Open(step.plan, new_grid, moment, step.number, len(segments), running.paused)
 
     for step in (*subscription.steps, None):
         if waiting is not None and (step is None or waiting[0] <= step.at):
@@ -223,7 +247,12 @@ def _segments(subscription: Subscription, timezone: str) -> tuple[tuple[Segment,
             running = begin(moment, waited)
         if step is None or step.kind in ("quantity", "override"):
             continue
-        if step.when == "period_end":
+        if step.kind == "pause":
+            close(step.at, step)
+            running.paused = True
+        elif step.kind == "resume":
+            running.paused, running.start, running.step = False, step.at, step.number
+        elif step.when == "period_end":
             waiting = (running.grid.at(step.at).end, step)
         elif step.kind == "cancel":
             close(step.at, step)
@@ -245,8 +274,8 @@ def _spans(contract: Contract, segment: Segment, place: int, charge: Charge) -> 
     start, end, end_step = _bounds(contract, segment, charge)
     if start > end or (charge.kind == "one_off" and segment.index):
         return
-    quantity, cuts = _cuts(contract, segment, charge, start, end)
-    current = charge
+    quantity, price, cuts = _cuts(contract, segment, charge, start, end)
+    current = charge if price is None else charge.with_price(price)
     begin, step = start, segment.step
     for moment, cut in (*cuts, (end, None)):
         paid_to = _paid_to(segment, current, moment, cut)
@@ -278,38 +307,45 @@ def _bounds(contract: Contract, segment: Segment, charge: Charge) -> tuple[datet
     """Where a charge of the segment begins and ends: with it, but for charges that wait for their next period."""
     start, end, end_step = segment.start, segment.end, segment.end_step
     following = contract.segments[segment.index + 1] if segment.index + 1 < len(contract.segments) else None
-    if _waits(charge) and following is not None:
+    if _waits(charge) and following is not None and not segment.cancelled_now:
         end = min(_boundary(segment.grid, end, segment.start), contract.end)
     if segment.index:
         before = contract.segments[segment.index - 1]
-        if _waits(charge) and any(_waits(old) and old.code == charge.code for old in before.plan.charges):
+        if before.cancelled_now:
+            if _waits(charge):  # the period in which the pause began is owed in full: go on after it
+                start = max(start, before.grid.at(before.end).end)
+        elif _waits(charge) and any(_waits(old) and old.code == charge.code for old in before.plan.charges):
             start = _boundary(before.grid, start, before.start)
     return start, end, end_step
 
 
 def _cuts(
     contract: Contract, segment: Segment, charge: Charge, start: datetime, end: datetime
-) -> tuple[Decimal, list[tuple[datetime, ContractStep]]]:
-    """The quantity at the span's start and what changes later. A quantity stays with the code, an override does not."""
+) -> tuple[Decimal, Price | None, list[tuple[datetime, ContractStep]]]:
+    """Quantity and own price at the span's start, and what changes later.
+
+    A quantity stays with the charge's code for ever, an override as long as the plan (pauses do not end it).
+    """
     subscription = contract.subscription
     quantity = subscription.quantities.get(charge.code, Decimal(1))
     if not subscription.steps or charge.kind == "one_off":
-        return quantity, []
+        return quantity, None, []
+    price: Price | None = None
     cuts: list[tuple[datetime, ContractStep]] = []
     for step in subscription.steps:
         if step.charge != charge.code or step.kind not in ("quantity", "override"):
             continue
         owner = contract.owner(step)
         moment = _boundary(owner.grid, step.at, owner.start) if _waits(charge) else step.at
-        if owner.index > segment.index or (step.kind == "override" and owner is not segment):
+        if owner.index > segment.index or (step.kind == "override" and owner.root != segment.root):
             continue
         if owner.index < segment.index and moment <= start:
-            assert step.quantity is not None
-            quantity = step.quantity
+            quantity = step.quantity if step.quantity is not None else quantity
+            price = step.price if step.price is not None else price
         elif start <= moment < end or (owner is segment and moment == end == step.at):
             cuts.append((moment, step))
     cuts.sort(key=lambda cut: (cut[0], cut[1].number))
-    return quantity, cuts
+    return quantity, price, cuts
 
 
 def _paid_to(segment: Segment, charge: Charge, end: datetime, cut: ContractStep | None) -> datetime:

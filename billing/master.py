@@ -31,7 +31,7 @@ from billing.catalog import (
     parse_tax_code,
     price_misfit,
 )
-from billing.contracts import ContractStep, Discount, Subscription, ended_at, plan_at
+from billing.contracts import ContractStep, Discount, Subscription, contract, ended_at, plan_at
 from billing.errors import InvalidInput, NotFound
 from billing.forms import Form, Mistakes
 from billing.money import minor_digits
@@ -92,6 +92,8 @@ STEPS_OF_MASTER_DATA = frozenset(
         "quantity",
         "override",
         "cancel",
+        "pause",
+        "resume",
         "top_up",
         "budget",
         "ad_hoc",
@@ -305,7 +307,7 @@ def _concerns(step: Mapping[str, Any], customers: set[str], subscriptions: set[s
     for kind in ("subscribe", "top_up", "budget", "ad_hoc"):
         if kind in step:
             return step[kind].get("customer") in customers
-    for kind in ("change", "quantity", "override", "cancel"):
+    for kind in ("change", "quantity", "override", "cancel", "pause", "resume"):
         if kind in step:
             return step[kind].get("subscription") in subscriptions
     return True
@@ -541,6 +543,22 @@ class _Builder:
         when_ = cast("Literal['now', 'period_end']", when)
         self._add(subscription, ContractStep(self.step_count, at, "cancel", when_, refund_unused=refund))
 
+    def _pause(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
+        subscription = self._running(form, at)
+        form.done()
+        if subscription is not None and contract(subscription, self.timezone).paused:
+            form.wrong("subscription", f"{subscription.code!r} is paused already")
+        if not mistakes.errors and subscription is not None:
+            self._add(subscription, ContractStep(self.step_count, at, "pause"))
+
+    def _resume(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
+        subscription = self._running(form, at)
+        form.done()
+        if subscription is not None and not contract(subscription, self.timezone).paused:
+            form.wrong("subscription", f"{subscription.code!r} is not paused")
+        if not mistakes.errors and subscription is not None:
+            self._add(subscription, ContractStep(self.step_count, at, "resume"))
+
     def _quantity(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         subscription = self._running(form, at)
         charge = form.code("charge")
@@ -565,6 +583,8 @@ class _Builder:
         charge = self._has_charge(form, subscription, charge_code, at)
         if charge is None:
             return
+        if contract(subscription, self.timezone).paused:
+            return form.wrong("subscription", f"{subscription.code!r} is paused: resume it first")
         misfit = price_misfit(price, self.meters[charge.meter]) if charge.kind == "usage" else None
         if misfit is not None:
             return form.wrong("price", misfit)

@@ -33,6 +33,9 @@ CONTRACTS_SCHEMA = pl.Schema(
 )
 BILLED_SCHEMA = pl.Schema({"subscription": pl.String, "until": INSTANT})
 CUTS_SCHEMA = pl.Schema({"customer": pl.String, "at": INSTANT})
+PAUSES_SCHEMA = pl.Schema(
+    {"customer": pl.String, "subscription": pl.String, "meter": pl.UInt32, "start": INSTANT, "end": INSTANT}
+)
 _NO_KEYS: Mapping[str, Any] = {}
 
 
@@ -54,10 +57,24 @@ class RatingBook:
     rejects_late: bool = False
     billed: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=BILLED_SCHEMA))
     cuts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CUTS_SCHEMA))
+    pauses: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PAUSES_SCHEMA))  # `meter` by its place
 
     @cached_property
     def meter_places(self) -> dict[str, int]:
         return {meter.code: place for place, meter in enumerate(self.meters)}
+
+    @cached_property
+    def meter_tables(self) -> dict[str, _TypeMeters]:
+        return _meter_tables(enumerate(self.meters))
+
+    @cached_property
+    def properties(self) -> dict[str, set[str]]:
+        return self.charges.properties(self.meters)
+
+    @cached_property
+    def live_meters(self) -> list[tuple[_LiveMeter, pl.Series]]:
+        """What live state keeps, and the meters of which it keeps that."""
+        return _live_meters(self)
 
     @cached_property
     def charges(self) -> _Charges:
@@ -194,14 +211,15 @@ def classify(events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.S
     frame = frame.with_columns(new=pl.lit(True) if new is None else new)
     count = frame.height
     missing, invalid = _flags(count), _flags(count)
-    late, no_price = _flags(count), _flags(count)
+    late, no_price, paused = _flags(count), _flags(count), _flags(count)
     ask = _ContractQuestions(book, frame)
-    for usage in _measured(frame, book.meters, ask.properties):
+    for usage in _measured(frame, book.meter_tables, ask.properties):
         missing |= _marked(usage.pairs.filter("missing"), count)
         invalid |= _marked(usage.pairs.filter("invalid"), count)
         answers = ask.about(usage)
         missing, invalid = missing | answers[0], invalid | answers[1]
         late, no_price = late | answers[2], no_price | answers[3]
+        paused |= ask.paused(usage)
     types = pl.Series([meter.event_type for meter in book.meters], dtype=pl.String).unique()
     reasons = (
         (Reason.UNKNOWN_CUSTOMER, pl.col("owner").is_null()),
@@ -212,6 +230,7 @@ def classify(events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.S
         (Reason.FUTURE, pl.col("time") > pl.lit(now + book.future_limit, INSTANT)),
         (Reason.LATE, pl.lit(late) & pl.col("new")),
         (Reason.NO_PRICE, pl.lit(no_price)),
+        (Reason.PAUSED, pl.lit(paused)),
     )
     verdict = pl.lit(None, pl.String)
     for reason, holds in reversed(reasons):
@@ -233,7 +252,7 @@ class _ContractQuestions:
         contracts = book.contracts.join(owners, on="customer", how="semi")
         pieces = contracts.join(asked, on="plan", how="inner") if asked.height else contracts.clear()
         self._pieces = pieces.with_row_index("piece") if pieces.height else None
-        self.properties = charges.properties(book.meters) if self._pieces is not None else {}
+        self.properties = book.properties if self._pieces is not None else {}
 
     def about(self, usage: _Usage) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
         none = _flags(self._count)
@@ -264,6 +283,17 @@ class _ContractQuestions:
             missing = missing | _marked(group.filter(lacking), self._count)
             invalid = invalid | _marked(group.filter(~lacking & numbers(texts).is_null()), self._count)
         return missing, invalid, late, no_price
+
+    def paused(self, usage: _Usage) -> pl.Series:
+        """Events of a time in which a subscription that they would count for is paused."""
+        if self._book.pauses.height == 0:
+            return _flags(self._count)
+        pauses = self._book.pauses.rename({"customer": "owner", "subscription": "of_subscription"})
+        met = usage.with_events(usage.pairs, ("owner", "subscription", "time")).join(
+            pauses, on=["owner", "meter"], how="inner"
+        )
+        inside = (pl.col("time") >= pl.col("start")) & (pl.col("time") < pl.col("end"))
+        return _marked(met.filter(_counts_for() & inside), self._count)
 
 
 _END = pl.lit(datetime(9999, 12, 31), INSTANT)
@@ -303,86 +333,93 @@ class _Usage:
         return pairs.with_columns(self.events.select(columns)[pairs["place"]])
 
 
+class _TypeMeters:
+    """The meters of one event type as tables: filters by the properties that they look at, values by property."""
+
+    def __init__(self, meters: Sequence[tuple[int, Meter]]) -> None:
+        self.names = {name for _, meter in meters for name, _ in meter.filter}
+        self.names |= {meter.value for _, meter in meters if meter.value}
+        self.unfiltered = [number for number, meter in meters if not meter.filter]
+        by_filter: dict[tuple[str, ...], list[tuple[int, Meter]]] = {}
+        kinds: dict[tuple[str | None, str], list[int]] = {}
+        for number, meter in meters:
+            kinds.setdefault((meter.value, meter.aggregation), []).append(number)
+            if meter.filter:
+                by_filter.setdefault(tuple(name for name, _ in meter.filter), []).append((number, meter))
+        self.filters = {names: _filter_table(names, alike) for names, alike in by_filter.items()}
+        self.kinds = [(key, pl.Series(numbers_of, dtype=pl.UInt32)) for key, numbers_of in kinds.items()]
+
+
+def _filter_table(names: Sequence[str], meters: Sequence[tuple[int, Meter]]) -> pl.DataFrame:
+    """One row per meter and combination of values that its filter lets pass."""
+    table = pl.DataFrame(
+        [(number, *(list(values) for _, values in meter.filter)) for number, meter in meters],
+        schema={"meter": pl.UInt32, **{name: pl.List(pl.String) for name in map(_dim, names)}},
+        orient="row",
+    )
+    for name in names:
+        table = table.explode(_dim(name))
+    return table
+
+
+def _meter_tables(meters: Iterable[tuple[int, Meter]]) -> dict[str, _TypeMeters]:
+    """Tables by event type; the numbers are what the meters are called in the result."""
+    by_type: dict[str, list[tuple[int, Meter]]] = {}
+    for number, meter in meters:
+        by_type.setdefault(meter.event_type, []).append((number, meter))
+    return {event_type: _TypeMeters(of_type) for event_type, of_type in by_type.items()}
+
+
 def _measured(
-    events: pl.DataFrame, meters: Sequence[Meter], properties: Mapping[str, Iterable[str]] = _NO_KEYS
+    events: pl.DataFrame, tables: Mapping[str, _TypeMeters], properties: Mapping[str, Iterable[str]] = _NO_KEYS
 ) -> Iterator[_Usage]:
     """Each event type with a meter: which meters take which events, and the values they measure."""
-    by_type: dict[str, list[tuple[int, Meter]]] = {}
-    for place, meter in enumerate(meters):
-        by_type.setdefault(meter.event_type, []).append((place, meter))
-    single = len(by_type) == 1 and events.height > 0 and bool((events["type"] == next(iter(by_type))).all())
-    for event_type, of_type in by_type.items():
-        chosen = events if single else events.filter(pl.col("type") == event_type)
-        if chosen.height == 0:
+    present: list[str] = events["type"].unique().to_list()
+    for event_type in present:
+        meters = tables.get(event_type)
+        if meters is None:
             continue
-        names = {name for _, meter in of_type for name, _ in meter.filter}
-        names |= {meter.value for _, meter in of_type if meter.value}
-        names |= set(properties.get(event_type, ()))
-        texts = property_texts(chosen["data"], names)
-        pairs = _with_values(_filtered(chosen, texts, of_type), texts, of_type)
-        yield _Usage(chosen, texts, pairs)
+        chosen = events if len(present) == 1 else events.filter(pl.col("type") == event_type)
+        texts = property_texts(chosen["data"], meters.names | set(properties.get(event_type, ())))
+        yield _Usage(chosen, texts, _with_values(_filtered(chosen, texts, meters), texts, meters))
 
 
-def _filtered(
-    events: pl.DataFrame, texts: Mapping[str, pl.Series], meters: Sequence[tuple[int, Meter]]
-) -> pl.DataFrame:
+def _filtered(events: pl.DataFrame, texts: Mapping[str, pl.Series], meters: _TypeMeters) -> pl.DataFrame:
     """Event and meter, where the meter's filter lets the event pass. One join for all meters that filter alike."""
     places = events.select("row").with_row_index("place")
-    found: list[pl.DataFrame] = []
-    by_filter: dict[tuple[str, ...], list[tuple[int, Meter]]] = {}
-    for number, meter in meters:
-        by_filter.setdefault(tuple(name for name, _ in meter.filter), []).append((number, meter))
-    for names, alike in by_filter.items():
-        if not names:
-            found += [places.with_columns(meter=pl.lit(number, pl.UInt32)) for number, _ in alike]
-            continue
-        table = pl.DataFrame(
-            [(number, *(list(values) for _, values in meter.filter)) for number, meter in alike],
-            schema={"meter": pl.UInt32, **{name: pl.List(pl.String) for name in names}},
-            orient="row",
-        )
-        for name in names:
-            table = table.explode(name)
-        columns = places.with_columns(texts[name].alias(name) for name in names)
-        found.append(columns.join(table, on=list(names), how="inner").select("place", "row", "meter"))
+    found = [places.with_columns(meter=pl.lit(number, pl.UInt32)) for number in meters.unfiltered]
+    for names, table in meters.filters.items():
+        columns = places.with_columns(texts[name].alias(_dim(name)) for name in names)
+        found.append(columns.join(table, on=list(map(_dim, names)), how="inner").select("place", "row", "meter"))
     return pl.concat(found)
 
 
-def _with_values(
-    pairs: pl.DataFrame, texts: Mapping[str, pl.Series], meters: Sequence[tuple[int, Meter]]
-) -> pl.DataFrame:
-    kinds: dict[tuple[str | None, str], list[int]] = {}
-    for number, meter in meters:
-        kinds.setdefault((meter.value, meter.aggregation), []).append(number)
+def _with_values(pairs: pl.DataFrame, texts: Mapping[str, pl.Series], meters: _TypeMeters) -> pl.DataFrame:
     parsed: dict[str, pl.Series] = {}
     found: list[pl.DataFrame] = []
-    for (name, aggregation), numbers_of in kinds.items():
-        group = pairs
-        if len(kinds) > 1:
-            group = pairs.filter(pl.col("meter").is_in(pl.Series(numbers_of, dtype=pl.UInt32).implode()))
+    for (name, aggregation), numbers_of in meters.kinds:
+        group = pairs if len(meters.kinds) == 1 else pairs.filter(pl.col("meter").is_in(numbers_of.implode()))
         if group.height == 0:
             continue
-        value = pl.Series("value", [None], dtype=NUMBER)
-        text = pl.Series("text", [None], dtype=pl.String)
-        if name is not None and aggregation == "unique_count":
-            text = texts[name].gather(group["place"]).alias("text")
-        elif name is not None:
-            if name not in parsed:
-                parsed[name] = numbers(texts[name])
-            value = parsed[name].gather(group["place"]).alias("value")
-        lacking = pl.lit(False) if name is None else texts[name].gather(group["place"]).is_null()
-        wrong = pl.lit(False) if name is None or aggregation == "unique_count" else value.is_null() & ~lacking
+        value: pl.Series | pl.Expr = pl.lit(None, NUMBER)
+        text: pl.Series | pl.Expr = pl.lit(None, pl.String)
+        missing: pl.Series | pl.Expr = pl.lit(False)
+        invalid: pl.Series | pl.Expr = pl.lit(False)
+        if name is not None:
+            given = texts[name].gather(group["place"])
+            missing = given.is_null()
+            if aggregation == "unique_count":
+                text = given
+            else:
+                if name not in parsed:
+                    parsed[name] = numbers(texts[name])
+                value = parsed[name].gather(group["place"])
+                invalid = value.is_null() & ~missing
+        aggregation_column = pl.lit(aggregation, AGGREGATION)
         found.append(
-            group.with_columns(
-                aggregation=pl.lit(aggregation, AGGREGATION),
-                value=value if value.len() == group.height else pl.lit(None, NUMBER),
-                text=text if text.len() == group.height else pl.lit(None, pl.String),
-                missing=lacking,
-                invalid=wrong,
-            )
+            group.with_columns(aggregation=aggregation_column, value=value, text=text, missing=missing, invalid=invalid)
         )
-    schema = {**pairs.schema, **_VALUES_SCHEMA}
-    return pl.concat(found) if found else pl.DataFrame(schema=schema)
+    return pl.concat(found) if found else pl.DataFrame(schema={**pairs.schema, **_VALUES_SCHEMA})
 
 
 _VALUES_SCHEMA = {
@@ -562,10 +599,9 @@ class _Pieces:
         fan_out = self.frame.group_by(_owner_and_meter()).len()["len"].max() if pieces else 1
         assert isinstance(fan_out, int)
         self.batch_rows = max(BATCH_ROWS // fan_out, 50_000)
-        used = self.frame["meter"].unique()
-        self.used_meters = [
-            self.meters[int(place)] if place in set(used) else None for place in range(len(self.meters))
-        ]
+        used: list[int] = self.frame["meter"].unique().to_list()
+        self.meter_tables = _meter_tables((place, self.meters[place]) for place in used)
+        self.properties = self.charges.properties(self.meters)
 
 
 def _shared(values: Sequence[Any], dtype: Any) -> pl.Series:
@@ -590,15 +626,12 @@ def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.Da
     )["owner"]
     frame = events.select(EVENT_SCHEMA.names()).with_columns(owners)
     frame = (frame.filter(owners.is_not_null()) if owners.null_count() else frame).with_row_index("row")
-    wanted = [meter for meter in table.used_meters if meter is not None]
-    renumber = pl.Series([place for place, meter in enumerate(table.used_meters) if meter is not None], dtype=pl.UInt32)
     pieces = table.frame.select(_owner_and_meter(), "piece", "of_subscription", "charge", "start", "end", "is_level")
     kinds = _row_kinds(table.charges)
     states: list[MeterState] = []
     singles: list[pl.DataFrame] = []
-    for usage in _measured(frame, wanted, table.charges.properties(table.meters)):
+    for usage in _measured(frame, table.meter_tables, table.properties):
         pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
-        pairs = pairs.with_columns(meter=renumber.gather(pairs["meter"]))
         met = (
             usage.with_events(pairs, ("owner", "subscription", *EVENT_ORDER))
             .with_columns(_owner_and_meter())
@@ -753,17 +786,19 @@ def fold_days(events: pl.DataFrame, book: RatingBook) -> LiveState:
     first price per event on a meter, or a cut of time inside a day (`book.cuts`) needs the affected keys folded again.
     """
     frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
-    wanted = _live_meters(book)
+    codes = pl.Series([meter.code for meter in book.meters], dtype=pl.String)
     found: list[pl.DataFrame] = []
-    for usage in _measured(frame, book.meters, book.charges.properties(book.meters)):
+    for usage in _measured(frame, book.meter_tables, book.properties):
         pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
         met = usage.with_events(pairs, ("customer", "subscription", *EVENT_ORDER))
-        for (meter,), group in met.group_by("meter"):
-            live = wanted[int(str(meter))]
+        for live, meters in book.live_meters:
+            group = met.filter(pl.col("meter").is_in(meters.implode())) if len(book.live_meters) > 1 else met
+            if group.height == 0:
+                continue
             texts = {name: usage.texts[name].gather(group["place"]).alias(name) for name in live.dimensions}
             group = group.with_columns(
                 key=pl.col("customer"),
-                meter=pl.lit(live.code),
+                meter=codes.gather(group["meter"]),
                 measure=pl.lit(""),
                 dimensions=_json_objects(texts, group.height),
                 keep=pl.lit(live.keep),
@@ -850,29 +885,28 @@ def _live_singles(table: _Pieces, met: pl.DataFrame, runs: pl.DataFrame) -> pl.D
 class _LiveMeter:
     """What the live state keeps of a meter: dimensions and amounts that prices look at, and whether single events."""
 
-    code: str
+    event_type: str
     dimensions: tuple[str, ...]
     amounts: tuple[str, ...]
     keep: bool
 
 
-def _live_meters(book: RatingBook) -> list[_LiveMeter]:
+def _live_meters(book: RatingBook) -> list[tuple[_LiveMeter, pl.Series]]:
     by_meter: dict[str, list[Charge]] = {}
     for charge in book.charges.charges:
         by_meter.setdefault(charge.meter, []).append(charge)
-    found: list[_LiveMeter] = []
-    for meter in book.meters:
+    found: dict[_LiveMeter, list[int]] = {}
+    for number, meter in enumerate(book.meters):
         charges = by_meter.get(meter.code, [])
         prices = [row.price for charge in charges for row in charge.rows]
-        found.append(
-            _LiveMeter(
-                meter.code,
-                tuple(sorted({name for charge in charges for name in charge.price_by})),
-                tuple(sorted({price.property for price in prices if isinstance(price, EventAmount)})),
-                any(price.model in ("percentage", "bands") for price in prices),
-            )
+        kept = _LiveMeter(
+            meter.event_type,
+            tuple(sorted({name for charge in charges for name in charge.price_by})),
+            tuple(sorted({price.property for price in prices if isinstance(price, EventAmount)})),
+            any(price.model in ("percentage", "bands") for price in prices),
         )
-    return found
+        found.setdefault(kept, []).append(number)
+    return [(kept, pl.Series(numbers_of, dtype=pl.UInt32)) for kept, numbers_of in found.items()]
 
 
 _LIVE_ROW = pl.Schema({

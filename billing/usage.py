@@ -49,3 +49,4 @@ class Reason(str, Enum):
     FUTURE = "future"
     LATE = "late"
     NO_PRICE = "no_price"
+    PAUSED = "paused"  # a subscription that it would count for is paused at its time

@@ -19,6 +19,7 @@ from billing.documents import Document
 from billing.master import MasterData
 from billing.money import round_amount
 from billing.periods import days_between, grid, parse_moment
+from billing.rating import classify
 from billing.scenario import documents_of
 from billing.usage import EVENT_SCHEMA
 
@@ -56,9 +57,14 @@ def lives(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         discounts.append({"amount": "7.77", "times": "2"})
     anchor = draw(st.sampled_from(["calendar", "anniversary"]))
     steps: list[dict[str, Any]] = []
-    for moment in sorted(draw(st.lists(days, max_size=4))):
-        kind = draw(st.sampled_from(["change", "quantity", "usage", "usage"]))
+    paused = False
+    for moment in sorted(draw(st.lists(days, max_size=5))):
+        kind = draw(st.sampled_from(["change", "quantity", "usage", "usage", "pause"]))
         at = day(moment)
+        if kind == "pause":
+            steps.append({"at": at, "resume" if paused else "pause": {"subscription": "s"}})
+            paused = not paused
+            continue
         if kind == "change":
             when = draw(st.sampled_from(["now", "period_end"]))
             steps.append({"at": at, "change": {"subscription": "s", "plan": draw(st.sampled_from("pq")), "when": when}})
@@ -303,6 +309,7 @@ def as_the_platform_bills(form: dict[str, Any]) -> list[Document]:
         late_since = min((event["time"] for event in events[fresh:]), default=None)
         since = events_needed_from(master, customers, up_to, late_since)
         needed = [event for event in events if event["time"] >= since]
+        table = pl.DataFrame(needed, schema=EVENT_SCHEMA, orient="row")
         recent = [
             b
             for b in made
@@ -314,7 +321,7 @@ def as_the_platform_bills(form: dict[str, Any]) -> list[Document]:
             up_to=up_to,
             now=now,
             billed=recent,
-            events=pl.DataFrame(needed, schema=EVENT_SCHEMA, orient="row"),
+            events=table.filter(classify(table, master.rating_book(), now).is_null()),
             events_from=since,
         )
         assert result.parked == ()

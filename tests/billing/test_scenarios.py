@@ -113,6 +113,8 @@ CHANGES: list[tuple[str, list[dict[str, Any]]]] = [
             for u in ("1", "2")
         ],
     ),
+    ("is not paused", [{"at": "2026-01-05", "resume": {"subscription": "s"}}]),
+    ("is paused already", [{"at": "2026-01-05", "pause": {"subscription": "s"}} for _ in range(2)]),
     ("belongs to customer", [{"at": "2026-01-05", "customer": {"code": "d", "keys": ["c"]}}]),
 ]
 
