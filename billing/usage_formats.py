@@ -42,6 +42,7 @@ CONTENT_TYPES = (*sorted(NDJSON_TYPES), JSON_TYPE, CLOUD_EVENT_TYPE, CLOUD_BATCH
 REJECT_SCHEMA = pl.Schema(
     {"position": pl.UInt32, "reason": pl.String, "detail": pl.String, "pointer": pl.String, "id": pl.String}
 )
+_NUMBER = r"[:\[,] -?[0-9]|\[-?[0-9]"  # a JSON number in the form in which Polars writes `data`
 _TEXTS = ("source", "id", "type", "customer", "subscription", "time")
 _TEXT_SCHEMA = pl.Schema(dict.fromkeys(EVENT_SCHEMA, pl.String))
 _NDJSON = pl.Schema(dict.fromkeys((*_TEXTS, "data"), pl.String))
@@ -155,8 +156,37 @@ def _columnar(body: bytes, schema: pl.Schema, events_max: int, *, cloud: bool) -
         return None
     if b"\\" in body and bool(table["data"].str.contains(r"[\x00-\x1f]").any()):
         return None  # Polars writes such characters of `data` unescaped, which is no JSON any more
-    agrees = _cloud_agrees(table, body) if cloud else _native_agrees(table, body)
+    agrees = _cloud_agrees(table, body) if cloud else _lengths_agree(table, body) or _native_agrees(table, body)
     return table if agrees else None
+
+
+def _lengths_agree(table: pl.DataFrame, body: bytes) -> bool:
+    """Does the body have the very length that these columns take up in JSON, with or without blanks?
+
+    Holds only where `data` comes back from Polars letter by letter: no escapes, no numbers. Then an unknown key, a
+    null, a number in place of a text make another length; it is the quickest proof there is.
+    """
+    if b"\\" in body or bool(table["data"].str.contains(_NUMBER).any()):
+        return False
+    data = pl.col("data")
+    counts = table.select(
+        *(pl.col(name).is_not_null().sum().alias(name) for name in table.columns),
+        bytes=pl.sum_horizontal(pl.col(name).str.len_bytes().sum() for name in table.columns),
+        objects=data.str.starts_with("{").sum(),
+        keys=data.str.count_matches('": ', literal=True).sum(),
+        commas=data.str.count_matches(", ", literal=True).sum(),
+    ).row(0, named=True)
+    rows = table.height
+    given = {name: int(counts[name]) for name in table.columns}
+    if given["data"] != int(counts["objects"]):
+        return False
+    fields = sum(given.values())
+    punctuation = sum(count * (len(name) + 3) for name, count in given.items()) + (fields - rows) + 2 * rows
+    quotes = 2 * (fields - given["data"])
+    newlines = rows - (not body.endswith(b"\n"))
+    spaced = int(counts["bytes"]) + punctuation + quotes + newlines + fields + (fields - rows)
+    compact = spaced - fields - (fields - rows) - int(counts["keys"]) - int(counts["commas"])
+    return len(body) in (compact, spaced)
 
 
 def _native_agrees(table: pl.DataFrame, body: bytes) -> bool:
@@ -206,7 +236,7 @@ def _cloud_agrees(table: pl.DataFrame, body: bytes) -> bool:
 
 def _has_long_numbers(data: pl.Series, body: bytes) -> bool:
     """Is there a JSON number that a float may not hold exactly: above 15 digits, or a three-digit exponent?"""
-    if not bool(data.str.contains(r"[:\[,] -?[0-9]|\[-?[0-9]").any()):
+    if not bool(data.str.contains(_NUMBER).any()):
         return False  # decimals came as strings, as clients are told to send them
     text = pl.Series([body.decode("utf-8", "replace")])  # Rust's regex: five times as fast as `re` over bytes
     return bool(text.str.contains(r"[:\[,]\s*-?[0-9][0-9.]{15}|[0-9][eE][+-]?[0-9]{3}").item())
@@ -376,7 +406,10 @@ def _binary(body: bytes, kind: str, attributes: Mapping[str, str]) -> _Raw:
 # --- the rules of the door, in columns
 
 _FIELD_RULES = ("source", "id", "type", "customer", "time")
-_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+_TIME = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?"
+    r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
 _FIRST, _LAST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -402,13 +435,7 @@ def _finish(raw: _Raw, *, cloud: bool = False) -> ParsedUsage:
         named = pl.col("customer")
     table = table.with_columns(customer=named, place=raw.positions)
     if table.schema["time"] == pl.String:
-        table = table.with_columns(
-            at=pl.when(pl.col("time").str.contains(_TIME)).then(
-                pl.concat_str(
-                    pl.col("time").str.slice(0, 10), pl.lit("T"), pl.col("time").str.slice(11).str.to_uppercase()
-                ).str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False)
-            )
-        )
+        table = table.with_columns(_instants(table["time"]).alias("at"))
     else:
         table = table.with_columns(at=pl.col("time"))
     for name in _FIELD_RULES[:4]:
@@ -462,6 +489,35 @@ def _finish(raw: _Raw, *, cloud: bool = False) -> ParsedUsage:
         unread = pl.DataFrame(raw.rejects, schema=REJECT_SCHEMA, orient="row")
         rejects = pl.concat([rejects, unread]).sort("position")
     return ParsedUsage(events, good["place"], rejects, raw.total)
+
+
+def _instants(times: pl.Series) -> pl.Series:
+    """RFC 3339 texts as instants, null where one is none; digits beyond the microsecond are cut off.
+
+    Polars has a quick way for `%Y-%m-%dT%H:%M:%S` alone (six times as fast as the same with fraction and offset), so
+    these two are taken by their places at the end of the text.
+    """
+    text = pl.col("time")
+    tail = text.str.slice(19)
+    lazy = pl.DataFrame({"time": times}).with_columns(good=text.str.contains(_TIME))
+    local = text.str.slice(0, 19).str.to_datetime("%Y-%m-%dT%H:%M:%S", time_unit="us", strict=False, cache=False)
+    table = lazy.with_columns(local=local)
+    if table.select((pl.col("local").is_null() & pl.col("good")).any()).item():  # `t` or a blank, or 30 February
+        spelled = pl.concat_str(text.str.slice(0, 10), pl.lit("T"), text.str.slice(11, 8))
+        parsed = spelled.str.to_datetime("%Y-%m-%dT%H:%M:%S", time_unit="us", strict=False, cache=False)
+        table = table.with_columns(local=parsed)
+    number = pl.Int64
+    hours, minutes = tail.str.slice(-5, 2), tail.str.slice(-2, 2)
+    seconds = hours.cast(number, strict=False) * 3600 + minutes.cast(number, strict=False) * 60
+    offset = pl.when(tail.str.slice(-1).is_in(["Z", "z"])).then(0).otherwise(
+        pl.when(tail.str.slice(-6, 1) == "-").then(-seconds).otherwise(seconds)
+    )  # fmt: skip
+    instant = pl.col("local") - pl.duration(seconds=offset)
+    if table.select(tail.str.starts_with(".").any()).item():
+        fraction = tail.str.extract(r"^\.([0-9]{1,6})").str.pad_end(6, "0").cast(number, strict=False)
+        instant = instant + pl.duration(microseconds=fraction.fill_null(0))
+    made = pl.when(pl.col("good")).then(instant).dt.replace_time_zone("UTC").alias("time")
+    return table.select(made).to_series()
 
 
 def _too_deep(data: pl.Series) -> list[str]:
