@@ -22,6 +22,7 @@ from storage.usage_log.partitions import EventIds
 Codes = npt.NDArray[np.uint8]
 REASONS: tuple[Reason, ...] = tuple(Reason)
 NO_REASON = 255
+UNJUDGED = 252  # as a reason inside a shard: stored, and nobody could say whether it can be rated; suspended
 OVERLOADED = 253  # as a verdict: the tenant's queue is full; nothing was stored
 NOT_OWNED = 254  # as a verdict: this shard does not own the row's partition; nothing was stored
 

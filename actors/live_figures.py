@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from actors.batches import NO_REASON, REASONS
+from actors.batches import NO_REASON, REASONS, UNJUDGED
 from billing.catalog import EventAmount
-from billing.errors import BillingError, NotFound, Unavailable
+from billing.errors import NotFound, Unavailable
 from billing.master import MasterData
 from billing.rating import LiveState, RatingBook, classify, fold_days, merge_live
 from billing.usage import EVENT_SCHEMA, Reason
@@ -36,8 +36,6 @@ FOLD_EVERY_S = 0.5
 MASTER_AGE_S_MAX = 1.0
 UNKNOWN_CUSTOMER = REASONS.index(Reason.UNKNOWN_CUSTOMER)
 _CODES = {reason.value: code for code, reason in enumerate(REASONS)}
-# Usage that will count as soon as master data name its customer, subscription or price is folded by its key now.
-_NEVER_FOLDED = pl.Series([Reason.LATE.value, Reason.MISSING_PROPERTY.value, Reason.INVALID_VALUE.value])
 
 
 class MasterSource(Protocol):
@@ -92,10 +90,14 @@ class LiveFigures:
         self, tenant_id: str, events: pl.DataFrame, now_us: int, master_number: int | None
     ) -> npt.NDArray[np.uint8]:
         """One reason code a row, NO_REASON where it can be rated now."""
-        book = self._book(tenant_id, master_number or 0)
-        if book is None:
-            return np.full(events.height, UNKNOWN_CUSTOMER, np.uint8)
-        reasons = classify(events, book.book, instant_of(now_us)).cast(pl.String)
+        try:
+            book = self._book(tenant_id, master_number or 0)
+            if book is None:
+                return np.full(events.height, UNKNOWN_CUSTOMER, np.uint8)
+            reasons = classify(events, book.book, instant_of(now_us)).cast(pl.String)
+        except Exception as error:  # noqa: BLE001 - a fault in rating must not stop ingest: the log is the truth
+            self.last_error = f"{type(error).__name__}: {error}"
+            return np.full(events.height, UNJUDGED, np.uint8)
         codes = reasons.replace_strict(_CODES, default=NO_REASON, return_dtype=pl.UInt8)
         return codes.to_numpy()
 
@@ -185,8 +187,8 @@ class LiveFigures:
                     if book is not None:
                         self._fold(tenant_id, tenant, book)
                     self.last_error = ""
-                except BillingError as error:  # the store is away: the next round, or the next query, tries again
-                    self.last_error = f"{error.code}: {error.detail}"
+                except Exception as error:  # noqa: BLE001 - the next round, or the next query, tries again
+                    self.last_error = f"{type(error).__name__}: {error}"
 
     def _fold(self, tenant_id: str, tenant: _Tenant, book: _Book) -> int:
         """Bring a tenant's state up to what was committed before; returns the number it then has."""
@@ -199,28 +201,30 @@ class LiveFigures:
             with self._lock:
                 pending, pending_from, number = tenant.pending, tenant.pending_from, self._number
                 tenant.pending, tenant.pending_rows, tenant.pending_from = [], 0, number
-            if tenant.folded_to < pending_from:
-                self._fold_from_log(tenant_id, tenant, book, pending_from)
-            rows = [frame for at, frame in pending if at > tenant.folded_to]
+            # On a copy: a fold that fails in the middle leaves the state as it was, and the next reads the log.
+            parts, folded_to = list(tenant.parts), tenant.folded_to
+            if folded_to < pending_from:
+                self._fold_from_log(tenant_id, parts, book, folded_to + 1, pending_from)
+                folded_to = pending_from
+            rows = [frame for at, frame in pending if at > folded_to]
             if rows:
-                _add(tenant, pl.concat(rows), book)
-            tenant.folded_to = number
+                _add(parts, pl.concat(rows), book)
+            tenant.parts, tenant.folded_to = parts, number
             return number
 
-    def _fold_from_log(self, tenant_id: str, tenant: _Tenant, book: _Book, last: int) -> None:
+    def _fold_from_log(self, tenant_id: str, parts: list[LiveState], book: _Book, first: int, last: int) -> None:
         waiting: list[pl.DataFrame] = []
         rows = 0
-        for segment in walk(self._store, self._lane, tenant.folded_to + 1, last):
+        for segment in walk(self._store, self._lane, first, last):
             if tenant_id in segment.head.counters:
                 part = segment.rows().filter(pl.col("tenant") == tenant_id)
                 waiting.append(part)
                 rows += part.height
             if rows >= FOLD_ROWS:
-                _add(tenant, pl.concat(waiting), book)
+                _add(parts, pl.concat(waiting), book)
                 waiting, rows = [], 0
         if waiting:
-            _add(tenant, pl.concat(waiting), book)
-        tenant.folded_to = last
+            _add(parts, pl.concat(waiting), book)
 
     def _book(self, tenant_id: str, at_least: int) -> _Book | None:
         """The newest book this process knows, looked up again after a second or when a newer number is named."""
@@ -242,14 +246,14 @@ class LiveFigures:
         return fresh
 
 
-def _add(tenant: _Tenant, rows: pl.DataFrame, book: _Book) -> None:
+def _add(parts: list[LiveState], rows: pl.DataFrame, book: _Book) -> None:
     """Fold rows and merge what has about the same size, so that a row is merged few times."""
     usage = rows.filter(pl.col("kind") == int(RowKind.USAGE)).select(EVENT_SCHEMA.names())
     for start in range(0, usage.height, FOLD_ROWS):
-        tenant.parts.append(fold_days(usage.slice(start, FOLD_ROWS), book.book))
-        while len(tenant.parts) > 1 and 2 * _size(tenant.parts[-1]) >= _size(tenant.parts[-2]):
-            newer, older = tenant.parts.pop(), tenant.parts.pop()
-            tenant.parts.append(merge_live(older, newer))
+        parts.append(fold_days(usage.slice(start, FOLD_ROWS), book.book))
+        while len(parts) > 1 and 2 * _size(parts[-1]) >= _size(parts[-2]):
+            newer, older = parts.pop(), parts.pop()
+            parts.append(merge_live(older, newer))
 
 
 def _size(live: LiveState) -> int:

@@ -22,6 +22,7 @@ from actors.batches import (
     NO_REASON,
     NOT_OWNED,
     OVERLOADED,
+    UNJUDGED,
     Answer,
     Batch,
     decode_batch,
@@ -80,6 +81,7 @@ class ShardStatus:
     partitions: int
     checkpoint: int  # number of the newest snapshot
     checkpoint_error: str
+    figures_error: str  # why events cannot be judged or folded at the moment; they are stored all the same
 
 
 @dataclass
@@ -204,6 +206,7 @@ class RatingShard:
             partitions=int(self._owned.sum()),
             checkpoint=self._checkpoint_number,
             checkpoint_error=self._checkpoint_error,
+            figures_error="" if self._figures is None else self._figures.last_error,
         )
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -376,6 +379,7 @@ class RatingShard:
 
         verdicts = np.where(is_mine, np.where(is_new, Verdict.ACCEPTED, Verdict.DUPLICATE), NOT_OWNED).astype(np.uint8)
         verdicts[is_new & (reasons != NO_REASON)] = Verdict.SUSPENDED
+        reasons[reasons == UNJUDGED] = NO_REASON
         first = 0
         for item in group:
             part = slice(first, first + item.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -215,6 +216,49 @@ def test_ingest_goes_on_with_the_master_data_it_knows_when_their_store_is_away(s
         await asyncio.sleep(1.1)
         result = await router.ingest(TENANT, make_events(5, first=1, customers=1), master_number=7)
         assert (result.verdicts == Verdict.ACCEPTED).all()
+        await router.close()
+
+    asyncio.run(scene())
+
+
+def test_a_fault_in_rating_stops_neither_ingest_nor_later_figures(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folding breaks in the middle, twice; afterwards every event is counted once, from the log."""
+    import actors.live_figures as module
+
+    chain = Chain([*METERS, *(step for one in CUSTOMERS for step in contract(one))])
+    monkeypatch.setattr(module, "FOLD_ROWS", 50)
+    fold, classify = module.fold_days, module.classify
+    faults = {"left": 0}
+
+    def breaks(events: pl.DataFrame, book: Any) -> Any:
+        faults["left"] -= 1
+        if faults["left"] == 1:
+            raise ZeroDivisionError("a fault in folding")
+        return fold(events, book)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a fault in rating")
+
+    async def scene() -> None:
+        router = LocalUsageRouter.open(store, master=chain)
+        monkeypatch.setattr(module, "classify", broken)
+        result = await router.ingest(TENANT, make_events(200, customers=12))
+        assert (result.verdicts == Verdict.SUSPENDED).all(), "nobody could judge them, so they are not 'accepted'"
+        assert result.reasons.null_count() == 200
+        assert "a fault in rating" in (await router.status()).lanes[0].figures_error
+        monkeypatch.setattr(module, "classify", classify)
+        monkeypatch.setattr(module, "fold_days", breaks)
+        for first in (200, 400):
+            faults["left"] = 4  # the third of four folds breaks
+            await router.ingest(TENANT, make_events(200, first, customers=12))
+            with contextlib.suppress(ZeroDivisionError):
+                await router.usage(TENANT, CUSTOMERS)
+        faults["left"] = 0
+        live = await live_amounts(router, chain, CUSTOMERS)
+        assert live == logged_amounts(store, chain, CUSTOMERS)
+        assert sum(events for _, _, events in live.values()) == 600
         await router.close()
 
     asyncio.run(scene())

@@ -20,7 +20,7 @@ from actors.supervisor import (
 STATUS = ShardStatus(
     lane=0, number=1, epoch=1, log_time_us=1, serving=True, stopped_because="", stalled_s=0.0, queued_rows=0,
     recent_ids=0, run_ids=0, runs=0, groups=0, rows=0, duplicates=0, recovered_s=0.1, partitions=256, checkpoint=-1,
-    checkpoint_error="",
+    checkpoint_error="", figures_error="",
 )  # fmt: skip
 
 
