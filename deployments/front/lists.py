@@ -64,6 +64,13 @@ def cursor_values(text: str, count: int) -> list[str]:
     return values
 
 
+def cursor_number(text: str) -> int:
+    (value,) = cursor_values(text, 1)
+    if not value.isdecimal() or len(value) > 18:
+        raise InvalidInput("the cursor `after` is not one of ours")
+    return int(value)
+
+
 def window(
     found: Iterable[Row],
     *,

@@ -14,6 +14,9 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import psycopg
+
+from billing.errors import InvalidInput
 from storage.sql.database import Connection
 
 ZERO = Decimal(0)
@@ -157,7 +160,10 @@ def invoices(
         f" JOIN LATERAL (SELECT {column} AS value FROM invoices i WHERE i.id = x.id) s ON true) r"
         f" ORDER BY r.value {way}, r.number {way}"
     )
-    rows = connection.execute(query, {**given, "limit": limit + 1}).fetchall()
+    try:
+        rows = connection.execute(query, {**given, "limit": limit + 1}).fetchall()
+    except psycopg.DataError as error:
+        raise InvalidInput("the cursor or the filter has a value that does not fit its column") from error
     shown = rows[:limit]
     last = (str(shown[-1]["value_text"]), str(shown[-1]["number"])) if shown else None
     drop = ("value", "value_text")
@@ -357,9 +363,7 @@ class RunRow:
     @property
     def running(self) -> bool:
         """Whether something still happens by itself."""
-        if self.state in ("planned", "approved"):
-            return not self.paused
-        return self.state == "finalised" and self.archived + self.files_parked < self.finalised
+        return self.state in ("planned", "approved", "finalised") and not self.paused
 
 
 _RUN = """

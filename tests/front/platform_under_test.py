@@ -125,6 +125,7 @@ def start(
         about=lambda: {"dashboard": "http://127.0.0.1:8265"},
     )
     demo_generator.MONTHS = months
+    demo_generator.CUSTOMERS = {"team": 3, "compute": 6, "prepaid": 2, "marketplace": 2}
     business = demo_generator.business(today)
     config = uvicorn.Config(build_app(services), host="127.0.0.1", port=_free_port(), log_level="warning")
     server = uvicorn.Server(config)

@@ -15,7 +15,7 @@ from billing.master import MasterData
 from billing.periods import midnight
 from deployments.front.documents.explanation import Explanation, explain
 from deployments.front.formats import Formats
-from deployments.front.lists import EXPORT_ROWS_MAX, LIMIT, Rows, Sort, cursor, cursor_values, export
+from deployments.front.lists import EXPORT_ROWS_MAX, LIMIT, Rows, Sort, cursor, cursor_number, cursor_values, export
 from deployments.front.page import DOCUMENT_POLICY, Front, Visit, json_text, path_of
 from deployments.front.texts import Texts
 from pipelines.bill_run import BillRunDriver
@@ -186,7 +186,7 @@ def routes(front: Front) -> APIRouter:
         format: str = "",
     ) -> Response:
         visit.need("billing:read")
-        place = int(cursor_values(after, 1)[0]) if after and not format else None
+        place = cursor_number(after) if after and not format else None
         with services.database.tenant(visit.tenant_id) as connection:
             found, more = overview.runs(connection, after=place, limit=5_000 if format else LIMIT)
             count = overview.run_count(connection)
@@ -599,7 +599,7 @@ def _archive(
     proof: Any = None,
     proof_seconds: Decimal = Decimal(0),
 ) -> Response:
-    place = int(cursor_values(after, 1)[0]) if after else 0
+    place = cursor_number(after) if after else 0
     archive = front.services.archive
     found: Sequence[Archived] = archive.search(
         visit.tenant_id, number=search.strip() or None, kind=kind or None, after=place, limit=LIMIT + 1
