@@ -154,6 +154,13 @@ class UsageLogReader:
         columns = [*ROW_SCHEMA.names(), "lane", "number", "row", "received_at"]
         yield from self._scan(None, cut, since or NOTHING, set(range(256)), pl.lit(True), columns)
 
+    def row_counts(self, cut: Cut, *, since: Cut | None = None) -> Iterator[tuple[int, int, int]]:
+        """(lane, number, rows) of the numbers in (since, cut], lane by lane."""
+        before = since or NOTHING
+        for lane, last in sorted(cut.positions.items()):
+            for head in self._heads(lane, before.last(lane) + 1, last):
+                yield lane, head.number, head.rows
+
     def _scan(
         self,
         tenant_id: str | None,

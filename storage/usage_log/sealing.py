@@ -1,0 +1,91 @@
+"""Sealing: the tail of all lanes rewritten into few files in which a tenant's rows lie together.
+
+Makes reading fast, decides nothing: the lanes stay the truth, and nothing is deleted. Two sealers at once do no harm:
+who loses the manifest's number finds the other's seal there and drops its own files as orphans.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from uuid import uuid4
+
+import polars as pl
+
+from storage.object_store import ObjectStore
+from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
+from storage.usage_log.reader import Cut, UsageLogReader
+
+ROWS_MAX = 2_000_000  # of one seal: bounds its memory at about 0.6 GB
+FILE_ROWS = 2_000_000  # about 50 MB
+GROUP_ROWS = 131_072
+_ORDER = ["tenant", "partition", "customer", "type", "time", "source", "id"]
+
+
+def seal(store: ObjectStore, up_to: Cut, *, rows_max: int = ROWS_MAX) -> Manifest:
+    """Seal what lies at or below a cut and is not sealed yet, in steps of bounded size; returns the last entry."""
+    chain, reader = ManifestChain(store), UsageLogReader(store)
+    manifest = chain.newest()
+    for step in _steps(reader, manifest, up_to, rows_max):
+        before = Cut(manifest.sealed)
+        frames = list(reader.scan_all(step, since=before))
+        files = [_write(store, frame) for frame in _files(frames)]
+        base_sealed = dict(manifest.sealed)
+
+        def change(
+            base: Manifest, *, step: Cut = step, files: list[SealedFile] = files, known: dict[int, int] = base_sealed
+        ) -> Manifest | None:
+            if dict(base.sealed) != known:
+                return None  # another sealer was faster
+            return replace(base, sealed={**base.sealed, **step.positions}, files=(*base.files, *files))
+
+        manifest = chain.append(change)
+        if any(manifest.sealed_to(lane) < number for lane, number in step.positions.items()):
+            break  # the other sealer's seal is below ours: the next call goes on from there
+    return manifest
+
+
+def tail_rows(store: ObjectStore, cut: Cut) -> int:
+    """How many rows a reader of this cut takes from segments instead of sealed files."""
+    manifest = ManifestChain(store).newest()
+    return sum(rows for _, _, rows in UsageLogReader(store).row_counts(cut, since=Cut(manifest.sealed)))
+
+
+def _steps(reader: UsageLogReader, manifest: Manifest, up_to: Cut, rows_max: int) -> Iterator[Cut]:
+    """Cuts between what is sealed and `up_to`, each at most `rows_max` rows (or one number) above the one before."""
+    reached = {lane: manifest.sealed_to(lane) for lane in up_to.positions}
+    rows = 0
+    for lane, number, count in reader.row_counts(up_to, since=Cut(manifest.sealed)):
+        if rows and rows + count > rows_max:
+            yield Cut(dict(reached))
+            rows = 0
+        reached[lane] = number
+        rows += count
+    if any(reached[lane] > manifest.sealed_to(lane) for lane in reached):
+        yield Cut(dict(reached))
+
+
+def _files(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    if not frames:
+        return
+    rows = pl.concat(frames).sort(_ORDER)
+    for start in range(0, rows.height, FILE_ROWS):
+        yield rows.slice(start, FILE_ROWS)
+
+
+def _write(store: ObjectStore, rows: pl.DataFrame) -> SealedFile:
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer, compression="zstd", compression_level=3, row_group_size=GROUP_ROWS, statistics=True)
+    key = f"log/sealed/{uuid4().hex}.parquet"
+    store.put(key, buffer.getvalue())
+    counted = rows.group_by("tenant").len()
+    partitions = rows["partition"]
+    return SealedFile(
+        key=key,
+        rows=rows.height,
+        bytes=buffer.tell(),
+        first_partition=int(partitions.min()),  # type: ignore[arg-type]
+        last_partition=int(partitions.max()),  # type: ignore[arg-type]
+        tenants=dict(zip(counted["tenant"].to_list(), counted["len"].to_list(), strict=True)),
+    )
