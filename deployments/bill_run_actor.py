@@ -11,6 +11,7 @@ import ray
 
 from billing.errors import BillingError, Unavailable
 from deployments.wiring import PlatformAddress
+from pipelines.ray_tasks import RayExecutor
 from storage import telemetry
 
 TRIES = 60
@@ -23,7 +24,7 @@ class BillRunActor:
 
     def __init__(self, address: PlatformAddress) -> None:
         telemetry.start("bill-run", endpoint=address.telemetry_endpoint, level=address.log_level)
-        self._driver = address.open(connections_max=4).bill_runs()
+        self._driver = address.open(connections_max=4).bill_runs(RayExecutor(address.store, address.dsn))
 
     def drive(self, tenant_id: str, run_id: str, approve: bool | None) -> str:
         """Bring the run to its end; the state it ended in."""
@@ -48,7 +49,10 @@ def start_bill_run(address: PlatformAddress, tenant_id: str, run_id: str, approv
 
 
 def resume_unfinished(address: PlatformAddress) -> list[str]:
-    """Drive on every run that has not ended and is not paused; the runs that were found. One that waits for approval goes on waiting."""
+    """Drive on every run that has not ended and is not paused; the runs that were found.
+
+    One that waits for approval goes on waiting.
+    """
     stores = address.open(connections_max=2)
     try:
         found = stores.bill_runs().unfinished()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from deployments.services import Limits
-from pipelines.bill_run import BillRunDriver
+from pipelines.bill_run import BillRunDriver, Executor
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
@@ -45,8 +45,8 @@ class Stores:
     archive: Archive
     log: UsageLogReader
 
-    def bill_runs(self) -> BillRunDriver:
-        return BillRunDriver(self.database, self.store, self.masters, self.archive, utc_now)
+    def bill_runs(self, executor: Executor | None = None) -> BillRunDriver:
+        return BillRunDriver(self.database, self.store, self.masters, self.archive, utc_now, executor=executor)
 
     def close(self) -> None:
         self.database.close()

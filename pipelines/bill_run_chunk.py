@@ -69,7 +69,8 @@ def customers_of(master: MasterData, task: ChunkTask) -> list[str]:
 
 def billable(master: MasterData) -> list[str]:
     """Customers that can have something to bill, by code."""
-    return sorted(code for code, subscriptions in master.subscriptions_of.items() if subscriptions)
+    with_contract = {code for code, subscriptions in master.subscriptions_of.items() if subscriptions}
+    return sorted(with_contract.union(master.ad_hoc))
 
 
 def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain) -> ChunkResult:

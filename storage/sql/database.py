@@ -98,7 +98,8 @@ class Database:
         except psycopg.errors.LockNotAvailable as error:
             raise Unavailable("somebody else holds a lock on this for too long; try again") from error
         except _LOST as error:
-            raise Unavailable("the database is not available; nothing was changed, try again") from error
+            # Lost during COMMIT, the outcome is open: callers repeat what is harmless twice, or look first.
+            raise Unavailable("the database is not available at the moment; send the same again") from error
 
     def close(self) -> None:
         self._pool.close()

@@ -1,0 +1,91 @@
+"""Chunks of a bill run as Ray tasks: a window of them at a time, results as they come.
+
+Owns how tasks are sent, named and waited for; what a task computes is `bill_run_chunk.py`. Small runs stay in the
+driver's process. A cluster without a free processor slows a run down and never stops it: the driver then computes a
+chunk itself. That two compute the same chunk is harmless, its result is put once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from billing.errors import BillingError, Unavailable
+from pipelines.bill_run_chunk import ChunkResult, ChunkTask, compute_chunk
+from storage.master_chain import MasterChain
+from storage.object_store import ObjectStore, StoreAddress
+from storage.sql.database import Database
+
+WINDOW_PER_PROCESSOR = 2  # one computes, one waits at its worker
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Computes chunks on the Ray cluster that this process belongs to."""
+
+    store: StoreAddress
+    dsn: str
+    patience_s: float = PATIENCE_S
+
+    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
+        """Results in any order. Raises what a chunk raised; Unavailable when its worker was lost again and again."""
+        waiting = iter(tasks)
+        first = list(islice(waiting, 2))
+        if len(first) < 2:  # a single chunk gains nothing from another process
+            for task in first:
+                yield self._here(task)
+            return
+        window = WINDOW_PER_PROCESSOR * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running: dict[Any, ChunkTask] = {self._send(task): task for task in first}
+        try:
+            while running:
+                for task in islice(waiting, window - len(running)):
+                    running[self._send(task)] = task
+                done, _ = ray.wait(list(running), num_returns=1, timeout=self.patience_s)
+                if done:
+                    del running[done[0]]
+                    yield _result(done[0])
+                else:
+                    reference, task = running.popitem()  # the one sent last, most likely not begun
+                    ray.cancel(reference)
+                    yield self._here(task)
+        finally:
+            for reference in running:
+                ray.cancel(reference)
+
+    def _send(self, task: ChunkTask) -> Any:
+        name = f"bill run {task.run_id[-12:]}, chunk {task.chunk + 1}"
+        return _bill_run_chunk.options(name=name).remote(task, self.store, self.dsn)
+
+    def _here(self, task: ChunkTask) -> ChunkResult:
+        return compute_chunk(task, *_stores(self.store, self.dsn))
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _bill_run_chunk(task: ChunkTask, store: StoreAddress, dsn: str) -> ChunkResult:
+    return compute_chunk(task, *_stores(store, dsn))
+
+
+@lru_cache(maxsize=4)
+def _stores(address: StoreAddress, dsn: str) -> tuple[ObjectStore, Database, MasterChain]:
+    """Opened once per worker process; the chain keeps the master data of its last tenants."""
+    store = address.open()
+    return store, Database(dsn, size_max=2), MasterChain(store)
+
+
+def _result(reference: Any) -> ChunkResult:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, BillingError):
+            raise error.cause from error
+        raise
+    except RayError as error:  # the worker or its node was lost, more often than the retries cover
+        raise Unavailable("a worker of the bill run was lost; drive the run again to resume it") from error

@@ -1,0 +1,68 @@
+"""Chunks of a bill run as Ray tasks end with the documents of a run in one process, also when a worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import pytest
+
+from storage.object_store import StoreAddress
+from storage.sql.database import Database
+from storage.sql.embedded import EmbeddedPostgres
+from storage.sql.migrate import migrate
+from tests.chaos.bill_run_world import MARCH, World
+
+pytestmark = [pytest.mark.ray, pytest.mark.postgres]
+
+
+@pytest.fixture
+def ray_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray of this test's own unless the session has one already; it ends only what it started."""
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("h")))  # Ray writes its token there
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    yield ray
+    ray.shutdown()
+
+
+def test_a_run_on_ray_makes_the_same_documents_although_a_worker_is_killed(ray_here: Any, tmp_path: Path) -> None:
+    from pipelines.ray_tasks import RayExecutor
+
+    @ray_here.remote
+    def whoami() -> int:
+        return os.getpid()
+
+    with TemporaryDirectory(prefix="cb-ray-") as directory:
+        server = EmbeddedPostgres(Path(directory) / "sql")
+        try:
+            migrate(server.start())
+            world = World(server.dsn, tmp_path)
+            outcomes: list[dict[str, Any]] = []
+            killed: list[int] = []
+
+            def checkpoint(step: str) -> None:
+                if step == "chunk computed" and not killed:
+                    killed.append(ray_here.get(whoami.remote()))
+                    psutil.Process(killed[0]).send_signal(signal.SIGKILL)
+
+            with Database(server.dsn) as database:
+                on_ray = {"executor": RayExecutor(StoreAddress(str(tmp_path)), server.dsn), "checkpoint": checkpoint}
+                for options in ({}, on_ray):
+                    tenant_id = world.make_tenant()
+                    driver = world.driver(database, **options)
+                    assert driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "test")["id"])["state"] == "done"
+                    outcomes.append(world.outcome(tenant_id))
+            assert killed
+            assert outcomes[0] == outcomes[1]
+        finally:
+            server.stop()
