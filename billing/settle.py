@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from billing.catalog import Charge
@@ -29,6 +30,7 @@ MINIMUM = "minimum"
 MINIMUM_PLACE = 1_000_000  # after all charges of a plan
 AD_HOC_PLACE = 2_000_000  # after everything that the plan bills
 
+PieceKey = tuple[str, str, datetime, int]  # subscription, charge, start, step
 LineKey = tuple[str, str, datetime, int, tuple[tuple[str, str], ...]]  # subscription, charge, start, step, row
 SortKey = tuple[str, int, datetime, int, int, int]  # subscription, place, start, plan, credit before new, row
 
@@ -106,12 +108,12 @@ class Ledger:
             if b.number not in replaced and not (b.document.type == "credit_note" and b.document.refers_to)
         ]
         self.by_key: dict[LineKey, _Billed] = {}
-        self.by_piece: dict[tuple[str, str, datetime, int], BilledDocument] = {}
-        self.lines: list[tuple[BilledDocument, int, Line, int]] = []  # with number of the line and sign
+        self.by_piece: dict[PieceKey, list[LineKey]] = {}
+        self.lines_of: dict[str, list[tuple[BilledDocument, int, Line, int]]] = {}  # with number of the line and sign
         for one in self.documents:
             sign = -1 if one.document.type == "credit_note" else 1
             for number, line in enumerate(one.document.lines, start=1):
-                self.lines.append((one, number, line, sign))
+                self.lines_of.setdefault(line.subscription, []).append((one, number, line, sign))
                 self._add(one, number, line, sign)
 
     def _add(self, document: BilledDocument, number: int, line: Line, sign: int) -> None:
@@ -123,11 +125,15 @@ class Ledger:
             quantity, amount, allowance = sign * line.quantity, sign * line.amount, sign * line.allowance
             at = Corrects(document.number, number)
             self.by_key[key] = _Billed(quantity, amount, allowance, line, at, document)
-            self.by_piece.setdefault(key[:4], document)
+            self.by_piece.setdefault(key[:4], []).append(key)
         else:
             known.quantity += sign * line.quantity
             known.amount += sign * line.amount
             known.allowance += sign * line.allowance
+
+    def of_piece(self, piece: PieceKey) -> dict[LineKey, _Billed]:
+        """What was billed for one piece of a usage charge, by price row."""
+        return {key: self.by_key[key] for key in self.by_piece.get(piece, ())}
 
 
 def line_key(line: Line) -> LineKey:
@@ -186,6 +192,10 @@ class _Settlement:
         self.found = Settled()
         self._ledger: Ledger | None = None
         self.touched: dict[tuple[str, int, datetime], Decimal] = {}  # net of new lines by subscription, plan, period
+
+    @cached_property
+    def contracts(self) -> Mapping[str, Contract]:
+        return {one.subscription.code: one for one in self.due.contracts}
 
     @property
     def ledger(self) -> Ledger:
@@ -362,8 +372,8 @@ class _Settlement:
         code = contract.subscription.code
         taken: dict[tuple[str, int, datetime], datetime] = {}
         originals: list[tuple[BilledDocument, int, Line]] = []
-        for document, number, line, sign in self.ledger.lines:
-            if line.subscription != code or line.kind != "recurring" or line.correction:
+        for document, number, line, sign in self.ledger.lines_of.get(code, ()):
+            if line.kind != "recurring" or line.correction:
                 continue
             if line.corrects is not None or sign * line.quantity < 0:
                 key = (line.charge, line.step, line.end)
@@ -446,14 +456,13 @@ class _Settlement:
             if document.number in again:
                 self._reissue(document, drafts_of)
 
-    def _keys_of_piece(self, use: Use) -> tuple[str, str, datetime, int]:
+    def _keys_of_piece(self, use: Use) -> PieceKey:
         piece = use.piece
         return use.contract.subscription.code, piece.span.charge.code, piece.start, piece.span.step
 
     def _differs(self, use: Use, drafts: Sequence[Draft]) -> bool:
         now = {line_key(draft.line): draft.line for draft in drafts}
-        piece = self._keys_of_piece(use)
-        before = {key: b for key, b in self.ledger.by_key.items() if key[:4] == piece}
+        before = self.ledger.of_piece(self._keys_of_piece(use))
         for key in now.keys() | before.keys():
             line, known = now.get(key), before.get(key)
             quantity = line.quantity if line else ZERO
@@ -465,9 +474,8 @@ class _Settlement:
     def _corrections(self, use: Use, drafts: Sequence[Draft]) -> None:
         """One line per row: rated now less billed so far."""
         now = {line_key(draft.line): draft for draft in drafts}
-        piece = self._keys_of_piece(use)
         span = use.piece.span
-        before = {key: known for key, known in self.ledger.by_key.items() if key[:4] == piece}
+        before = self.ledger.of_piece(self._keys_of_piece(use))
         for key in now.keys() | before.keys():
             draft, known = now.get(key), before.get(key)
             if known is None:
@@ -511,7 +519,8 @@ class _Settlement:
 
     def _document_of(self, use: Use) -> BilledDocument | None:
         """The invoice to make again for late usage of a piece; None where a correction on the next one has to do."""
-        document = self.ledger.by_piece.get(self._keys_of_piece(use))
+        known = self.ledger.by_piece.get(self._keys_of_piece(use))
+        document = self.ledger.by_key[known[0]].document if known else None
         if document is None and use.billed is not None:
             currency = use.piece.span.segment.plan.currency
             for one in self.ledger.documents:
@@ -524,7 +533,7 @@ class _Settlement:
     def _reissue(self, document: BilledDocument, drafts_of: Sequence[tuple[Use, list[Draft]]]) -> None:
         """The same document with usage and minimum rated again; all other lines are repeated as they were."""
         fresh: list[Draft] = []
-        rated_again: set[tuple[str, str, datetime, int]] = set()
+        rated_again: set[PieceKey] = set()
         for use, drafts in drafts_of:
             if self._document_of(use) is document:
                 rated_again.add(self._keys_of_piece(use))
@@ -547,11 +556,9 @@ class _Settlement:
             self._touch(found[0], found[1], line.start, amount)
 
     def _contract_of(self, line: Line) -> tuple[Contract, Segment] | None:
-        for one in self.due.contracts:
-            if one.subscription.code == line.subscription:
-                segment = one.segment_of.get((line.charge, line.step))
-                return None if segment is None else (one, segment)
-        return None
+        one = self.contracts.get(line.subscription)
+        segment = one.segment_of.get((line.charge, line.step)) if one is not None else None
+        return None if one is None or segment is None else (one, segment)
 
     def _place(self, line: Line, number: int) -> SortKey:
         found = self._contract_of(line)
@@ -612,8 +619,8 @@ class _Settlement:
             return ZERO
         net = ZERO
         code, segment, inside = part.contract.subscription.code, part.segment, part.period
-        for _, _, line, sign in self.ledger.lines:
-            if line.subscription != code or line.kind == MINIMUM or not inside.start <= line.start < inside.end:
+        for _, _, line, sign in self.ledger.lines_of.get(code, ()):
+            if line.kind == MINIMUM or not inside.start <= line.start < inside.end:
                 continue
             if part.contract.segment_of.get((line.charge, line.step)) is segment:
                 net += sign * line.amount
