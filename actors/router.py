@@ -168,7 +168,8 @@ class GroupingRouter(ABC):
     async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._deadline_s
-        events = events.select(EVENT_SCHEMA.names())
+        if events.columns != EVENT_SCHEMA.names():
+            events = events.select(EVENT_SCHEMA.names())
         if events.height <= INLINE_ROWS_MAX:
             partitions, ids = self._hash(tenant_id, events)
         else:

@@ -129,6 +129,23 @@ def test_hashes_are_the_documented_ones_and_never_change() -> None:
     assert (int(ids.high[0]), int(ids.low[0])) == (FIRST_HIGH, FIRST_LOW)
 
 
+@given(parts=st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12), st.text(max_size=12)), max_size=20))
+@settings(max_examples=40, deadline=None)
+def test_few_rows_hash_like_many(parts: list[tuple[str, str, str]]) -> None:
+    """Small requests go row by row, large ones in columns; a difference would store an event twice."""
+    schema = {"source": pl.String, "id": pl.String, "customer": pl.String}
+    few = pl.DataFrame(parts, schema=schema, orient="row")
+    many = pl.concat([few, pl.DataFrame([("s", "i", "c")] * 30, schema=schema, orient="row")])
+    partitions, all_partitions = (
+        partitions_of(9, "ten:ant", few["customer"]),
+        partitions_of(9, "ten:ant", many["customer"]),
+    )
+    assert partitions.tolist() == all_partitions[: few.height].tolist()
+    ids, all_ids = event_ids(9, "ten:ant", few, partitions), event_ids(9, "ten:ant", many, all_partitions)
+    assert ids.high.tolist() == all_ids.high[: few.height].tolist()
+    assert ids.low.tolist() == all_ids.low[: few.height].tolist()
+
+
 def test_parts_cannot_run_into_each_other() -> None:
     events = pl.DataFrame({"source": ["a", "ab", "1:a"], "id": ["bc", "c", "bc"]})
     ids = event_ids(1, "t", events, np.zeros(3, np.uint8))
