@@ -11,7 +11,7 @@ from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
 from deployments.bodies import Room
 from deployments.manners import MasterNumbers
 from deployments.services import Services
-from deployments.tracing import Traced
+from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
 from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
@@ -58,6 +58,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=FRAMEWORK_TELEMETRY_OFF,
     )
     app.state.services = services
     app.state.gate = Gate(services)

@@ -1,0 +1,56 @@
+"""Settings: defaults, file, environment, and a page that cannot differ from the class."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.generate_docs import PAGES, ROOT
+from cluster.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*(f"CLOUDBILLING_{field.upper()}" for field in Settings.model_fields), "CLOUDBILLING_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_are_the_embedded_profile_on_loopback() -> None:
+    settings = Settings()
+    assert settings.url == "http://127.0.0.1:8080"
+    assert settings.database_url == ""
+    assert settings.otel_endpoint == ""
+    assert settings.data_dir == Path("data").resolve()
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "platform.toml"
+    file.write_text("port = 8081\nshards = 3\n")
+    monkeypatch.setenv("CLOUDBILLING_CONFIG", str(file))
+    monkeypatch.setenv("CLOUDBILLING_PORT", "8082")
+    settings = Settings()
+    assert (settings.port, settings.shards) == (8082, 3)
+
+
+def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "platform.toml"
+    file.write_text("prot = 8081\n")
+    monkeypatch.setenv("CLOUDBILLING_CONFIG", str(file))
+    with pytest.raises(ValidationError, match="prot"):
+        Settings()
+
+
+def test_an_address_beyond_loopback_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUDBILLING_HOST", "0.0.0.0")
+    with pytest.raises(ValidationError, match="host"):
+        Settings()
+
+
+def test_settings_do_not_change_after_the_start() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_the_generated_page_is_up_to_date(page: str) -> None:
+    assert (ROOT / page).read_text(encoding="utf-8") == PAGES[page](), "run: make docs"
