@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import secrets
+import shutil
 import socket
 import stat
 import sys
@@ -88,6 +89,8 @@ class RayHead:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(serve),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(serve / "server-state"),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(self.data / "haproxy-on-loopback"),
+            # How long Ray waits for its own raylet; its default of 30 s is too short on a busy machine.
+            "RAY_raylet_start_wait_time_s": "120",
             "POLARS_MAX_THREADS": "1",
         }
 
@@ -98,6 +101,8 @@ class RayHead:
         owner = self.short.stat()
         if owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o077:
             raise PermissionError(f"{self.short} belongs to somebody else or is open to others; remove it")
+        # Sessions of earlier starts: whoever calls this holds the data folder, so none of them is alive.
+        shutil.rmtree(self.short / "ray", ignore_errors=True)
         (self.short / "haproxy").mkdir(mode=0o700, exist_ok=True)
         if not self.token_file.exists():
             descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
