@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -212,7 +213,7 @@ metering = [parse_meter(meter) for meter in METERS]
 CHARGES = [parse_charge(form) for form in MATRIX]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(usage, max_size=10).map(distinct), st.sampled_from([Fraction(1), Fraction(14, 31)]), st.data())
 def test_rating_agrees_with_the_oracle_in_any_order_and_any_batches_billed_or_live(
     events: list[dict[str, Any]], share: Fraction, data: Any
@@ -401,3 +402,46 @@ def test_sums_beyond_38_digits_are_added_up_exactly() -> None:
 def test_a_negative_half_is_a_negative_half() -> None:
     form = {"meter": "sum", "included": "3", "price": {"model": "per_unit", "unit": "3"}}
     assert _rated_amounts(form, [(START, "1", "-0.5")]) == [(Fraction(-1, 2), Fraction(-3, 2))]
+
+
+def test_an_event_counts_for_every_subscription_with_a_charge_on_the_meter_unless_it_names_one() -> None:
+    charge = parse_charge(
+        {"code": "c", "kind": "usage", "tax": "t", "meter": "sum", "price": {"model": "per_unit", "unit": "1"}}
+    )
+    events = pl.DataFrame(
+        [
+            _event("1", {"n": "10"}),
+            _event("2", {"n": "5"}, subscription="s2"),
+            _event("3", {"n": "100"}, customer="sim-1"),  # another key of the same customer
+            _event("4", {"n": "1000"}, customer="other"),
+            _event("5", {"n": "10000"}, type="text"),
+        ],
+        schema=EVENT_SCHEMA,
+        orient="row",
+    )
+    pieces = [UsagePiece("acme", name, charge, START, END, keys=("acme", "sim-1")) for name in ("s1", "s2")]
+    assert outcome(rate(pieces, events, metering)) == {(0, 0): (110, 110), (1, 0): (115, 115)}
+
+
+def test_no_python_object_is_made_per_event() -> None:
+    def calls(count: int) -> int:
+        rows = [_event(str(number), {"n": "1.5", "region": "eu"}) for number in range(count)]
+        events = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+        book = _book()
+        seen = 0
+
+        def count_call(*_: Any) -> None:
+            nonlocal seen
+            seen += 1
+
+        sys.setprofile(count_call)
+        try:
+            rate([UsagePiece("acme", "s1", ROWS, START, END)], events, metering)
+            classify(events, book, NOW)
+            fold_days(events, book)
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    calls(10)
+    assert calls(5_000) < calls(500) + 500
