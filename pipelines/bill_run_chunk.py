@@ -77,7 +77,7 @@ def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain
     """Compute a chunk's documents and put them once. A result that is there already is taken as it is."""
     known = store.get(task.key)
     if known is None:
-        made, parked = _compute(task, store, database, chain)
+        _, made, parked = compute_documents(task, store, database, chain)
         data = _pack(made, parked)
         # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).
         known = data if store.create(task.key, data) else store.get(task.key)
@@ -93,9 +93,13 @@ def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain
     )
 
 
-def _compute(
-    task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain
-) -> tuple[Sequence[Document], list[dict[str, str]]]:
+def compute_documents(
+    task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain, *, before: str | None = None
+) -> tuple[list[str], Sequence[Document], list[dict[str, str]]]:
+    """A chunk's customers, their documents and those parked; stores nothing.
+
+    `before` (the id of a run that is verified) leaves out what that run and later ones have billed.
+    """
     master = chain.at(task.tenant_id, task.master_number)
     customers = customers_of(master, task)
     cut = Cut.from_json(task.cut)
@@ -106,7 +110,7 @@ def _compute(
     events = rateable(reader, task.tenant_id, master, cut, previous, task.made_at, keys=keys, start=events_from)
     whole = [customer for customer in customers if master.needs_all_documents(customer)]
     with database.tenant(task.tenant_id) as connection:
-        billed = invoices.billed(connection, customers, events_from, whole)
+        billed = invoices.billed(connection, customers, events_from, whole, before=before)
     with_wallet = [customer for customer in customers if customer in master.wallet_customers]
     credit = None
     if with_wallet:
@@ -125,7 +129,7 @@ def _compute(
         document_date=task.document_date,
     )
     parked = [{"customer": one.customer, "code": one.code, "reason": one.reason} for one in result.parked]
-    return result.documents, parked
+    return customers, result.documents, parked
 
 
 def _events_from(

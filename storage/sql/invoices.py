@@ -311,18 +311,36 @@ def get(connection: Connection, number: str) -> dict[str, Any]:
 
 
 def billed(
-    connection: Connection, customers: Sequence[str], ends_after: datetime | None, whole: Sequence[str] = ()
+    connection: Connection,
+    customers: Sequence[str],
+    ends_after: datetime | None,
+    whole: Sequence[str] = (),
+    *,
+    before: str | None = None,
 ) -> list[BilledDocument]:
     """Earlier documents of customers in the order made: those with a line that ends after `ends_after` (all if None),
-    and all of the customers in `whole`."""
+    and all of the customers in `whole`. `before` is the id of a bill run: only what was made before it was planned."""
     rows = connection.execute(
         "SELECT number, document, run_mark, made_at FROM invoices"
-        " WHERE customer = ANY(%s) AND (%s::timestamptz IS NULL OR period_end > %s OR customer = ANY(%s)) ORDER BY id",
-        (list(customers), ends_after, ends_after, list(whole)),
+        " WHERE customer = ANY(%s) AND (%s::timestamptz IS NULL OR period_end > %s OR customer = ANY(%s))"
+        " AND (%s::uuid IS NULL OR id < %s) ORDER BY id",  # ids of runs and documents are UUIDv7: in the order of time
+        (list(customers), ends_after, ends_after, list(whole), before, before),
     ).fetchall()
     return [
         BilledDocument(row["number"], document_from(row["document"]), row["run_mark"], row["made_at"]) for row in rows
     ]
+
+
+def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> list[dict[str, Any]]:
+    """A run's documents of some customers in the order made, as stored: `document` is the JSON form."""
+    rows = connection.execute(
+        "SELECT i.number, i.customer, i.net, i.tax, i.gross, i.prepaid, i.due, i.document,"
+        " (SELECT coalesce(sum(l.amount), 0) FROM invoice_lines l WHERE l.tenant_id = i.tenant_id"
+        "  AND l.invoice_id = i.id) AS lines_amount"
+        " FROM invoices i WHERE i.run_id = %s AND i.customer = ANY(%s) ORDER BY i.id",
+        (run_id, list(customers)),
+    ).fetchall()
+    return [dict(row) for row in rows]
 
 
 def totals(connection: Connection, run_id: str | None = None) -> list[dict[str, Any]]:
