@@ -16,6 +16,9 @@ from typing import Protocol
 from actors.rating_shard import ShardStatus
 
 HUNG_S = 5.0  # without an answer although the process is there; a group commit takes milliseconds
+ABSENT_S_MAX = (
+    5.0  # after a start: its name is known at once, so one that is gone did not come up (or its name was taken)
+)
 RESTARTING_S_MAX = 30.0  # what a crashed shard may take to come back by itself
 STARTING_S_MAX = 60.0
 REPLACEMENTS_KEPT = 100
@@ -114,7 +117,7 @@ class ShardSupervisor:
                 watch.started_s = float("-inf")  # it came up: from now on silence means that it hangs
                 return None
             case Health.ABSENT:
-                return None if starting and lasting_s < RESTARTING_S_MAX else "there was none"
+                return None if starting and lasting_s < ABSENT_S_MAX else "there was none"
             case Health.STOPPED:
                 why = watch.status.stopped_because if watch.status is not None else "unknown"
                 return f"it stopped: {why}"

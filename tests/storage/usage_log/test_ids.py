@@ -30,7 +30,7 @@ def ids_of(batch: list[tuple[int, int]]) -> EventIds:
 
 
 @given(batches=batches)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_table_says_what_a_set_says_row_by_row(batches: list[list[tuple[int, int]]]) -> None:
     table, seen = RecentIds(slots=16), set[tuple[int, int]]()
     for number, batch in enumerate(batches):
@@ -47,7 +47,7 @@ def test_the_table_says_what_a_set_says_row_by_row(batches: list[list[tuple[int,
 
 
 @given(batches=batches, through=st.integers(-1, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_ids_leave_by_their_position_and_can_come_back(batches: list[list[tuple[int, int]]], through: int) -> None:
     table, number_of = RecentIds(slots=16), dict[tuple[int, int], int]()
     for number, batch in enumerate(batches):
@@ -72,7 +72,7 @@ def test_ids_that_were_taken_back_are_new_again_and_others_behind_them_are_still
 
 
 @given(batches=batches)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_runs_and_their_merges_hold_exactly_their_ids(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, int]]]
 ) -> None:
@@ -130,7 +130,7 @@ def test_hashes_are_the_documented_ones_and_never_change() -> None:
 
 
 @given(parts=st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12), st.text(max_size=12)), max_size=20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_few_rows_hash_like_many(parts: list[tuple[str, str, str]]) -> None:
     """Small requests go row by row, large ones in columns; a difference would store an event twice."""
     schema = {"source": pl.String, "id": pl.String, "customer": pl.String}
