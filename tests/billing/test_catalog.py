@@ -180,7 +180,8 @@ def test_a_price_with_a_mistake_is_refused_at_its_place(price: object, places: s
         ({"included": "1", "price": {"model": "percentage", "percent": "1"}}, {"/included"}),
         ({"price_by": ["region"], "prices": []}, {"/prices", "/price"}),
         (
-            {"price_by": ["x"], "price": None, "prices": [{"when": {"y": "a"}, "price": {"model": "flat", "amount": "1"}}],},
+            {"price_by": ["x"], "price": None,
+            "prices": [{"when": {"y": "a"}, "price": {"model": "flat", "amount": "1"}}],},
             {"/prices/0/when"},
         ),
         ({"timing": "advance"}, {"/timing"}),
