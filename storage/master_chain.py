@@ -24,6 +24,7 @@ from storage.sql.database import Database
 BATCH = 100  # changes a round trip
 COMPLETE_EVERY = 32  # changes between complete entries
 CACHED = 256  # tenants of which a process keeps the newest master data
+CACHED_PAST = 4  # older states that a process keeps: a bill run asks for its own number once a chunk
 DECOMPRESSED_MAX = 1 << 30
 
 
@@ -34,6 +35,7 @@ class MasterChain:
         self._store = store
         self._lock = Lock()
         self._newest: OrderedDict[str, tuple[int, MasterData]] = OrderedDict()
+        self._past: OrderedDict[tuple[str, int], MasterData] = OrderedDict()
 
     def newest(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]:
         """The newest number in the chain and its master data, looked up now.
@@ -58,14 +60,25 @@ class MasterChain:
         """Master data as of a number: what a bill run rests on, today and in a year."""
         with self._lock:
             known = self._newest.get(tenant_id)
-        if known and known[0] == number:
-            return known[1]
-        start, master = self._complete_at_or_before(tenant_id, number)
+            if known and known[0] == number:
+                return known[1]
+            if (past := self._past.get((tenant_id, number))) is not None:
+                self._past.move_to_end((tenant_id, number))
+                return past
+        # Forward from what is known, if that is nearer than a complete entry.
+        if known and number - number % COMPLETE_EVERY <= known[0] < number:
+            start, master = known
+        else:
+            start, master = self._complete_at_or_before(tenant_id, number)
         for wanted in range(start + 1, number + 1):
             change = self._change(tenant_id, wanted)
             if change is None:
                 raise NotFound(f"change {number} is not in the tenant's master chain")
             master = master.apply_all(change["steps"])
+        with self._lock:
+            self._past[(tenant_id, number)] = master
+            while len(self._past) > CACHED_PAST:
+                self._past.popitem(last=False)
         return master
 
     def project(self, database: Database, tenant_id: str, *, up_to: int | None = None) -> int:
