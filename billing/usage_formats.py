@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
 import msgspec
@@ -24,12 +24,13 @@ import zstandard
 
 from billing import usage_arrow
 from billing.errors import FieldError, InvalidInput, Malformed, TooLarge, UnsupportedMediaType
-from billing.usage import DATA_BYTES_MAX, EVENT_SCHEMA, TEXT_LENGTH_MAX
+from billing.usage import DATA_BYTES_MAX, EVENT_SCHEMA, INSTANT, TEXT_LENGTH_MAX
 
 BODY_BYTES_MAX = 64 * 1024 * 1024  # after decompression
 EVENTS_MAX = 100_000
 DEPTH_MAX = 32  # of `data`
 SMALL_BYTES = 16_384  # below, setting up a columnar parse costs more than reading line by line
+FEW = 64  # up to so many events of the exact way the rules run in plain Python
 RESERVED_SOURCE = "cloudbilling:"  # the log's own rows (corrections); no sender may use it
 
 NDJSON_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
@@ -116,20 +117,34 @@ def parse(
     return _finish(raw, cloud=kind in (CLOUD_EVENT_TYPE, CLOUD_BATCH_TYPE))
 
 
+_Reject = tuple[int, str, str, str, str | None]  # REJECT_SCHEMA
+_Row = tuple[str | None, ...]  # _NDJSON or _CLOUD
+
+
 @dataclass
 class _Raw:
     """Events as text columns, before any rule; `rejects` are those that could not even be read."""
 
     table: pl.DataFrame
     positions: pl.Series
-    rejects: list[tuple[int, str, str, str, str | None]]
+    rejects: list[_Reject]
+    total: int
+
+
+@dataclass
+class _Few:
+    """The same for a handful of events, as rows."""
+
+    rows: list[_Row]
+    positions: list[int]
+    rejects: list[_Reject]
     total: int
 
 
 # --- JSON: the columnar way, and the proof that it lost nothing
 
 
-def _lines(body: bytes, original: bytes, events_max: int, *, cloud: bool) -> _Raw:
+def _lines(body: bytes, original: bytes, events_max: int, *, cloud: bool) -> _Raw | _Few:
     """`body` as NDJSON (perhaps made from the JSON array `original`)."""
     if len(body) >= SMALL_BYTES:
         table = _columnar(body, _CLOUD if cloud else _NDJSON, events_max, cloud=cloud)
@@ -242,7 +257,7 @@ def _has_long_numbers(data: pl.Series, body: bytes) -> bool:
     return bool(text.str.contains(r"[:\[,]\s*-?[0-9][0-9.]{15}|[0-9][eE][+-]?[0-9]{3}").item())
 
 
-def _array_or_object(body: bytes, events_max: int, *, cloud: bool, what: str = "either") -> _Raw:
+def _array_or_object(body: bytes, events_max: int, *, cloud: bool, what: str = "either") -> _Raw | _Few:
     text = body.strip()
     if not text:
         raise Malformed("the body is empty; at least one event is needed")
@@ -293,13 +308,13 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`")
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN', re.DOTALL)
 
 
-def _exact_lines(body: bytes, events_max: int, *, cloud: bool) -> _Raw:
+def _exact_lines(body: bytes, events_max: int, *, cloud: bool) -> _Raw | _Few:
     if body.count(b"\n") > events_max * 2:
         raise _too_many(events_max)
     return _exact(body.split(b"\n"), events_max, cloud=cloud)
 
 
-def _exact_array(body: bytes, events_max: int, *, cloud: bool) -> _Raw:
+def _exact_array(body: bytes, events_max: int, *, cloud: bool) -> _Raw | _Few:
     try:
         items = _decode_items(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as first:
@@ -312,13 +327,13 @@ def _exact_array(body: bytes, events_max: int, *, cloud: bool) -> _Raw:
     return _exact([bytes(item) for item in items], events_max, cloud=cloud)
 
 
-def _exact(parts: Sequence[bytes], events_max: int, *, cloud: bool) -> _Raw:
+def _exact(parts: Sequence[bytes], events_max: int, *, cloud: bool) -> _Raw | _Few:
     """Each part by itself. Blank parts (empty lines) count as a place, not as an event."""
     schema = _CLOUD if cloud else _NDJSON
     decode = _DECODE[cloud]
-    rows: list[tuple[str | None, ...]] = []
+    rows: list[_Row] = []
     positions: list[int] = []
-    rejects: list[tuple[int, str, str, str, str | None]] = []
+    rejects: list[_Reject] = []
     total = 0
     for position, part in enumerate(parts, start=1):
         text = part.strip()
@@ -337,6 +352,8 @@ def _exact(parts: Sequence[bytes], events_max: int, *, cloud: bool) -> _Raw:
                 continue
         rows.append(tuple(_plain(getattr(event, name)) for name in schema))
         positions.append(position)
+    if len(rows) <= FEW:
+        return _Few(rows, positions, rejects, total)
     table = pl.DataFrame(rows, schema=schema, orient="row")
     return _Raw(table, pl.Series(positions, dtype=pl.UInt32), rejects, total)
 
@@ -386,21 +403,19 @@ def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def _binary(body: bytes, kind: str, attributes: Mapping[str, str]) -> _Raw:
+def _binary(body: bytes, kind: str, attributes: Mapping[str, str]) -> _Few:
     """CloudEvents in binary mode: the attributes are headers, the body is `data`."""
     if kind != JSON_TYPE and body.strip():
         raise UnsupportedMediaType("a usage event in CloudEvents binary mode carries application/json")
     row = {key: unquote(attributes[key]) if key in attributes else None for key in _CLOUD_KEYS}
     text = body.strip()
-    rejects: list[tuple[int, str, str, str, str | None]] = []
     if text:
         try:
             msgspec.json.decode(_quote_constants(text), type=msgspec.Raw)
             row["data"] = _quote_constants(text).decode() if b"NaN" in text or b"Infinity" in text else text.decode()
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise Malformed(f"the body is no valid JSON: {_words(error)}") from error
-    table = pl.DataFrame([row], schema=_CLOUD)
-    return _Raw(table, pl.Series([1], dtype=pl.UInt32), rejects, 1)
+    return _Few([tuple(row.get(key) for key in _CLOUD)], [1], [], 1)
 
 
 # --- the rules of the door, in columns
@@ -410,11 +425,19 @@ _TIME = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?"
     r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
+_TIME_PATTERN = re.compile(_TIME[:-1] + r"\Z")  # `$` alone would let a line end pass here, unlike in Polars
+_TIME_DETAIL = "time must be like 2026-01-31T12:00:00+01:00, with an offset, from 1900 to 9999"
+_BOUNDED = ("source", "id", "type", "customer", "subscription")
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+_NO_REJECTS = pl.DataFrame(schema=REJECT_SCHEMA)
 _FIRST, _LAST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+_FIRST_US, _LAST_US = (_FIRST - _EPOCH) // _MICROSECOND, (_LAST - _EPOCH) // _MICROSECOND
 
 
-def _finish(raw: _Raw, *, cloud: bool = False) -> ParsedUsage:
+def _finish(raw: _Raw | _Few, *, cloud: bool = False) -> ParsedUsage:
     """Apply the rules to all rows at once; the first rule that a row breaks is its reason."""
+    if isinstance(raw, _Few):
+        return _finish_few(raw, cloud)
     table = raw.table
     rules: list[tuple[pl.Expr, str, str, str]] = []
     if cloud:
@@ -442,7 +465,7 @@ def _finish(raw: _Raw, *, cloud: bool = False) -> ParsedUsage:
         text = pl.col(name)
         rules.append((text.is_null() | (text == ""), "missing", f"{name} is missing", f"/{name}"))
     rules.append((pl.col("time").is_null(), "missing", "time is missing", "/time"))
-    for name in ("source", "id", "type", "customer", "subscription"):
+    for name in _BOUNDED:
         rules.append(
             (
                 pl.col(name).str.len_chars() > TEXT_LENGTH_MAX,
@@ -454,8 +477,7 @@ def _finish(raw: _Raw, *, cloud: bool = False) -> ParsedUsage:
     reserved = pl.col("source").str.starts_with(RESERVED_SOURCE)
     rules.append((reserved, "reserved_source", f"sources that begin with {RESERVED_SOURCE} are ours", "/source"))
     bad_time = pl.col("at").is_null() | ~pl.col("at").is_between(_FIRST, _LAST, closed="left")
-    detail = "time must be like 2026-01-31T12:00:00+01:00, with an offset, from 1900 to 9999"
-    rules.append((bad_time, "invalid_time", detail, "/time"))
+    rules.append((bad_time, "invalid_time", _TIME_DETAIL, "/time"))
     data = pl.col("data")
     rules.append((data.str.len_bytes() > DATA_BYTES_MAX, "too_long", f"data is over {DATA_BYTES_MAX} bytes", "/data"))
     rules.append((~data.str.starts_with("{"), "not_an_object", "data must be a JSON object", "/data"))
@@ -489,6 +511,96 @@ def _finish(raw: _Raw, *, cloud: bool = False) -> ParsedUsage:
         unread = pl.DataFrame(raw.rejects, schema=REJECT_SCHEMA, orient="row")
         rejects = pl.concat([rejects, unread]).sort("position")
     return ParsedUsage(events, good["place"], rejects, raw.total)
+
+
+def _finish_few(few: _Few, cloud: bool) -> ParsedUsage:
+    """The same rules in plain Python: for a handful of events a hundred times as fast as starting up columns.
+
+    A property test holds both against each other.
+    """
+    columns: tuple[list[str | None], ...] = ([], [], [], [], [], [])
+    moments: list[int] = []
+    positions: list[int] = []
+    rejects = list(few.rejects)
+    names = _CLOUD.names() if cloud else _NDJSON.names()
+    for position, row in zip(few.positions, few.rows, strict=True):
+        event = dict(zip(names, row, strict=True))
+        wrong = _cloud_mistake(event) if cloud else None
+        if cloud and event["customer"] is None:
+            event["customer"] = event["subject"]
+        moment = _moment(event["time"]) if event["time"] else None
+        wrong = wrong or _mistake(event, moment)
+        if wrong is not None or moment is None:
+            assert wrong is not None, "an event without a time has a mistake"
+            identity = event["id"]
+            rejects.append((position, *wrong, identity[:TEXT_LENGTH_MAX] if identity is not None else None))
+            continue
+        for column, name in zip(columns, ("source", "id", "type", "customer"), strict=False):
+            column.append(event[name])
+        columns[4].append(event["subscription"] or None)
+        columns[5].append("{}" if event["data"] is None else event["data"])
+        moments.append(moment)
+        positions.append(position)
+    times = pl.Series("time", moments, dtype=pl.Int64).cast(INSTANT)
+    texts = [
+        pl.Series(name, column, dtype=pl.String)
+        for name, column in zip(("source", "id", "type", "customer", "subscription", "data"), columns, strict=True)
+    ]
+    rejects.sort(key=lambda reject: reject[0])
+    return ParsedUsage(
+        pl.DataFrame([*texts[:5], times, texts[5]]),
+        pl.Series("place", positions, dtype=pl.UInt32),
+        pl.DataFrame(rejects, schema=REJECT_SCHEMA, orient="row") if rejects else _NO_REJECTS,
+        few.total,
+    )
+
+
+def _cloud_mistake(event: Mapping[str, str | None]) -> tuple[str, str, str] | None:
+    if event["specversion"] != "1.0":
+        return "specversion", "specversion must be 1.0", "/specversion"
+    if event["data_base64"] is not None:
+        return "data_base64", "data must be JSON, not base64", "/data_base64"
+    subject, customer = event["subject"], event["customer"]
+    if subject is not None and customer is not None and subject != customer:
+        return "two_customers", "subject and customer name two customers", "/customer"
+    return None
+
+
+def _mistake(event: Mapping[str, str | None], moment: int | None) -> tuple[str, str, str] | None:
+    """The first rule that an event breaks; in the order of the columnar rules."""
+    for name in _FIELD_RULES[:4]:
+        if not event[name]:
+            return "missing", f"{name} is missing", f"/{name}"
+    if event["time"] is None:
+        return "missing", "time is missing", "/time"
+    for name in _BOUNDED:
+        if len(event[name] or "") > TEXT_LENGTH_MAX:
+            return "too_long", f"{name} is longer than {TEXT_LENGTH_MAX} characters", f"/{name}"
+    if (event["source"] or "").startswith(RESERVED_SOURCE):
+        return "reserved_source", f"sources that begin with {RESERVED_SOURCE} are ours", "/source"
+    if moment is None or not _FIRST_US <= moment < _LAST_US:
+        return "invalid_time", _TIME_DETAIL, "/time"
+    data = event["data"]
+    if data is None:
+        return None
+    if len(data.encode()) > DATA_BYTES_MAX:
+        return "too_long", f"data is over {DATA_BYTES_MAX} bytes", "/data"
+    if not data.startswith("{"):
+        return "not_an_object", "data must be a JSON object", "/data"
+    if data.count("{") + data.count("[") > DEPTH_MAX and _depth(data.encode()) > DEPTH_MAX:
+        return "too_deep", f"data is nested over {DEPTH_MAX} deep", "/data"
+    return None
+
+
+def _moment(text: str) -> int | None:
+    """An RFC 3339 text in microseconds since 1970, None where it is none."""
+    if _TIME_PATTERN.search(text) is None:
+        return None
+    try:
+        return (datetime.fromisoformat(text.upper()) - _EPOCH) // _MICROSECOND
+    except ValueError:  # a leap second, 30 February, the year 0: as the columns judge it
+        moment = _instants(pl.Series("time", [text])).dt.epoch("us").item()
+        return int(moment) if moment is not None else None
 
 
 def _instants(times: pl.Series) -> pl.Series:

@@ -152,6 +152,12 @@ def test_not_a_number_is_kept_as_text_so_that_it_can_be_corrected() -> None:
         ({"time": "2026-01-20"}, ("invalid_time", "/time")),
         ({"time": "2026-02-30T00:00:00Z"}, ("invalid_time", "/time")),
         ({"time": "1899-12-31T23:59:59Z"}, ("invalid_time", "/time")),
+        ({"time": "2026-01-20T09:59:00Z\n"}, ("invalid_time", "/time")),
+        ({"time": "2026-01-20T24:00:00Z"}, ("invalid_time", "/time")),
+        ({"time": "2026-01-20T09:59:00+24:00"}, ("invalid_time", "/time")),
+        ({"time": "0000-01-01T00:00:00Z"}, ("invalid_time", "/time")),
+        ({"time": "9999-12-31T23:59:59-10:00"}, ("invalid_time", "/time")),
+        ({"time": "2026-01-20T09:59:0٣Z"}, ("invalid_time", "/time")),
         ({"time": 1_768_900_000}, ("not_text", "/time")),
         ({"data": "x"}, ("not_an_object", "/data")),
         ({"data": [1]}, ("not_an_object", "/data")),
@@ -169,9 +175,15 @@ def test_what_is_refused_at_the_door_is_refused_alike_alone_and_among_many(
     assert among.rejects.select("position", "reason", "pointer").rows() == [(301, *expected)]
 
 
-@pytest.mark.parametrize("time", ["1970-01-01T00:00:00Z", "2999-01-01T00:00:00+14:00", "2026-01-20t09:59:00.1234567z"])
+@pytest.mark.parametrize(
+    "time",
+    ["1970-01-01T00:00:00Z", "2999-01-01T00:00:00+14:00", "2026-01-20t09:59:00.1234567z", "2016-12-31T23:59:60Z"],
+)
 def test_times_of_long_ago_and_far_ahead_are_stored(time: str) -> None:
-    assert one(time=time).events.height == 1
+    alone = one(time=time).events
+    among = parse(lines(*many(300), event(300, time=time)), NDJSON).events
+    assert alone.height == 1
+    assert alone["time"][0] == among["time"][300]
 
 
 def test_negative_quantities_and_words_in_place_of_numbers_are_stored() -> None:
