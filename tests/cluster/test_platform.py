@@ -1,0 +1,339 @@
+"""The platform as a whole, started as a person does: `cloudbilling up`, its tour, its faults, its end.
+
+One platform for the module, in the order of the file: each test leaves it running. Faults are real kills by process id.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from billing.errors import BillingError
+from cluster.client import Client
+from cluster.ray_head import free_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.chaos, pytest.mark.timeout(600)]
+ROOT = Path(__file__).resolve().parents[2]
+START_S, BACK_S = 240.0, 90.0
+
+
+class Running:
+    """One platform: its folder, its port, its process and everything below it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **os.environ,
+            "CLOUDBILLING_PORT": str(self.port),
+            "CLOUDBILLING_DATA_DIR": str(folder / "data"),
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        log = (self.folder / "up.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", "up"], cwd=ROOT, env=self.environment, stdout=log, stderr=log
+        )
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            assert self.process.poll() is None, f"it ended while starting:\n{self.log()}"
+            if self.status().get("ready"):
+                return
+            time.sleep(1.0)
+        raise AssertionError(f"not ready after {START_S:.0f} s:\n{self.log()}")
+
+    def status(self) -> dict[str, Any]:
+        done = self.command("status", "--json", check=False)
+        return json.loads(done.stdout) if done.stdout else {}
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def processes(self) -> list[psutil.Process]:
+        """The process tree, PostgreSQL and what Ray moved to other groups included."""
+        assert self.process is not None
+        found = [psutil.Process(self.process.pid)]
+        found += found[0].children(recursive=True)
+        known = {process.pid for process in found}
+        noted = json.loads((self.folder / "data" / "processes.json").read_text())
+        pids = {one["pid"] for one in noted} | {self.postgres()}
+        for pid in pids - known:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                found += [process, *process.children(recursive=True)]
+        return found
+
+    def postgres(self) -> int:
+        return int((self.folder / "data" / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+
+    def named(self, part: str) -> psutil.Process:
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                    return process
+        raise AssertionError(f"there is no process {part}")
+
+    def log(self) -> str:
+        return (self.folder / "up.log").read_text()[-3000:]
+
+    def tenant(self, code: str) -> Client:
+        """A client for a new tenant with one customer on one plan."""
+        key = (self.folder / "data" / "admin.key").read_text().strip()
+        form = {"code": code, "currency": "EUR", "timezone": "Europe/Berlin", "country": "DE"}
+        with Client(self.url, key) as platform:
+            made = platform.post("/v1/tenants", form)
+        client = Client(self.url, made["key"])
+        client.steps(STEPS)
+        return client
+
+
+STEPS = [
+    {"at": "2026-01-01", "tax_code": {"code": "standard", "percents": [{"from": "2021-01-01", "percent": "19"}]}},
+    {"at": "2026-01-01", "meter": {"code": "calls", "event_type": "call", "aggregation": "count"}},
+    {
+        "at": "2026-01-01",
+        "publish": {
+            "plan": {
+                "code": "basic",
+                "currency": "EUR",
+                "interval": "month",
+                "charges": [
+                    {
+                        "code": "calls",
+                        "kind": "usage",
+                        "meter": "calls",
+                        "tax": "standard",
+                        "price": {"model": "per_unit", "unit": "0.01"},
+                    }
+                ],
+            }
+        },
+    },
+    {"at": "2026-01-01", "customer": {"code": "acme", "name": "ACME GmbH", "country": "DE"}},
+    {"at": "2026-01-01", "subscribe": {"code": "s1", "customer": "acme", "plan": "basic", "anchor": "calendar"}},
+]
+
+
+class Writer:
+    """Sends small requests without a pause, repeats each with the same ids until it is acknowledged."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="writer")
+        self.acknowledged: list[str] = []
+        self.failed: str = ""
+
+    def __enter__(self) -> "Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(BACK_S + 60)
+        assert not self.failed, self.failed
+
+    def wait_for(self, more: int) -> None:
+        """Wait until that many more events were acknowledged: the platform is back."""
+        wanted, end = len(self.acknowledged) + more, time.monotonic() + BACK_S
+        while len(self.acknowledged) < wanted:
+            assert time.monotonic() < end, f"nothing was acknowledged for {BACK_S:.0f} s; {self.failed}"
+            time.sleep(0.05)
+
+    def _run(self) -> None:
+        number = len(self.acknowledged)
+        while not self._stop.is_set():
+            ids = [f"e{number + one}" for one in range(20)]
+            end = time.monotonic() + BACK_S
+            while True:
+                try:
+                    send(self._client, ids)
+                    break
+                except (BillingError, httpx.HTTPError) as error:
+                    if time.monotonic() > end:
+                        self.failed = f"events stay unacknowledged: {error}"
+                        return
+                    time.sleep(0.2)
+            self.acknowledged += ids
+            number += len(ids)
+
+
+def send(client: Client, ids: list[str]) -> dict[str, Any]:
+    """Usage of October for `acme`; the counts of the answer."""
+    import polars as pl
+
+    from billing.usage import EVENT_SCHEMA
+
+    rows = {
+        "source": ["test"] * len(ids),
+        "id": ids,
+        "type": ["call"] * len(ids),
+        "customer": ["acme"] * len(ids),
+        "subscription": [None] * len(ids),
+        "time": ["2026-10-05T10:00:00Z"] * len(ids),
+        "data": ["{}"] * len(ids),
+    }
+    frame = pl.DataFrame(rows).with_columns(pl.col("time").str.to_datetime(time_zone="UTC", time_unit="us"))
+    return client.usage(frame.cast(dict(EVENT_SCHEMA)))
+
+
+def stored_once(client: Client, ids: list[str]) -> None:
+    """Everything acknowledged is there, once: the log counts it so, and knows every id."""
+    assert client.get("/v1/usage/completeness")["totals"]["stored"] == len(ids)
+    for first in range(0, len(ids), 5_000):
+        part = ids[first : first + 5_000]
+        assert send(client, part)["duplicates"] == len(part)
+    assert client.get("/v1/usage/completeness")["totals"]["stored"] == len(ids)
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="cb-") as folder:
+        running = Running(Path(folder))
+        try:
+            running.start()
+            yield running
+        finally:
+            if running.process is not None and running.process.poll() is None:
+                running.process.send_signal(signal.SIGINT)
+                try:
+                    running.process.wait(60)
+                except subprocess.TimeoutExpired:
+                    running.process.kill()
+
+
+@pytest.fixture(scope="module")
+def acme(platform: Running) -> Client:
+    return platform.tenant("acme-cloud-faults")
+
+
+@pytest.fixture(scope="module")
+def sent() -> list[str]:
+    """Every acknowledged id of tenant `acme`, over all tests of the module."""
+    return []
+
+
+def test_the_commands_of_the_readme_do_what_it_says(platform: Running) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## A tour in five minutes")[1]
+    script = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S))
+    for start_or_stop in (" up --detach", " down"):
+        script = script.replace(f".venv/bin/cloudbilling{start_or_stop}", "true")
+    script = script.replace(".venv/bin/cloudbilling", f"{sys.executable} -m cluster.cli")
+    script = script.replace(".venv/bin/python", sys.executable).replace("127.0.0.1:8080", f"127.0.0.1:{platform.port}")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        env=platform.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert '"accepted":2' in done.stdout.replace(" ", "")
+    assert "16.71" in done.stdout, done.stdout[-2000:]
+
+
+def test_what_is_ours_listens_on_loopback_only(platform: Running) -> None:
+    """Ray's own ports are not ours (SECURITY.md); HTTP, HAProxy, dashboard and PostgreSQL are."""
+    seen: dict[str, set[str]] = {}
+    for process in platform.processes():
+        with suppress(psutil.NoSuchProcess):
+            name = process.name() + " " + " ".join(process.cmdline()[:4])
+            kind = next((k for k in ("haproxy", "postgres", "dashboard/dashboard.py") if k in name), None)
+            for connection in process.net_connections(kind="inet"):
+                if connection.status != psutil.CONN_LISTEN:
+                    continue
+                if kind or connection.laddr.port == platform.port:
+                    seen.setdefault(kind or "http", set()).add(connection.laddr.ip)
+    assert seen.get("haproxy") == {"127.0.0.1"}, seen
+    assert all(addresses <= {"127.0.0.1", "::1"} for addresses in seen.values()), seen
+    assert "postgres" not in seen, "PostgreSQL has a Unix socket, no port"
+
+
+def test_a_second_platform_on_the_same_folder_is_refused_in_words(platform: Running) -> None:
+    done = platform.command("up", check=False)
+    assert done.returncode == 1
+    assert "a platform runs on" in done.stderr
+    assert "CLOUDBILLING_DATA_DIR" in done.stderr
+    assert platform.status()["ready"] is True
+
+
+@pytest.mark.parametrize("part", ["ray::RatingShardActor", "ray::ServeReplica", "postgres"])
+def test_a_killed_process_comes_back_and_no_acknowledged_event_is_lost_or_doubled(
+    platform: Running, acme: Client, sent: list[str], part: str
+) -> None:
+    writer = Writer(acme)
+    writer.acknowledged = sent
+    with writer:
+        writer.wait_for(100)
+        victim = psutil.Process(platform.postgres()) if part == "postgres" else platform.named(part)
+        victim.kill()
+        writer.wait_for(200)
+    stored_once(acme, sent)
+    assert platform.process is not None
+    assert platform.process.poll() is None, "the platform itself stays"
+
+
+def test_after_kill_9_of_the_whole_tree_the_next_start_finds_everything_and_bills_it(
+    platform: Running, acme: Client, sent: list[str]
+) -> None:
+    assert platform.process is not None
+    ids = [f"last-{number}" for number in range(50)]
+    send(acme, ids)
+    sent += ids
+    tree = platform.processes()
+    psutil.Process(platform.process.pid).kill()  # first the watcher, so that it brings nothing back
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(tree, timeout=30)
+    platform.process.wait(30)
+    platform.start()
+    stored_once(acme, sent)
+    done = platform.command("bill-run", "--tenant", "acme-cloud-faults", "--up-to", "2026-11-01", "--json")
+    assert json.loads(done.stdout)["state"] == "done", done.stdout
+    (invoice,) = acme.get("/v1/invoices")["items"]
+    document = acme.get(f"/v1/invoices/{invoice['number']}")
+    assert float(document["lines"][0]["quantity"]) == len(sent)
+    assert acme.get_bytes(f"/v1/invoices/{invoice['number']}/pdf").startswith(b"%PDF-")
+    again = platform.command("bill-run", "--tenant", "acme-cloud-faults", "--up-to", "2026-11-01", "--json")
+    assert again.returncode == 0
+    assert len(acme.get("/v1/invoices")["items"]) == 1
+
+
+def test_ctrl_c_stops_all_of_it_and_leaves_no_process_behind(platform: Running) -> None:
+    assert platform.process is not None
+    tree = platform.processes()
+    assert len(tree) > 8
+    platform.process.send_signal(signal.SIGINT)
+    code = platform.process.wait(90)
+    assert code in (0, 130), platform.log()
+    _, alive = psutil.wait_procs(tree, timeout=10)
+    left = [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert left == [], f"left behind: {left}"
+    assert platform.status()["running"] is False
