@@ -55,7 +55,7 @@ class ShardSettings:
     window_s: float = 0.0  # waiting for more rows when idle; 0 locally, 0.02-0.1 on S3
     queue_rows_max: int = 400_000
     tenant_queue_rows_max: int = 200_000
-    checkpoint_rows: int = 1_000_000  # bounds the tail that a recovery reads, and the ids in memory
+    checkpoint_rows: int = 500_000  # bounds the tail that a recovery reads, and the ids in memory
     checkpoint_s: float = 300.0
     recent_ids_max: int = 8_000_000  # beyond it the shard refuses: ids leave memory only by a checkpoint
     hint_every: int = 64  # numbers
