@@ -23,7 +23,7 @@ from billing.rating import classify
 from billing.scenario import documents_of
 from billing.usage import EVENT_SCHEMA
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=20, deadline=None)
 ZERO = Decimal(0)
 amounts = st.decimals(min_value=-50, max_value=500, places=2).map(str)
 percents = st.sampled_from(["10", "33.333", "50", "100"])
@@ -106,7 +106,7 @@ def test_documents_add_up_whatever_happens(made: tuple[dict[str, Any], list[dict
         check_sums(billed.document)
 
 
-@FEW
+@settings(max_examples=8, deadline=None)
 @given(lives(), st.lists(days, min_size=1, max_size=4, unique=True))
 def test_a_second_run_with_nothing_new_makes_nothing(
     made: tuple[dict[str, Any], list[dict[str, Any]]], runs: list[int]
@@ -332,7 +332,7 @@ def as_the_platform_bills(form: dict[str, Any]) -> list[Document]:
     return [b.document for b in made]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(lives(), st.lists(days, min_size=1, max_size=5), st.sampled_from(["delta", "reissue"]), st.booleans())
 def test_what_the_engine_says_it_needs_is_enough(
     made: tuple[dict[str, Any], list[dict[str, Any]]], runs: list[int], late_usage: str, much_late: bool
