@@ -20,7 +20,7 @@ run: setup ## Start the platform with the demo and stay in the foreground; Ctrl-
 
 test: setup ## Run the tests (under 15 minutes on two cores)
 	@sh .ci/system-packages
-	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "not services and not long" $(ARGS)
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "not services" $(ARGS)
 
 check: setup ## Lint, types of the core, layers, known vulnerabilities; seconds
 	$(PYTHON) -m ruff check .
@@ -39,7 +39,7 @@ bench-long: setup ## The same at full size (an hour)
 	@$(PYTHON) -m benchmarks $(NAME) --long $(ARGS)
 
 chaos: setup ## Kill processes at every named step, again and again
-	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "chaos or long" $(ARGS)
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m chaos $(ARGS)
 
 mutation: setup ## Change the core on purpose and see whether a test notices
 	$(PYTHON) -m benchmarks.mutation $(ARGS)
