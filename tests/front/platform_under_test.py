@@ -41,6 +41,7 @@ EMAIL, PASSWORD = "marit@nordwind.example", "correct horse battery staple"
 TODAY = date(2026, 11, 24)
 NOW = datetime(2026, 11, 24, 13, 20, tzinfo=UTC)
 HOSTILE = "<script>alert(1)</script>\"' & Söhne"
+FEW = {"team": 3, "compute": 6, "prepaid": 2, "marketplace": 2}  # customers by plan
 HOSTILE_CODE = "K/99 ü"
 READER = "jonas@nordwind.example"
 
@@ -91,7 +92,13 @@ class LazyRouter:
 
 
 def start(
-    directory: Path, *, today: date = TODAY, months: int = 2, events: int = 6_000, now: datetime = NOW
+    directory: Path,
+    *,
+    today: date = TODAY,
+    months: int = 2,
+    events: int = 6_000,
+    now: datetime = NOW,
+    customers: dict[str, int] | None = None,
 ) -> Platform:
     """Set up and serve; a tenant with a generated business, and one without anything."""
     postgres = EmbeddedPostgres(directory / "pg")
@@ -125,7 +132,7 @@ def start(
         about=lambda: {"dashboard": "http://127.0.0.1:8265"},
     )
     demo_generator.MONTHS = months
-    demo_generator.CUSTOMERS = {"team": 3, "compute": 6, "prepaid": 2, "marketplace": 2}
+    demo_generator.CUSTOMERS = customers or FEW
     business = demo_generator.business(today)
     config = uvicorn.Config(build_app(services), host="127.0.0.1", port=_free_port(), log_level="warning")
     server = uvicorn.Server(config)

@@ -95,7 +95,7 @@ def test_axe_finds_nothing_on_any_page_and_nothing_is_fetched_from_elsewhere(
         assert odd == []
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "light"), (PHONE, "dark"), (WIDE, "dark")])
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "light"), (WIDE, "dark")])
 def test_axe_finds_nothing_on_a_phone_and_at_night(
     chromium: Browser, platform: Platform, size: tuple[int, int], scheme: str
 ) -> None:
