@@ -34,6 +34,7 @@ from deployments.manners import (
 from deployments.services import Services
 from pipelines.bill_run import BillRunDriver, run_view
 from pipelines.document_files import make_files
+from pipelines.verify_invoices import verify_run
 from storage.sql import audit, bill_runs, invoices, tenants
 from storage.sql.database import Connection
 
@@ -155,6 +156,25 @@ def read_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("
     with services.database.tenant(caller.tenant_id) as connection:
         run = run_view(connection, str(run_id), services.clock())
     return json_response(_shown_run(run))
+
+
+@router.get(
+    "/bill-runs/{run_id}/verify",
+    summary="Derive a bill run's documents again and compare them",
+    **described(answer={"proven": True, "documents": 40, "findings": [], "gaps": []}, also=(404, 422)),
+)
+def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("billing:read"))) -> Response:
+    """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers."""
+    services: Services = request.app.state.services
+    proof = verify_run(services.database, services.store, services.masters, caller.tenant_id, str(run_id))
+    return json_response(
+        {
+            "proven": proof.proven,
+            "documents": proof.documents,
+            "findings": [plain(vars(each)) for each in proof.findings],
+            "gaps": plain(proof.gaps),
+        }
+    )
 
 
 def _steered(path: str, word: str, summary: str) -> None:

@@ -103,6 +103,14 @@ CHANGE = {"subscription": "s1", "plan": "premium", "when": "period_end"}
 QUANTITY = {"subscription": "s1", "charge": "base", "quantity": "5"}
 OVERRIDE = {"subscription": "s1", "charge": "storage", "price": {"model": "per_unit", "unit": "0.07"}}
 CANCEL = {"subscription": "s1", "when": "period_end", "refund_unused": True}
+PAUSE = {"subscription": "s1"}
+AD_HOC = {
+    "customer": "acme",
+    "code": "setup-help",
+    "name": "Help with the set-up",
+    "amount": "50.00",
+    "tax": "standard",
+}
 STEPS = [
     {"at": "2026-01-10", "tax_code": TAX_CODE},
     {"at": "2026-01-10", "customer": {"code": "acme", "name": "ACME GmbH", "country": "DE"}},

@@ -38,7 +38,12 @@ from storage.sql.database import Connection
 
 router = APIRouter(prefix="/v1")
 CATALOG_STEPS = frozenset({"tax_code", "meter", "publish"})
-CONTRACT_STEPS = frozenset({"customer", "subscribe", "change", "quantity", "override", "cancel", "top_up", "budget"})
+CONTRACT_STEPS = frozenset(
+    {
+        *("customer", "subscribe", "change", "quantity", "override", "cancel", "pause", "resume"),
+        *("top_up", "budget", "ad_hoc"),
+    }
+)
 
 
 # --- how a form becomes a change
@@ -109,8 +114,8 @@ def post_steps(
     form: Any = Depends(json_form),
 ) -> Response:
     """Up to 10,000 steps of a scenario (`tax_code`, `meter`, `publish`, `customer`, `subscribe`, `change`, `quantity`,
-    `override`, `cancel`, `top_up`, `budget`), applied as one change: all, or none and every mistake with its place.
-    A step without `at` happens now."""
+    `override`, `cancel`, `pause`, `resume`, `top_up`, `budget`, `ad_hoc`), applied as one change: all, or none and
+    every mistake with its place. A step without `at` happens now."""
     write = Write(request)
     steps = _steps_of(form, caller, write.services.limits.steps_max)
 
@@ -547,6 +552,10 @@ _event_of_contract("/subscriptions/change", "change", "Change the plan", example
 _event_of_contract("/subscriptions/quantity", "quantity", "Change a quantity", examples.QUANTITY, _OF_SUBSCRIPTION)
 _event_of_contract("/subscriptions/override", "override", "Set a price of its own", examples.OVERRIDE, _OF_SUBSCRIPTION)
 _event_of_contract("/subscriptions/cancel", "cancel", "Cancel a subscription", examples.CANCEL, _OF_SUBSCRIPTION)
+_event_of_contract("/subscriptions/pause", "pause", "Pause a subscription", examples.PAUSE, _OF_SUBSCRIPTION)
+_event_of_contract("/subscriptions/resume", "resume", "Let a subscription go on", examples.PAUSE, _OF_SUBSCRIPTION)
+_event_of_contract("/ad-hoc-charges", "ad_hoc", "Charge or credit something on the next document", examples.AD_HOC,
+                   ("customer", "customer"), 201)  # fmt: skip
 _event_of_contract("/top-ups", "top_up", "Top up a wallet", examples.TOP_UP, ("customer", "customer"), 201)
 
 

@@ -23,8 +23,8 @@ STEP_KINDS: dict[str, tuple[str, ...]] = {
     "tax_code": ("tax_code",),
     "meter": ("meter",),
     "plan": ("publish",),
-    "customer": ("customer", "top_up"),
-    "subscription": ("subscribe", "change", "quantity", "override", "cancel"),
+    "customer": ("customer", "top_up", "ad_hoc"),
+    "subscription": ("subscribe", "change", "quantity", "override", "cancel", "pause", "resume"),
     "budget": ("budget",),
 }
 LIMIT_MAX = 1_000
@@ -51,9 +51,9 @@ def subject_of(step: Mapping[str, Any]) -> tuple[str, str]:
         return "plan", str(form["plan"]["code"])
     if kind == "subscribe":
         return "subscription", str(form["code"])
-    if kind in ("change", "quantity", "override", "cancel"):
+    if kind in ("change", "quantity", "override", "cancel", "pause", "resume"):
         return "subscription", str(form["subscription"])
-    if kind == "top_up":
+    if kind in ("top_up", "ad_hoc"):
         return "customer", str(form["customer"])
     if kind == "bill_run":
         return "bill_run", str(form["up_to"])

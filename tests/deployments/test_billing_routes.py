@@ -83,6 +83,8 @@ def test_a_bill_run_ends_with_an_invoice_whose_files_are_archived(billed: Any) -
     assert proof["intact"]
     assert proof["entries"] >= 1
     assert billed.get("/v1/archive").json()["items"][0]["number"] == number
+    verified = billed.get(f"/v1/bill-runs/{run['id']}/verify").json()
+    assert verified == {"proven": True, "documents": 1, "findings": [], "gaps": []}
 
 
 def test_the_same_bill_run_again_makes_nothing_new(billed: Any) -> None:

@@ -73,7 +73,10 @@ def test_the_examples_of_writes_are_taken_by_their_routes(api: Any) -> None:
     for path, status in [
         ("/v1/top-ups", 201),
         ("/v1/subscriptions/quantity", 200),
+        ("/v1/ad-hoc-charges", 201),
         ("/v1/subscriptions/override", 200),
+        ("/v1/subscriptions/pause", 200),
+        ("/v1/subscriptions/resume", 200),
         ("/v1/subscriptions/cancel", 200),
         ("/v1/keys", 201),
         ("/v1/legal-entities/main", 200),
