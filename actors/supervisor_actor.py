@@ -22,7 +22,7 @@ from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
 from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
 from billing.errors import Unavailable
 from billing.rating import LiveState
-from storage.object_store import StoreAddress
+from storage.object_store import LocalObjectStore, StoreAddress
 from storage.usage_log.genesis import open_log
 from storage.usage_log.lane import count_lanes
 
@@ -87,6 +87,9 @@ class SupervisorActor:
         self._last_error = ""
         self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
         self._thread.start()
+        if isinstance(store, LocalObjectStore):  # drafts that crashes left behind; a walk, so beside the loop
+            sweep = threading.Thread(target=store.sweep_drafts, args=(time.time(),), name="sweep-drafts", daemon=True)
+            sweep.start()
 
     def status(self) -> SupervisorStatus:
         return self._supervisor.status()
