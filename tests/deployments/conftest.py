@@ -1,6 +1,7 @@
 """The API over real parts: embedded PostgreSQL, a local object store, shards in this process."""
 
 import asyncio
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -119,14 +120,16 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def api_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("api-sql"))
-    try:
-        dsn = server.start()
-        migrate(dsn)
-        yield dsn
-    finally:
-        server.stop()
+def api_dsn() -> Iterator[str]:
+    # Not below pytest's own folder: another session that starts meanwhile would lock the server's user out of it.
+    with tempfile.TemporaryDirectory(prefix="cloudbilling-api-", ignore_cleanup_errors=True) as directory:
+        server = EmbeddedPostgres(Path(directory) / "sql")
+        try:
+            dsn = server.start()
+            migrate(dsn)
+            yield dsn
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")
