@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports Polars or Ray: few threads on small machines, no calls home, authentication said explicitly.
@@ -16,7 +15,7 @@ PURE = Path(__file__).parent / "billing"
 
 
 @pytest.fixture(autouse=True)
-def _pure_core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _pure_core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test of the pure core may not open a socket, sleep or start Ray: it would be no test of a function."""
     if PURE in request.path.parents:
 
@@ -25,4 +24,3 @@ def _pure_core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(socket.socket, "connect", forbidden)
         monkeypatch.setattr("time.sleep", forbidden)
-    yield

@@ -43,8 +43,8 @@ def create(
             "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"
             " master_number, master_steps, data_versions, state, customers, chunks, auto_approve,"
             " created_by, started_at)"
-            " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s, %s"
-            " FROM bill_runs",
+            " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s,"
+            " %s FROM bill_runs",
             (
                 tenant,
                 run,
