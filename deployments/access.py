@@ -48,6 +48,7 @@ SESSION_COOKIE = "cloudbilling_session"
 FRESH_S = 5.0
 # With SQL down usage still comes in (ingest rests on the object store alone), for keys seen within this time.
 STALE_S = 900.0
+AWAY_S = 5.0  # so long nobody asks SQL again after it did not answer, where a remembered key will do
 REMEMBERED_MAX = 10_000
 
 
@@ -73,6 +74,7 @@ class Gate:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._seen: OrderedDict[bytes, tuple[float, keys.Key]] = OrderedDict()
+        self._away_until = 0.0
 
     async def caller(self, request: Request, scope: str) -> Caller:
         """The caller, if they may. NotAuthenticated without a valid key, NotAllowed where the scope is missing."""
@@ -98,10 +100,14 @@ class Gate:
         seen = self._seen.get(name)
         if seen is not None and now - seen[0] < FRESH_S:
             return _key_caller(seen[1])
+        remembered = seen is not None and scope == "usage:write" and now - seen[0] < STALE_S
+        if remembered and now < self._away_until:
+            return _key_caller(seen[1])  # do not let every request wait until SQL has not answered
         try:
             key = await asyncio.to_thread(self._find, text)
         except Unavailable:
-            if seen is not None and scope == "usage:write" and now - seen[0] < STALE_S:
+            self._away_until = time.monotonic() + AWAY_S
+            if remembered:
                 return _key_caller(seen[1])
             raise
         if key is None:

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from fastapi.routing import APIRoute
 
+from billing.errors import Unavailable
 from deployments.access import PLATFORM_SCOPES, ROLES, SCOPES, TENANT_SCOPES
 from deployments.app import api_routes, scopes_of
 from storage.sql import users
@@ -289,3 +290,31 @@ def test_a_user_of_another_tenant_is_out_of_reach_of_an_administrator(api: Any, 
 def test_roles_hold_only_scopes_that_exist() -> None:
     assert all(scopes <= TENANT_SCOPES for scopes in ROLES.values())
     assert not TENANT_SCOPES & PLATFORM_SCOPES
+
+
+def test_usage_comes_in_while_sql_is_away_for_keys_that_were_seen(
+    api: Any, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ingest rests on the object store alone. Everything else says 503; a key that was never seen, too."""
+    first = world["first"]
+    unseen = first.key_with("usage:write")
+    event = '{"source":"a","id":"away-%d","type":"storage.write","customer":"acme","time":"2026-01-05T10:00:00Z"}'
+    assert first.usage(event % 1).status_code == 200
+    gate = api.app.state.gate
+    asked = 0
+
+    def away(text: str) -> None:
+        nonlocal asked
+        asked += 1
+        raise Unavailable("the database is not available")
+
+    monkeypatch.setattr(gate, "_find", away)
+    monkeypatch.setattr("deployments.access.FRESH_S", 0.0)
+    assert [first.usage(event % number).status_code for number in (2, 3, 4)] == [200, 200, 200]
+    assert asked == 1
+    assert first.get("/v1/customers").status_code == 503
+    assert first.get("/v1/customers").headers["retry-after"]
+    refused = api.http.post("/v1/usage", content=event % 5, headers={"Authorization": f"Bearer {unseen}"})
+    assert refused.status_code == 503
+    monkeypatch.setattr("deployments.access.STALE_S", 0.0)
+    assert first.usage(event % 6).status_code == 503
