@@ -77,12 +77,13 @@ def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain
     """Compute a chunk's documents and put them once. A result that is there already is taken as it is."""
     known = store.get(task.key)
     if known is None:
-        _, made, parked = compute_documents(task, store, database, chain)
-        data = _pack(made, parked)
+        _, documents, parked = compute_documents(task, store, database, chain)
         # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).
-        known = data if store.create(task.key, data) else store.get(task.key)
-        assert known is not None
-    documents, parked = unpack(known)
+        if not store.create(task.key, _pack(documents, parked)):
+            known = store.get(task.key)
+            assert known is not None
+    if known is not None:
+        documents, parked = unpack(known)
     return ChunkResult(
         task.chunk,
         task.key,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from billing.errors import Unavailable
-from pipelines.bill_run import STEPS
+from pipelines.bill_run import STEPS, BillRunDriver
 from storage.sql import invoices
 from storage.sql.database import Database, connect
 from storage.sql.embedded import EmbeddedPostgres
@@ -103,6 +103,16 @@ def test_two_processes_that_drive_one_run_end_with_the_same_invoices(world: Worl
     assert world.outcome(tenant_id) == undisturbed
 
 
+def drive_until_done(driver: BillRunDriver, tenant_id: str, run_id: str) -> dict[str, Any]:
+    """What the actor does: again while the database is away (the pool needs a moment to notice that it is back)."""
+    for _ in range(9):
+        try:
+            return driver.drive(tenant_id, run_id)
+        except Unavailable:
+            continue
+    return driver.drive(tenant_id, run_id)
+
+
 @pytest.mark.parametrize("step", ["chunk computed", "chunk finalising", "files made"])
 def test_a_database_killed_in_a_run_costs_no_number_and_no_invoice(
     step: str, server: EmbeddedPostgres, world: World, undisturbed: dict[str, Any]
@@ -122,7 +132,7 @@ def test_a_database_killed_in_a_run_costs_no_number_and_no_invoice(
         with pytest.raises(Unavailable):
             driver.drive(tenant_id, run_id)
         assert server.ensure_running()
-        assert driver.drive(tenant_id, run_id)["state"] == "done"
+        assert drive_until_done(driver, tenant_id, run_id)["state"] == "done"
     assert world.outcome(tenant_id) == undisturbed
 
 
