@@ -323,7 +323,7 @@ class _Settlement:
             plan.version,
             charge.tax,
             charge.name or charge.code,
-            charge.unit,
+            charge.unit or (self.master.meters[charge.meter].unit if charge.meter else ""),
             prices[id(charge)],
             False,
             corrects,
