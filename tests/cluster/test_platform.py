@@ -242,8 +242,8 @@ def test_the_commands_of_the_readme_do_what_it_says(platform: Running) -> None:
     script = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S))
     for start_or_stop in (" up --detach", " down"):
         script = script.replace(f".venv/bin/cloudbilling{start_or_stop}", "true")
-    script = script.replace(".venv/bin/cloudbilling", f"{sys.executable} -m cluster.cli")
     script = script.replace(".venv/bin/python", sys.executable).replace("127.0.0.1:8080", f"127.0.0.1:{platform.port}")
+    script = script.replace(".venv/bin/cloudbilling", f"{sys.executable} -m cluster.cli")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=ROOT,
