@@ -7,6 +7,7 @@ that the task alone determines. Runs in the driver's process or as a Ray task.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -143,15 +144,40 @@ def _events_from(
     previous: Cut | None,
 ) -> datetime | None:
     """From which time on events are needed; None (all) where a level may carry over from long ago."""
-    if any(meter.aggregation in ("time_weighted_sum", "latest") for meter in master.meters.values()):
+    if any(meter.aggregation == "time_weighted_sum" for meter in master.meters.values()):
         return None
     late_since = None
     if previous is not None:
-        for frame in reader.scan(task.tenant_id, cut, customers=keys, since=previous):
+        released = [key for customer in _released(master, customers) for key in master.keys_of(customer)]
+        for frame in itertools.chain(
+            reader.scan(task.tenant_id, cut, customers=keys, since=previous),
+            reader.scan(task.tenant_id, cut, customers=released) if released else (),
+        ):
             earliest = frame["time"].min()
             if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
                 late_since = earliest
     return events_needed_from(master, customers, task.up_to, late_since)
+
+
+def _released(master: MasterData, customers: Sequence[str]) -> Sequence[str]:
+    """Customers whose old events may have left suspense since the last run: master data that they lacked has come.
+
+    Such an event lies before the last cut, so its position does not tell that it is new to billing.
+    """
+    seen = master.runs[-1].steps if master.runs else 0
+    found: set[str] = set()
+    for number, step in master.log:
+        if number <= seen:
+            continue
+        if "meter" in step or "publish" in step:
+            return customers
+        for kind in ("customer", "subscribe", "change", "resume"):
+            if kind in step:
+                form = step[kind]
+                subscription = master.subscriptions.get(str(form.get("subscription")))
+                owner = form.get("customer") if kind == "subscribe" else form.get("code")
+                found.add(str(subscription.customer if subscription else owner))
+    return [customer for customer in customers if customer in found]
 
 
 def rateable(

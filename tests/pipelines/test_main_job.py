@@ -1,0 +1,198 @@
+"""The product's main job in one process, everything real but Ray: usage in, bills out, numbered, archived, once."""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import polars as pl
+import pytest
+import yaml
+
+from actors.router import LocalUsageRouter
+from billing.usage import EVENT_SCHEMA, Verdict
+from pipelines.bill_run import BillRunDriver
+from pipelines.usage_mapping import UsageMapping
+from storage.archive import Archive
+from storage.master_chain import MasterChain
+from storage.object_store import LocalObjectStore
+from storage.sources.tables import read_table
+from storage.sql import invoices, steps, tenants
+from storage.sql.database import Database
+from storage.sql.embedded import EmbeddedPostgres
+from storage.sql.migrate import migrate
+
+pytestmark = pytest.mark.postgres
+FOCUS = Path(__file__).parents[2] / "examples" / "focus"
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+@dataclass
+class World:
+    """A platform without HTTP and Ray: one database, one object store, shards in this process."""
+
+    database: Database
+    store: LocalObjectStore
+    masters: MasterChain
+    router: LocalUsageRouter
+
+    def tenant(self, **form: Any) -> str:
+        whole = {"currency": "USD", "timezone": "UTC", "country": "US", **form}
+        with self.database.system() as connection:
+            made = tenants.create(
+                connection, code=uuid4().hex, name="T", kind="live", form=whole, generated=True, now=NOW
+            )
+        with self.database.tenant(made.id) as connection:
+            steps.start_master(connection, made.id, whole, "test")
+            tenants.put_legal_entity(
+                connection, made.id, "main", {"name": "T Inc"}, country="US", now=NOW, is_default=True
+            )
+        self.masters.project(self.database, made.id)
+        return made.id
+
+    def apply(self, tenant_id: str, forms: list[dict[str, Any]]) -> None:
+        with self.database.tenant(tenant_id) as connection:
+            change = steps.append_steps(connection, tenant_id, forms, "test")
+        self.masters.project(self.database, tenant_id, up_to=change.number)
+
+    def send(self, tenant_id: str, events: pl.DataFrame) -> list[Verdict]:
+        number, _ = self.masters.newest(tenant_id)
+        result = asyncio.run(self.router.ingest(tenant_id, events, master_number=number))
+        return [Verdict(int(verdict)) for verdict in result.verdicts]
+
+    def bill(self, tenant_id: str, up_to: date) -> dict[str, Any]:
+        driver = BillRunDriver(self.database, self.store, self.masters, Archive(self.database, self.store), lambda: NOW)
+        run = driver.plan(tenant_id, up_to, "test")
+        return driver.drive(tenant_id, run["id"])
+
+    def documents(self, tenant_id: str) -> list[Any]:
+        with self.database.tenant(tenant_id) as connection:
+            rows = invoices.page(connection, limit=1000, descending=False)
+            return [invoices.get(connection, row["number"])["document"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with tempfile.TemporaryDirectory() as folder:
+        postgres = EmbeddedPostgres(Path(folder) / "postgres")
+        dsn = postgres.start()
+        try:
+            migrate(dsn)
+            store = LocalObjectStore(Path(folder) / "objects")
+            masters = MasterChain(store)
+            router = LocalUsageRouter.open(store, shards=3, master=masters)
+            with Database(dsn) as database:
+                yield World(database, store, masters, router)
+            asyncio.run(router.close())
+        finally:
+            postgres.stop()
+
+
+def event(id_: str, at: str, amount: str, customer: str = "acme") -> dict[str, Any]:
+    time = datetime.fromisoformat(at).replace(tzinfo=UTC)
+    data = f'{{"amount":"{amount}"}}'
+    return {
+        "source": "s",
+        "id": id_,
+        "type": "use",
+        "customer": customer,
+        "subscription": None,
+        "time": time,
+        "data": data,
+    }
+
+
+def frame(*events: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(list(events), schema=EVENT_SCHEMA)
+
+
+CATALOG: list[dict[str, Any]] = [
+    {"at": "2026-01-01", "tax_code": {"code": "t", "percents": [{"from": "2020-01-01", "percent": "0"}]}},
+    {"at": "2026-01-01", "meter": {"code": "use", "event_type": "use", "aggregation": "sum", "value": "amount"}},
+    {"at": "2026-01-01", "publish": {"plan": {"code": "p", "currency": "USD", "interval": "month", "charges": [
+        {"code": "c", "kind": "usage", "meter": "use", "tax": "t", "price": {"model": "per_unit", "unit": "2"}}]}}},
+]  # fmt: skip
+ACME: list[dict[str, Any]] = [
+    {"at": "2026-01-01", "customer": {"code": "acme", "name": "A", "country": "US", "tax_treatment": "outside_scope"}},
+    {"at": "2026-01-01", "subscribe": {"code": "s1", "customer": "acme", "plan": "p", "anchor": "calendar"}},
+]
+
+
+def test_real_usage_becomes_numbered_archived_documents_that_add_up_to_the_last_digit(world: World) -> None:
+    tenant = world.tenant()
+    for name in ("catalog.yaml", "customers.yaml"):
+        world.apply(tenant, yaml.safe_load((FOCUS / name).read_text())["steps"])
+    mapping = UsageMapping.parse(yaml.safe_load((FOCUS / "mapping.yaml").read_text()))
+    rows = pl.concat(read_table(FOCUS / "focus_usage.csv", missing=mapping.missing))
+    events = mapping.events(rows)
+    assert set(world.send(tenant, events)) == {Verdict.ACCEPTED}
+    assert set(world.send(tenant, events)) == {Verdict.DUPLICATE}  # sent again: nothing is counted twice
+    run = world.bill(tenant, date(2024, 10, 1))
+    assert (run["state"], run["parked"]) == ("done", [])
+    assert (run["documents"]["made"], run["documents"]["archived"]) == (63, 63)
+    documents = world.documents(tenant)
+    exact = Fraction(0)
+    for document in documents:
+        sign = -1 if document.type == "credit_note" else 1
+        exact += sign * sum(Fraction(line.explanation["exact"]) for line in document.lines)
+        assert sum(line.amount for line in document.lines) == document.net
+    prices = zip(rows["ListUnitPrice"], rows["PricingQuantity"], rows["ListCost"], strict=True)
+    wanted = sum(Fraction(price) * Fraction(quantity) if price else Fraction(cost) for price, quantity, cost in prices)
+    assert exact == wanted
+    with world.database.tenant(tenant) as connection:
+        assert invoices.number_gaps(connection) == []
+    assert world.bill(tenant, date(2024, 10, 1))["documents"]["made"] == 0  # again: nothing new
+
+
+def test_usage_that_leaves_suspense_after_its_period_was_billed_is_billed_by_the_next_run(world: World) -> None:
+    """Its row lies before the last cut, so only the new master data tells that it is new to billing."""
+    tenant = world.tenant()
+    world.apply(tenant, CATALOG)
+    sent = frame(event("1", "2026-01-10", "5"), event("2", "2026-01-11", "7", "later"))
+    assert world.send(tenant, sent) == [Verdict.SUSPENDED, Verdict.SUSPENDED]
+    world.apply(tenant, ACME)
+    world.bill(tenant, date(2026, 2, 1))
+    assert [document.net for document in world.documents(tenant)] == [Decimal("10.00")]
+    late = [{"at": "2026-01-01", **one} for one in (
+        {"customer": {"code": "later", "name": "L", "country": "US", "tax_treatment": "outside_scope"}},
+        {"subscribe": {"code": "s2", "customer": "later", "plan": "p", "anchor": "calendar"}},
+    )]  # fmt: skip
+    world.apply(tenant, late)
+    world.bill(tenant, date(2026, 3, 1))
+    assert [(d.customer, d.net) for d in world.documents(tenant)] == [
+        ("acme", Decimal("10.00")),
+        ("later", Decimal("14.00")),
+    ]
+
+
+def test_a_new_meter_rates_old_events_of_a_billed_period_as_a_correction(world: World) -> None:
+    tenant = world.tenant()
+    world.apply(tenant, CATALOG + ACME)
+    other = {**event("9", "2026-01-12", "3"), "type": "other"}
+    assert world.send(tenant, frame(event("1", "2026-01-10", "5"), other)) == [Verdict.ACCEPTED, Verdict.SUSPENDED]
+    world.bill(tenant, date(2026, 2, 1))
+    meter = {"code": "use", "event_type": "other", "aggregation": "sum", "value": "amount"}
+    world.apply(tenant, [{"at": "2026-01-01", "meter": {**meter, "code": "other"}}])
+    world.bill(tenant, date(2026, 3, 1))
+    # The meter is there now, no charge bills it: the event is rated, and costs nothing.
+    assert [document.net for document in world.documents(tenant)] == [Decimal("10.00")]
+
+
+def test_late_usage_is_a_correction_of_its_own_period(world: World) -> None:
+    tenant = world.tenant()
+    world.apply(tenant, CATALOG + ACME)
+    world.send(tenant, frame(event("1", "2026-01-10", "5")))
+    world.bill(tenant, date(2026, 2, 1))
+    world.send(tenant, frame(event("2", "2026-01-31", "1.5"), event("3", "2026-02-02", "2")))
+    world.bill(tenant, date(2026, 3, 1))
+    last = world.documents(tenant)[-1]
+    assert [(line.correction, line.quantity, line.amount) for line in last.lines] == [
+        (True, Decimal("1.5"), Decimal("3.00")),
+        (False, Decimal("2"), Decimal("4.00")),
+    ]
