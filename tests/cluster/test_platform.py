@@ -34,11 +34,12 @@ class Running:
     """One platform: its folder, its port, its process and everything below it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.dashboard = folder, free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             **os.environ,
             "CLOUDBILLING_PORT": str(self.port),
+            "CLOUDBILLING_DASHBOARD_PORT": str(self.dashboard),
             "CLOUDBILLING_DATA_DIR": str(folder / "data"),
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -260,19 +261,20 @@ def test_the_commands_of_the_readme_do_what_it_says(platform: Running) -> None:
 
 def test_what_is_ours_listens_on_loopback_only(platform: Running) -> None:
     """Ray's own ports are not ours (SECURITY.md); HTTP, HAProxy, dashboard and PostgreSQL are."""
-    seen: dict[str, set[str]] = {}
+    by_port: dict[int, set[str]] = {}
+    by_program: dict[str, set[str]] = {"haproxy": set(), "postgres": set()}
     for process in platform.processes():
         with suppress(psutil.NoSuchProcess):
-            name = process.name() + " " + " ".join(process.cmdline()[:4])
-            kind = next((k for k in ("haproxy", "postgres", "dashboard/dashboard.py") if k in name), None)
+            name = process.name()
             for connection in process.net_connections(kind="inet"):
-                if connection.status != psutil.CONN_LISTEN:
-                    continue
-                if kind or connection.laddr.port == platform.port:
-                    seen.setdefault(kind or "http", set()).add(connection.laddr.ip)
-    assert seen.get("haproxy") == {"127.0.0.1"}, seen
-    assert all(addresses <= {"127.0.0.1", "::1"} for addresses in seen.values()), seen
-    assert "postgres" not in seen, "PostgreSQL has a Unix socket, no port"
+                if connection.status == psutil.CONN_LISTEN:
+                    by_port.setdefault(connection.laddr.port, set()).add(connection.laddr.ip)
+                    if name in by_program:
+                        by_program[name].add(connection.laddr.ip)
+    assert by_port[platform.port] == {"127.0.0.1"}
+    assert by_port[platform.dashboard] == {"127.0.0.1"}
+    assert by_program["haproxy"] == {"127.0.0.1"}, "statistics and metrics of HAProxy too"
+    assert by_program["postgres"] == set(), "PostgreSQL has a Unix socket, no port"
 
 
 def test_a_second_platform_on_the_same_folder_is_refused_in_words(platform: Running) -> None:
