@@ -2,7 +2,10 @@
 
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Polars or Ray: few threads on small machines, no calls home, authentication said explicitly.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
@@ -24,3 +27,26 @@ def _pure_core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(socket.socket, "connect", forbidden)
         monkeypatch.setattr("time.sleep", forbidden)
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[Any]:
+    """The one Ray that lives in the test process itself; a second start in one process does not come up."""
+    with tempfile.TemporaryDirectory(prefix="cb-ray-") as home:
+        before = os.environ.get("HOME")
+        os.environ["HOME"] = home  # Ray writes its token there
+        try:
+            import ray
+
+            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
+            yield ray
+            ray.shutdown()
+        finally:
+            if before is not None:
+                os.environ["HOME"] = before
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a Ray in this process come last: the platform's own tests start theirs, and two at once are too many
+    for a small machine."""
+    items.sort(key=lambda item: "ray_here" in getattr(item, "fixturenames", ()))

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,6 @@ from tests.usage_log_support import TENANT, logged_ids, make_events
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 NAMESPACE = "usage-log-test"
-
-
-@pytest.fixture
-def ray_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray of this test's own unless the session has one already; it ends only what it started."""
-    import ray
-
-    if ray.is_initialized():
-        yield ray
-        return
-    home = tmp_path_factory.mktemp("h")
-    monkeypatch.setenv("HOME", str(home))  # Ray writes its token there
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
-    yield ray
-    ray.shutdown()
 
 
 def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_here: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would run on in the tests of other folders
 def chromium() -> Iterator[Browser]:
     if not os.path.exists(CHROMIUM):
         command = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]

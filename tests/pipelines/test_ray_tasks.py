@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,20 +18,6 @@ from storage.sql.migrate import migrate
 from tests.chaos.bill_run_world import MARCH, World
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres]
-
-
-@pytest.fixture
-def ray_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray of this test's own unless the session has one already; it ends only what it started."""
-    import ray
-
-    if ray.is_initialized():
-        yield ray
-        return
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("h")))  # Ray writes its token there
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-    yield ray
-    ray.shutdown()
 
 
 def test_a_run_on_ray_makes_the_same_documents_although_a_worker_is_killed(ray_here: Any, tmp_path: Path) -> None:
