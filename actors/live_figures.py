@@ -95,7 +95,7 @@ class LiveFigures:
             if book is None:
                 return np.full(events.height, UNKNOWN_CUSTOMER, np.uint8)
             reasons = classify(events, book.book, instant_of(now_us)).cast(pl.String)
-        except Exception as error:  # noqa: BLE001 - a fault in rating must not stop ingest: the log is the truth
+        except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - a fault must not stop ingest
             self.last_error = f"{type(error).__name__}: {error}"
             return np.full(events.height, UNJUDGED, np.uint8)
         codes = reasons.replace_strict(_CODES, default=NO_REASON, return_dtype=pl.UInt8)
@@ -187,7 +187,7 @@ class LiveFigures:
                     if book is not None:
                         self._fold(tenant_id, tenant, book)
                     self.last_error = ""
-                except Exception as error:  # noqa: BLE001 - the next round, or the next query, tries again
+                except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - the next round tries again
                     self.last_error = f"{type(error).__name__}: {error}"
 
     def _fold(self, tenant_id: str, tenant: _Tenant, book: _Book) -> int:

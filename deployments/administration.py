@@ -39,7 +39,7 @@ from deployments.manners import (
     uuid_cursor,
 )
 from deployments.services import Services
-from storage.sql import audit, keys, tenants, users
+from storage.sql import audit, invoices, keys, tenants, users
 from storage.sql import steps as master_steps
 from storage.sql.database import Connection
 
@@ -121,6 +121,7 @@ def post_tenant(
     entity = form.get("legal_entity") or {}
     if not isinstance(entity, dict):
         raise InvalidInput("an object is needed", errors=[FieldError("/legal_entity", "an object is needed")])
+    _check_series(entity)
     moved = _moment(clock, master.tenant.timezone, "/test_clock") if clock is not None else None
     if moved is not None and form["kind"] != "test":
         raise InvalidInput("only a test tenant has a clock", errors=[FieldError("/test_clock", "kind is not test")])
@@ -481,6 +482,13 @@ _ENTITY_KEYS = [
 ]
 
 
+def _check_series(entity: Mapping[str, Any]) -> None:
+    series = entity.get("series") or {}
+    if not isinstance(series, dict):
+        raise InvalidInput("series: an object is needed", errors=[FieldError("/series", "an object is needed")])
+    invoices.check_patterns(series)
+
+
 def _shown_entity(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(row[key]) for key in ("code", "country", "version", "is_default", "form")}
 
@@ -508,6 +516,7 @@ def put_legal_entity(
     form = known_keys(form, _ENTITY_KEYS, ("name",))
     text_of(form, "name", length_max=500)
     text_of({"code": code}, "code")
+    _check_series(form)
 
     def work(connection: Connection) -> Answer:
         now = write.services.clock()

@@ -1,5 +1,6 @@
 """Bill runs, invoices, credit notes and the archive over REST. The work is done by pipelines/ and storage/."""
 
+import logging
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -12,7 +13,7 @@ from starlette.responses import Response
 
 from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
-from billing.errors import FieldError, InvalidInput, NotFound
+from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound
 from billing.forms import decimal_of
 from billing.periods import TimeInvalid, parse_moment, zone
 from billing.settle import BilledDocument
@@ -41,6 +42,7 @@ from storage.sql.database import Connection
 router = APIRouter(prefix="/v1", tags=["Billing"])
 _WRITE_ERRORS = (400, 404, 409, 413, 415, 422)
 CREDIT_LINES_MAX = 10_000
+LOG = logging.getLogger("cloudbilling.billing")
 
 # --- bill runs
 
@@ -107,7 +109,9 @@ def start_bill_run(
         return Answer(_shown_run(run), 202, {"Location": f"/v1/bill-runs/{run['id']}"})
 
     answer = write.run(caller, work)
-    if "idempotent-replay" not in answer.headers:
+    if answer.status_code == 202:
+        # Also for a repeated answer: the first one may have died before it started the run, and starting twice is
+        # harmless.
         run_id = str(msgspec.json.decode(answer.body)["id"])
         services.start_bill_run(caller.tenant_id, run_id, None)
     return answer
@@ -435,6 +439,9 @@ def post_credit_note(
     def work(connection: Connection) -> Answer:
         # Two notes on one invoice at once could credit more than there is.
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{caller.tenant_id} {number}",))
+        if bill_runs.active(connection) is not None:
+            # A run in a tenant that reissues may be about to credit the same invoice.
+            raise Conflict("a bill run is going on: credit this when it has ended")
         row = invoices.get(connection, number)
         earlier = [each["number"] for each in row["referred_by"] if each["type"] == "credit_note"]
         notes = [invoices.get(connection, each)["document"] for each in earlier]
@@ -458,7 +465,11 @@ def post_credit_note(
         return Answer(_shown_row(stored) | _shown_document(stored["document"], caller.timezone), 201)
 
     answer = write.run(caller, work)
-    make_files(services.database, services.archive, caller.tenant_id, services.clock)
+    try:
+        make_files(services.database, services.archive, caller.tenant_id, services.clock)
+    except BillingError as error:
+        # The note is final; its files are made by the next look at what is wanted. The caller must not try again.
+        LOG.warning("the files of a credit note wait: %s", error.detail)
     return answer
 
 

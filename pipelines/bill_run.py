@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -116,8 +117,8 @@ class BillRunDriver:
         self._checkpoint("before plan")
         with self._database.tenant(tenant_id) as connection:
             tenant = tenants.by_id(connection, tenant_id)
+            previous = bill_runs.last_finalised(connection)  # before the number: its mark is then in the master data
             number, _ = steps.current(connection, tenant_id)
-            previous = bill_runs.last_finalised(connection)
         now = self._clock()
         made_at = tenant.test_clock or now
         cut_at = midnight(up_to, tenant.timezone) if not isinstance(up_to, datetime) else up_to
@@ -156,6 +157,10 @@ class BillRunDriver:
                 actor=actor,
                 now=now,
             )
+            last = bill_runs.last_finalised(connection)
+            if (last and last["id"]) != (previous and previous["id"]):
+                # It ended between our reading and our taking the place: what it billed is unknown to this plan.
+                raise Conflict("another bill run ended meanwhile: start it again")
         self._checkpoint("planned")
         return self.get(tenant_id, run_id)
 
@@ -175,6 +180,11 @@ class BillRunDriver:
             if not error.retryable:
                 self._note(tenant_id, run_id, error.detail)
             raise
+        except Exception as error:
+            # A bug, or a store that answers nonsense: nobody waits for this call, so the run itself must say it.
+            with suppress(BillingError):
+                self._note(tenant_id, run_id, f"{type(error).__name__}: {error}")
+            raise
 
     def _drive(self, tenant_id: str, run_id: str, approve: bool | None) -> dict[str, Any]:
         run = self.get(tenant_id, run_id)
@@ -183,7 +193,7 @@ class BillRunDriver:
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "computed":
-            if not (run["auto_approve"] if approve is None else approve):
+            if run["paused"] or not (run["auto_approve"] if approve is None else approve):
                 return run
             self.approve(tenant_id, run_id, run["created_by"])
             run = self.get(tenant_id, run_id)

@@ -165,7 +165,8 @@ def _released(master: MasterData, customers: Sequence[str]) -> Sequence[str]:
     Such an event lies before the last cut, so its position does not tell that it is new to billing.
     """
     seen = master.runs[-1].steps if master.runs else 0
-    found: set[str] = set()
+    # Whoever the last run parked is looked at whole: what came for him before its cut is not billed either.
+    found: set[str] = set(master.runs[-1].parked) if master.runs else set()
     for number, step in master.log:
         if number <= seen:
             continue

@@ -7,6 +7,7 @@ each row. A number exists exactly if its invoice does, because both are one tran
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -20,7 +21,7 @@ import uuid_utils
 from psycopg.types.json import Jsonb
 
 from billing.documents import Document
-from billing.errors import InvalidInput, NotFound
+from billing.errors import FieldError, InvalidInput, NotFound
 from billing.settle import BilledDocument
 from storage.sql.database import Connection
 
@@ -133,6 +134,21 @@ def _checked(pattern: str) -> str:
     if one == other:
         raise InvalidInput(f"number pattern {pattern!r} gives every document the same number: it needs {{n}}")
     return pattern
+
+
+def check_patterns(series: Mapping[str, Any]) -> None:
+    """Refuse number patterns that would give two documents the same number: across years, types, or counters."""
+    patterns = {**PATTERNS, **series}
+    unknown = sorted(set(patterns) - set(PATTERNS))
+    if unknown or not all(isinstance(text, str) and len(text) <= 64 for text in patterns.values()):
+        detail = "invoice and credit_note, each a text of at most 64 characters"
+        raise InvalidInput(f"series: {detail}", errors=[FieldError("/series", detail)])
+    if any(re.search(r"\{n:[^}]*\d{3}", text) for text in patterns.values()):
+        raise InvalidInput("series: a number has at most 99 digits", errors=[FieldError("/series", "is too wide")])
+    made = [number_text(text, year, n) for text in patterns.values() for year in (2026, 2027) for n in (1, 2)]
+    if len(set(made)) < len(made):
+        detail = "numbers would repeat: use {yyyy}, {n} and another text for each type, as in RE-{yyyy}-{n:06}"
+        raise InvalidInput(f"series: {detail}", errors=[FieldError("/series", detail)])
 
 
 def number_text(pattern: str, year: int, n: int) -> str:

@@ -38,7 +38,9 @@ def seal(store: ObjectStore, up_to: Cut, *, rows_max: int = ROWS_MAX) -> Manifes
         ) -> Manifest | None:
             if dict(base.sealed) != known:
                 return None  # another sealer was faster
-            return replace(base, sealed={**base.sealed, **step.positions}, files=(*base.files, *files))
+            # Never lower: what another sealer covered is in its files already and would be read twice.
+            reached = {lane: max(base.sealed_to(lane), number) for lane, number in step.positions.items()}
+            return replace(base, sealed={**base.sealed, **reached}, files=(*base.files, *files))
 
         manifest = chain.append(change)
         if any(manifest.sealed_to(lane) < number for lane, number in step.positions.items()):

@@ -227,7 +227,7 @@ def routes(front: Front) -> APIRouter:
             return _run_form(front, visit, "document_date", wrong, last_day, document_date)
         up_to = midnight(day + timedelta(days=1), visit.user.timezone)
         try:
-            run = _driver(front).plan(visit.tenant_id, up_to, visit.user.actor, document_date=issued)
+            run = _driver(front).plan(visit.tenant_id, up_to, visit.user.actor, document_date=issued, approve=False)
         except InvalidInput as error:
             return _run_form(front, visit, "last_day", error.detail, last_day, document_date)
         services.start_bill_run(visit.tenant_id, run["id"], False)
