@@ -5,7 +5,7 @@ id stays free; everything else is stored, typed by a meter only when rating. A b
 
 The usual body is parsed by one Polars call. That call cannot be trusted with everything (it drops unknown keys, turns
 numbers into floats of 17 digits, fails as a whole for one broken line), so columns and bytes are counted against each
-other afterwards; where they do not agree, the body is read again line by line, exactly (DECISIONS: exact numbers).
+other afterwards; where they do not agree, the body is read again line by line, exactly.
 """
 
 from __future__ import annotations

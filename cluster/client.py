@@ -100,19 +100,28 @@ class Client:
         """Send a frame of EVENT_SCHEMA as Arrow IPC; the answer says what became of the events."""
         buffer = io.BytesIO()
         events.write_ipc_stream(buffer, compat_level=_compat())
-        return self._send("POST", "/v1/usage", content=buffer.getvalue(), headers={"Content-Type": ARROW}).json()
+        answer = self._send(
+            "POST", "/v1/usage", content=buffer.getvalue(), headers={"Content-Type": ARROW}, answers=(422,)
+        )
+        body = answer.json()
+        if answer.status_code == 422 and "received" not in body:  # with it: every event was rejected, and says why
+            raise problem(answer)
+        return body
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        end = time.monotonic() + self._deadline_s
+    def _send(self, method: str, path: str, *, answers: Sequence[int] = (), **arguments: Any) -> httpx.Response:
+        began = time.monotonic()
+        end = began + self._deadline_s
         pause = 0.1
         while True:
             try:
                 answer = self._http.request(method, path, **arguments)
             except httpx.TransportError as error:
-                if time.monotonic() > end:
+                # Nobody listens: a platform that restarts is back sooner, one that is stopped never answers.
+                patience = 10.0 if isinstance(error, httpx.ConnectError) else self._deadline_s
+                if time.monotonic() > min(end, began + patience):
                     raise Unavailable(f"{self.url} does not answer: {error}") from error
             else:
-                if answer.is_success:
+                if answer.is_success or answer.status_code in answers:
                     return answer
                 if answer.status_code not in REPEATABLE or time.monotonic() > end:
                     raise problem(answer)

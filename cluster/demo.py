@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,10 @@ def load_all(settings: Any, progress: Progress, *, sign_in: str) -> dict[str, An
 
     Gives the user's sign-in. What is there already is left as it is.
     """
+    sign_in_form = {"email": sign_in, "password_file": str(settings.data_dir / PASSWORD_FILE)}
+    done = settings.data_dir / "demo.done"
+    if done.exists():
+        return {"sign_in": sign_in_form}
     platform = Platform(settings.url, settings.admin_key_file.read_text().strip())
     password = _password(settings.data_dir / PASSWORD_FILE)
     file = EXAMPLE / "focus_usage.csv"
@@ -76,7 +80,8 @@ def load_all(settings: Any, progress: Progress, *, sign_in: str) -> dict[str, An
     platform.user("focus-resale", sign_in, password)
     load_generated(platform, now=datetime.now(UTC), progress=progress)
     platform.user("nordwind", sign_in, password)
-    return {"sign_in": {"email": sign_in, "password_file": str(settings.data_dir / PASSWORD_FILE)}}
+    done.touch()
+    return {"sign_in": sign_in_form}
 
 
 def _password(path: Path) -> str:
@@ -100,7 +105,7 @@ def load_focus(
     import polars as pl
     import yaml
 
-    from pipelines.price_list import PriceList, business_steps
+    from pipelines.price_list import PriceList, business_steps, days
     from pipelines.usage_mapping import UsageMapping
     from storage.sources.tables import read_table
 
@@ -115,7 +120,7 @@ def load_focus(
     with client:
         _apply(client, business_steps(rows, prices, by=by), progress)
         answers = _send(client, mapping.events(rows), progress)
-        run = _bill(client, _end_of_last_month(rows[prices["time"]]), None, progress)
+        run = _bill(client, _end_of_last_month(max(days(rows, prices))), None, progress)
         report = _reconcile(client, rows, prices, answers, by)
     return {"tenant": code, "bill_run": run, **report}
 
@@ -223,31 +228,35 @@ def _priced_rows(
     rows: Any, prices: Any, refused: Mapping[int, str], suspended: Mapping[tuple[str, str], str], by: str
 ) -> list[Any]:
     """What each row was charged, exactly: the plan's own rule applied to the row's own numbers."""
+    from pipelines.price_list import chargeable
     from pipelines.reconciliation import PricedRow
 
     margin = Decimal(str(prices["margin_percent"])) / 100
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()  # within one account: the same id elsewhere is another row
     priced: list[PricedRow] = []
     for number, row in enumerate(rows.iter_rows(named=True)):
         list_cost = _decimal(row[prices["list_amount"]])
         note = ""
         if number in refused:
             note = f"rejected: {refused[number]}"
-        elif row["Id"] in seen:
+        elif (str(row[prices["customer"]]), row["Id"]) in seen:
             note = "duplicate: the id came before"
         elif ("focus", row["Id"]) in suspended:
             note = f"suspended: {suspended[('focus', row['Id'])]}"
-        seen.add(row["Id"])
+        seen.add((str(row[prices["customer"]]), row["Id"]))
         has_price = row[prices["price"]] is not None and row[prices["quantity"]] is not None
+        if not note and has_price and by == "consumption" and not chargeable(row[prices["unit_price"]]):
+            note = "no charge: the list price is no number of at most 12 decimals"
+        if note:
+            priced.append(PricedRow(row["Id"], None, None, Decimal(0), list_cost, note))
+            continue
         quantity = _decimal(row[prices["quantity"]]) if has_price else None
         unit_price = _decimal(row[prices["unit_price"]]) if has_price else None
-        if note:
-            ours = Decimal(0)
-        elif by == "value":
+        if by == "value":
             ours = _decimal(row[prices["billed_amount"]]) * (margin if has_price else 1)
         else:
             ours = quantity * unit_price if quantity is not None and unit_price is not None else list_cost
-        priced.append(PricedRow(row["Id"], quantity, unit_price, ours, list_cost, note))
+        priced.append(PricedRow(row["Id"], quantity, unit_price, ours, list_cost))
     return priced
 
 
@@ -286,10 +295,14 @@ def _watch_one(client: Client, made: Any, now: datetime) -> None:
         return  # it is there since the first load
 
 
-def _end_of_last_month(times: Any) -> date:
-    latest = date.fromisoformat(str(times.drop_nulls().max())[:10])
+def _end_of_last_month(latest: date) -> date:
     return latest.replace(year=latest.year + latest.month // 12, month=latest.month % 12 + 1, day=1)
 
 
 def _decimal(text: str | None) -> Decimal:
-    return Decimal(text) if text is not None else Decimal(0)
+    """A number of the file; what is missing or no number counts as 0."""
+    try:
+        found = Decimal(text) if text is not None else Decimal(0)
+    except InvalidOperation:
+        return Decimal(0)
+    return found if found.is_finite() else Decimal(0)

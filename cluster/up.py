@@ -88,7 +88,8 @@ class Platform:
         from storage.sql.database import Database
 
         path = self._settings.admin_key_file
-        if not path.exists():
+        rotated = not path.exists()
+        if rotated:
             draft = path.with_name(".admin.key")
             draft.unlink(missing_ok=True)
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -98,6 +99,8 @@ class Platform:
         key = path.read_text().strip()
         now = datetime.now(UTC)
         with Database(dsn, size_max=1) as database, database.system() as connection:
+            if rotated:  # whoever deletes the file wants the old key to end
+                keys.end_platform_keys(connection, "up", now)
             if keys.find(connection, key, now) is None:
                 keys.create(
                     connection, tenant_id=None, name="up", scopes=sorted(PLATFORM_SCOPES), actor="up", now=now, key=key

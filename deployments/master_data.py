@@ -1,6 +1,6 @@
 """Catalog and contracts over REST: tax codes, meters, plans, customers, subscriptions, budgets, wallets.
 
-Each route turns its form into steps of master data (cases/README forms) and appends them; the core reads the forms and
+Each route turns its form into steps of master data and appends them; the core reads the forms (docs/rules.md) and
 names every mistake. Nothing is decided here.
 """
 

@@ -13,12 +13,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import polars as pl
 import xxhash
 
 from billing.errors import FieldError, InvalidInput
+from billing.money import parse_number
 
 _KEYS = {"price", "unit_price", "unit", "name", "currency", "customer", "customer_name", "time", "priced_type",
          "unpriced_type", "quantity", "list_amount", "billed_amount", "margin_percent", "tenant", "tax"}  # fmt: skip
@@ -78,11 +80,16 @@ def business_steps(rows: pl.DataFrame, prices: PriceList, *, by: str) -> list[di
 
 
 def price_rows(rows: pl.DataFrame, prices: PriceList) -> pl.DataFrame:
-    """The distinct prices in the rows: price, code, unit_price, unit, name; sorted by price."""
+    """The distinct prices in the rows: price, code, unit_price, unit, name; sorted by price.
+
+    A unit price that no catalog can hold (more than 12 decimals, or no number) is left out: its rows are kept and
+    cost nothing, and the reconciliation says so.
+    """
     listed = rows.filter(pl.col(prices["price"]).is_not_null() & pl.col(prices["quantity"]).is_not_null())
     columns = {"price": "price", "unit_price": "unit_price", "unit": "unit", "name": "name"}
     table = listed.select(pl.col(prices[key]).alias(name) for key, name in columns.items())
     table = table.unique("price", keep="first", maintain_order=True).sort("price")
+    table = table.filter(pl.Series([chargeable(text) for text in table["unit_price"]], dtype=pl.Boolean))
     return table.with_columns(code=pl.Series([charge_code(price) for price in table["price"]], dtype=pl.String))
 
 
@@ -132,15 +139,30 @@ def _value_meter(code: str, name: str, event_type: str, value: str, currency: st
             "value": value, "filter": {"currency": [currency]}}  # fmt: skip
 
 
+def chargeable(unit_price: str | None) -> bool:
+    """Whether a catalog can hold this unit price."""
+    try:
+        return unit_price is not None and parse_number(plain(unit_price), integer_digits=14) is not None
+    except InvalidOperation:
+        return False
+
+
 def plain(number: str) -> str:
     """A decimal as the shortest text without an exponent: "0.008000" -> "0.008". The digits stay exact."""
+    if "e" in number.lower():
+        number = format(Decimal(number), "f")
     if "." not in number:
         return number
     return number.rstrip("0").rstrip(".") or "0"
 
 
 def _first_of_month(rows: pl.DataFrame, prices: PriceList) -> str:
-    earliest = rows[prices["time"]].drop_nulls().min()
-    if earliest is None:
+    return min(days(rows, prices)).replace(day=1).isoformat()
+
+
+def days(rows: pl.DataFrame, prices: PriceList) -> list[date]:
+    """The days of the rows' times; what is no time is left out (ingest rejects that row). InvalidInput without one."""
+    found = rows[prices["time"]].str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False).drop_nulls().unique().to_list()
+    if not found:
         raise InvalidInput(f"no row has a time in {prices['time']}: there is nothing to bill")
-    return date.fromisoformat(str(earliest)[:10]).replace(day=1).isoformat()
+    return found

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from cluster.cli import context
 
 EXPORTS = {
@@ -42,6 +44,8 @@ def import_(
         with context.tenant_client(tenant, key, ["usage:write"], url) as client:
             result = import_file(client, file, mapping, progress=context.progress_printer())
     context.show(result, as_json, _print_import)
+    if result["rejected"]:
+        raise typer.Exit(context.NO)
 
 
 def _print_import(result: dict[str, Any]) -> None:

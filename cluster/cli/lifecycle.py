@@ -66,6 +66,10 @@ def _say(words: str) -> None:
 
 
 def _detach(settings: Any) -> None:
+    from cluster.instance import running
+
+    if running(settings.data_dir):
+        context.fail(f"a platform runs on {settings.data_dir}", context.NO, "see: cloudbilling status")
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = settings.data_dir / "up.log"
     arguments = [sys.executable, "-m", "cluster.cli", "up", *(["--demo"] if settings.demo else [])]
@@ -75,7 +79,8 @@ def _detach(settings: Any) -> None:
     while time.monotonic() < end:
         if child.poll() is not None:
             context.fail(f"it ended while starting; see {log}", context.NO, *log.read_text().splitlines()[-3:])
-        if _state(settings).get("ready"):
+        state = _state(settings)
+        if state.get("ready") and state.get("pid") == child.pid:
             _say(f"running at {settings.url} (process {child.pid}); stop it with: cloudbilling down")
             return
         time.sleep(0.5)

@@ -123,3 +123,11 @@ def revoke(connection: Connection, key_id: str, now: datetime) -> None:
     ).fetchone()
     if row is None:
         raise NotFound("there is no such key")
+
+
+def end_platform_keys(connection: Connection, name: str, now: datetime) -> int:
+    """End all platform keys of a name (system role); how many were valid until now."""
+    result = connection.execute(
+        "UPDATE api_keys SET revoked_at = %s WHERE tenant_id IS NULL AND name = %s AND revoked_at IS NULL", (now, name)
+    )
+    return result.rowcount

@@ -62,12 +62,13 @@ def create(
 ) -> str:
     """Make a user in a tenant (system role); the user's id.
 
-    An email that is known already joins the tenant only if `may_join` (the platform's operator says so, and the
-    password stays as it is): a tenant's administrator must not be able to reach another tenant's user.
+    An email that is known already joins the tenant only if `may_join` (the platform's operator says so) and the
+    password is the user's: otherwise whoever made the user in another tenant, with a password of their own choice,
+    could sign in to this one.
     """
     address = email.strip().lower()
     _check(address, password)
-    row = connection.execute("SELECT id FROM users WHERE email = %s", (address,)).fetchone()
+    row = connection.execute("SELECT id, password_hash FROM users WHERE email = %s", (address,)).fetchone()
     if row is None:
         user_id = UUID(new_id())
         connection.execute(
@@ -75,6 +76,8 @@ def create(
             (user_id, address, name, _hasher.hash(password), now),
         )
     elif may_join:
+        if not _right(row["password_hash"], password):
+            raise Conflict("there is a user of this email with another password: send theirs to let them join")
         user_id = row["id"]
     else:
         raise Conflict("this email cannot be added here; ask the operator of the platform")

@@ -1,4 +1,4 @@
-"""One lane: find its end, read on, claim it, put the next number. The rules are LANES 3 and 4 (docs/usage-log.md).
+"""One lane: find its end, read on, claim it, put the next number. The rules are in docs/usage-log.md.
 
 A lane is a chain of numbered objects, each created only if absent; who creates number n has decided n. No clock, lease
 or listing takes part. `LaneWriter` is used by one thread.
@@ -157,7 +157,7 @@ def put_if_absent(
     on_stall: Callable[[float], None],
     tries_max: int | None = None,
 ) -> Put:
-    """LANES 3. Repeats the same bytes under the same key until the store says what is true.
+    """Repeats the same bytes under the same key until the store says what is true.
 
     Raises StoreRefused only if no try can have stored anything: then the number is free and the caller may say "not
     stored". After one open outcome a refusal proves nothing about the first try, so the loop goes on. `tries_max` is

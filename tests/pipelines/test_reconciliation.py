@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import yaml
 
-from pipelines.price_list import PriceList, business_steps, charge_code, plain, price_rows
+from pipelines.price_list import PriceList, business_steps, charge_code, chargeable, plain, price_rows
 from pipelines.reconciliation import PricedRow, differences, reason, report
 from pipelines.usage_mapping import UsageMapping
 from storage.sources.tables import read_table
@@ -89,3 +89,17 @@ def test_the_committed_catalog_and_customers_are_what_the_rows_give() -> None:
     customers = [step for step in steps if {"customer", "subscribe"} & set(step)]
     assert yaml.safe_load((FOCUS / "catalog.yaml").read_text())["steps"] == catalog
     assert yaml.safe_load((FOCUS / "customers.yaml").read_text())["steps"] == customers
+
+
+def test_a_price_that_no_catalog_can_hold_makes_no_charge() -> None:
+    rows, prices = focus()
+    kept = price_rows(rows, prices).height
+    odd = rows.with_columns(
+        ListUnitPrice=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit("0.1234567890123")).otherwise("ListUnitPrice"),
+        price=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit("odd")).otherwise("price"),
+    )
+    assert "odd" not in price_rows(odd, prices)["price"].to_list()
+    assert price_rows(odd, prices).height in (kept, kept - 1)
+    assert [chargeable(text) for text in ("0.5", "1E-5", "many", None, "NaN", "1e-13")] == [
+        True, True, False, False, False, False]  # fmt: skip
+    assert plain("1.50E-5") == "0.000015"
