@@ -119,11 +119,12 @@ def export(
     tenant: str = Tenant,
     key: str = Key,
     url: str = Url,
+    as_json: bool = typer.Option(False, "--json", help="One JSON array in place of JSON lines."),
 ) -> None:
     """All records of a kind as JSON lines."""
     from cluster.cli import data
 
-    data.export(what, out, tenant, key, url)
+    data.export(what, out, tenant, key, url, as_json)
 
 
 @app.command(name="bill-run")
@@ -266,11 +267,12 @@ def invoices_render(
     file: Path = typer.Argument(..., help="An invoice as JSON (EN 16931 terms)."),
     out: Path = typer.Option(Path("."), help="Folder for the PDF and the XML."),
     language: str = typer.Option("de", help="de or en."),
+    as_json: bool = AsJson,
 ) -> None:
     """Make PDF/A-3 and XML of an invoice in JSON, without a platform."""
     from cluster.cli import billing
 
-    billing.render(file, out, language)
+    billing.render(file, out, language, as_json)
 
 
 def _verify(what: str, tenant: str, key: str, url: str, as_json: bool) -> None:

@@ -117,7 +117,7 @@ def _print_invoice(invoice: dict[str, Any]) -> None:
         print(f"  {name:6} {invoice[name]:>14} {invoice['currency']}")  # noqa: T201
 
 
-def render(file: Path, out: Path, language: str) -> None:
+def render(file: Path, out: Path, language: str, as_json: bool) -> None:
     """PDF/A-3 and XML of an invoice in JSON, checked before; nothing is stored."""
     with context.problems():
         from billing.einvoice.model import Invoice
@@ -131,10 +131,12 @@ def render(file: Path, out: Path, language: str) -> None:
         invoice = Invoice.from_json(form)
         xml = checked_xml(invoice, shared_gate())
         out.mkdir(parents=True, exist_ok=True)
+        written: list[str] = []
         for suffix, data in (("xml", xml), ("pdf", render_pdf(invoice, language=language, xml=xml))):
             path = out / f"{file.stem}.{suffix}"
             path.write_bytes(data)
-            print(path)  # noqa: T201
+            written.append(str(path))
+    context.show({"written": written}, as_json, lambda one: print("\n".join(one["written"])))  # noqa: T201
 
 
 def verify(what: str, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:

@@ -89,7 +89,7 @@ def _print_usage(result: dict[str, Any]) -> None:
     print(f"as of {result['as_of']}")  # noqa: T201
 
 
-def export(what: str, out: Path | None, tenant: str | None, key: str | None, url: str | None) -> None:
+def export(what: str, out: Path | None, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
     path = EXPORTS.get(what)
     if path is None:
         context.fail(f"{what!r} cannot be exported", context.WRONG_CALL, f"one of: {', '.join(EXPORTS)}")
@@ -99,9 +99,12 @@ def export(what: str, out: Path | None, tenant: str | None, key: str | None, url
         target = out.open("w", encoding="utf-8") if out else sys.stdout
         count = 0
         try:
+            start, between, end = ("[", ",\n", "]\n") if as_json else ("", "\n", "\n")
+            target.write(start)
             for item in client.pages(path):
-                target.write(json.dumps(item, ensure_ascii=False) + "\n")
+                target.write((between if count else "") + json.dumps(item, ensure_ascii=False))
                 count += 1
+            target.write(end if count or as_json else "")
         finally:
             if out:
                 target.close()

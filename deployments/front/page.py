@@ -228,9 +228,9 @@ class Front:
         return RedirectResponse(path, status_code=303, headers=SECURITY_HEADERS)
 
     def set_cookie(self, request: Request, response: Response, name: str, value: str, age_s: int | None) -> None:
-        response.set_cookie(
-            name, value, max_age=age_s, httponly=True, samesite="lax", secure=request.url.scheme == "https"
-        )
+        # TLS ends at the operator's proxy, which says so. Who forges the header only harms his own cookie.
+        secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto", "").lower())
+        response.set_cookie(name, value, max_age=age_s, httponly=True, samesite="lax", secure=secure)
 
     def error_page(self, request: Request, status: int, title: str, detail: str) -> HTMLResponse:
         try:

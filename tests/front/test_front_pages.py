@@ -98,6 +98,14 @@ def test_whoever_is_not_signed_in_is_asked_to_and_led_back(platform: Platform) -
         assert client.get("/customers").url.path == "/sign-in"
 
 
+def test_cookies_are_secure_where_the_proxy_in_front_speaks_tls(platform: Platform) -> None:
+    with httpx.Client(base_url=platform.url, trust_env=False) as client:
+        plain = client.get("/sign-in").headers["set-cookie"]
+        behind_tls = client.get("/sign-in", headers={"X-Forwarded-Proto": "https"}).headers["set-cookie"]
+    assert "httponly" in plain.lower() and "secure" not in plain.lower()
+    assert "secure" in behind_tls.lower()
+
+
 def test_wrong_passwords_are_refused_in_words_and_slowed_down(platform: Platform) -> None:
     with httpx.Client(base_url=platform.url, follow_redirects=True) as client:
         answers = [sign_in(client, READER, "wrong password") for _ in range(7)]

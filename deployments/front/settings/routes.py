@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Form, Response
 
@@ -73,7 +74,7 @@ def routes(front: Front) -> APIRouter:
             made = keys.create(
                 connection, tenant_id=visit.tenant_id, name=name.strip(), scopes=chosen, actor=visit.user.actor, now=now
             )
-        with services.database.tenant(visit.tenant_id) as connection:
+            tenants.enter(connection, visit.tenant_id)  # the key and its record, both or none
             audit.record(
                 connection, visit.tenant_id, at=now, actor=visit.user.actor, action="key made", subject=made.start,
                 after={"name": name.strip(), "scopes": chosen},
@@ -82,15 +83,15 @@ def routes(front: Front) -> APIRouter:
 
     @router.post("/settings/keys/{key_id}/revoke")
     def revoke(
-        visit: Annotated[Visit, visitor], key_id: str, form_token: Annotated[str, Form(max_length=200)] = ""
+        visit: Annotated[Visit, visitor], key_id: UUID, form_token: Annotated[str, Form(max_length=200)] = ""
     ) -> Response:
         visit.need("access:write")
         front.check_form(visit, form_token)
         now = services.clock()
         with services.database.tenant(visit.tenant_id) as connection:
-            keys.revoke(connection, key_id, now)
+            keys.revoke(connection, str(key_id), now)
             audit.record(
-                connection, visit.tenant_id, at=now, actor=visit.user.actor, action="key ended", subject=key_id
+                connection, visit.tenant_id, at=now, actor=visit.user.actor, action="key ended", subject=str(key_id)
             )
         gate = getattr(visit.request.app.state, "gate", None)
         if gate is not None:
