@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from actors.router import LocalUsageRouter
+from billing.errors import Conflict, InvalidInput
 from billing.usage import EVENT_SCHEMA, Verdict
 from pipelines.bill_run import BillRunDriver
 from pipelines.usage_mapping import UsageMapping
@@ -150,8 +151,22 @@ def test_real_usage_becomes_numbered_archived_documents_that_add_up_to_the_last_
     assert world.bill(tenant, date(2024, 10, 1))["documents"]["made"] == 0  # again: nothing new
 
 
-def test_usage_that_leaves_suspense_after_its_period_was_billed_is_billed_by_the_next_run(world: World) -> None:
+def test_usage_under_a_key_that_is_assigned_after_its_period_was_billed_is_billed_by_the_next_run(world: World) -> None:
     """Its row lies before the last cut, so only the new master data tells that it is new to billing."""
+    tenant = world.tenant()
+    world.apply(tenant, CATALOG + ACME)
+    sent = frame(event("1", "2026-01-10", "5"), event("2", "2026-01-11", "7", "sim-1"))
+    assert world.send(tenant, sent) == [Verdict.ACCEPTED, Verdict.SUSPENDED]
+    world.bill(tenant, date(2026, 2, 1))
+    customer = {**ACME[0]["customer"], "keys": ["sim-1"]}
+    world.apply(tenant, [{"at": "2026-01-01", "customer": customer}])
+    world.bill(tenant, date(2026, 3, 1))
+    first, second = world.documents(tenant)
+    assert (first.net, second.net) == (Decimal("10.00"), Decimal("14.00"))
+    assert [(line.correction, line.quantity) for line in second.lines] == [(True, Decimal("7"))]
+
+
+def test_usage_of_a_customer_who_is_made_after_its_period_was_billed_is_billed_by_the_next_run(world: World) -> None:
     tenant = world.tenant()
     world.apply(tenant, CATALOG)
     sent = frame(event("1", "2026-01-10", "5"), event("2", "2026-01-11", "7", "later"))
@@ -196,3 +211,46 @@ def test_late_usage_is_a_correction_of_its_own_period(world: World) -> None:
         (True, Decimal("1.5"), Decimal("3.00")),
         (False, Decimal("2"), Decimal("4.00")),
     ]
+
+
+def test_a_run_that_was_planned_while_another_one_ended_is_refused_and_bills_nothing_twice(world: World) -> None:
+    tenant = world.tenant()
+    world.apply(tenant, CATALOG + ACME)
+    world.send(tenant, frame(event("1", "2026-01-10", "5")))
+    archive = Archive(world.database, world.store)
+    first = BillRunDriver(world.database, world.store, world.masters, archive, lambda: NOW)
+    run = first.plan(tenant, date(2026, 2, 1), "test", approve=False)
+    assert first.drive(tenant, run["id"])["state"] == "computed"  # waits for somebody who looks
+    assert world.documents(tenant) == []
+
+    class EndsMeanwhile(MasterChain):
+        """Between the second plan's reading and its taking the place, the first run is approved and ends."""
+
+        def project(self, database: Database, tenant_id: str, *, up_to: int | None = None) -> int:
+            if first.get(tenant, run["id"])["state"] == "computed":
+                first.drive(tenant, run["id"], approve=True)
+            return super().project(database, tenant_id, up_to=up_to)
+
+    second = BillRunDriver(world.database, world.store, EndsMeanwhile(world.store), archive, lambda: NOW)
+    with pytest.raises(Conflict, match="ended meanwhile"):
+        second.plan(tenant, date(2026, 2, 1), "test")
+    assert [document.net for document in world.documents(tenant)] == [Decimal("10.00")]
+    assert world.bill(tenant, date(2026, 2, 1))["documents"]["made"] == 0
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        {"invoice": "RE-{n:06}"},  # the same numbers every year
+        {"invoice": "A-{yyyy}-{n}", "credit_note": "A-{yyyy}-{n}"},
+        {"invoice": "A-{yyyy}"},
+        {"invoice": "A-{yyyy}-{n:>999999999}"},
+        {"reminder": "M-{yyyy}-{n}"},
+        {"invoice": 7},
+    ],
+    ids=str,
+)
+def test_number_patterns_that_would_repeat_a_number_are_refused(series: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        invoices.check_patterns(series)
+    invoices.check_patterns({"invoice": "R{yy}-{n}"})
