@@ -17,11 +17,10 @@ from typing import Any, cast
 import msgspec
 import polars as pl
 
-from billing.assemble import tax_of
 from billing.bill import bill
-from billing.budgets import Budgets, budgets_of
+from billing.budgets import Budgets
 from billing.catalog import Charge, EventAmount, Meter, parse_charge
-from billing.contracts import Contract, Piece, Span, contract
+from billing.contracts import Contract, Span, contract
 from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
 from billing.due import Use
@@ -32,8 +31,9 @@ from billing.money import decimal_text, minor_digits, parse_number, round_amount
 from billing.periods import Period, TimeInvalid, local_date, parse_moment, show_moment, zone
 from billing.rate_uses import rate_uses, suspense_reasons
 from billing.rating import UsagePiece, rate
+from billing.reservations import parse_reservation, reserve
+from billing.running import is_level, piece_at, running_uses, until
 from billing.settle import BilledDocument
-from billing.tax.treatment import tax_group, tax_point
 from billing.usage import EVENT_SCHEMA
 from billing.wallets import Wallets
 
@@ -393,75 +393,21 @@ def _credit_note_step(run: Run, at: datetime, kind: str, step: Any, place: str) 
 def _reserve_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
     mistakes = Mistakes()
     form = Form(step, f"{place}/reserve", mistakes)
-    customer, id = form.code("customer"), form.code("id")
-    currency = form.text("currency", run.master.tenant.currency)
-    amount = form.decimal("amount", required=False, least=ZERO)
-    usage = form.raw("usage")
-    expires = form.moment("expires", run.timezone) if form.fields.get("expires") is not None else None
-    form.raw("expires")
-    meter, quantity = "", None
-    if usage is not None:
-        inner = Form(usage, form.at("usage"), mistakes)
-        meter, quantity = inner.code("meter"), inner.decimal("quantity", least=ZERO)
-        inner.done()
-        if meter and meter not in run.master.meters:
-            inner.wrong("meter", f"there is no meter {meter!r}")
     expected = Form(form.mapping("expect"), form.at("expect"), mistakes)
     granted_expected = expected.decimal("granted", required=False)
     expected.done()
-    form.done()
-    if (amount is None) == (usage is None):
-        mistakes.add(form.pointer, "a reservation asks for either `amount` or `usage`")
-    if customer and customer not in run.master.customers:
-        form.wrong("customer", f"there is no customer {customer!r}")
+    asked = parse_reservation(form, run.master)
     mistakes.check()
-    if id in run.wallets.holds:
-        granted = run.wallets.holds[id].granted  # the first verdict, again
-    else:
-        granted = _reserve(run, id, customer, currency, amount, meter, quantity, expires)
-    if granted_expected is not None and granted != granted_expected:
-        digits = minor_digits(currency)
+
+    def cost_of(uses: Sequence[Use], more: pl.DataFrame) -> Fraction:
+        return _costs(run, uses, pl.concat([_frame(run), more]))
+
+    hold = reserve(run.master, run.wallets, asked, run.now, cost_of, lambda one: run.budgets.left(one, run.now))
+    if granted_expected is not None and hold.granted != granted_expected:
+        digits = minor_digits(asked.currency)
         run.differences.append(
-            Difference(f"{place}/reserve/expect/granted", str(granted_expected), f"{granted:.{digits}f}")
+            Difference(f"{place}/reserve/expect/granted", str(granted_expected), f"{hold.granted:.{digits}f}")
         )
-
-
-def _reserve(
-    run: Run,
-    id: str,
-    customer: str,
-    currency: str,
-    amount: Decimal | None,
-    meter: str,
-    quantity: Decimal | None,
-    expires: datetime | None,
-) -> Decimal:
-    """What is there, at most what is asked; limits are a wallet once topped up and every budget that blocks."""
-    wallets = run.wallets
-    net = amount if amount is not None else _cost_of_more(run, customer, meter, quantity or ZERO, currency)
-    if currency == run.master.tenant.currency:
-        for budget in budgets_of(run.master, customer):
-            if budget.action == "block":
-                left = run.budgets.left(budget, run.now) - Fraction(wallets.held_net(customer, currency))
-                net = min(net, max(_round_down(left, currency), ZERO))
-    if not wallets.exists(customer, currency):
-        return wallets.reserve(id, customer, currency, None, net, net, expires).granted
-    if amount is not None:
-        granted = min(net, wallets.available(customer, currency))
-        return wallets.reserve(id, customer, currency, None, granted, granted, expires).granted
-    promotional = min(net, wallets.available(customer, currency, "promotional"))
-    rest = net - promotional
-    percent = _usage_tax(run, customer, meter)
-    asked = rest + tax_of(rest, percent, currency)
-    purchased = min(asked, wallets.available(customer, currency, "purchased"))
-    held = net if purchased == asked else promotional + min(rest, purchased)
-    parts = {"promotional": promotional, "purchased": purchased}
-    return wallets.reserve(id, customer, currency, cast("Any", parts), promotional + purchased, held, expires).granted
-
-
-def _round_down(left: Fraction, currency: str) -> Decimal:
-    digits = minor_digits(currency)
-    return Decimal(left * 10**digits // 1).scaleb(-digits)
 
 
 def _commit_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> None:
@@ -530,36 +476,6 @@ def _settle_events(run: Run, fresh: Sequence[Event] = ()) -> None:
         _spend(run, before, counted)
 
 
-def _uses_at(run: Run, key: str, moment: datetime, event: Event | None = None, meter: str = "") -> list[Use]:
-    """The pieces of usage charges that contain a moment, of the customer with that key."""
-    customer = run.master.key_owners.get(key)
-    found: list[Use] = []
-    for code in run.master.subscriptions_of.get(customer or "", ()):
-        if event is not None and event.fields["subscription"] not in (None, code):
-            continue
-        one = contract(run.master.subscriptions[code], run.timezone)
-        for span in one.spans:
-            if span.charge.kind != "usage" or not span.start <= moment < span.end:
-                continue
-            definition = run.master.meters[span.charge.meter]
-            if (meter and definition.code != meter) or (
-                event is not None and definition.event_type != event.fields["type"]
-            ):
-                continue
-            found.append(Use(one, _piece_at(span, moment), None))
-    return found
-
-
-def _piece_at(span: Span, moment: datetime) -> Piece:
-    period = span.segment.grid.at(moment)
-    start, end = max(span.start, period.start), min(span.end, period.end)
-    return Piece(span, start, end, period, end, span.step)
-
-
-def _is_level(run: Run, use: Use) -> bool:
-    return run.master.meters[use.piece.span.charge.meter].aggregation == "time_weighted_sum"
-
-
 def _costs(run: Run, uses: Sequence[Use], events: pl.DataFrame) -> Fraction:
     rated = rate_uses(run.master, uses, events)
     return sum((Fraction(row.amount) for rows in rated.values() for row in rows), Fraction(0))
@@ -575,7 +491,12 @@ def _spend(run: Run, before: Sequence[Event], counted: Sequence[Event]) -> None:
             continue
         assert customer is not None
         moment = event.fields["time"]
-        uses = [use for use in _uses_at(run, event.fields["customer"], moment, event) if not _is_level(run, use)]
+        named, type = event.fields["subscription"], event.fields["type"]
+        uses = [
+            use
+            for use in running_uses(run.master, customer, moment, event_type=type, subscription=named)
+            if not is_level(run.master, use)
+        ]
         uses = [use for use in uses if use.piece.span.segment.plan.currency == run.master.tenant.currency]
         if uses:
             after_table = _table(known)
@@ -605,7 +526,7 @@ def _watch_levels(run: Run) -> None:
             whole = _costs(run, [use], _frame(run))
             early = Fraction(0)
             if use.piece.start < period.start:
-                early = _costs(run, [Use(use.contract, _until(use.piece, period.start), None)], _frame(run))
+                early = _costs(run, [Use(use.contract, until(use.piece, period.start), None)], _frame(run))
             spent[period.start] = spent.get(period.start, Fraction(0)) + whole - early
         for start, cost in spent.items():
             run.budgets.set_level(budget.customer, budget.period, start, cost)
@@ -620,48 +541,12 @@ def _level_parts(run: Run, one: Contract, span: Span, kind: str) -> list[tuple[U
     for _ in range(10_000):
         if moment >= end:
             return found
-        piece = _piece_at(span, moment)
+        piece = piece_at(span, moment)
         period = run.budgets.period(kind, moment)
-        until = min(piece.end, period.end, end)
-        found.append((Use(one, _until(piece, until), None), period))
-        moment = until
+        end_of_part = min(piece.end, period.end, end)
+        found.append((Use(one, until(piece, end_of_part), None), period))
+        moment = end_of_part
     return found
-
-
-def _until(piece: Piece, end: datetime) -> Piece:
-    return Piece(piece.span, piece.start, end, piece.period, end, piece.known)
-
-
-def _cost_of_more(run: Run, customer: str, meter: str, quantity: Decimal, currency: str) -> Decimal:
-    """What a quantity more of a meter would cost in the running period: cost(q + quantity) - cost(q), rounded."""
-    uses = [u for u in _uses_at(run, customer, run.now, None, meter) if u.piece.span.segment.plan.currency == currency]
-    if not uses:
-        return round_amount(0, currency)
-    definition = run.master.meters[meter]
-    data: dict[str, str] = {name: values[0] for name, values in definition.filter}
-    if definition.value is not None:
-        data[definition.value] = decimal_text(quantity)
-    extra = {
-        "source": "cloudbilling:reservation",
-        "id": "~",
-        "type": definition.event_type,
-        "customer": customer,
-        "subscription": None,
-        "time": run.now,
-        "data": msgspec.json.encode(data).decode(),
-    }
-    frame = _frame(run)
-    more = pl.concat([frame, pl.DataFrame([extra], schema=EVENT_SCHEMA, orient="row")])
-    return round_amount(_costs(run, uses, more) - _costs(run, uses, frame), currency)
-
-
-def _usage_tax(run: Run, customer: str, meter: str) -> Decimal:
-    for use in _uses_at(run, customer, run.now, None, meter):
-        code = run.master.tax_codes[use.piece.span.charge.tax]
-        point = tax_point(use.piece.start, use.piece.end)
-        treatment = run.master.customers[customer].treatment_at(point)
-        return tax_group(code, treatment, point, run.timezone)[1]
-    return ZERO
 
 
 # Expectations
@@ -672,9 +557,10 @@ def _look_until(run: Run, scenario: _Scenario, before: datetime | None) -> None:
     while scenario.looks and (before is None or scenario.looks[0][0] < before):
         at, place, entry = scenario.looks.pop(0)
         _move(run, max(at, run.now))
-        uses = [use for use in _uses_at(run, entry["customer"], at, None, entry["meter"])]
+        uses = running_uses(run.master, run.master.key_owners.get(entry["customer"]), at, meter=entry["meter"])
         shown = [
-            Use(u.contract, _until(u.piece, max(at, u.piece.start)), None) if _is_level(run, u) else u for u in uses
+            Use(u.contract, until(u.piece, max(at, u.piece.start)), None) if is_level(run.master, u) else u
+            for u in uses
         ]
         rated = rate_uses(run.master, shown, _frame(run))
         quantity, cost, currency = Fraction(0), ZERO, run.master.tenant.currency
