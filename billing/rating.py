@@ -546,6 +546,26 @@ def rate(
     return _price(table, state, pl.concat(singles))
 
 
+def events_counted(
+    piece: UsagePiece, row: int, events: pl.DataFrame, meters: Mapping[str, Meter] | Sequence[Meter], timezone: str
+) -> pl.DataFrame:
+    """The rows of `events` that count for one price row of a piece, in order (time, id, source), with what the meter
+    read of each: `value` (a number, null for texts) and `text` (of `unique_count`).
+
+    For levels the events before the piece are among them: the last one gives the level at its start. The same join
+    that rates decides, so these are the events behind a line and no others.
+    """
+    table = _Pieces([piece], meters, timezone)
+    own = events.join(table.keys.select(pl.col("key").alias("customer")), on="customer", how="semi")
+    own = own.with_row_index("row")
+    found = [
+        rowed.filter(pl.col("price_row") == row).select("row", "value", "text") for _, rowed in _counted(own, table)
+    ]
+    if not found:
+        return own.clear().drop("row").with_columns(value=pl.lit(None, NUMBER), text=pl.lit(None, pl.String))
+    return own.join(pl.concat(found), on="row", how="inner").drop("row").sort(EVENT_ORDER)
+
+
 class _Pieces:
     """Pieces as a table: piece, customer keys, subscription, charge, meter, start, end."""
 
@@ -621,29 +641,10 @@ def _slot() -> pl.Expr:
 
 def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.DataFrame]:
     """The state by piece and price row, and the single events of rows whose price asks for them."""
-    owners = events.select("customer").join(
-        table.keys, left_on="customer", right_on="key", how="left", maintain_order="left"
-    )["owner"]
-    frame = events.select(EVENT_SCHEMA.names()).with_columns(owners)
-    frame = (frame.filter(owners.is_not_null()) if owners.null_count() else frame).with_row_index("row")
-    pieces = table.frame.select(_owner_and_meter(), "piece", "of_subscription", "charge", "start", "end", "is_level")
     kinds = _row_kinds(table.charges)
     states: list[MeterState] = []
     singles: list[pl.DataFrame] = []
-    for usage in _measured(frame, table.meter_tables, table.properties):
-        pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
-        met = (
-            usage.with_events(pairs, ("owner", "subscription", *EVENT_ORDER))
-            .with_columns(_owner_and_meter())
-            .join(pieces, on="owner_and_meter", how="inner")
-            .filter(
-                _counts_for()
-                & (pl.col("time") < pl.col("end"))
-                & ((pl.col("time") >= pl.col("start")) | pl.col("is_level"))
-            )
-        )
-        rowed = _with_rows(met, usage, table.charges).filter(pl.col("price_row").is_not_null())
-        rowed = rowed.with_columns(_slot())
+    for usage, rowed in _counted(events, table):
         columns = ("slot", "aggregation", pl.lit(False).alias("keep"), *EVENT_ORDER, "value", "text")
         states.append(fold(rowed.select(columns), _BY_SLOT))
         if kinds.height:
@@ -658,6 +659,30 @@ def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.Da
         pl.concat([one.runs for one in states]),
     )
     return state, pl.concat(singles) if singles else pl.DataFrame(schema=_SINGLES)
+
+
+def _counted(events: pl.DataFrame, table: _Pieces) -> Iterator[tuple[_Usage, pl.DataFrame]]:
+    """By event type, each event with the piece and price row (`slot`) that it counts for."""
+    owners = events.select("customer").join(
+        table.keys, left_on="customer", right_on="key", how="left", maintain_order="left"
+    )["owner"]
+    frame = events.select(EVENT_SCHEMA.names()).with_columns(owners)
+    frame = (frame.filter(owners.is_not_null()) if owners.null_count() else frame).with_row_index("row")
+    pieces = table.frame.select(_owner_and_meter(), "piece", "of_subscription", "charge", "start", "end", "is_level")
+    for usage in _measured(frame, table.meter_tables, table.properties):
+        pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
+        met = (
+            usage.with_events(pairs, ("owner", "subscription", *EVENT_ORDER))
+            .with_columns(_owner_and_meter())
+            .join(pieces, on="owner_and_meter", how="inner")
+            .filter(
+                _counts_for()
+                & (pl.col("time") < pl.col("end"))
+                & ((pl.col("time") >= pl.col("start")) | pl.col("is_level"))
+            )
+        )
+        rowed = _with_rows(met, usage, table.charges).filter(pl.col("price_row").is_not_null())
+        yield usage, rowed.with_columns(_slot())
 
 
 _FOLDED = pl.Schema({
