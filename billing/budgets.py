@@ -2,7 +2,7 @@
 
 Owns when an alert is raised. A budget watches what events add to the exact cost of usage charges in the tenant's
 currency, without fees, discounts, plan minimum and tax, in the period of the event's own time; levels add what they
-have cost up to the clock. Source: docs/rules.md, Budgets.
+have cost up to the clock. What that is, is followed by `billing/spending.py`. Source: docs/rules.md, Budgets.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, cast
+from typing import cast
 
 from billing.master import Budget, MasterData
-from billing.periods import Grid, Interval, Period
+from billing.periods import Grid, Interval, Period, grid, local_date, midnight
 
-BudgetPeriod = tuple[str, datetime]  # customer and start, under the budget's period kind
+KINDS = ("day", "week", "month", "quarter", "year")
+Starts = dict[datetime, Fraction]  # by the start of the period
+Key = tuple[str, datetime, Decimal]  # of an alert: budget, start of the period, threshold
 ZERO = Fraction(0)
 
 
@@ -27,6 +29,11 @@ class Alert:
     threshold: Decimal
     at: datetime
     period: Period
+    spent: Fraction = ZERO
+
+    @property
+    def key(self) -> Key:
+        return (self.budget, self.period.start, self.threshold)
 
 
 @dataclass
@@ -34,56 +41,68 @@ class Budgets:
     """What was spent per customer and period, and which alerts were raised."""
 
     timezone: str
-    spent: dict[tuple[str, str, datetime], Fraction] = field(default_factory=dict[tuple[str, str, datetime], Fraction])
-    levels: dict[tuple[str, str, datetime], Fraction] = field(default_factory=dict[tuple[str, str, datetime], Fraction])
-    raised: set[tuple[str, datetime, Decimal]] = field(default_factory=set[tuple[str, datetime, Decimal]])
+    spent: dict[tuple[str, str], Starts] = field(default_factory=dict[tuple[str, str], Starts])  # customer, kind
+    levels: dict[tuple[str, str], Starts] = field(default_factory=dict[tuple[str, str], Starts])
+    raised: set[Key] = field(default_factory=set[Key])
     alerts: list[Alert] = field(default_factory=list[Alert])
 
     def period(self, kind: str, moment: datetime) -> Period:
-        return Grid(cast("Interval", kind), "calendar", self.timezone).at(moment)
+        """The calendar period of that kind that contains the moment."""
+        # Asked by days: a grid remembers what it was asked, and moments are many.
+        return calendar(kind, self.timezone).at(midnight(local_date(moment, self.timezone), self.timezone))
 
     def add(self, customer: str, moment: datetime, cost: Fraction) -> None:
-        """What one event added, in every kind of period of its own time."""
+        """What an event of that time added, in every kind of period of its own time."""
         if cost:
-            for kind in ("day", "week", "month", "quarter", "year"):
-                key = (customer, kind, self.period(kind, moment).start)
-                self.spent[key] = self.spent.get(key, ZERO) + cost
+            for kind in KINDS:
+                starts = self.spent.setdefault((customer, kind), {})
+                start = self.period(kind, moment).start
+                starts[start] = starts.get(start, ZERO) + cost
 
     def set_level(self, customer: str, kind: str, start: datetime, cost: Fraction) -> None:
         """What levels have cost so far in one period: replaces what was known."""
-        self.levels[customer, kind, start] = cost
+        self.levels.setdefault((customer, kind), {})[start] = cost
 
     def spent_in(self, budget: Budget, start: datetime) -> Fraction:
-        key = (budget.customer, budget.period, start)
-        return self.spent.get(key, ZERO) + self.levels.get(key, ZERO)
+        key = (budget.customer, budget.period)
+        return self.spent.get(key, {}).get(start, ZERO) + self.levels.get(key, {}).get(start, ZERO)
 
     def left(self, budget: Budget, now: datetime) -> Fraction:
         """What a blocking budget leaves in the running period, before reservations."""
         return Fraction(budget.amount) - self.spent_in(budget, self.period(budget.period, now).start)
 
-    def check(self, budgets: Iterable[Budget], now: datetime) -> list[Alert]:
-        """Raise what is reached and was not raised yet: once per budget, period and threshold, lower ones first."""
-        new: list[Alert] = []
+    def reached(self, budgets: Iterable[Budget], now: datetime) -> list[Alert]:
+        """What is reached and was not raised yet: by budget and period, lower thresholds first."""
+        found: list[Alert] = []
         for budget in budgets:
-            starts = {
-                start
-                for customer, kind, start in (*self.spent, *self.levels)
-                if customer == budget.customer and kind == budget.period
-            }
-            for start in sorted(starts):
+            key = (budget.customer, budget.period)
+            for start in sorted({*self.spent.get(key, {}), *self.levels.get(key, {})}):
                 spent = self.spent_in(budget, start)
                 for threshold in budget.thresholds:
-                    key = (budget.code, start, threshold)
-                    if key not in self.raised and spent >= Fraction(budget.amount) * Fraction(threshold) / 100:
-                        self.raised.add(key)
-                        new.append(Alert(budget.code, threshold, now, self.period(budget.period, start)))
-        self.alerts.extend(new)
+                    if spent < Fraction(budget.amount) * Fraction(threshold) / 100:
+                        break
+                    if (budget.code, start, threshold) not in self.raised:
+                        found.append(Alert(budget.code, threshold, now, self.period(budget.period, start), spent))
+        return found
+
+    def record(self, alert: Alert) -> None:
+        """The alert is raised: once per budget, period and threshold, for ever."""
+        if alert.key not in self.raised:
+            self.raised.add(alert.key)
+            self.alerts.append(alert)
+
+    def check(self, budgets: Iterable[Budget], now: datetime) -> list[Alert]:
+        """Raise what is reached and was not raised yet."""
+        new = self.reached(budgets, now)
+        for alert in new:
+            self.record(alert)
         return new
+
+
+def calendar(kind: str, timezone: str) -> Grid:
+    """The calendar periods of one kind: one grid for all, which remembers its periods."""
+    return grid(cast("Interval", kind), "calendar", timezone, datetime.min)
 
 
 def budgets_of(master: MasterData, customer: str) -> Sequence[Budget]:
     return [budget for budget in master.budgets.values() if budget.customer == customer]
-
-
-def alert_form(alert: Alert) -> dict[str, Any]:
-    return {"budget": alert.budget, "threshold": alert.threshold, "at": alert.at}

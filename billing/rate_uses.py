@@ -32,7 +32,7 @@ def rate_uses(
     `known` are the customers' meters that have events at all (`metered`): others are not rated.
     """
     wanted = _worth_rating(master, uses, known)
-    pieces = [_piece(master, uses[place]) for place in wanted]
+    pieces = [usage_piece(master, uses[place]) for place in wanted]
     found: dict[int, list[RatedRow]] = {}
     if not pieces:
         return found
@@ -120,7 +120,8 @@ def _explain_price(charge: Charge, row: int, portion: Fraction) -> dict[str, Any
     return found
 
 
-def _piece(master: MasterData, use: Use) -> UsagePiece:
+def usage_piece(master: MasterData, use: Use) -> UsagePiece:
+    """A piece of a contract as rating sees it."""
     piece, charge = use.piece, use.piece.span.charge
     subscription = use.contract.subscription
     portion = Fraction(1)

@@ -20,7 +20,6 @@ import polars as pl
 from billing.bill import bill
 from billing.budgets import Budgets
 from billing.catalog import Charge, EventAmount, Meter, parse_charge
-from billing.contracts import Contract, Span, contract
 from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
 from billing.due import Use
@@ -28,12 +27,13 @@ from billing.errors import InvalidInput
 from billing.forms import NO_MOMENT, Form, Mistakes
 from billing.master import STEPS_OF_MASTER_DATA, MasterData
 from billing.money import decimal_text, minor_digits, parse_number, round_amount, shown_quantity
-from billing.periods import Period, TimeInvalid, local_date, parse_moment, show_moment, zone
+from billing.periods import TimeInvalid, local_date, parse_moment, show_moment, zone
 from billing.rate_uses import rate_uses, suspense_reasons
 from billing.rating import UsagePiece, rate
 from billing.reservations import parse_reservation, reserve
-from billing.running import is_level, piece_at, running_uses, until
+from billing.running import is_level, running_uses, until
 from billing.settle import BilledDocument
+from billing.spending import Spending, level_costs
 from billing.usage import EVENT_SCHEMA
 from billing.wallets import Wallets
 
@@ -70,7 +70,7 @@ class Run:
     master: MasterData
     now: datetime
     wallets: Wallets
-    budgets: Budgets
+    spending: Spending
     events: list[Event] = field(default_factory=list[Event])
     by_id: dict[tuple[str, str], Event] = field(default_factory=dict[tuple[str, str], Event])
     ingest: dict[str, int] = field(default_factory=lambda: {"accepted": 0, "duplicates": 0, "suspense": 0})
@@ -82,6 +82,10 @@ class Run:
     @property
     def timezone(self) -> str:
         return self.master.tenant.timezone
+
+    @property
+    def budgets(self) -> Budgets:
+        return self.spending.budgets
 
 
 def check_scenario(form: object) -> list[Difference]:
@@ -123,7 +127,7 @@ class _Scenario:
     def begin(self) -> Run:
         budgets = [Form(step, "", Mistakes()) for _, _, kind, step in self.timeline if kind == "budget"]
         watched = frozenset(form.code("customer", "") for form in budgets)
-        run = Run(self.master, EPOCH, Wallets(EPOCH), Budgets(self.master.tenant.timezone))
+        run = Run(self.master, EPOCH, Wallets(EPOCH), Spending(Budgets(self.master.tenant.timezone)))
         run.watched = watched
         return run
 
@@ -330,6 +334,8 @@ def _correct_step(run: Run, at: datetime, kind: str, step: Any, place: str) -> N
         form.wrong("id", f"there is no event {id!r} of source {source!r} in suspense")
     mistakes.check()
     assert event is not None
+    if event.counted:  # it counts anew: what was folded with it does not hold any more
+        run.spending.forget(run.master.key_owners.get(event.fields["customer"], ""))
     event.fields = {**event.fields, **changes}
     event.reason, event.counted = None, False
     _settle_events(run, [event])
@@ -483,70 +489,20 @@ def _costs(run: Run, uses: Sequence[Use], events: pl.DataFrame) -> Fraction:
 
 def _spend(run: Run, before: Sequence[Event], counted: Sequence[Event]) -> None:
     """What each newly counted event adds to the exact cost, in the order of arrival, under its own time."""
-    known = sorted(before, key=lambda event: event.arrived)
-    for event in sorted(counted, key=lambda event: event.arrived):
-        customer = run.master.key_owners.get(event.fields["customer"])
-        known.append(event)
-        if customer not in run.watched:
-            continue
-        assert customer is not None
-        moment = event.fields["time"]
-        named, type = event.fields["subscription"], event.fields["type"]
-        uses = [
-            use
-            for use in running_uses(run.master, customer, moment, event_type=type, subscription=named)
-            if not is_level(run.master, use)
-        ]
-        uses = [use for use in uses if use.piece.span.segment.plan.currency == run.master.tenant.currency]
-        if uses:
-            after_table = _table(known)
-            added = _costs(run, uses, after_table) - _costs(run, uses, after_table.head(len(known) - 1))
-            run.budgets.add(customer, moment, added)
+
+    def arrived(events: Sequence[Event]) -> pl.DataFrame:
+        return _table(sorted(events, key=lambda event: event.arrived))
+
+    run.spending.book(run.master, run.watched, arrived(counted), lambda _: arrived(before))
 
 
 def _watch_levels(run: Run) -> None:
     """Levels add what they have cost up to the clock; then raise what is reached."""
-    if not run.master.budgets:
-        return
-    for budget in run.master.budgets.values():
-        uses: list[tuple[Use, Period]] = []
-        for code in run.master.subscriptions_of.get(budget.customer, ()):
-            one = contract(run.master.subscriptions[code], run.timezone)
-            if one.subscription.plan.currency != run.master.tenant.currency:
-                continue
-            for span in one.spans:
-                level = (
-                    span.charge.kind == "usage"
-                    and run.master.meters[span.charge.meter].aggregation == "time_weighted_sum"
-                )
-                if level and span.start < min(span.end, run.now):
-                    uses.extend(_level_parts(run, one, span, budget.period))
-        spent: dict[datetime, Fraction] = {}
-        for use, period in uses:
-            whole = _costs(run, [use], _frame(run))
-            early = Fraction(0)
-            if use.piece.start < period.start:
-                early = _costs(run, [Use(use.contract, until(use.piece, period.start), None)], _frame(run))
-            spent[period.start] = spent.get(period.start, Fraction(0)) + whole - early
-        for start, cost in spent.items():
-            run.budgets.set_level(budget.customer, budget.period, start, cost)
-    run.budgets.check(run.master.budgets.values(), run.now)
-
-
-def _level_parts(run: Run, one: Contract, span: Span, kind: str) -> list[tuple[Use, Period]]:
-    """For each budget period up to the clock: the piece from its own start to that period's end (or the clock)."""
-    found: list[tuple[Use, Period]] = []
-    moment = span.start
-    end = min(span.end, run.now)
-    for _ in range(10_000):
-        if moment >= end:
-            return found
-        piece = piece_at(span, moment)
-        period = run.budgets.period(kind, moment)
-        end_of_part = min(piece.end, period.end, end)
-        found.append((Use(one, until(piece, end_of_part), None), period))
-        moment = end_of_part
-    return found
+    budgets = list(run.master.budgets.values())
+    for customer, kind in dict.fromkeys((budget.customer, budget.period) for budget in budgets):
+        for start, cost in level_costs(run.master, customer, kind, run.now, _frame(run)).items():
+            run.budgets.set_level(customer, kind, start, cost)
+    run.budgets.check(budgets, run.now)
 
 
 # Expectations

@@ -1,0 +1,282 @@
+"""Spending: what usage of watched customers has cost, followed event by event with a running state.
+
+Owns what an event adds: the exact cost of the pieces that it counts for, after it less before it, under its own time,
+in the order in which events come. State is folded usage per customer (`billing/rating.py`), so one more event is not
+one more rating of all events. Levels cost by holding: `level_costs` looks at them whenever the clock has moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from fractions import Fraction
+
+import polars as pl
+
+from billing.budgets import Budgets, calendar
+from billing.contracts import Contract, Piece, Span, contract
+from billing.due import Use
+from billing.live_cells import cells_asked_for, spans_a_cut
+from billing.master import MasterData
+from billing.meters import MeterState
+from billing.periods import Grid, Period, local_date, midnight
+from billing.rate_uses import rate_uses, usage_piece
+from billing.rating import LiveState, RatingBook, fold_days, merge_live, rate_live
+from billing.running import until
+from billing.usage import EVENT_SCHEMA
+
+LEVEL = "time_weighted_sum"
+LEVEL_PERIODS_MAX = 10_000  # budget periods of one charge that are looked at
+ZERO = Fraction(0)
+
+# All events that counted before, of some customers: asked for where running state is missing or no longer fits.
+Earlier = Callable[[Sequence[str]], pl.DataFrame]
+PieceKey = tuple[str, int, int, datetime, datetime]  # subscription, step, place of the charge, start, end
+
+
+@dataclass
+class _Followed:
+    """One customer: his usage so far, for which cells it was folded, and what his newest pieces cost."""
+
+    usage: LiveState
+    asked: str
+    keys: tuple[str, ...]
+    master: MasterData  # that usage and costs were last compared with
+    costs: dict[PieceKey, Fraction] = field(default_factory=dict[PieceKey, Fraction])
+
+
+@dataclass
+class Spending:
+    """Follows customers; what they spent goes to `budgets`."""
+
+    budgets: Budgets
+    followed: dict[str, _Followed] = field(default_factory=dict[str, _Followed])
+
+    def book(self, master: MasterData, watched: Collection[str], events: pl.DataFrame, earlier: Earlier) -> None:
+        """Add events (EVENT_SCHEMA) that count from now on, in the order given, to what watched customers spent.
+
+        Events of one customer that follow each other and lie in one local day are priced together: whatever the budget,
+        their cost belongs to one period, and what they add together is what they add one by one.
+        """
+        frame = _of_watched(master, watched, events)
+        if frame.height == 0:
+            return
+        view = _view(master)
+        self._fit(master, view, frame["owner"].unique(maintain_order=True).to_list(), earlier)
+        for _, part in sorted(frame.partition_by("run", as_dict=True).items()):
+            self._book_run(master, view, part)
+
+    def forget(self, customer: str) -> None:
+        """Fold the customer's usage again before the next event: what counted before has changed."""
+        self.followed.pop(customer, None)
+
+    def _fit(self, master: MasterData, view: _View, customers: Sequence[str], earlier: Earlier) -> None:
+        """Fold usage (again) where it is missing, or where other cells are asked for than it was folded for."""
+        stale: list[str] = []
+        for customer in customers:
+            known = self.followed.get(customer)
+            if known is not None and known.master is not master:
+                same = known.asked == view.asked and known.keys == master.keys_of(customer)
+                if same and not spans_a_cut(known.usage, view.book):
+                    known.master, known.costs = master, {}
+                else:
+                    known = None
+            if known is None:
+                stale.append(customer)
+        if not stale:
+            return
+        before = _of_watched(master, stale, earlier(stale)).partition_by("owner", as_dict=True)
+        nothing = pl.DataFrame(schema=EVENT_SCHEMA)
+        for customer in stale:
+            usage = fold_days(before.get((customer,), nothing), view.book)
+            self.followed[customer] = _Followed(usage, view.asked, master.keys_of(customer), master)
+
+    def _book_run(self, master: MasterData, view: _View, events: pl.DataFrame) -> None:
+        """Events of one local day a customer."""
+        days: dict[str, date] = dict(events.select("owner", "day").iter_rows())
+        uses: list[Use] = []
+        for (customer,), part in events.partition_by("owner", as_dict=True, maintain_order=True).items():
+            times = part["time"].unique().sort().to_list()
+            uses += _uses_with(master, str(customer), times, set(part["type"].unique()))
+        known = {customer: self.followed[customer] for customer in days}
+        missing = [use for use in uses if _key(use) not in known[use.contract.subscription.customer].costs]
+        for use, cost in _costs(master, view, known, missing):
+            known[use.contract.subscription.customer].costs[_key(use)] = cost
+        for customer, usage in _by_owner(fold_days(events, view.book), master).items():
+            known[customer].usage = merge_live(known[customer].usage, usage)
+        added: dict[str, Fraction] = {}
+        for customer in known:  # of older pieces the cost is asked again when an event comes for them
+            mine = {_key(use) for use in uses if use.contract.subscription.customer == customer}
+            known[customer].costs = {key: cost for key, cost in known[customer].costs.items() if key in mine}
+        for use, cost in _costs(master, view, known, uses):
+            customer = use.contract.subscription.customer
+            costs = known[customer].costs
+            added[customer] = added.get(customer, ZERO) + cost - costs[_key(use)]
+            costs[_key(use)] = cost
+        for customer, cost in added.items():
+            self.budgets.add(customer, midnight(days[customer], master.tenant.timezone), cost)
+
+
+def _of_watched(master: MasterData, watched: Collection[str], events: pl.DataFrame) -> pl.DataFrame:
+    """The events of these customers with `owner`, local `day` and `run`: it grows with each change of day."""
+    keys = events["customer"].unique()
+    owners = [master.key_owners.get(key) for key in keys]
+    table = pl.DataFrame({"customer": keys, "owner": pl.Series(owners, dtype=pl.String)})
+    table = table.filter(pl.col("owner").is_in(list(watched)))
+    day = pl.col("time").dt.convert_time_zone(master.tenant.timezone).dt.date()
+    frame = events.join(table, on="customer", how="inner", maintain_order="left").with_columns(day=day)
+    changed = (pl.col("day") != pl.col("day").shift(1).over("owner")).fill_null(False)
+    return frame.with_columns(changed=changed).with_columns(run=pl.col("changed").cum_sum().over("owner"))
+
+
+def _uses_with(master: MasterData, customer: str, times: Sequence[datetime], types: Collection[str]) -> list[Use]:
+    """The pieces of usage charges in the tenant's currency that contain one of the times; those on levels are apart."""
+    found: list[Use] = []
+    for code in master.subscriptions_of.get(customer, ()):
+        one = contract(master.subscriptions[code], master.tenant.timezone)
+        for span in one.spans:
+            if span.charge.kind != "usage" or span.segment.plan.currency != master.tenant.currency:
+                continue
+            meter = master.meters[span.charge.meter]
+            if meter.aggregation == LEVEL or meter.event_type not in types:
+                continue
+            end = span.start
+            for moment in times:
+                if end <= moment < span.end and moment >= span.start:
+                    piece = _piece_with(span, moment, master.tenant.timezone)
+                    found.append(Use(one, piece, None))
+                    end = piece.end
+    return found
+
+
+def _piece_with(span: Span, moment: datetime, timezone: str) -> Piece:
+    """As `piece_at`; periods are asked for by days: a grid remembers what it was asked, and events are many."""
+    period = _period_with(span.segment.grid, moment, timezone)
+    start, end = max(span.start, period.start), min(span.end, period.end)
+    return Piece(span, start, end, period, end, span.step)
+
+
+def _period_with(grid: Grid, moment: datetime, timezone: str) -> Period:
+    period = grid.at(midnight(local_date(moment, timezone), timezone))
+    return period if moment < period.end else grid.following(period)
+
+
+def _key(use: Use) -> PieceKey:
+    span = use.piece.span
+    return (use.contract.subscription.code, span.step, span.place, use.piece.start, use.piece.end)
+
+
+def _costs(
+    master: MasterData, view: _View, known: Mapping[str, _Followed], uses: Sequence[Use]
+) -> Iterable[tuple[Use, Fraction]]:
+    """The exact cost of each piece with all usage of its customer so far."""
+    if not uses:
+        return ()
+    customers = dict.fromkeys(use.contract.subscription.customer for use in uses)
+    live = _together([known[customer].usage for customer in customers])
+    rated = rate_live([usage_piece(master, use) for use in uses], live, view.book)
+    costs = [ZERO] * len(uses)
+    for line, piece, amount in rated.frame.select("line", "piece", "amount").iter_rows():
+        costs[piece] += rated.amounts[line] if amount is None else Fraction(amount)
+    return zip(uses, costs, strict=True)
+
+
+def _together(parts: Sequence[LiveState]) -> LiveState:
+    """Usage of different customers: nothing to merge."""
+    if len(parts) == 1:
+        return parts[0]
+    states = [part.state for part in parts]
+    return LiveState(
+        MeterState(
+            states[0].by,
+            pl.concat([state.small for state in states]),
+            pl.concat([state.sets for state in states]),
+            pl.concat([state.runs for state in states]),
+        )
+    )
+
+
+def _by_owner(live: LiveState, master: MasterData) -> dict[str, LiveState]:
+    """Usage by customer."""
+    state = live.state
+    keys = state.small["key"].unique()
+    keys_of: dict[str, list[str]] = {}
+    for key in keys:
+        keys_of.setdefault(master.key_owners[key], []).append(key)
+    if len(keys_of) == 1:
+        return dict.fromkeys(keys_of, live)
+    found: dict[str, LiveState] = {}
+    for customer, of_customer in keys_of.items():
+        mine = pl.col("key").is_in(of_customer)
+        found[customer] = LiveState(
+            MeterState(state.by, state.small.filter(mine), state.sets.filter(mine), state.runs.filter(mine))
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _View:
+    """The rating book without levels: they are not folded here."""
+
+    book: RatingBook
+    asked: str
+
+
+def _view(master: MasterData) -> _View:
+    """Computed once for each value of the master data."""
+    found = master.__dict__.get("_spending_view")
+    if found is None:
+        whole = master.rating_book()
+        meters = tuple(meter for meter in whole.meters if meter.aggregation != LEVEL)
+        codes = {meter.code for meter in meters}
+        plans = tuple(tuple(charge for charge in plan if charge.meter in codes) for plan in whole.plans)
+        book = replace(whole, meters=meters, plans=plans, pauses=whole.pauses.clear())
+        found = _View(book, cells_asked_for(book))
+        master.__dict__["_spending_view"] = found  # a cache beside the frozen fields
+    return found
+
+
+# --- levels -------------------------------------------------------------------------------------------------------
+
+
+def level_costs(
+    master: MasterData, customer: str, kind: str, now: datetime, events: pl.DataFrame
+) -> dict[datetime, Fraction]:
+    """What levels of a customer have cost up to the clock, by the start of the calendar period of that kind."""
+    spent: dict[datetime, Fraction] = {}
+    for code in master.subscriptions_of.get(customer, ()):
+        one = contract(master.subscriptions[code], master.tenant.timezone)
+        if one.subscription.plan.currency != master.tenant.currency:
+            continue
+        for span in one.spans:
+            level = span.charge.kind == "usage" and master.meters[span.charge.meter].aggregation == LEVEL
+            if not level or span.start >= min(span.end, now):
+                continue
+            for use, period in _level_parts(one, span, calendar(kind, master.tenant.timezone), now):
+                cost = _cost_of(master, use, events)
+                if use.piece.start < period.start:
+                    cost -= _cost_of(master, Use(one, until(use.piece, period.start), None), events)
+                spent[period.start] = spent.get(period.start, ZERO) + cost
+    return spent
+
+
+def _cost_of(master: MasterData, use: Use, events: pl.DataFrame) -> Fraction:
+    rated = rate_uses(master, [use], events)
+    return sum((Fraction(row.amount) for rows in rated.values() for row in rows), ZERO)
+
+
+def _level_parts(one: Contract, span: Span, periods: Grid, now: datetime) -> list[tuple[Use, Period]]:
+    """For each budget period up to the clock: the piece from its own start to that period's end (or the clock)."""
+    found: list[tuple[Use, Period]] = []
+    moment = span.start
+    end = min(span.end, now)
+    for _ in range(LEVEL_PERIODS_MAX):
+        if moment >= end:
+            break
+        piece = _piece_with(span, moment, periods.timezone)
+        period = _period_with(periods, moment, periods.timezone)
+        stop = min(piece.end, period.end, end)
+        found.append((Use(one, until(piece, stop), None), period))
+        moment = stop
+    return found
