@@ -21,7 +21,7 @@ ZERO = Decimal(0)
 
 
 @dataclass(slots=True)
-class _Pot:
+class Pot:
     """One top-up: what is left of it, what of that reservations hold, and what commits took aside for invoices."""
 
     top_up: TopUp
@@ -52,10 +52,11 @@ class Wallets:
     """All wallets of a tenant (or of a chunk of its customers) at a moment, moved on by `at`."""
 
     now: datetime
-    pots: dict[int, _Pot] = field(default_factory=dict[int, _Pot])  # by the number of the top-up
+    pots: dict[int, Pot] = field(default_factory=dict[int, Pot])  # by the number of the top-up
     of: dict[tuple[str, str], list[int]] = field(default_factory=dict[tuple[str, str], list[int]])
     holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
     used: dict[str, list[tuple[int, Decimal]]] = field(default_factory=dict[str, list[tuple[int, Decimal]]])
+    nets: dict[tuple[str, str], Decimal] = field(default_factory=dict[tuple[str, str], Decimal])  # of open holds
 
     def at(self, now: datetime) -> None:
         """Move the clock: reservations whose time is over are released."""
@@ -64,10 +65,11 @@ class Wallets:
             if hold.open and hold.expires is not None and hold.expires <= self.now:
                 self._free(hold)
 
-    def add(self, top_up: TopUp) -> None:
+    def add(self, top_up: TopUp, *, gone: Decimal = ZERO, held: Decimal = ZERO, committed: Decimal = ZERO) -> None:
+        """A top-up, of which some may be gone (`committed` of that waits for invoices) and some is held."""
         if top_up.number in self.pots:
             return
-        self.pots[top_up.number] = _Pot(top_up, top_up.amount)
+        self.pots[top_up.number] = Pot(top_up, top_up.amount - gone, held, committed)
         numbers = self.of.setdefault((top_up.customer, top_up.currency), [])
         numbers.append(top_up.number)
         numbers.sort(key=lambda number: _order(self.pots[number].top_up))
@@ -75,7 +77,7 @@ class Wallets:
     def exists(self, customer: str, currency: str) -> bool:
         return (customer, currency) in self.of
 
-    def _pots(self, customer: str, currency: str, kind: CreditKind | None = None) -> Iterable[tuple[int, _Pot]]:
+    def _pots(self, customer: str, currency: str, kind: CreditKind | None = None) -> Iterable[tuple[int, Pot]]:
         for number in self.of.get((customer, currency), ()):
             pot = self.pots[number]
             if kind is None or pot.top_up.kind == kind:
@@ -94,9 +96,7 @@ class Wallets:
 
     def held_net(self, customer: str, currency: str) -> Decimal:
         """What open reservations of the customer count against his budgets."""
-        return sum(
-            (h.net for h in self.holds.values() if h.open and h.customer == customer and h.currency == currency), ZERO
-        )
+        return self.nets.get((customer, currency), ZERO)
 
     # Documents
 
@@ -155,6 +155,7 @@ class Wallets:
                         left -= part
         hold = Hold(customer, currency, taken, granted, net, expires)
         self.holds[id] = hold
+        self.nets[customer, currency] = self.held_net(customer, currency) + net
         return hold
 
     def commit(self, id: str, amount: Decimal) -> Decimal:
@@ -162,18 +163,22 @@ class Wallets:
         hold = self.holds[id]
         if not hold.open:
             return ZERO
-        left = min(amount, hold.granted)
-        taken = ZERO
-        for number, held in hold.parts:
+        spent = first_of(hold.parts, min(amount, hold.granted))
+        self._free(hold)
+        return self.set_aside(spent)
+
+    def set_aside(self, parts: Sequence[tuple[int, Decimal]]) -> Decimal:
+        """Credit leaves the balance and waits for the next invoices; how much that is."""
+        for number, part in parts:
             pot = self.pots[number]
-            part = min(held, left)
-            pot.held -= held
             pot.left -= part
             pot.committed += part
-            left -= part
-            taken += part
-        hold.open, hold.parts = False, []
-        return taken
+        return sum((part for _, part in parts), ZERO)
+
+    def free_parts(self, customer: str, currency: str, asked: Decimal) -> list[tuple[int, Decimal]]:
+        """Which free credit would be used for an amount: promotional first; less than asked where less is there."""
+        free = [(number, pot.free(self.now)) for number, pot in self._pots(customer, currency)]
+        return first_of(free, asked)
 
     def release(self, id: str) -> None:
         if id in self.holds and self.holds[id].open:
@@ -182,7 +187,22 @@ class Wallets:
     def _free(self, hold: Hold) -> None:
         for number, held in hold.parts:
             self.pots[number].held -= held
+        self._close(hold)
+
+    def _close(self, hold: Hold) -> None:
+        self.nets[hold.customer, hold.currency] = self.held_net(hold.customer, hold.currency) - hold.net
         hold.open, hold.parts = False, []
+
+
+def first_of(parts: Iterable[tuple[int, Decimal]], amount: Decimal) -> list[tuple[int, Decimal]]:
+    """The first parts that make up an amount, the last one cut; all of them where they are less."""
+    found: list[tuple[int, Decimal]] = []
+    for number, part in parts:
+        some = min(part, amount)
+        if some > 0:
+            found.append((number, some))
+            amount -= some
+    return found
 
 
 def _order(top_up: TopUp) -> tuple[int, datetime, datetime, int]:
