@@ -1,15 +1,16 @@
-"""The one writer of a lane: takes batches, drops repeats, commits groups, answers, keeps live figures. No Ray in here.
+"""The one writer of a lane: takes batches and decisions, drops repeats, commits groups, answers, folds. No Ray in here.
 
-Owns the order of things: 1 dedup, 2 put, 3 answer, 4 fold. Nothing is shown or answered before its number is
-COMMITTED. All state is a cache: the newest snapshot and the lane's tail rebuild it. The rules: docs/usage-log.md.
+Owns the order of things: 1 dedup and decide, 2 put, 3 answer, 4 fold. Nothing is shown or answered before its number
+is COMMITTED. All state is a cache: the newest snapshot and the lane's tail rebuild it. The rules: docs/usage-log.md.
 """
 
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,28 +25,32 @@ from actors.batches import (
     OVERLOADED,
     UNJUDGED,
     Answer,
-    Batch,
     decode_batch,
     encode_answer,
     failed_answer,
 )
+from actors.decisions import ANY_PARTITION, decode_request, encode_decided, encode_failure, encode_moved
+from actors.followers import Decided, FollowerSet, FrozenFollower, LaneFollower, LogMoment, forgotten
 from actors.live_figures import Figures, LiveFigures, MasterSource
-from billing.errors import BillingError, Unavailable
+from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, items_of
+from actors.tenant_clocks import SET_CLOCK, TenantClocks
+from billing.errors import BillingError, NotFound, Overloaded, Unavailable
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
 from storage.usage_log.clock import Clock, SystemClock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
-from storage.usage_log.lane import LaneWriter, write_hint
+from storage.usage_log.lane import LaneWriter, walk, write_hint
 from storage.usage_log.manifest import Manifest, ManifestChain
-from storage.usage_log.partitions import EventIds, event_ids
+from storage.usage_log.partitions import EventIds, event_ids, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
-from storage.usage_log.segment import ROW_SCHEMA, Counters, RowKind, StoredSegment
+from storage.usage_log.segment import ROW_SCHEMA, Counters, RowKind, SegmentHead, StoredSegment
 
 RECOVERIES_MAX = 100  # a newer manifest each time; more says that something deletes faster than it is read
 IDLE_S = 0.5
-FLOOD_QUANTUM_BYTES = 262_144  # what each tenant may take of a group in one turn
+DECISION_BYTES = 1_024  # what a decision counts for in fairness and in a group
+REFOLD_EVERY_S = 10.0  # tries to fold a follower again that raised
 
 
 @dataclass(frozen=True)
@@ -82,33 +87,36 @@ class ShardStatus:
     checkpoint: int  # number of the newest snapshot
     checkpoint_error: str
     figures_error: str  # why events cannot be judged or folded at the moment; they are stored all the same
-
-
-@dataclass
-class _Call:
-    """A batch on its way; done when the last of its items is."""
-
-    future: Future[bytes]
-    verdicts: npt.NDArray[np.uint8]
-    reasons: npt.NDArray[np.uint8]
-    open_items: int
-    owners: dict[int, tuple[int, int]] = field(default_factory=dict)
+    followers_error: str = ""  # why decisions of a follower are refused at the moment
 
 
 @dataclass(frozen=True)
-class _Item:
-    call: _Call
-    offset: int  # of its first row in the call
-    tenant_id: str
-    master_number: int | None
-    events: pl.DataFrame
-    partitions: npt.NDArray[np.uint8]
-    ids: EventIds
-    bytes: int
+class _Judged:
+    """Consecutive usage items of a group, judged row by row."""
 
-    @property
-    def rows(self) -> int:
-        return len(self.partitions)
+    items: Sequence[UsageItem]
+    partitions: npt.NDArray[np.uint8]
+    is_mine: npt.NDArray[np.bool_]
+    is_new: npt.NDArray[np.bool_]
+    reasons: npt.NDArray[np.uint8]
+
+
+@dataclass
+class _Group:
+    """A group while it is built: what is put, and who is told what once it is COMMITTED."""
+
+    moment: LogMoment
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    ids: list[EventIds] = field(default_factory=list)  # added to the recent ids; taken back if nothing is stored
+    counters: dict[str, Counters] = field(default_factory=dict)
+    judged: list[_Judged] = field(default_factory=list)
+    decided: list[tuple[DecisionItem, bytes]] = field(default_factory=list)
+    unapplied: list[pl.DataFrame] = field(default_factory=list)  # for the followers, after the commit
+    is_applied: bool = False  # followers saw rows of it before the put
+
+    def count(self, rows: pl.DataFrame) -> None:
+        for tenant_id, decided in rows.group_by("tenant").len().iter_rows():
+            self.counters[tenant_id] = self.counters.get(tenant_id, Counters()) + Counters(decided=decided)
 
 
 class RatingShard:
@@ -122,6 +130,7 @@ class RatingShard:
         settings: ShardSettings | None = None,
         *,
         master: MasterSource | None = None,
+        followers: Sequence[LaneFollower] = (),
         cache_directory: Path | None = None,
     ) -> None:
         self.lane = lane
@@ -130,13 +139,13 @@ class RatingShard:
         self._clock = clock or SystemClock()
         # Without master data there is nothing to rate by: all that is stored counts as accepted.
         self._figures = None if master is None else LiveFigures(lane, store, master)
+        self._clocks = TenantClocks()
+        self._followers = FollowerSet([self._clocks, *followers])
+        self._refold_at_s = 0.0
         self._cache = cache_directory or Path("/tmp/cloudbilling-id-runs")  # noqa: S108 - only used with remote stores
         self._chain = ManifestChain(store)
         self._condition = threading.Condition()
-        self._queues: dict[str, collections.deque[_Item]] = {}
-        self._turns: collections.deque[str] = collections.deque()
-        self._deficits: dict[str, int] = {}
-        self._queued_rows = 0
+        self._queue = FairQueue()
         self._stopping = False
         self._serving = False
         self._stopped_because = "not started"
@@ -195,7 +204,7 @@ class RatingShard:
             serving=self._serving,
             stopped_because=self._stopped_because,
             stalled_s=self._writer.stalled_s,
-            queued_rows=self._queued_rows,
+            queued_rows=self._queue.rows,
             recent_ids=len(self._recent),
             run_ids=len(self._runs),
             runs=self._runs.count,
@@ -207,6 +216,7 @@ class RatingShard:
             checkpoint=self._checkpoint_number,
             checkpoint_error=self._checkpoint_error,
             figures_error="" if self._figures is None else self._figures.last_error,
+            followers_error=self._followers.last_error,
         )
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -215,13 +225,13 @@ class RatingShard:
         """Queue a batch; the future gives the encoded answer, also for errors that concern the whole batch."""
         future: Future[bytes] = Future()
         batch = decode_batch(data)
-        call = _Call(
+        call = Call(
             future=future,
             verdicts=np.full(len(batch.partitions), NOT_OWNED, np.uint8),
             reasons=np.full(len(batch.partitions), NO_REASON, np.uint8),
             open_items=0,
         )
-        items = _items(batch, call, self.settings.group_rows_max)
+        items = items_of(batch, call, self.lane, self.settings.group_rows_max)
         refusal = self._enqueue(call, items)
         if refusal is not None:
             future.set_result(encode_answer(refusal))
@@ -231,13 +241,49 @@ class RatingShard:
         """`submit` and wait."""
         return self.submit(data).result()
 
+    def decide(
+        self, tenant_id: str, partition: int, decider: Callable[[LogMoment], Decided], *, ends_group: bool = False
+    ) -> Future[bytes]:
+        """Decide on the commit thread, in the order of arrival with usage; answered after COMMITTED.
+
+        The future gives an encoded answer (actors/decisions.py), also for errors.
+        """
+        item = DecisionItem(Future(), tenant_id, partition, decider, DECISION_BYTES, ends_group)
+        with self._condition:
+            if not self._serving or self._stopping:
+                item.fail(Unavailable(f"Lane {self.lane} is not served here."))
+            elif len(self._recent) > self.settings.recent_ids_max:
+                item.fail(Unavailable(f"Lane {self.lane} holds too many ids in memory; its checkpoint is behind."))
+            elif self._queue.rows >= self.settings.queue_rows_max:
+                item.fail(Unavailable(f"The queue of lane {self.lane} is full."))
+            elif self._is_full(tenant_id, 1):
+                item.fail(Overloaded("Too much of this tenant is waiting. Send the same again with the same ids."))
+            else:
+                self._queue.put(item)
+                self._condition.notify()
+        return item.future
+
+    def decide_named(self, data: bytes) -> Future[bytes]:
+        """A decision that a follower has by name, as a router sends it."""
+        request = decode_request(data)
+        if not self._followers.knows(request.name):
+            future: Future[bytes] = Future()
+            future.set_result(encode_failure(NotFound(f"This shard decides no {request.name}.")))
+            return future
+        decision = self._followers.decision(request.name)
+
+        def decider(moment: LogMoment) -> Decided:
+            return decision(request.tenant_id, request.payload, moment)
+
+        return self.decide(request.tenant_id, request.partition, decider, ends_group=request.name == SET_CLOCK)
+
     def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
         """The live figures of customer keys (None: all of the tenant in this lane)."""
         if self._figures is None:
             raise Unavailable("This shard has no master data, so it keeps no figures.")
         return self._figures.usage(tenant_id, keys, master_number)
 
-    def _enqueue(self, call: _Call, items: Sequence[_Item]) -> Answer | None:
+    def _enqueue(self, call: Call, items: Sequence[UsageItem]) -> Answer | None:
         """Take the items, or refuse the batch as a whole; a tenant whose own queue is full is refused alone."""
         rows: collections.Counter[str] = collections.Counter()
         for item in items:
@@ -248,19 +294,14 @@ class RatingShard:
             if len(self._recent) > self.settings.recent_ids_max:
                 detail = f"Lane {self.lane} holds {len(self._recent)} ids in memory; its checkpoint is behind."
                 return failed_answer(self.lane, "unavailable", detail)
-            if self._queued_rows + sum(rows.values()) > self.settings.queue_rows_max and self._queued_rows:
+            if self._queue.rows + sum(rows.values()) > self.settings.queue_rows_max and self._queue.rows:
                 return failed_answer(self.lane, "unavailable", f"The queue of lane {self.lane} is full.")
             full = {tenant for tenant, count in rows.items() if self._is_full(tenant, count)}
             for item in items:
                 if item.tenant_id in full:
                     call.verdicts[item.offset : item.offset + item.rows] = OVERLOADED
                     continue
-                if item.tenant_id not in self._queues:
-                    self._queues[item.tenant_id] = collections.deque()
-                    self._turns.append(item.tenant_id)
-                    self._deficits[item.tenant_id] = 0
-                self._queues[item.tenant_id].append(item)
-                self._queued_rows += item.rows
+                self._queue.put(item)
                 call.open_items += 1
             if call.open_items == 0:
                 self._finish(call)
@@ -268,7 +309,7 @@ class RatingShard:
         return None
 
     def _is_full(self, tenant_id: str, rows: int) -> bool:
-        held = sum(item.rows for item in self._queues.get(tenant_id, ()))
+        held = self._queue.held(tenant_id)
         return held > 0 and held + rows > self.settings.tenant_queue_rows_max
 
     # -- the commit thread --------------------------------------------------------------------------------------------
@@ -278,6 +319,8 @@ class RatingShard:
         try:
             while (group := self._next_group()) is not None:
                 if group:
+                    if self._followers.stale and time.monotonic() >= self._refold_at_s:
+                        self._refold()
                     self._commit(group)
                 self._follow_checkpoint()
                 self._checkpoint_if_due()
@@ -289,136 +332,236 @@ class RatingShard:
         finally:
             self._end(reason)
 
-    def _next_group(self) -> list[_Item] | None:
-        """Up to a group's rows, round robin by tenant with a deficit in bytes; [] when idle, None at the end."""
+    def _next_group(self) -> list[Item] | None:
+        """Up to a group's rows; [] when idle, None at the end."""
         with self._condition:
-            while not self._turns:
+            while not self._queue:
                 if self._stopping:
                     return None
                 if not self._condition.wait(IDLE_S):
                     return []
-            if self.settings.window_s and self._queued_rows < self.settings.group_rows_max:
+            if self.settings.window_s and self._queue.rows < self.settings.group_rows_max:
                 self._condition.wait(self.settings.window_s)
-            group: list[_Item] = []
-            rows = size = 0
-            while self._turns:
-                tenant_id = self._turns[0]
-                queue = self._queues[tenant_id]
-                self._deficits[tenant_id] += FLOOD_QUANTUM_BYTES
-                while queue and (queue[0].bytes <= self._deficits[tenant_id] or len(self._turns) == 1):
-                    item = queue[0]
-                    if group and (
-                        rows + item.rows > self.settings.group_rows_max
-                        or size + item.bytes > self.settings.group_bytes_max
-                    ):
-                        return group
-                    queue.popleft()
-                    self._deficits[tenant_id] -= item.bytes
-                    group.append(item)
-                    rows, size = rows + item.rows, size + item.bytes
-                    self._queued_rows -= item.rows
-                if queue:
-                    self._turns.rotate(-1)
-                else:
-                    self._turns.popleft()
-                    del self._queues[tenant_id], self._deficits[tenant_id]
-            return group
+            return self._queue.take(self.settings.group_rows_max, self.settings.group_bytes_max)
 
-    def _commit(self, group: list[_Item]) -> None:
+    def _commit(self, items: list[Item]) -> None:
         try:
-            self._commit_or_raise(group)
+            self._commit_or_raise(items)
         except StoreRefused as error:
-            for item in group:
-                self._fail(item.call, "refused", error.detail)
+            for item in items:
+                item.fail(error, refused=True)
         except BillingError as error:
-            for item in group:
-                self._fail(item.call, "unavailable", error.detail)
+            for item in items:
+                item.fail(error)
             raise
         except BaseException as error:
-            for item in group:
-                self._fail(item.call, "unavailable", f"Lane {self.lane} stopped: {type(error).__name__}")
+            for item in items:
+                item.fail(Unavailable(f"Lane {self.lane} stopped: {type(error).__name__}"))
             raise
 
-    def _commit_or_raise(self, group: list[_Item]) -> None:
-        events = pl.concat([item.events for item in group]) if len(group) > 1 else group[0].events
-        partitions = np.concatenate([item.partitions for item in group])
-        ids = EventIds(
-            np.concatenate([item.ids.high for item in group]), np.concatenate([item.ids.low for item in group])
+    def _commit_or_raise(self, items: list[Item]) -> None:
+        moment = LogMoment(
+            self.lane,
+            self._writer.position.number + 1,
+            self._writer.next_log_time_us(),
+            self._clocks.times,
+            self._is_recorded,
         )
-        is_mine = self._owned[partitions]
-        mine = np.flatnonzero(is_mine)
-        candidates = mine[~self._runs.contains(ids.take(mine))]
-        added, slots = self._recent.add(ids.take(candidates), stamp_of(self.lane, self._writer.position.number + 1))
-        new = candidates[added]
-        is_new = np.zeros(len(partitions), np.bool_)
-        is_new[new] = True
-
-        reasons = self._reasons(group, is_new)  # before the put: the answer goes out as soon as it is committed
-        if len(new):
-            order = new[np.argsort(partitions[new], kind="stable")]
-            tenant_ids = np.repeat(np.arange(len(group)), [item.rows for item in group])[order]
-            tenants = pl.Series("tenant", [item.tenant_id for item in group], dtype=pl.String).gather(tenant_ids)
-            rows = events[order].select(
-                tenants,
-                pl.Series("partition", partitions[order]),
-                pl.lit(int(RowKind.USAGE), pl.UInt8).alias("kind"),
-                *EVENT_SCHEMA.names(),
-                pl.lit(None, pl.String).alias("detail"),
-            )
-            try:
-                head = self._writer.append(rows, _counters(group, is_mine, is_new))
-            except StoreRefused:
-                self._recent.take_back(slots[added])
-                raise
-            self._groups += 1
-            self._rows += rows.height
-            self._rows_since_checkpoint += rows.height
-        else:
-            rows, head = None, None
-        self._duplicates += int(is_mine.sum()) - len(new)
-
-        verdicts = np.where(is_mine, np.where(is_new, Verdict.ACCEPTED, Verdict.DUPLICATE), NOT_OWNED).astype(np.uint8)
-        verdicts[is_new & (reasons != NO_REASON)] = Verdict.SUSPENDED
-        reasons[reasons == UNJUDGED] = NO_REASON
-        first = 0
-        for item in group:
-            part = slice(first, first + item.rows)
-            item.call.verdicts[item.offset : item.offset + item.rows] = verdicts[part]
-            item.call.reasons[item.offset : item.offset + item.rows] = reasons[part]
-            for partition in np.unique(partitions[part][~is_mine[part]]):
-                item.call.owners[int(partition)] = (int(self._generation[partition]), int(self._lane_of[partition]))
-            first += item.rows
-            item.call.open_items -= 1
-            if item.call.open_items == 0:
-                self._finish(item.call)
+        group = _Group(moment)
+        has_decisions = any(isinstance(item, DecisionItem) for item in items)
+        # Decisions and usage in their order. Followers see rows before the put only where a decision may rest on them.
+        for is_usage, run in itertools.groupby(items, lambda item: isinstance(item, UsageItem)):
+            if is_usage:
+                self._take_usage(group, [item for item in run if isinstance(item, UsageItem)], has_decisions)
+            else:
+                for item in run:
+                    assert isinstance(item, DecisionItem)
+                    self._take_decision(group, item)
+        rows, head = self._put(group)
+        self._answer(group)
         if rows is not None and head is not None:
+            for frame in group.unapplied:
+                self._followers.apply(frame, moment)
             if self._figures is not None:
                 self._figures.take(rows, head.number)
             if head.number % self.settings.hint_every == 0:
                 write_hint(self._store, self.lane, head.number)
 
-    def _reasons(self, group: list[_Item], is_new: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    def _put(self, group: _Group) -> tuple[pl.DataFrame, SegmentHead] | tuple[None, None]:
+        """Put what a group has, in the order of partitions; nothing if it has no rows."""
+        if not group.frames:
+            return None, None
+        rows = group.frames[0]
+        if len(group.frames) > 1:
+            rows = pl.concat(group.frames)
+            rows = rows[np.argsort(rows["partition"].to_numpy(), kind="stable")]
+        times = group.moment.clocks
+        clocks = {tenant_id: times[tenant_id] for tenant_id in group.counters if tenant_id in times}
+        try:
+            head = self._writer.append(rows, group.counters, log_time_us=group.moment.log_time_us, clocks=clocks)
+        except StoreRefused:
+            for ids in group.ids:
+                self._recent.take_back(ids)
+            if group.is_applied:
+                self._followers.not_stored()
+                self._refold_at_s = 0.0
+            raise
+        assert head.number == group.moment.number, f"lane {self.lane}: {head.number} was put for {group.moment.number}"
+        self._groups += 1
+        self._rows += rows.height
+        self._rows_since_checkpoint += rows.height
+        return rows, head
+
+    def _take_usage(self, group: _Group, items: Sequence[UsageItem], has_decisions: bool) -> None:
+        """Drop repeats, judge what is new, and let followers add what must stand in the same segment."""
+        events = pl.concat([item.events for item in items]) if len(items) > 1 else items[0].events
+        partitions = np.concatenate([item.partitions for item in items])
+        ids = EventIds(
+            np.concatenate([item.ids.high for item in items]), np.concatenate([item.ids.low for item in items])
+        )
+        is_mine = self._owned[partitions]
+        mine = np.flatnonzero(is_mine)
+        new = mine[self._add_ids(group, ids.take(mine))]
+        is_new = np.zeros(len(partitions), np.bool_)
+        is_new[new] = True
+        reasons = self._reasons(items, is_new, group.moment)  # before the put: the answer goes out once it is committed
+        group.judged.append(_Judged(items, partitions, is_mine, is_new, reasons))
+        if not len(new):
+            return
+        order = new[np.argsort(partitions[new], kind="stable")]
+        tenant_numbers = np.repeat(np.arange(len(items)), [item.rows for item in items])[order]
+        tenants = pl.Series("tenant", [item.tenant_id for item in items], dtype=pl.String).gather(tenant_numbers)
+        rows = events[order].select(
+            tenants,
+            pl.Series("partition", partitions[order]),
+            pl.lit(int(RowKind.USAGE), pl.UInt8).alias("kind"),
+            *EVENT_SCHEMA.names(),
+            pl.lit(None, pl.String).alias("detail"),
+        )
+        group.frames.append(rows)
+        for tenant_id, count in _counters(items, is_mine, is_new).items():
+            group.counters[tenant_id] = group.counters.get(tenant_id, Counters()) + count
+        if self._followers.watch({item.tenant_id for item in items}):
+            self._follow(group, rows, at_once=has_decisions)
+
+    def _take_decision(self, group: _Group, item: DecisionItem) -> None:
+        if item.partition != ANY_PARTITION and not self._owned[item.partition]:
+            owner = int(self._lane_of[item.partition])
+            item.future.set_result(encode_moved(self.lane, int(self._generation[item.partition]), owner))
+            return
+        try:
+            decided = item.decide(group.moment)
+        except BillingError as error:
+            item.fail(error)
+            return
+        except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - a fault must not stop the lane
+            item.fail(BillingError(f"The decision failed: {type(error).__name__}: {error}. Nothing was written."))
+            return
+        if decided.rows.height:
+            rows, ids = self._placed(decided.rows)
+            assert (rows["tenant"] == item.tenant_id).all(), f"a decision of {item.tenant_id} wrote for another tenant"
+            is_new = self._add_ids(group, ids)
+            if not is_new.all():
+                self._recent.take_back(group.ids.pop())
+                item.fail(forgotten(rows.filter(pl.Series(~is_new))["id"].to_list()))
+                return
+            group.frames.append(rows)
+            group.count(rows)
+            self._follow(group, rows, at_once=True)
+        group.decided.append((item, decided.answer))
+
+    def _follow(self, group: _Group, rows: pl.DataFrame, *, at_once: bool) -> None:
+        """Show rows to the followers, and what they propose for the same segment; what is in the log already is not."""
+        proposed = self._followers.propose(rows, group.moment)
+        if proposed.height:
+            placed, ids = self._placed(proposed)
+            new = placed.filter(pl.Series(self._add_ids(group, ids)))
+            if new.height:
+                group.frames.append(new)
+                group.count(new)
+                rows = pl.concat([rows, new])
+        if at_once:
+            group.is_applied = True
+            self._followers.apply(rows, group.moment)
+        else:
+            group.unapplied.append(rows)
+
+    def _placed(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, EventIds]:
+        """Rows with the partition of their customer key, and their ids."""
+        assert self._genesis is not None
+        rows = rows.select(ROW_SCHEMA.names())
+        partitions = partitions_of(self._genesis.seed, rows["tenant"], rows["customer"])
+        partitions[(rows["customer"] == "").to_numpy()] = np.flatnonzero(self._owned)[0]
+        assert self._owned[partitions].all(), "a decision wrote into a partition of another lane"
+        return (
+            rows.with_columns(pl.Series("partition", partitions)),
+            event_ids(self._genesis.seed, rows["tenant"], rows, partitions),
+        )
+
+    def _add_ids(self, group: _Group, ids: EventIds) -> npt.NDArray[np.bool_]:
+        """Which ids are new to the log; they are known from now on."""
+        is_new = np.zeros(len(ids), np.bool_)
+        candidates = np.flatnonzero(~self._runs.contains(ids))
+        is_new[candidates] = self._recent.add(ids.take(candidates), stamp_of(self.lane, group.moment.number))
+        group.ids.append(ids.take(is_new))
+        return is_new
+
+    def _is_recorded(self, tenant_id: str, wanted: Sequence[tuple[str, str, str]]) -> list[bool]:
+        """For decisions: whether (customer key, source, id) is in the log or in this group."""
+        assert self._genesis is not None
+        named = pl.DataFrame(wanted, schema={"customer": pl.String, "source": pl.String, "id": pl.String}, orient="row")
+        partitions = partitions_of(self._genesis.seed, tenant_id, named["customer"])
+        ids = event_ids(self._genesis.seed, tenant_id, named, partitions)
+        known: list[bool] = (self._runs.contains(ids) | self._recent.contains(ids)).tolist()
+        return known
+
+    def _answer(self, group: _Group) -> None:
+        for judged in group.judged:
+            is_mine, is_new, reasons = judged.is_mine, judged.is_new, judged.reasons
+            self._duplicates += int(is_mine.sum()) - int(is_new.sum())
+            verdicts = np.where(is_mine, np.where(is_new, Verdict.ACCEPTED, Verdict.DUPLICATE), NOT_OWNED)
+            verdicts = verdicts.astype(np.uint8)
+            verdicts[is_new & (reasons != NO_REASON)] = Verdict.SUSPENDED
+            reasons[reasons == UNJUDGED] = NO_REASON
+            first = 0
+            for item in judged.items:
+                part = slice(first, first + item.rows)
+                item.call.verdicts[item.offset : item.offset + item.rows] = verdicts[part]
+                item.call.reasons[item.offset : item.offset + item.rows] = reasons[part]
+                for partition in np.unique(judged.partitions[part][~is_mine[part]]):
+                    item.call.owners[int(partition)] = (int(self._generation[partition]), int(self._lane_of[partition]))
+                first += item.rows
+                item.call.open_items -= 1
+                if item.call.open_items == 0:
+                    self._finish(item.call)
+        for item, answer in group.decided:
+            if not item.future.done():
+                item.future.set_result(encode_decided(self.lane, self._writer.position.number, answer))
+
+    def _reasons(
+        self, items: Sequence[UsageItem], is_new: npt.NDArray[np.bool_], moment: LogMoment
+    ) -> npt.NDArray[np.uint8]:
         """Why rows that are stored cannot be rated now; one question per tenant of the group."""
         reasons = np.full(len(is_new), NO_REASON, np.uint8)
         if self._figures is None:
             return reasons
-        firsts = np.cumsum([0, *(item.rows for item in group)])
+        firsts = np.cumsum([0, *(item.rows for item in items)])
         by_tenant: dict[str, list[int]] = {}
-        for number, item in enumerate(group):
+        for number, item in enumerate(items):
             by_tenant.setdefault(item.tenant_id, []).append(number)
-        now_us = self._writer.next_log_time_us()
         for tenant_id, numbers in by_tenant.items():
             places = np.concatenate([np.arange(firsts[number], firsts[number + 1]) for number in numbers])
             wanted = is_new[places]
             if not wanted.any():
                 continue
-            events = pl.concat([group[number].events for number in numbers])
-            named = max((group[number].master_number or 0 for number in numbers), default=0)
+            events = pl.concat([items[number].events for number in numbers])
+            named = max((items[number].master_number or 0 for number in numbers), default=0)
+            now_us = moment.now_us(tenant_id)
             codes = self._figures.classify(tenant_id, events.filter(pl.Series(wanted)), now_us, named)
             reasons[places[wanted]] = codes
         return reasons
 
-    def _finish(self, call: _Call) -> None:
+    def _finish(self, call: Call) -> None:
         if call.future.done():
             return
         position = self._writer.position
@@ -427,21 +570,13 @@ class RatingShard:
         )
         call.future.set_result(encode_answer(answer))
 
-    def _fail(self, call: _Call, code: str, detail: str) -> None:
-        if not call.future.done():
-            call.future.set_result(encode_answer(failed_answer(self.lane, code, detail)))
-
     def _end(self, reason: str) -> None:
         with self._condition:
             self._serving = False
             self._stopped_because = reason
-            waiting = [item for queue in self._queues.values() for item in queue]
-            self._queues.clear()
-            self._turns.clear()
-            self._deficits.clear()
-            self._queued_rows = 0
+            waiting = self._queue.drain()
         for item in waiting:
-            self._fail(item.call, "unavailable", f"Lane {self.lane} stopped ({reason}). Send the same again, same ids.")
+            item.fail(Unavailable(f"Lane {self.lane} stopped ({reason}). Send the same again, same ids."))
 
     # -- recovery -----------------------------------------------------------------------------------------------------
 
@@ -456,6 +591,7 @@ class RatingShard:
         self._rows_since_checkpoint = 0
         self._checkpoint_number = -1
         self._checkpoint_at_s = time.monotonic()
+        self._followers.clear()
         if self._figures is not None:
             self._figures.clear()
 
@@ -490,10 +626,29 @@ class RatingShard:
         self._rows_since_checkpoint += head.rows
         if head.number > self._manifest.ids_covered(self.lane):
             ids = event_ids(self._genesis.seed, rows["tenant"], rows, partitions)
-            is_new, _ = self._recent.add(ids, stamp_of(self.lane, head.number))
+            is_new = self._recent.add(ids, stamp_of(self.lane, head.number))
             assert is_new.all(), f"lane {self.lane} number {head.number} repeats an id"
+        self._followers.apply(rows, _moment_of(head))
         if self._figures is not None:
             self._figures.take(rows, head.number)
+
+    def _fold_followers(self, saved: Mapping[str, FrozenFollower], last: int) -> None:
+        """The followers' states after a number: from a snapshot, and from the log what it does not have of them."""
+        firsts = self._followers.thaw(saved)
+        for segment in walk(self._store, self.lane, min(firsts.values()), last):
+            head = segment.head
+            if self._followers.watch(head.counters) or any(count.decided for count in head.counters.values()):
+                self._followers.replay(segment.rows(), _moment_of(head), firsts)
+
+    def _refold(self) -> None:
+        """After a group that was not stored, or a fault: the followers are what the log says, or stay aside."""
+        self._refold_at_s = time.monotonic() + REFOLD_EVERY_S
+        try:
+            named = self._manifest.snapshots.get(self.lane)
+            saved = {} if named is None else read_snapshot(self._store, named.key).followers
+            self._fold_followers(saved, self._writer.position.number)
+        except BillingError:  # the store is away; their decisions say so until the next try
+            self._followers.not_stored()
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -510,6 +665,7 @@ class RatingShard:
         self._generation = np.array(snapshot.generation, np.int64)
         self._owned = self._lane_of == self.lane
         self._checkpoint_number = named.number
+        self._fold_followers(snapshot.followers, named.number)
         if self._figures is not None:
             self._figures.thaw(snapshot.figures, named.number)
 
@@ -526,11 +682,12 @@ class RatingShard:
         figures: Callable[[], bytes] = bytes
         if self._figures is not None:
             figures = self._figures.freeze()
+        followers = self._followers.freeze(self._writer.position.number)
         position, lane_of, generation = self._writer.position, self._lane_of.tolist(), self._generation.tolist()
 
         def write() -> None:
             try:
-                snapshot = LaneSnapshot(self.lane, position, lane_of, generation, figures())
+                snapshot = LaneSnapshot(self.lane, position, lane_of, generation, figures(), followers())
                 self._checkpoint_entry = announce(self._store, self._chain, snapshot, ids)
                 self._checkpoint_error = ""
                 merge_id_runs(self._store, self._chain, self._cache)
@@ -561,39 +718,19 @@ class RatingShard:
         self._checkpoint_entry = None
 
 
-def _items(batch: Batch, call: _Call, rows_max: int) -> list[_Item]:
-    items: list[_Item] = []
-    first = 0
-    for block in batch.blocks:
-        for start in range(first, first + block.rows, rows_max):
-            rows = min(rows_max, first + block.rows - start)
-            events = batch.events.slice(start, rows)
-            part = slice(start, start + rows)
-            items.append(
-                _Item(
-                    call=call,
-                    offset=start,
-                    tenant_id=block.tenant_id,
-                    master_number=block.master_number,
-                    events=events,
-                    partitions=batch.partitions[part],
-                    ids=EventIds(batch.ids.high[part], batch.ids.low[part]),
-                    bytes=int(events.estimated_size()),
-                )
-            )
-        first += block.rows
-    assert first == batch.events.height, "blocks and rows of a batch differ"
-    return items
+def _moment_of(head: SegmentHead) -> LogMoment:
+    return LogMoment(head.lane, head.number, head.log_time_us, head.clocks)
 
 
-def _counters(group: list[_Item], is_mine: npt.NDArray[np.bool_], is_new: npt.NDArray[np.bool_]) -> dict[str, Counters]:
+def _counters(
+    group: Sequence[UsageItem], is_mine: npt.NDArray[np.bool_], is_new: npt.NDArray[np.bool_]
+) -> dict[str, Counters]:
     counters: dict[str, Counters] = {}
     first = 0
     for item in group:
         part = slice(first, first + item.rows)
         first += item.rows
-        before = counters.get(item.tenant_id, Counters())
         stored = int(is_new[part].sum())
         duplicates = int(is_mine[part].sum()) - stored
-        counters[item.tenant_id] = Counters(before.stored + stored, before.duplicates + duplicates)
+        counters[item.tenant_id] = counters.get(item.tenant_id, Counters()) + Counters(stored, duplicates)
     return counters

@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
+from actors.shard_followers import shard_followers
 from storage import telemetry
 from storage.master_chain import MasterChain
 from storage.object_store import StoreAddress
@@ -27,7 +28,7 @@ def shard_name(lane: int) -> str:
     max_restarts=-1,
     max_task_retries=0,
     num_cpus=0,  # placed by the supervisor, never refused because bill-run tasks hold all cores
-    concurrency_groups={"commit": CALLS_MAX, "query": 4, "health": 1},
+    concurrency_groups={"commit": CALLS_MAX, "decide": CALLS_MAX, "query": 4, "health": 1},
 )
 class RatingShardActor:
     """Recovers and claims its lane before the first call is served."""
@@ -35,14 +36,24 @@ class RatingShardActor:
     def __init__(self, lane: int, address: StoreAddress, settings: ShardSettings, cache_directory: str) -> None:
         telemetry.start(shard_name(lane))
         store = address.open()
+        master = MasterChain(store)
         self._shard = RatingShard(
-            lane, store, settings=settings, master=MasterChain(store), cache_directory=Path(cache_directory)
+            lane,
+            store,
+            settings=settings,
+            master=master,
+            followers=shard_followers(lane, master),
+            cache_directory=Path(cache_directory),
         )
         self._shard.start()
 
     @ray.method(concurrency_group="commit")
     def ingest(self, data: bytes) -> bytes:
         return self._shard.ingest(data)
+
+    @ray.method(concurrency_group="decide")
+    def decide(self, data: bytes) -> bytes:
+        return self._shard.decide_named(data).result()
 
     @ray.method(concurrency_group="query")
     def usage(self, tenant_id: str, keys: list[str] | None, master_number: int) -> tuple[bytes | None, int, int]:

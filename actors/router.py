@@ -11,8 +11,9 @@ import collections
 import contextlib
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -30,8 +31,12 @@ from actors.batches import (
     decode_answer,
     encode_batch,
 )
+from actors.decisions import ANY_PARTITION, DecisionRequest, decode_decided, encode_request
+from actors.followers import LaneFollower
 from actors.live_figures import Figures, MasterSource
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
+from actors.shard_followers import shard_followers
+from actors.tenant_clocks import SET_CLOCK
 from billing.errors import BillingError, Overloaded, Unavailable
 from billing.rating import LiveState, merge_live
 from billing.usage import EVENT_SCHEMA
@@ -39,7 +44,8 @@ from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.clock import Clock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.lane import count_lanes
-from storage.usage_log.partitions import EventIds, event_ids, partitions_of
+from storage.usage_log.partitions import EventIds, event_ids, partition_of, partitions_of
+from storage.usage_log.segment import microseconds_of
 
 DEADLINE_S = 10.0
 RETRY_WAIT_S_FIRST = 0.05
@@ -88,6 +94,22 @@ class UsageRouter(Protocol):
 
     async def usage(self, tenant_id: str, keys: Sequence[str] | None = None, *, master_number: int = 0) -> LiveUsage:
         """The live figures of customer keys (None: all): everything that was acknowledged before the call."""
+        ...
+
+    async def decide(self, tenant_id: str, customer_key: str, name: str, payload: bytes) -> bytes:
+        """Let the lane that owns a key's partition decide (a follower's decision of this name); its answer.
+
+        Returns after what was decided is durable. Raises what the decision raised; Unavailable (outcome unknown): send
+        the same again with the same ids, and the recorded verdict comes back.
+        """
+        ...
+
+    def lanes_of(self, tenant_id: str, keys: Sequence[str]) -> list[int]:
+        """The lane of each key as far as this router knows: for payloads that hold several keys of one lane."""
+        ...
+
+    async def advance_clock(self, tenant_id: str, to: datetime) -> None:
+        """Set a test tenant's time in every lane; returns when all have it. It never goes back; repeating is free."""
         ...
 
     async def status(self) -> RouterStatus: ...
@@ -147,6 +169,62 @@ class GroupingRouter(ABC):
     @abstractmethod
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
         """The figures of one shard."""
+
+    @abstractmethod
+    async def _decide(self, lane: int, data: bytes) -> bytes:
+        """One decision to one shard. Raises Unavailable when there is no answer: the outcome is open."""
+
+    @abstractmethod
+    def _lanes(self) -> Sequence[int]:
+        """All lanes there are; read from the store, so it may block."""
+
+    async def decide(self, tenant_id: str, customer_key: str, name: str, payload: bytes) -> bytes:
+        partition = partition_of(self._genesis.seed, tenant_id, customer_key)
+        return await self._decide_until(DecisionRequest(tenant_id, partition, name, payload))
+
+    def lanes_of(self, tenant_id: str, keys: Sequence[str]) -> list[int]:
+        partitions = partitions_of(self._genesis.seed, tenant_id, pl.Series(keys, dtype=pl.String))
+        lanes: list[int] = self._route[partitions].tolist()
+        return lanes
+
+    async def advance_clock(self, tenant_id: str, to: datetime) -> None:
+        payload = str(microseconds_of(to)).encode()
+        request = DecisionRequest(tenant_id, ANY_PARTITION, SET_CLOCK, payload)
+        lanes = await asyncio.to_thread(self._lanes)
+        await asyncio.gather(*(self._decide_until(request, lane) for lane in lanes))
+
+    async def _decide_until(self, request: DecisionRequest, lane: int | None = None) -> bytes:
+        """The same request until there is an answer, or the deadline: unknown. A lane, or the partition's owner."""
+        loop = asyncio.get_running_loop()
+        deadline, wait = loop.time() + self._deadline_s, RETRY_WAIT_S_FIRST
+        data, detail = encode_request(request), "no shard answered"
+        while True:
+            asked = int(self._route[request.partition]) if lane is None else lane
+            try:
+                answer = decode_decided(await asyncio.wait_for(self._decide(asked, data), CALL_TIMEOUT_S))
+                if answer.owner is None and not isinstance(answer.error, Unavailable):
+                    if answer.error is not None:
+                        raise answer.error
+                    return answer.body
+                if isinstance(answer.error, StoreRefused):
+                    raise answer.error
+                if answer.owner is not None:
+                    detail = "a partition is being moved"
+                    generation, owner = answer.owner
+                    if generation > self._generation[request.partition]:
+                        self._generation[request.partition], self._route[request.partition] = generation, owner
+                elif answer.error is not None:
+                    detail = answer.error.detail
+            except StoreRefused:
+                raise
+            except Unavailable as error:
+                detail = error.detail
+            except asyncio.TimeoutError:  # noqa: UP041 - the builtin name hides that wait_for raised it
+                detail = f"lane {asked} did not answer in {CALL_TIMEOUT_S} s"
+            if loop.time() + wait > deadline:
+                raise Unavailable(f"It is unknown whether this was decided ({detail}). {_AGAIN}")
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, RETRY_WAIT_S_MAX)
 
     async def usage(self, tenant_id: str, keys: Sequence[str] | None = None, *, master_number: int = 0) -> LiveUsage:
         wanted = None if keys is None else list(dict.fromkeys(keys))
@@ -336,6 +414,7 @@ class LocalUsageRouter(GroupingRouter):
         master: MasterSource | None = None,
         clock: Clock | None = None,
         settings: ShardSettings | None = None,
+        followers: Callable[[int, MasterSource | None], Sequence[LaneFollower]] = shard_followers,
         cache_directory: Path | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> LocalUsageRouter:
@@ -343,7 +422,15 @@ class LocalUsageRouter(GroupingRouter):
         genesis = open_log(store, lanes=shards)
         lanes = max(genesis.lanes, count_lanes(store))
         opened = [
-            RatingShard(lane, store, clock, settings, master=master, cache_directory=cache_directory)
+            RatingShard(
+                lane,
+                store,
+                clock,
+                settings,
+                master=master,
+                followers=followers(lane, master),
+                cache_directory=cache_directory,
+            )
             for lane in range(lanes)
         ]
         for shard in opened:
@@ -355,6 +442,15 @@ class LocalUsageRouter(GroupingRouter):
         if shard is None:
             raise Unavailable(f"Nobody serves lane {lane} at the moment. {_AGAIN}")
         return await asyncio.wrap_future(shard.submit(data))
+
+    async def _decide(self, lane: int, data: bytes) -> bytes:
+        shard = self.shards.get(lane)
+        if shard is None:
+            raise Unavailable(f"Nobody serves lane {lane} at the moment. {_AGAIN}")
+        return await asyncio.wrap_future(shard.decide_named(data))
+
+    def _lanes(self) -> Sequence[int]:
+        return sorted(self.shards)
 
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
         shard = self.shards.get(lane)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +145,8 @@ class RayUsageRouter(GroupingRouter):
     """Calls the shards by their names; a handle is looked up again after its actor died."""
 
     def __init__(self, address: StoreAddress, namespace: str, *, deadline_s: float = DEADLINE_S) -> None:
-        super().__init__(open_log(address.open()), deadline_s=deadline_s)
+        self._store = address.open()
+        super().__init__(open_log(self._store), deadline_s=deadline_s)
         self._namespace = namespace
         self._handles: dict[int, Any] = {}
 
@@ -156,6 +158,17 @@ class RayUsageRouter(GroupingRouter):
             # It may have been committed before the actor went: unknown, until the same ids are sent again.
             self._handles.pop(lane, None)
             raise Unavailable(f"Shard {lane} is being replaced.") from error
+
+    async def _decide(self, lane: int, data: bytes) -> bytes:
+        handle = await self._handle(lane)
+        try:
+            return await handle.decide.remote(data)
+        except (RayActorError, ActorUnavailableError) as error:
+            self._handles.pop(lane, None)
+            raise Unavailable(f"Shard {lane} is being replaced.") from error
+
+    def _lanes(self) -> Sequence[int]:
+        return range(max(self._genesis.lanes, count_lanes(self._store)))
 
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
         handle = await self._handle(lane)

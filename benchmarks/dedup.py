@@ -38,7 +38,7 @@ def run(size: str, say: Callable[[str], None]) -> dict[str, object]:
             batch = _ids(number)
             began = time.perf_counter()
             assert not opened.contains(batch).any()
-            new, _ = recent.add(batch, stamp_of(0, number))
+            new = recent.add(batch, stamp_of(0, number))
             waits = (time.perf_counter() - began) * 1000
             assert new.all()
             (waits_first if number < ids // BATCH // 4 else waits_last).append(waits)

@@ -7,8 +7,8 @@ objects that nobody names. Recovery takes snapshot and runs from one entry, so a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,7 +18,16 @@ from storage.usage_log.lane import LanePosition
 from storage.usage_log.manifest import Manifest, ManifestChain, Snapshot
 from storage.usage_log.partitions import EventIds
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class FrozenFollower:
+    """A follower's state after a number; the log does not look inside."""
+
+    version: int
+    number: int
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class LaneSnapshot:
     lane_of: Sequence[int]  # partition -> the lane this lane believes to own it
     generation: Sequence[int]
     figures: bytes  # of the shard's live figures; the log does not look inside
+    followers: Mapping[str, FrozenFollower] = field(default_factory=dict)  # by name
 
     def to_bytes(self) -> bytes:
         head = json.dumps(
@@ -37,17 +47,23 @@ class LaneSnapshot:
                 "position": asdict(self.position),
                 "lane_of": list(self.lane_of),
                 "generation": list(self.generation),
+                "followers": [[name, one.version, one.number, len(one.data)] for name, one in self.followers.items()],
             }
         ).encode()
-        return b"".join([len(head).to_bytes(4, "little"), head, self.figures])
+        states = [one.data for one in self.followers.values()]
+        return b"".join([len(head).to_bytes(4, "little"), head, *states, self.figures])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LaneSnapshot:
         end = 4 + int.from_bytes(data[:4], "little")
         head = json.loads(data[4:end])
-        assert head["format"] == FORMAT, f"snapshot format {head['format']} is not known here"
+        assert head["format"] in (1, FORMAT), f"snapshot format {head['format']} is not known here"
         position = LanePosition(**head["position"])
-        return cls(head["lane"], position, head["lane_of"], head["generation"], data[end:])
+        followers: dict[str, FrozenFollower] = {}
+        for name, version, number, length in head.get("followers", ()):  # format 1 had none
+            followers[name] = FrozenFollower(version, number, data[end : end + length])
+            end += length
+        return cls(head["lane"], position, head["lane_of"], head["generation"], data[end:], followers)
 
 
 def read_snapshot(store: ObjectStore, key: str) -> LaneSnapshot:

@@ -10,7 +10,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from uuid import uuid4
@@ -242,11 +242,12 @@ class LaneWriter:
         controls: Sequence[Control] = (),
         *,
         log_time_us: int | None = None,
+        clocks: Mapping[str, int] | None = None,
     ) -> SegmentHead:
         """Put the next number; returns after it is COMMITTED. Raises LaneLost, LaneStopped, StoreRefused."""
         assert self._claimed, "append before claim"
         time_us = self.next_log_time_us() if log_time_us is None else max(log_time_us, self.position.log_time_us)
-        head = self._next_head(counters=counters, controls=tuple(controls), log_time_us=time_us)
+        head = self._next_head(counters=counters, controls=tuple(controls), log_time_us=time_us, clocks=clocks)
         data = encode_segment(head, rows)
         if self._put(head.number, data) is Put.LOST:
             self._claimed = False  # two losers that claim again take turns for ever: only the supervisor decides
@@ -278,6 +279,7 @@ class LaneWriter:
         counters: dict[str, Counters] | None = None,
         controls: tuple[Control, ...] = (),
         log_time_us: int | None = None,
+        clocks: Mapping[str, int] | None = None,
     ) -> SegmentHead:
         return SegmentHead(
             lane=self.lane,
@@ -289,6 +291,7 @@ class LaneWriter:
             is_epoch=is_epoch,
             counters=counters or {},
             controls=controls,
+            clocks=clocks or {},
         )
 
 

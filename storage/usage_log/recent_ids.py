@@ -47,13 +47,25 @@ class RecentIds:
     def bytes(self) -> int:
         return self._high.nbytes + self._low.nbytes + self._stamp.nbytes
 
-    def add(self, ids: EventIds, stamp: int) -> tuple[Mask, Slots]:
-        """Which rows are new, and where each row's id lies. Of equal ids in one batch the first row is the new one."""
+    def add(self, ids: EventIds, stamp: int) -> Mask:
+        """Which rows are new. Of equal ids in one batch the first row is the new one."""
         self._reserve(len(ids))
         return self._insert(ids.high, ids.low, np.full(len(ids), stamp, np.uint64))
 
     def contains(self, ids: EventIds) -> Mask:
-        found = np.zeros(len(ids), np.bool_)
+        return self._find(ids) >= 0
+
+    def take_back(self, ids: EventIds) -> None:
+        """Forget ids just added, of rows that surely never entered the log."""
+        slots = self._find(ids)
+        assert (slots >= 0).all(), "an id is taken back that was not added"
+        self._stamp[slots] = _GONE
+        self._gone += len(slots)
+        self._used -= len(slots)
+
+    def _find(self, ids: EventIds) -> Slots:
+        """The slot of each id, -1 where it is not held."""
+        found = np.full(len(ids), -1, np.int64)
         active = np.arange(len(ids))
         slot = (ids.high & self._slot_mask).astype(np.int64)
         while len(active):
@@ -61,16 +73,10 @@ class RecentIds:
             stamps = self._stamp[at]
             same = (stamps != _GONE) & (self._high[at] == ids.high[active]) & (self._low[at] == ids.low[active])
             same &= stamps != _FREE
-            found[active[same]] = True
+            found[active[same]] = at[same]
             active = active[(stamps != _FREE) & ~same]
             slot[active] = (slot[active] + 1) & int(self._slot_mask)
         return found
-
-    def take_back(self, slots: Slots) -> None:
-        """Forget ids just added, of rows that surely never entered the log."""
-        self._stamp[slots] = _GONE
-        self._gone += len(slots)
-        self._used -= len(slots)
 
     def export(self) -> tuple[EventIds, Stamps]:
         """All ids with their stamps, in no order."""
@@ -116,7 +122,7 @@ class RecentIds:
             part = slice(start, start + _BATCH)
             self._insert(ids.high[part], ids.low[part], stamps[part])
 
-    def _insert(self, high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint32], stamps: Stamps) -> tuple[Mask, Slots]:
+    def _insert(self, high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint32], stamps: Stamps) -> Mask:
         rows = len(high)
         is_new = np.zeros(rows, np.bool_)
         where: Slots = (high & self._slot_mask).astype(np.int64)
@@ -140,4 +146,4 @@ class RecentIds:
             where[further] = (where[further] + 1) & int(self._slot_mask)
             active = np.concatenate([contenders[~won], further])
         self._used += int(is_new.sum())
-        return is_new, where
+        return is_new

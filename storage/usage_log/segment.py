@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -28,18 +28,23 @@ COMPRESSION_LEVEL = 1
 
 
 class RowKind(IntEnum):
-    """What a row of the log says. Only USAGE is written today; the others have their numbers, so readers can filter."""
+    """What a row of the log says. Senders give USAGE; the rest the lane's writer decides (actors/followers.py)."""
 
     USAGE = 0
     AMENDED = 1
     VOIDED = 2
-    WALLET_CREDITED = 3
+    # 3 is free: top-ups reach a lane by the master chain, a row for them would be a second truth.
     THRESHOLD_CROSSED = 4
     RESERVED = 5
     COMMITTED = 6
     RELEASED = 7
     BACKFILL_COMMITTED = 8
     BACKFILL_REVERTED = 9
+    CLOCK_SET = 10  # the time of a test tenant, in every lane
+    WALLET_HELD = 11
+    WALLET_SETTLED = 12
+    WALLET_FREED = 13
+    WALLET_RESTORED = 14
 
 
 # A row as it is stored. Its position (lane, number, row) is given by where it lies, `received_at` by the head.
@@ -73,10 +78,17 @@ class Control:
 
 @dataclass(frozen=True)
 class Counters:
-    """What one tenant sent in one segment: events stored, and repeats that were not stored again."""
+    """What one tenant has in one segment: events stored, repeats that were not stored again, rows of other kinds."""
 
     stored: int = 0
     duplicates: int = 0
+    decided: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(self.stored + other.stored, self.duplicates + other.duplicates, self.decided + other.decided)
+
+    def to_form(self) -> list[int]:
+        return [self.stored, self.duplicates, *([self.decided] if self.decided else [])]
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,7 @@ class SegmentHead:
     ranges: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # partition -> (first row, rows)
     counters: Mapping[str, Counters] = field(default_factory=dict)  # by tenant id
     controls: Sequence[Control] = ()
+    clocks: Mapping[str, int] = field(default_factory=dict)  # tenants with a time of their own -> their received_at
 
     @property
     def log_time(self) -> datetime:
@@ -109,9 +122,11 @@ class SegmentHead:
             "previous": self.previous,
             "rows": self.rows,
             "ranges": [[partition, first, rows] for partition, (first, rows) in self.ranges.items()],
-            "counters": {tenant: [count.stored, count.duplicates] for tenant, count in self.counters.items()},
+            "counters": {tenant: count.to_form() for tenant, count in self.counters.items()},
             "controls": [control.to_form() for control in self.controls],
         }
+        if self.clocks:
+            form["clocks"] = dict(self.clocks)
         return json.dumps(form, separators=(",", ":"))
 
     @classmethod
@@ -130,6 +145,7 @@ class SegmentHead:
             ranges={partition: (first, rows) for partition, first, rows in form["ranges"]},
             counters={tenant: Counters(*counts) for tenant, counts in form["counters"].items()},
             controls=tuple(Control(**control) for control in form["controls"]),
+            clocks=form.get("clocks", {}),
         )
 
 
@@ -165,6 +181,11 @@ def instant_of(log_time_us: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
 
+def microseconds_of(instant: datetime) -> int:
+    """The inverse of `instant_of`, without floats."""
+    return (instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
 def encode_segment(head: SegmentHead, rows: pl.DataFrame | None) -> bytes:
     """The bytes of an epoch record (rows None) or of a segment; the rows are sorted by partition already."""
     if rows is None or rows.height == 0:
@@ -190,10 +211,13 @@ def decode_segment(data: bytes) -> StoredSegment:
 
 def with_positions(rows: pl.DataFrame, head: SegmentHead) -> pl.DataFrame:
     """The rows with lane, number, row and received_at beside them."""
+    received = pl.lit(head.log_time_us, pl.Int64)
+    if head.clocks:
+        received = pl.col("tenant").replace_strict(dict(head.clocks), default=received, return_dtype=pl.Int64)
     return rows.with_row_index("row").with_columns(
         pl.lit(head.lane, pl.UInt16).alias("lane"),
         pl.lit(head.number, pl.UInt64).alias("number"),
-        pl.lit(head.log_time_us, pl.Int64).cast(INSTANT).alias("received_at"),
+        received.cast(INSTANT).alias("received_at"),
     )
 
 

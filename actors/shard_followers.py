@@ -1,0 +1,13 @@
+"""Which followers every shard has, in the order in which they see rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from actors.followers import LaneFollower
+from actors.live_figures import MasterSource
+
+
+def shard_followers(lane: int, master: MasterSource | None) -> Sequence[LaneFollower]:
+    """New ones for one lane; `master` is None in a shard without master data. The test clocks are the shard's own."""
+    return ()

@@ -1,0 +1,168 @@
+"""What waits in front of a lane: usage of batches and decisions, round robin by tenant with a deficit in bytes.
+
+Owns order and fairness; the lock is the shard's. An item answers for itself: a batch is done with its last item.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from actors.batches import Batch, encode_answer, failed_answer
+from actors.decisions import encode_failure
+from actors.followers import Decided, LogMoment
+from billing.errors import BillingError
+from storage.usage_log.partitions import EventIds
+
+FLOOD_QUANTUM_BYTES = 262_144  # what each tenant may take of a group in one turn
+
+
+@dataclass
+class Call:
+    """A batch on its way; done when the last of its items is."""
+
+    future: Future[bytes]
+    verdicts: npt.NDArray[np.uint8]
+    reasons: npt.NDArray[np.uint8]
+    open_items: int
+    owners: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UsageItem:
+    """Rows of one tenant of a batch."""
+
+    call: Call
+    lane: int
+    offset: int  # of its first row in the call
+    tenant_id: str
+    master_number: int | None
+    events: pl.DataFrame
+    partitions: npt.NDArray[np.uint8]
+    ids: EventIds
+    bytes: int
+    ends_group = False
+
+    @property
+    def rows(self) -> int:
+        return len(self.partitions)
+
+    def fail(self, error: BillingError, *, refused: bool = False) -> None:
+        """Answer the whole batch with an error; `refused`: surely nothing of it was stored."""
+        if not self.call.future.done():
+            code = "refused" if refused else "unavailable"
+            self.call.future.set_result(encode_answer(failed_answer(self.lane, code, error.detail)))
+
+
+@dataclass(frozen=True)
+class DecisionItem:
+    """A decision that waits for its turn."""
+
+    future: Future[bytes]
+    tenant_id: str
+    partition: int  # -1: any of the lane
+    decide: Callable[[LogMoment], Decided]
+    bytes: int
+    ends_group: bool  # what comes after it is another group: a clock moves for later rows only
+    rows = 1
+
+    def fail(self, error: BillingError, *, refused: bool = False) -> None:
+        if not self.future.done():
+            self.future.set_result(encode_failure(error))
+
+
+Item = UsageItem | DecisionItem
+
+
+class FairQueue:
+    """Not locked by itself."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._queues: dict[str, collections.deque[Item]] = {}
+        self._turns: collections.deque[str] = collections.deque()
+        self._deficits: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def held(self, tenant_id: str) -> int:
+        """Rows of a tenant that wait."""
+        return sum(item.rows for item in self._queues.get(tenant_id, ()))
+
+    def put(self, item: Item) -> None:
+        if item.tenant_id not in self._queues:
+            self._queues[item.tenant_id] = collections.deque()
+            self._turns.append(item.tenant_id)
+            self._deficits[item.tenant_id] = 0
+        self._queues[item.tenant_id].append(item)
+        self.rows += item.rows
+
+    def take(self, rows_max: int, bytes_max: int) -> list[Item]:
+        """Up to a group's rows; at least one item if any waits."""
+        group: list[Item] = []
+        rows = size = 0
+        while self._turns:
+            tenant_id = self._turns[0]
+            queue = self._queues[tenant_id]
+            self._deficits[tenant_id] += FLOOD_QUANTUM_BYTES
+            ended = False
+            while queue and not ended and (queue[0].bytes <= self._deficits[tenant_id] or len(self._turns) == 1):
+                item = queue[0]
+                if group and (rows + item.rows > rows_max or size + item.bytes > bytes_max):
+                    return group
+                queue.popleft()
+                self._deficits[tenant_id] -= item.bytes
+                group.append(item)
+                rows, size = rows + item.rows, size + item.bytes
+                self.rows -= item.rows
+                ended = item.ends_group
+            if queue:
+                self._turns.rotate(-1)
+            else:
+                self._turns.popleft()
+                del self._queues[tenant_id], self._deficits[tenant_id]
+            if ended:
+                break
+        return group
+
+    def drain(self) -> list[Item]:
+        waiting = [item for queue in self._queues.values() for item in queue]
+        self._queues.clear()
+        self._turns.clear()
+        self._deficits.clear()
+        self.rows = 0
+        return waiting
+
+
+def items_of(batch: Batch, call: Call, lane: int, rows_max: int) -> list[UsageItem]:
+    """A batch in items of one tenant and at most `rows_max` rows."""
+    items: list[UsageItem] = []
+    first = 0
+    for block in batch.blocks:
+        for start in range(first, first + block.rows, rows_max):
+            rows = min(rows_max, first + block.rows - start)
+            events = batch.events.slice(start, rows)
+            part = slice(start, start + rows)
+            items.append(
+                UsageItem(
+                    call=call,
+                    lane=lane,
+                    offset=start,
+                    tenant_id=block.tenant_id,
+                    master_number=block.master_number,
+                    events=events,
+                    partitions=batch.partitions[part],
+                    ids=EventIds(batch.ids.high[part], batch.ids.low[part]),
+                    bytes=int(events.estimated_size()),
+                )
+            )
+        first += block.rows
+    assert first == batch.events.height, "blocks and rows of a batch differ"
+    return items
