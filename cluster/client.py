@@ -46,21 +46,24 @@ _ERRORS: dict[int, type[BillingError]] = {
 
 
 class Client:
-    """One key's view of a running platform. Not shared between threads."""
+    """One key's view of a running platform. Not shared between threads.
 
-    def __init__(self, url: str, key: str, *, deadline_s: float = DEADLINE_S) -> None:
+    `http` is a connection of the caller's own (he closes it), for an application in this process. The client remembers
+    the newest change of master data that an answer named, and usage is judged by that one or a later one.
+    """
+
+    def __init__(self, url: str, key: str, *, deadline_s: float = DEADLINE_S, http: httpx.Client | None = None) -> None:
         self.url = url.rstrip("/")
         self._deadline_s = deadline_s
+        self._key = {"Authorization": f"Bearer {key}"} if key else {}
+        self._master: int | None = None
+        self._own = http is None
         # trust_env off: a proxy setting of the machine must not carry a key away from loopback.
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(120.0, connect=5.0),
-            trust_env=False,
-        )
+        self._http = http or httpx.Client(base_url=self.url, timeout=httpx.Timeout(120.0, connect=5.0), trust_env=False)
 
     def close(self) -> None:
-        self._http.close()
+        if self._own:
+            self._http.close()
 
     def __enter__(self) -> Client:
         return self
@@ -92,6 +95,14 @@ class Client:
         answer = self._send("POST", path, json=body, headers=headers)
         return answer.json() if answer.content else None
 
+    def put(self, path: str, body: Any, **parameters: str | int | None) -> Any:
+        """Create a thing or change it whole."""
+        return self._send("PUT", path, json=body, params=_given(parameters)).json()
+
+    def delete(self, path: str) -> Any:
+        """End or remove a thing."""
+        return self._send("DELETE", path).json()
+
     def steps(self, steps: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None) -> Any:
         """Apply many changes of catalog and contracts at once, all or none."""
         return self.post("/v1/steps", list(steps), idempotency_key=idempotency_key)
@@ -100,21 +111,29 @@ class Client:
         """Send a frame of EVENT_SCHEMA as Arrow IPC; the answer says what became of the events."""
         buffer = io.BytesIO()
         events.write_ipc_stream(buffer, compat_level=_compat())
-        answer = self._send(
-            "POST", "/v1/usage", content=buffer.getvalue(), headers={"Content-Type": ARROW}, answers=(422,)
-        )
+        return self._usage(content=buffer.getvalue(), headers={"Content-Type": ARROW})
+
+    def events(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Send a few events as JSON objects; the answer says what became of each."""
+        return self._usage(json=list(events), headers={})
+
+    def _usage(self, *, headers: dict[str, str], **content: Any) -> dict[str, Any]:
+        if self._master is not None:
+            headers["Master"] = str(self._master)
+        answer = self._send("POST", "/v1/usage", headers=headers, answers=(422,), **content)
         body = answer.json()
         if answer.status_code == 422 and "received" not in body:  # with it: every event was rejected, and says why
             raise problem(answer)
         return body
 
     def _send(self, method: str, path: str, *, answers: Sequence[int] = (), **arguments: Any) -> httpx.Response:
+        headers = {**self._key, **arguments.pop("headers", {})}
         began = time.monotonic()
         end = began + self._deadline_s
         pause = 0.1
         while True:
             try:
-                answer = self._http.request(method, path, **arguments)
+                answer = self._http.request(method, path, headers=headers, **arguments)
             except httpx.TransportError as error:
                 # Nobody listens: a platform that restarts is back sooner, one that is stopped never answers.
                 patience = 10.0 if isinstance(error, httpx.ConnectError) else self._deadline_s
@@ -122,6 +141,9 @@ class Client:
                     raise Unavailable(f"{self.url} does not answer: {error}") from error
             else:
                 if answer.is_success or answer.status_code in answers:
+                    number = answer.headers.get("Master", "")
+                    if number.isdigit():
+                        self._master = max(self._master or 0, int(number))
                     return answer
                 if answer.status_code not in REPEATABLE or time.monotonic() > end:
                     raise problem(answer)

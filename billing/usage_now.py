@@ -1,0 +1,110 @@
+"""Usage at a moment: what the running periods of a customer have used and cost so far.
+
+Owns what that means: all events of the running period that count, those ahead of the clock included; levels up to the
+moment; cost is each line's rounded amount without discounts. Scenario files, the API and pages ask here.
+Source: docs/rules.md, Usage at a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+
+import polars as pl
+
+from billing.due import Use
+from billing.master import MasterData
+from billing.money import round_amount, shown_quantity
+from billing.rate_uses import rate_uses
+from billing.running import is_level, running_uses, until
+
+
+@dataclass(frozen=True)
+class UsageLine:
+    """One charge and price row of a subscription in its running period `[start, end)`."""
+
+    subscription: str
+    charge: str
+    meter: str
+    when: Mapping[str, str] | None
+    start: datetime
+    end: datetime
+    quantity: Decimal
+    cost: Decimal
+    currency: str
+
+
+@dataclass(frozen=True)
+class MeterUsage:
+    """One meter in one currency: its quantity (once, however many subscriptions bill it), and what all of them cost."""
+
+    meter: str
+    currency: str
+    quantity: Decimal
+    cost: Decimal
+
+
+@dataclass(frozen=True)
+class UsageNow:
+    meters: tuple[MeterUsage, ...]
+    lines: tuple[UsageLine, ...]
+
+    def of(self, meter: str, currency: str) -> MeterUsage:
+        """A meter's usage, in that currency if there is any; nothing used is 0."""
+        found = [one for one in self.meters if one.meter == meter]
+        found.sort(key=lambda one: one.currency != currency)
+        return found[0] if found else MeterUsage(meter, currency, Decimal(0), round_amount(0, currency))
+
+
+def usage_now(
+    master: MasterData, customer: str | None, now: datetime, events: pl.DataFrame, meter: str = ""
+) -> UsageNow:
+    """`events` (EVENT_SCHEMA): those of the customer that can be rated, whole for the running periods (for levels also
+    the last one before); more do no harm. `meter` asks for one only."""
+    uses = [
+        Use(use.contract, until(use.piece, max(now, use.piece.start)), None) if is_level(master, use) else use
+        for use in running_uses(master, customer, now, meter=meter)
+    ]
+    rated = rate_uses(master, uses, events)
+    lines: list[UsageLine] = []
+    quantities: dict[tuple[str, str], Decimal] = {}
+    costs: dict[tuple[str, str], Decimal] = {}
+    for number, use in enumerate(uses):
+        charge, currency = use.piece.span.charge, use.piece.span.segment.plan.currency
+        rows = rated.get(number, ())
+        key = (charge.meter, currency)
+        if key not in quantities:
+            quantities[key] = shown_quantity(sum((Fraction(row.quantity) for row in rows), Fraction(0)))
+            costs[key] = round_amount(0, currency)
+        for row in rows:
+            cost = round_amount(row.amount, currency)
+            costs[key] += cost
+            when = dict(charge.rows[row.row].when) if charge.rows[row.row].when else None
+            period = use.piece.span.segment.grid.at(use.piece.start)
+            end = min(use.piece.span.end, period.end)
+            lines.append(
+                UsageLine(
+                    use.contract.subscription.code,
+                    charge.code,
+                    charge.meter,
+                    when,
+                    use.piece.start,
+                    end,
+                    row.shown,
+                    cost,
+                    currency,
+                )
+            )
+    meters = [MeterUsage(name, currency, quantities[name, currency], costs[name, currency]) for name, currency in costs]
+    return UsageNow(tuple(sorted(meters, key=lambda one: (one.meter, one.currency))), tuple(lines))
+
+
+def needed_from(master: MasterData, customer: str, now: datetime) -> datetime | None:
+    """From which time on `usage_now` needs events; None (all) where a level may carry over from long ago."""
+    uses: Sequence[Use] = running_uses(master, customer, now)
+    if any(is_level(master, use) for use in uses):
+        return None
+    return min((use.piece.start for use in uses), default=now)
