@@ -557,13 +557,13 @@ def events_counted(
     """
     table = _Pieces([piece], meters, timezone)
     own = events.join(table.keys.select(pl.col("key").alias("customer")), on="customer", how="semi")
-    own = own.with_row_index("row")
     found = [
         rowed.filter(pl.col("price_row") == row).select("row", "value", "text") for _, rowed in _counted(own, table)
     ]
     if not found:
-        return own.clear().drop("row").with_columns(value=pl.lit(None, NUMBER), text=pl.lit(None, pl.String))
-    return own.join(pl.concat(found), on="row", how="inner").drop("row").sort(EVENT_ORDER)
+        return own.clear().with_columns(value=pl.lit(None, NUMBER), text=pl.lit(None, pl.String))
+    hits = pl.concat(found)
+    return own[hits["row"]].with_columns(hits.select("value", "text")).sort(EVENT_ORDER)
 
 
 class _Pieces:

@@ -6,7 +6,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from deployments import administration, billing_documents, health, master_data, problems, usage_ingest, usage_queries
+from deployments import (
+    administration,
+    billing_documents,
+    explanations,
+    health,
+    master_data,
+    problems,
+    usage_ingest,
+    usage_queries,
+)
 from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
 from deployments.bodies import Room
 from deployments.manners import MasterNumbers
@@ -15,7 +24,8 @@ from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
 from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
-PARTS = (usage_ingest, usage_queries, master_data, billing_documents, administration, health)
+# In this order: the paths of explanations and previews are longer than `{code:path}` of what comes behind them.
+PARTS = (usage_ingest, usage_queries, explanations, master_data, billing_documents, administration, health)
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 
 - **Keys.** `Authorization: Bearer KEY`. The key decides the tenant; no URL names one.

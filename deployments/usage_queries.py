@@ -295,7 +295,7 @@ def _events_page(
         both = frame if kept is None else pl.concat([kept, frame])
         kept = both.sort("arrived", "lane", "number", "row").head(page.limit + 1)
     rows = kept.to_dicts() if kept is not None else []
-    return page_of(rows, page, lambda row: [row["arrived"], row["lane"], row["number"], row["row"]], _shown_event, more)
+    return page_of(rows, page, lambda row: [row["arrived"], row["lane"], row["number"], row["row"]], shown_event, more)
 
 
 def _behind(after: tuple[int, int, int, int]) -> pl.Expr:
@@ -308,7 +308,7 @@ def _behind(after: tuple[int, int, int, int]) -> pl.Expr:
     return behind
 
 
-def _shown_event(row: dict[str, Any]) -> dict[str, Any]:
+def shown_event(row: dict[str, Any]) -> dict[str, Any]:
     """`data` as it was sent: the text of a JSON object, digit by digit, goes into the answer as JSON."""
     return {
         "source": row["source"],

@@ -96,14 +96,21 @@ def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain
 
 
 def compute_documents(
-    task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain, *, before: str | None = None
+    task: ChunkTask,
+    store: ObjectStore,
+    database: Database,
+    chain: MasterChain,
+    *,
+    before: str | None = None,
+    only: Sequence[str] | None = None,
 ) -> tuple[list[str], Sequence[Document], list[dict[str, str]]]:
     """A chunk's customers, their documents and those parked; stores nothing.
 
-    `before` (the id of a run that is verified) leaves out what that run and later ones have billed.
+    `before` (the id of a run that is verified) leaves out what that run and later ones have billed; `only` takes these
+    customers in place of the chunk's.
     """
     master = chain.at(task.tenant_id, task.master_number)
-    customers = customers_of(master, task)
+    customers = customers_of(master, task) if only is None else list(only)
     cut = Cut.from_json(task.cut)
     previous = Cut.from_json(task.previous_cut) if task.previous_cut else None
     reader = UsageLogReader(store)
@@ -199,14 +206,14 @@ def rateable(
     for frame in reader.scan(tenant_id, cut, customers=keys, start=start, end=end):
         if frame.height == 0:
             continue
-        new = None if previous is None else _behind(frame, previous)
+        new = None if previous is None else behind(frame, previous)
         frames.append(frame.filter(classify(frame, book, now, new=new).is_null()))
     if not frames:
         return pl.DataFrame(schema=SCAN_SCHEMA)
     return pl.concat(frames)
 
 
-def _behind(frame: pl.DataFrame, previous: Cut) -> pl.Series:
+def behind(frame: pl.DataFrame, previous: Cut) -> pl.Series:
     """Which rows lie behind a cut: positions decide what is new, never times."""
     lanes = frame["lane"].unique().to_list()
     last = pl.DataFrame(
