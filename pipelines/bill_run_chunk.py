@@ -103,13 +103,14 @@ def compute_documents(
     *,
     before: str | None = None,
     only: Sequence[str] | None = None,
+    master: MasterData | None = None,
 ) -> tuple[list[str], Sequence[Document], list[dict[str, str]]]:
-    """A chunk's customers, their documents and those parked; stores nothing.
+    """A chunk's customers, their documents and those parked; stores nothing and takes no credit.
 
-    `before` (the id of a run that is verified) leaves out what that run and later ones have billed; `only` takes these
-    customers in place of the chunk's.
+    `before` (the id of a run that is verified) leaves out what that run and later ones have billed. For previews and
+    explanations: `only` are customers in place of the chunk's, `master` is master data in place of the chain's.
     """
-    master = chain.at(task.tenant_id, task.master_number)
+    master = master or chain.at(task.tenant_id, task.master_number)
     customers = customers_of(master, task) if only is None else list(only)
     cut = Cut.from_json(task.cut)
     previous = Cut.from_json(task.previous_cut) if task.previous_cut else None
