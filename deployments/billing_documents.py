@@ -34,6 +34,7 @@ from deployments.manners import (
 )
 from deployments.services import Services
 from pipelines.bill_run import BillRunDriver, run_view
+from pipelines.bill_run_chunk import CUSTOMERS
 from pipelines.document_files import make_files
 from pipelines.verify_invoices import verify_run
 from storage.sql import audit, bill_runs, invoices, tenants
@@ -83,14 +84,16 @@ def start_bill_run(
     background: ask GET /v1/bill-runs/{id} for its progress; `done` means that its documents are archived.
 
     `approve: false` stops when the amounts are computed, for a look at them (POST .../approve goes on). A
-    `document_date` of its own is for test tenants.
+    `document_date` of its own, and `wait: true` (the answer comes when the run has ended, if it is of at most 2,000
+    customers), are for test tenants.
     """
     write = Write(request)
-    form = known_keys(form, ("up_to", "document_date", "approve"), ("up_to",))
-    approve = form.get("approve", True)
-    if not isinstance(approve, bool):
-        raise InvalidInput("/approve: true or false", errors=[FieldError("/approve", "true or false is needed")])
-    up_to = _day_or_moment(form["up_to"], caller, "/up_to")
+    form = known_keys(form, ("up_to", "document_date", "approve", "wait"), ("up_to",))
+    approve, wait = _truth(form, "approve", True), _truth(form, "wait", False)
+    if wait and caller.tenant_kind != "test":
+        detail = "only a test tenant waits for its runs: ask for the progress"
+        raise InvalidInput(f"/wait: {detail}", errors=[FieldError("/wait", detail)])
+    up_to = day_or_moment(form["up_to"], caller, "/up_to")
     day = form.get("document_date")
     document_date = _day(day, "/document_date") if day is not None else None
     services = write.services
@@ -112,12 +115,22 @@ def start_bill_run(
     if answer.status_code == 202:
         # Also for a repeated answer: the first one may have died before it started the run, and starting twice is
         # harmless.
-        run_id = str(msgspec.json.decode(answer.body)["id"])
-        services.start_bill_run(caller.tenant_id, run_id, None)
+        run = msgspec.json.decode(answer.body)
+        if wait and run["customers"] <= CUSTOMERS:
+            ended = driver(services).drive(caller.tenant_id, str(run["id"]))
+            return json_response(_shown_run(ended), 202, {"Location": answer.headers["Location"]})
+        services.start_bill_run(caller.tenant_id, str(run["id"]), None)
     return answer
 
 
-def _day_or_moment(value: Any, caller: Caller, pointer: str) -> date | datetime:
+def _truth(form: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = form.get(key, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"/{key}: true or false", errors=[FieldError(f"/{key}", "true or false is needed")])
+    return value
+
+
+def day_or_moment(value: Any, caller: Caller, pointer: str) -> date | datetime:
     if isinstance(value, str) and len(value) == 10:
         return _day(value, pointer)
     try:
@@ -277,7 +290,7 @@ def _shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", plain(fields))
 
 
-def _shown_document(document: Document, timezone: str) -> dict[str, Any]:
+def shown_document(document: Document, timezone: str) -> dict[str, Any]:
     return {
         "lines": [_shown_line(number, line, timezone) for number, line in enumerate(document.lines, start=1)],
         "allowances": [
@@ -334,7 +347,7 @@ def local_moment(moment: datetime, timezone: str) -> str:
 
 @router.get(
     "/invoices",
-    summary="List invoices and credit notes, newest first",
+    summary="List invoices and credit notes",
     **described(answer={"items": [_ROW], "next_cursor": None}, also=(422,)),
 )
 def list_invoices(
@@ -346,6 +359,7 @@ def list_invoices(
     since: date | None = Query(None, description="Dated on or after."),
     until: date | None = Query(None, description="Dated on or before."),
     search: str | None = Query(None, max_length=200, description="Part of number, customer code or name."),
+    order: str = Query("newest", pattern="^(newest|oldest)$", description="`newest` first, or `oldest`: as made."),
     caller: Caller = Depends(may("billing:read")),
 ) -> Response:
     services: Services = request.app.state.services
@@ -354,6 +368,7 @@ def list_invoices(
             connection,
             after=uuid_cursor(page),
             limit=page.limit + 1,
+            descending=order == "newest",
             customer=customer,
             type=type,
             run_id=str(bill_run) if bill_run else None,
@@ -409,7 +424,7 @@ def read_invoice(request: Request, number: str, caller: Caller = Depends(may("bi
     services: Services = request.app.state.services
     with services.database.tenant(caller.tenant_id) as connection:
         row = invoices.get(connection, number)
-    body = _shown_row(row) | _shown_document(row["document"], caller.timezone)
+    body = _shown_row(row) | shown_document(row["document"], caller.timezone)
     body |= {"buyer": plain(row["buyer"]), "referred_by": plain(row["referred_by"])}
     return json_response(body)
 
@@ -443,6 +458,9 @@ def post_credit_note(
             # A run in a tenant that reissues may be about to credit the same invoice.
             raise Conflict("a bill run is going on: credit this when it has ended")
         row = invoices.get(connection, number)
+        if any(each["type"] == "invoice" for each in row["referred_by"]):
+            detail = f"document {number} was replaced by a new invoice"
+            raise InvalidInput(f"/document: {detail}", errors=[FieldError("/document", detail)])
         earlier = [each["number"] for each in row["referred_by"] if each["type"] == "credit_note"]
         notes = [invoices.get(connection, each)["document"] for each in earlier]
         now = tenant_now(services, connection, caller)
@@ -462,7 +480,7 @@ def post_credit_note(
         audit.record(connection, caller.tenant_id, at=services.clock(), actor=caller.actor,
                      action="credit note written", subject=made.number, after={"document": number})  # fmt: skip
         stored = invoices.get(connection, made.number)
-        return Answer(_shown_row(stored) | _shown_document(stored["document"], caller.timezone), 201)
+        return Answer(_shown_row(stored) | shown_document(stored["document"], caller.timezone), 201)
 
     answer = write.run(caller, work)
     try:
