@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from billing.errors import Conflict, Unavailable
+from billing.rating import LiveState
 from storage.usage_log.checkpoints import FrozenFollower
 from storage.usage_log.segment import ROW_SCHEMA, RowKind, instant_of
 
@@ -23,6 +24,10 @@ NO_ROWS = pl.DataFrame(schema=ROW_SCHEMA)
 
 def _nobody_asked(_: str, __: Sequence[tuple[str, str, str]]) -> list[bool]:
     raise AssertionError("only a decision may ask which ids are recorded")
+
+
+def _no_figures(_: str, __: Sequence[str], ___: int) -> LiveState | None:
+    raise AssertionError("only a decision in a shard with master data may ask for usage")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class LogMoment:
     clocks: Mapping[str, int] = field(default_factory=dict)  # of test tenants: CLOCK_SET before this number
     # (customer, source, id) -> whether the log has it already; the ids of earlier rows of the group included.
     is_recorded: Callable[[str, Sequence[tuple[str, str, str]]], list[bool]] = _nobody_asked
+    # (tenant, keys, master number) -> committed usage of those of the keys that are at home in this lane.
+    usage: Callable[[str, Sequence[str], int], LiveState | None] = _no_figures
 
     def now_us(self, tenant_id: str) -> int:
         """What "now" is for a tenant: its test clock, else the log's time."""
@@ -62,6 +69,7 @@ class Decided:
 
     rows: pl.DataFrame
     answer: bytes
+    forces_put: bool = False  # no rows, and yet answered after a put: what it read is true now, no zombie said it
 
 
 Decision = Callable[[str, bytes, LogMoment], Decided]  # (tenant, payload, moment)

@@ -30,11 +30,12 @@ from actors.batches import (
     failed_answer,
 )
 from actors.decisions import ANY_PARTITION, decode_request, encode_decided, encode_failure, encode_moved
-from actors.followers import Decided, FollowerSet, FrozenFollower, LaneFollower, LogMoment, forgotten
+from actors.followers import NO_ROWS, Decided, FollowerSet, FrozenFollower, LaneFollower, LogMoment, forgotten
 from actors.live_figures import Figures, LiveFigures, MasterSource
 from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, items_of
 from actors.tenant_clocks import SET_CLOCK, TenantClocks
 from billing.errors import BillingError, NotFound, Overloaded, Unavailable
+from billing.rating import LiveState
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
@@ -45,7 +46,7 @@ from storage.usage_log.lane import LaneWriter, walk, write_hint
 from storage.usage_log.manifest import Manifest, ManifestChain
 from storage.usage_log.partitions import EventIds, event_ids, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
-from storage.usage_log.segment import ROW_SCHEMA, Counters, RowKind, SegmentHead, StoredSegment
+from storage.usage_log.segment import ROW_SCHEMA, Control, Counters, RowKind, SegmentHead, StoredSegment
 
 RECOVERIES_MAX = 100  # a newer manifest each time; more says that something deletes faster than it is read
 IDLE_S = 0.5
@@ -112,6 +113,7 @@ class _Group:
     judged: list[_Judged] = field(default_factory=list)
     decided: list[tuple[DecisionItem, bytes]] = field(default_factory=list)
     unapplied: list[pl.DataFrame] = field(default_factory=list)  # for the followers, after the commit
+    forces_put: bool = False  # also without rows
     is_applied: bool = False  # followers saw rows of it before the put
 
     def count(self, rows: pl.DataFrame) -> None:
@@ -366,6 +368,7 @@ class RatingShard:
             self._writer.next_log_time_us(),
             self._clocks.times,
             self._is_recorded,
+            self._usage_of,
         )
         group = _Group(moment)
         has_decisions = any(isinstance(item, DecisionItem) for item in items)
@@ -389,16 +392,22 @@ class RatingShard:
 
     def _put(self, group: _Group) -> tuple[pl.DataFrame, SegmentHead] | tuple[None, None]:
         """Put what a group has, in the order of partitions; nothing if it has no rows."""
-        if not group.frames:
+        if not group.frames and not group.forces_put:
             return None, None
-        rows = group.frames[0]
+        rows = group.frames[0] if group.frames else NO_ROWS
         if len(group.frames) > 1:
             rows = pl.concat(group.frames)
             rows = rows[np.argsort(rows["partition"].to_numpy(), kind="stable")]
         times = group.moment.clocks
         clocks = {tenant_id: times[tenant_id] for tenant_id in group.counters if tenant_id in times}
         try:
-            head = self._writer.append(rows, group.counters, log_time_us=group.moment.log_time_us, clocks=clocks)
+            head = self._writer.append(
+                rows,
+                group.counters,
+                () if group.frames else (Control("tick"),),
+                log_time_us=group.moment.log_time_us,
+                clocks=clocks,
+            )
         except StoreRefused:
             for ids in group.ids:
                 self._recent.take_back(ids)
@@ -468,6 +477,7 @@ class RatingShard:
             group.frames.append(rows)
             group.count(rows)
             self._follow(group, rows, at_once=True)
+        group.forces_put = group.forces_put or decided.forces_put
         group.decided.append((item, decided.answer))
 
     def _follow(self, group: _Group, rows: pl.DataFrame, *, at_once: bool) -> None:
@@ -505,6 +515,9 @@ class RatingShard:
         is_new[candidates] = self._recent.add(ids.take(candidates), stamp_of(self.lane, group.moment.number))
         group.ids.append(ids.take(is_new))
         return is_new
+
+    def _usage_of(self, tenant_id: str, keys: Sequence[str], master_number: int) -> LiveState | None:
+        return self.usage(tenant_id, keys, master_number).live
 
     def _is_recorded(self, tenant_id: str, wanted: Sequence[tuple[str, str, str]]) -> list[bool]:
         """For decisions: whether (customer key, source, id) is in the log or in this group."""

@@ -417,3 +417,19 @@ def test_a_router_asks_the_lane_of_the_key_and_repeats_until_there_is_an_answer(
     for number in range(12):
         lane = partition_of(seed, TENANT, f"customer-{number}") % 3
         assert purses[lane].taken == purses[lane].taken | {f"customer-{number}": 2}
+
+
+def test_an_answer_that_must_be_true_now_waits_for_a_put_that_a_zombie_loses(
+    store: LocalObjectStore, opened: Opener
+) -> None:
+    zombie, _ = opened()
+    opened()  # a successor
+    calm = zombie.decide(TENANT, 0, lambda _: Decided(NO_ROWS, b"old")).result(20)
+    assert decode_decided(calm).body == b"old"
+    sure = decode_decided(zombie.decide(TENANT, 0, lambda _: Decided(NO_ROWS, b"old", forces_put=True)).result(20))
+    assert isinstance(sure.error, Unavailable)
+    successor, _ = opened()
+    before = successor.status().number
+    now = decode_decided(successor.decide(TENANT, 0, lambda _: Decided(NO_ROWS, b"now", forces_put=True)).result(20))
+    assert (now.body, now.number) == (b"now", before + 1)
+    assert kinds(store) == []
