@@ -1,7 +1,9 @@
 """From lines to a document: allowances, tax per group, prepaid credit, totals, and the sign of it all.
 
 Owns totals. Tax is computed per (category, percent) on the sum of the line net amounts less document allowances, and
-rounded once (EN 16931 BR-CO-17, BG-23); lines are rounded already. Source: docs/rules.md, Documents.
+rounded once (EN 16931 BR-CO-17, BG-23); lines are rounded already. Lines whose price contains the tax are a pool of
+their own: the tax is taken out of their gross (`billing/tax/inclusive.py`), and both pools of a group share one row of
+the tax table (BR-S-08 wants one). Source: docs/rules.md, Bill run and documents; Prices that contain the tax.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from typing import Any, Literal, Protocol
 
 from billing.documents import Allowance, Document, Line, TaxCategory, TaxTotal
 from billing.money import minor_digits, round_amount, split_by_largest_remainder
+from billing.tax.inclusive import net_within, spread_net
 
 ZERO = Decimal(0)
 Group = tuple[TaxCategory, Decimal]
+Pool = tuple[TaxCategory, Decimal, bool]  # a group's lines whose prices do not (False) or do (True) contain the tax
 CreditKind = Literal["promotional", "purchased"]
 
 
@@ -63,23 +67,47 @@ def assemble(
 ) -> Document:
     """One document of these lines. A negative sum becomes a credit note, signs turned; 0 is an invoice."""
     zero = round_amount(0, currency)
+    lines = with_nets(lines, currency)
     total = sum((line.amount for line in lines), zero)
     if total < 0:
-        turned = tuple(turn(line) for line in lines)
+        turned = with_nets([turn(line) for line in lines], currency)
         return totals(customer, "credit_note", currency, day, turned, (), zero, refers_to)
-    nets = group_nets(lines)
+    stated = stated_sums(lines)
     allowances: list[Allowance] = []
     for discount in discounts:
-        allowances.extend(_allow("discount", discount.source, discount.amount, nets, currency))
-    left = sum(nets.values(), ZERO)
+        allowances.extend(_allow("discount", discount.source, discount.amount, stated, currency))
+    left = sum(stated.values(), ZERO)
     if credit is not None and left > 0:
         granted = credit.take(customer, currency, "promotional", left, key)
-        allowances.extend(_allow("promotional", "", granted, nets, currency))
-    document = totals(customer, "invoice", currency, day, tuple(lines), tuple(allowances), zero, refers_to)
+        allowances.extend(_allow("promotional", "", granted, stated, currency))
+    document = totals(customer, "invoice", currency, day, lines, tuple(allowances), zero, refers_to)
     if credit is None or document.gross <= 0:
         return document
     prepaid = credit.take(customer, currency, "purchased", document.gross, key)
     return replace(document, prepaid=prepaid + zero, due=document.gross - prepaid)
+
+
+def with_nets(lines: Sequence[Line], currency: str) -> tuple[Line, ...]:
+    """The lines with their net amounts: those whose price contains the tax get their share of their group's net."""
+    pools: dict[Pool, list[int]] = {}
+    for place, line in enumerate(lines):
+        if line.gross is not None:
+            pools.setdefault(pool_of(line), []).append(place)
+    if not pools:
+        return tuple(lines)
+    found = list(lines)
+    for (_, percent, _), places in pools.items():
+        grosses = [lines[place].stated for place in places]
+        net = net_within(sum(grosses, ZERO), percent, currency)
+        for place, amount in zip(places, spread_net(net, grosses, percent, currency), strict=True):
+            found[place] = with_net(lines[place], amount, currency)
+    return tuple(found)
+
+
+def with_net(line: Line, amount: Decimal, currency: str) -> Line:
+    """A line whose price contains the tax, with its net amount (BT-131) and the net of its discount (BT-136)."""
+    allowance = net_within(line.stated_allowance, line.tax_percent, currency)
+    return replace(line, amount=amount, allowance=allowance)
 
 
 def turn(line: Line) -> Line:
@@ -89,6 +117,8 @@ def turn(line: Line) -> Line:
         quantity=-line.quantity,
         amount=-line.amount,
         allowance=-line.allowance,
+        gross=None if line.gross is None else -line.gross,
+        gross_allowance=None if line.gross_allowance is None else -line.gross_allowance,
         explanation=_turned(line.explanation),
     )
 
@@ -123,20 +153,39 @@ def group_nets(lines: Iterable[Line]) -> dict[Group, Decimal]:
     return dict(sorted(nets.items()))
 
 
+def pool_of(one: Line | Allowance) -> Pool:
+    """The tax group, and whether the price contains the tax."""
+    return one.tax_category, one.tax_percent, one.gross is not None
+
+
+def stated_sums(lines: Iterable[Line]) -> dict[Pool, Decimal]:
+    """What prices state, per pool in the order of the tax table: net sums, gross where prices contain the tax."""
+    sums: dict[Pool, Decimal] = {}
+    for line in lines:
+        pool = pool_of(line)
+        sums[pool] = sums.get(pool, ZERO) + line.stated
+    return dict(sorted(sums.items()))
+
+
 def _allow(
-    kind: Literal["discount", "promotional"], source: str, amount: Decimal, nets: dict[Group, Decimal], currency: str
+    kind: Literal["discount", "promotional"], source: str, amount: Decimal, stated: dict[Pool, Decimal], currency: str
 ) -> list[Allowance]:
-    """Split an allowance over the groups with a positive net, by largest remainder; lowers `nets`."""
-    amount = min(amount, sum(nets.values(), ZERO))
+    """Split an allowance over the pools with a positive sum, by largest remainder; lowers `stated`."""
+    amount = min(amount, sum(stated.values(), ZERO))
     if amount <= 0:
         return []
-    groups = [group for group, net in nets.items() if net > 0]
-    parts = split_by_largest_remainder(amount, [nets[group] for group in groups], minor_digits(currency))
+    pools = [pool for pool, sum_ in stated.items() if sum_ > 0]
+    parts = split_by_largest_remainder(amount, [stated[pool] for pool in pools], minor_digits(currency))
     made: list[Allowance] = []
-    for group, part in zip(groups, parts, strict=True):
-        if part:
-            nets[group] -= part
-            made.append(Allowance(kind, part, group[0], group[1], source))
+    for pool, part in zip(pools, parts, strict=True):
+        if not part:
+            continue
+        category, percent, inclusive = pool
+        net = part
+        if inclusive:
+            net = net_within(stated[pool], percent, currency) - net_within(stated[pool] - part, percent, currency)
+        stated[pool] -= part
+        made.append(Allowance(kind, net, category, percent, source, part if inclusive else None))
     return made
 
 
@@ -154,10 +203,7 @@ def totals(
     bases = group_nets(lines)
     for allowance in allowances:
         bases[allowance.tax_category, allowance.tax_percent] -= allowance.amount
-    taxes = tuple(
-        TaxTotal(category, percent, base, tax_of(base, percent, currency))
-        for (category, percent), base in bases.items()
-    )
+    taxes = _taxes(lines, allowances, bases, currency)
     zero = round_amount(0, currency)
     net = sum(bases.values(), zero)
     tax = sum((one.amount for one in taxes), zero)
@@ -176,6 +222,24 @@ def totals(
         prepaid=prepaid,
         refers_to=refers_to,
     )
+
+
+def _taxes(
+    lines: Sequence[Line], allowances: Sequence[Allowance], bases: Mapping[Group, Decimal], currency: str
+) -> tuple[TaxTotal, ...]:
+    """The tax table. Of each group: tax on what is stated without it, and the tax within what is stated with it."""
+    within: dict[Group, tuple[Decimal, Decimal]] = {}  # gross and net of the pool whose prices contain the tax
+    for sign, one in (*((1, line) for line in lines), *((-1, allowance) for allowance in allowances)):
+        if one.gross is not None:
+            group = (one.tax_category, one.tax_percent)
+            gross, net = within.get(group, (ZERO, ZERO))
+            within[group] = (gross + sign * one.gross, net + sign * one.amount)
+    found: list[TaxTotal] = []
+    for (category, percent), base in bases.items():
+        gross, net = within.get((category, percent), (ZERO, ZERO))
+        tax = tax_of(base - net, percent, currency) + (gross - net)
+        found.append(TaxTotal(category, percent, base, tax))
+    return tuple(found)
 
 
 def tax_of(base: Decimal, percent: Decimal, currency: str) -> Decimal:

@@ -6,8 +6,8 @@ and knows no clock: everything it rests on is an argument, so the same input giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
@@ -16,13 +16,13 @@ import polars as pl
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
 from billing.contracts import Contract
 from billing.credit_notes import mirror
-from billing.documents import Document, Line
-from billing.due import Due, Use, due, first_unbilled_use
+from billing.documents import Document, Line, Member
+from billing.due import Due, Use, due, first_unbilled_use, merged
 from billing.errors import BillingError
 from billing.master import MasterData
 from billing.periods import local_date
 from billing.rate_uses import metered, rate_uses
-from billing.settle import BilledDocument, Draft, Reissue, Settled, Shared, settle
+from billing.settle import BilledDocument, Reissue, Settled, Shared, settle, sort_drafts
 
 __all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
 
@@ -61,7 +61,10 @@ def bill(
 ) -> BillResult:
     """Everything due at or before `up_to` and not yet billed, as documents without numbers.
 
-    - `now` is the clock: its local day is the documents' date (unless `document_date` is given).
+    - `customers`: those of a family (`master.family`) are billed together; of a part of it only that part's lines
+      are on the payer's documents.
+    - `now` is the clock: it decides who pays for whom, and its local day is the documents' date (unless
+      `document_date` is given).
     - `billed`: earlier documents of these customers, in the order made: at least those with a line that ends after
       `events_from`, and all of a customer for whom `master.needs_all_documents` holds.
     - `events`: rateable events of these customers (EVENT_SCHEMA; more columns do no harm), complete from `events_from`
@@ -71,84 +74,128 @@ def bill(
     Raises nothing for one customer's sake: who cannot be billed is in `parked`.
     """
     day = document_date or local_date(now, master.tenant.timezone)
-    before: dict[str, list[BilledDocument]] = {}
-    for one in billed:
-        before.setdefault(one.document.customer, []).append(one)
     known = metered(master, events)
     wanted = known | {
         (line.subscription, line.charge) for one in billed for line in one.document.lines if line.kind == "usage"
     }
-    dues: list[Due] = []
     parked: list[Parked] = []
-    for customer in sorted(set(customers)):
+    accounts: list[_Account] = []
+    for customers_ in _together(master, customers):
+        found: list[Due] = []
         try:
-            dues.append(due(master, customer, up_to, events_from, wanted))
+            found.extend(due(master, customer, up_to, events_from, wanted) for customer in customers_)
         except BillingError as error:
-            parked.append(Parked(customer, error.detail, error.code))
+            parked.extend(Parked(customer, error.detail, error.code) for customer in customers_)
+            continue
+        payers = {one: master.payer_at(one, now) for one in customers_} if customers_[0] in master.families else {}
+        accounts.append(_Account(customers_, merged(found), payers))
+    before = _billed_by_account(accounts, billed)
     uses: list[Use] = []
     first: list[int] = []
-    for one in dues:
+    for account in accounts:
         first.append(len(uses))
-        uses.extend(one.uses)
+        uses.extend(account.due.uses)
     rated = rate_uses(master, uses, events, known)
     shared = Shared(master)
-    documents: list[Document] = []
-    keys: list[str] = []
-    for place, one in enumerate(dues):
-        earlier = before.get(one.customer, ())
+    found_: list[tuple[str, Document]] = []
+    for place, account in enumerate(accounts):
+        earlier = before.get(place, ())
         try:
-            settled = settle(shared, one, rated, first[place], earlier)
-            made = _documents(master, one.customer, settled, earlier, day, credit)
+            settled = settle(shared, account.due, rated, first[place], earlier, account.payers)
+            made = _documents(master, settled, earlier, day, credit)
         except BillingError as error:
-            parked.append(Parked(one.customer, error.detail, error.code))
+            parked.extend(Parked(customer, error.detail, error.code) for customer in account.customers)
             continue
-        for key, document in made:
-            keys.append(key)
-            documents.append(document)
-    return BillResult(tuple(documents), tuple(keys), tuple(parked))
+        found_.extend(made)
+    if master.families:
+        found_.sort(key=lambda made: made[1].customer)  # stable: a customer's own documents stay in their order
+    return BillResult(tuple(document for _, document in found_), tuple(key for key, _ in found_), tuple(parked))
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """Customers who are billed together: one, or those of a family. `payers`: who gets the documents of whom."""
+
+    customers: tuple[str, ...]
+    due: Due
+    payers: Mapping[str, str]
+
+
+def _together(master: MasterData, customers: Sequence[str]) -> list[tuple[str, ...]]:
+    """The customers, those of a family together, each in order of their codes."""
+    asked = set(customers)
+    if not master.families:
+        return [(customer,) for customer in sorted(asked)]
+    found: dict[str, tuple[str, ...]] = {}
+    for customer in sorted(asked):
+        family = master.family(customer)
+        if family[0] not in found:
+            found[family[0]] = tuple(member for member in family if member in asked)
+    return list(found.values())
+
+
+def _billed_by_account(
+    accounts: Sequence[_Account], billed: Sequence[BilledDocument]
+) -> dict[int, list[BilledDocument]]:
+    """The earlier documents of each account, in their order: those that its customers got or have lines on."""
+    account_of = {customer: place for place, account in enumerate(accounts) for customer in account.customers}
+    found: dict[int, list[BilledDocument]] = {}
+    for one in billed:
+        codes = (one.document.customer, *(member.code for member in one.document.members))
+        place = next((account_of[code] for code in codes if code in account_of), None)
+        if place is not None:
+            found.setdefault(place, []).append(one)
+    return found
 
 
 def _documents(
-    master: MasterData,
-    customer: str,
-    settled: Settled,
-    earlier: Sequence[BilledDocument],
-    day: date,
-    credit: Credit | None,
+    master: MasterData, settled: Settled, earlier: Sequence[BilledDocument], day: date, credit: Credit | None
 ) -> list[tuple[str, Document]]:
     made: list[tuple[str, Document]] = []
-    currencies = sorted({*settled.lines, *(one.billed.document.currency for one in settled.reissues)})
-    for currency in currencies:
-        for reissue in settled.reissues:
-            if reissue.billed.document.currency == currency:
-                made.extend(_made_again(master, customer, reissue, day, credit, len(made)))
-        drafts = settled.lines.get(currency)
+    again = [(one.billed.document.customer, one.billed.document.currency) for one in settled.reissues]
+    places: dict[str, int] = {}  # how many documents a customer has so far
+    for customer, currency in sorted({*settled.lines, *again}):
+        place = places.get(customer, 0)
+        for reissue, owner in zip(settled.reissues, again, strict=True):
+            if owner == (customer, currency):
+                made.extend(_made_again(master, reissue, day, credit, place))
+                place += 2
+        drafts = settled.lines.get((customer, currency))
         if drafts:
             lines = [draft.line for draft in drafts]
-            key = f"{customer}/{currency}/{len(made)}"
+            key = f"{customer}/{currency}/{place}"
+            place += 1
             discounts = _discounts(master, lines, earlier)
-            made.append((key, assemble(customer, currency, day, lines, discounts, credit, key)))
+            document = assemble(customer, currency, day, lines, discounts, credit, key)
+            made.append((key, with_members(master, document)))
+        places[customer] = place
     return made
 
 
+def with_members(master: MasterData, document: Document) -> Document:
+    """The document with the names of the customers whose lines it has beside its own customer's."""
+    codes = sorted({line.customer for line in document.lines if line.customer})
+    if not codes:
+        return document
+    return replace(document, members=tuple(Member(code, master.customers[code].name) for code in codes))
+
+
 def _made_again(
-    master: MasterData, customer: str, reissue: Reissue, day: date, credit: Credit | None, place: int
+    master: MasterData, reissue: Reissue, day: date, credit: Credit | None, place: int
 ) -> list[tuple[str, Document]]:
     """The whole credit note of an invoice, then the invoice again: the same amount discounts, then wallet credit."""
     old = reissue.billed.document
-    number = reissue.billed.number
+    customer, number = old.customer, reissue.billed.number
     if credit is not None:
         credit.give_back(number)
-    lines = [draft.line for draft in sorted(reissue.lines, key=_key_of)]
+    sort_drafts(reissue.lines, customer)
+    lines = [draft.line for draft in reissue.lines]
     sources = dict.fromkeys(a.source for a in old.allowances if a.kind == "discount")
     discounts = [AmountDiscount(source, _discount_amount(master, source)) for source in sources]
     key = f"{customer}/{old.currency}/{place + 1}"
     new = assemble(customer, old.currency, day, lines, discounts, credit, key, refers_to=number)
-    return [(f"{customer}/{old.currency}/{place}", mirror(reissue.billed, day)), (key, new)]
-
-
-def _key_of(draft: Draft) -> tuple[str, int, datetime, int, int, int]:
-    return draft.key
+    note = (f"{customer}/{old.currency}/{place}", mirror(reissue.billed, day))
+    return [note, (key, with_members(master, new))]
 
 
 def _discount_amount(master: MasterData, source: str) -> Decimal:

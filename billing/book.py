@@ -6,13 +6,14 @@ other than at local midnights, and up to when usage is billed (for tenants that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
 
 import polars as pl
 
 from billing.catalog import Charge, Plan
-from billing.contracts import FOREVER, Contract, contract, pieces_of_span
+from billing.contracts import FOREVER, Contract, Subscription, contracts_of, pieces_of_span
 from billing.due import BEGINNING
 from billing.master import MasterData
 from billing.periods import local_date, midnight
@@ -26,8 +27,7 @@ def rating_book(master: MasterData) -> RatingBook:
     plans: list[tuple[Charge, ...]] = []
     places: dict[tuple[int, ...], int] = {}
     cuts: list[tuple[str, datetime]] = []
-    for subscription in master.subscriptions.values():
-        one = contract(subscription, timezone)
+    for subscription, one in _contracts(master):
         for start, end, charges in _plans_in_time(one):
             key = (id(charges),) if not one.changed else tuple(id(charge) for charge in charges)
             place = places.setdefault(key, len(plans))
@@ -53,6 +53,13 @@ def rating_book(master: MasterData) -> RatingBook:
     )
 
 
+def _contracts(master: MasterData) -> Iterator[tuple[Subscription, Contract]]:
+    """Every subscription with its own contract, then with those of its add-ons."""
+    for subscription in master.subscriptions.values():
+        for one in contracts_of(subscription, master.tenant.timezone):
+            yield subscription, one
+
+
 def _plans_in_time(one: Contract) -> list[tuple[datetime, datetime, tuple[Charge, ...]]]:
     """Which usage charges, with a subscription's own prices, are in force from when to when."""
     if not one.changed:
@@ -71,10 +78,10 @@ def _pauses(master: MasterData) -> list[tuple[str, str, int, datetime, datetime]
     """Subscription, meter and time of every pause."""
     places = {code: place for place, code in enumerate(master.meters)}
     found: list[tuple[str, str, int, datetime, datetime]] = []
-    for subscription in master.subscriptions.values():
-        if not any(step.kind == "pause" for step in subscription.steps):
+    for subscription, one in _contracts(master):
+        if not any(step.kind == "pause" for step in one.subscription.steps):
             continue
-        for start, end, plan in contract(subscription, master.tenant.timezone).pauses:
+        for start, end, plan in one.pauses:
             for meter in sorted({charge.meter for charge in usage_charges(plan)}):
                 found.append((subscription.customer, subscription.code, places[meter], start, end))
     return found
@@ -96,9 +103,9 @@ def _billed_until(master: MasterData) -> list[tuple[str, datetime]]:
     if newest is None:
         return found
     for subscription in master.subscriptions.values():
-        one = contract(subscription, master.tenant.timezone)
         ends = [
             piece.end
+            for one in contracts_of(subscription, master.tenant.timezone)
             for span in one.spans
             if span.charge.kind == "usage"
             for piece in pieces_of_span(span, BEGINNING, newest)

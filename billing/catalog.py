@@ -13,18 +13,21 @@ from decimal import Decimal
 from typing import Any, Literal, cast, get_args
 
 from billing.errors import FieldError
-from billing.forms import Form, Mistakes
+from billing.forms import Form, Mistakes, escape
 from billing.money import MINOR_DIGITS, decimal_text
+from billing.phases import Phase, TrialEnd, parse_phases
 
 Aggregation = Literal["count", "sum", "max", "min", "latest", "unique_count", "time_weighted_sum"]
 ChargeKind = Literal["one_off", "recurring", "usage"]
 Timing = Literal["advance", "arrears"]
 Proration = Literal["none", "day", "second"]
 Interval = Literal["day", "week", "month", "quarter", "year"]
+TaxBehavior = Literal["exclusive", "inclusive"]
 
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 CHARGE_KINDS: tuple[str, ...] = get_args(ChargeKind)
 INTERVALS: tuple[str, ...] = get_args(Interval)
+TAX_BEHAVIORS: tuple[str, ...] = get_args(TaxBehavior)
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MODELS = ("flat", "per_unit", "graduated", "volume", "package", "percentage", "event_amount", "bands")
 EVENT_MODELS = ("percentage", "event_amount", "bands")  # they price each event, not the quantity
@@ -193,6 +196,13 @@ class Charge:
         """The same charge with a price of a subscription's own."""
         return replace(self, price=price, price_by=(), prices=())
 
+    def for_nothing(self) -> Charge:
+        """The same charge in a free phase: the same rows, each at 0."""
+        nothing = PerUnit(Decimal(0))
+        rows = tuple(PriceRow(nothing, row.when) for row in self.prices)
+        price = None if self.price is None else nothing
+        return replace(self, price=price, prices=rows, included=Decimal(0), minimum=None, maximum=None)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -205,9 +215,66 @@ class Plan:
     name: str = ""
     description: str = ""
     minimum_tax: str = ""  # tax code of the minimum; empty: the first charge's
+    phases: tuple[Phase, ...] = ()
+    trial_end: TrialEnd = "continue"  # what happens when the free phase ends with which the plan begins
+    phase: str = ""  # of a plan `in_phase`: the phase's code, what it gives off, and whether it charges nothing
+    discount: Decimal = Decimal(0)
+    discounted: frozenset[str] = frozenset()
+    free: bool = False
+    tax_behavior: TaxBehavior = "exclusive"  # whether its prices (and its minimum) contain the tax
+
+    @property
+    def inclusive(self) -> bool:
+        """Whether its prices contain the tax."""
+        return self.tax_behavior == "inclusive"
 
     def charge(self, code: str) -> Charge | None:
         return next((charge for charge in self.charges if charge.code == code), None)
+
+    def in_phase(self, index: int) -> Plan:
+        """What the plan bills in one of its phases, as a plan without phases; computed once for each."""
+        known: dict[int, Plan] = self.__dict__.setdefault("_in_phase", {})  # a cache beside the frozen fields
+        if index not in known:
+            known[index] = _in_phase(self, self.phases[index])
+        return known[index]
+
+    @property
+    def versions_of_charges(self) -> Iterable[tuple[str, Charge]]:
+        """Every charge that the plan ever bills, with its place in the form: the plan's own, then those of phases."""
+        for place, charge in enumerate(self.charges):
+            yield f"charges/{place}", charge
+        for index, phase in enumerate(self.phases):
+            for place, charge in enumerate(phase.charges or ()):
+                yield f"phases/{index}/charges/{place}", charge
+            for code, price in phase.prices:
+                charge = self.charge(code)
+                assert charge is not None, "a phase has prices of the plan's charges only"
+                yield f"phases/{index}/prices/{escape(code)}", charge.with_price(price)
+
+    @property
+    def charge_codes(self) -> frozenset[str]:
+        """The codes of all charges of all phases."""
+        return frozenset(charge.code for _, charge in self.versions_of_charges)
+
+
+def _in_phase(plan: Plan, phase: Phase) -> Plan:
+    """Charges are new values, also where they are equal: lines are explained by the phase's plan."""
+    own = dict(phase.prices)
+    charges = plan.charges if phase.charges is None else phase.charges
+    made = tuple(charge.with_price(own[charge.code]) if charge.code in own else replace(charge) for charge in charges)
+    if phase.free:
+        made = tuple(charge.for_nothing() if charge.kind == "usage" else charge for charge in made)
+    minimum = plan.minimum if phase.minimum is None else phase.minimum
+    return replace(
+        plan,
+        charges=made,
+        minimum=None if phase.free else minimum,
+        phases=(),
+        phase=phase.code,
+        discount=phase.discount,
+        discounted=phase.discounted,
+        free=phase.free,
+    )
 
 
 # --- from a form ---------------------------------------------------------------------------------------------------
@@ -284,22 +351,47 @@ def parse_plan(form: object, pointer: str = "", *, version: int = 1) -> Plan:
         fields.wrong("currency", f"{currency[:20]!r} is no current currency of ISO 4217")
     interval = cast("Interval", fields.choice("interval", INTERVALS))
     minimum, minimum_tax = _plan_minimum(fields)
-    charges: list[Charge] = []
-    seen: set[str] = set()
-    for place, entry in fields.items("charges", most=CHARGES_MAX):
-        charge = _charge(entry, place, mistakes)
-        if charge.code in seen:
-            mistakes.add(f"{place}/code", f"{charge.code!r} is there twice")
-        if charge.code == "minimum":
-            mistakes.add(f"{place}/code", "'minimum' is the name of the plan's own minimum")
-        seen.add(charge.code)
-        charges.append(charge)
+    charges = _charges(fields)
     if not charges:
         fields.wrong("charges", "needs at least one charge")
+    phases, trial_end = parse_phases(fields, [charge.code for charge in charges], _charges, _price)
+    tax_behavior = cast("TaxBehavior", fields.choice("tax_behavior", TAX_BEHAVIORS, "exclusive"))
     name, description = _human(fields)
     fields.done()
     mistakes.check()
-    return Plan(code, currency, interval, tuple(charges), minimum, version, name, description, minimum_tax)
+    plan = Plan(code, currency, interval, charges, minimum, version, name, description, minimum_tax, phases, trial_end)
+    plan = replace(plan, tax_behavior=tax_behavior)
+    _check_phase_prices(plan, fields)
+    mistakes.check()
+    return plan
+
+
+def _charges(fields: Form) -> tuple[Charge, ...]:
+    """The charges of a plan, or of a phase with charges of its own."""
+    charges: list[Charge] = []
+    seen: set[str] = set()
+    for place, entry in fields.items("charges", most=CHARGES_MAX):
+        charge = _charge(entry, place, fields.mistakes)
+        if charge.code in seen:
+            fields.mistakes.add(f"{place}/code", f"{charge.code!r} is there twice")
+        if charge.code == "minimum":
+            fields.mistakes.add(f"{place}/code", "'minimum' is the name of the plan's own minimum")
+        seen.add(charge.code)
+        charges.append(charge)
+    return tuple(charges)
+
+
+def _check_phase_prices(plan: Plan, fields: Form) -> None:
+    """A price of a phase must fit the charge that it is for."""
+    for index, phase in enumerate(plan.phases):
+        for code, price in phase.prices:
+            charge = plan.charge(code)
+            assert charge is not None, "checked with the form"
+            at = f"{fields.at('phases')}/{index}/prices/{escape(code)}/model"
+            if charge.kind != "usage" and price.model in EVENT_MODELS:
+                fields.mistakes.add(at, f"{price.model} prices events: for usage charges only")
+            elif charge.included and price.model in ("percentage", "event_amount"):
+                fields.mistakes.add(at, f"{price.model} does not go with the charge's `included`")
 
 
 def _plan_minimum(fields: Form) -> tuple[Decimal | None, str]:
@@ -319,8 +411,8 @@ def check_references(
     known, errors = set(tax_codes), list[FieldError]()
     if plan.minimum_tax and plan.minimum_tax not in known:
         errors.append(FieldError(f"{pointer}/minimum/tax", f"there is no tax code {plan.minimum_tax!r}"))
-    for place, charge in enumerate(plan.charges):
-        at = f"{pointer}/charges/{place}"
+    for place, charge in plan.versions_of_charges:
+        at = f"{pointer}/{place}"
         if charge.tax not in known:
             errors.append(FieldError(f"{at}/tax", f"there is no tax code {charge.tax!r}"))
         if charge.kind != "usage":
@@ -332,8 +424,8 @@ def check_references(
         for row_place, row in enumerate(charge.rows):
             detail = price_misfit(row.price, meter)
             if detail:
-                inside = f"prices/{row_place}/price" if charge.price is None else "price"
-                errors.append(FieldError(f"{at}/{inside}/model", detail))
+                inside = f"/prices/{row_place}/price" if charge.price is None else "/price"
+                errors.append(FieldError(f"{at}{'' if '/prices/' in place else inside}/model", detail))
     return errors
 
 
@@ -578,8 +670,29 @@ def to_form(value: TaxCode | Meter | Price | PriceRow | Charge | Plan) -> dict[s
         if value.minimum is not None:
             amount = decimal_text(value.minimum)
             form["minimum"] = {"amount": amount, "tax": value.minimum_tax} if value.minimum_tax else amount
-        return {**form, "charges": [to_form(charge) for charge in value.charges], **_texts(value)}
+        form |= {"charges": [to_form(charge) for charge in value.charges], **_texts(value)}
+        if value.phases:
+            form["phases"] = [_phase_form(phase) for phase in value.phases]
+        return {**form, **({"trial_end": value.trial_end} if value.trial_end != "continue" else {})}
     return _price_form(value)
+
+
+def _phase_form(phase: Phase) -> dict[str, Any]:
+    form: dict[str, Any] = {"code": phase.code}
+    if phase.name:
+        form["name"] = phase.name
+    if not phase.open:
+        form["for"] = phase.length
+    if phase.free:
+        form["free"] = True
+    if phase.discount:
+        percent = decimal_text(phase.discount)
+        form["discount"] = {"percent": percent, "charges": sorted(phase.discounted)} if phase.discounted else percent
+    if phase.charges is not None:
+        form["charges"] = [to_form(charge) for charge in phase.charges]
+    if phase.prices:
+        form["prices"] = {code: to_form(price) for code, price in phase.prices}
+    return {**form, **({"minimum": decimal_text(phase.minimum)} if phase.minimum is not None else {})}
 
 
 def _texts(value: TaxCode | Meter | Charge | Plan) -> dict[str, str]:

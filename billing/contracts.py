@@ -1,77 +1,54 @@
-"""What a subscription is at any time: its plan segments, the spans of its charges, and the pieces that fall due.
+"""What a contract charges at any time: the spans of its charges, and the pieces of them that fall due.
 
-Owns how changes, quantities, overrides and cancellations cut time. Amounts are `billing/settle.py`. All is computed
-from the subscription's steps alone, so it can be asked again for any earlier state. Source: docs/rules.md, Pieces.
+Owns how quantities, overrides, changes and ends cut the time of a charge. A subscription is one contract, and each of
+its add-ons another. When which plan is in force is `billing/segments.py`, amounts are `billing/settle.py`.
+Source: docs/rules.md, Pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import Literal
 
 from billing.catalog import Charge, Plan, Price
-from billing.periods import Anchor, Grid, Period, grid
+from billing.periods import Grid, Period
+from billing.segments import (
+    FOREVER,
+    AddOn,
+    ContractStep,
+    Discount,
+    Segment,
+    Subscription,
+    Until,
+    add_on_terms,
+    course,
+)
 
-FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
+__all__ = [
+    "FOREVER",
+    "AddOn",
+    "Contract",
+    "ContractStep",
+    "Discount",
+    "Piece",
+    "Segment",
+    "Span",
+    "Subscription",
+    "contract",
+    "contracts_of",
+    "current_end",
+    "ended_at",
+    "pieces_of_span",
+    "plan_at",
+    "segment_pieces",
+    "spans_of",
+]
+
 PIECES_MAX = 100_000  # of one charge in one run: a daily plan for 270 years
-
-
-@dataclass(frozen=True)
-class Discount:
-    """`percent` of the charges named (all without names), or an `amount` off `times` documents."""
-
-    percent: Decimal | None
-    amount: Decimal | None
-    charges: frozenset[str] = frozenset()
-    times: int = 1
-
-
-@dataclass(frozen=True)
-class ContractStep:
-    """One change of a subscription, as it was asked for; `number` is the master step's."""
-
-    number: int
-    at: datetime
-    kind: Literal["change", "quantity", "override", "cancel", "pause", "resume"]
-    when: Literal["now", "period_end"] = "now"
-    plan: Plan | None = None
-    charge: str = ""
-    quantity: Decimal | None = None
-    price: Price | None = None
-    refund_unused: bool = True
-
-
-@dataclass(frozen=True)
-class Subscription:
-    code: str
-    customer: str
-    number: int  # of the step that made it
-    start: datetime
-    anchor: Anchor
-    plan: Plan  # the version pinned at the start
-    quantities: Mapping[str, Decimal]
-    discounts: tuple[Discount, ...]
-    steps: tuple[ContractStep, ...] = ()
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A time in which one plan version is in force. `end_step` ended it (0: nothing has)."""
-
-    index: int
-    plan: Plan
-    grid: Grid
-    start: datetime
-    end: datetime
-    step: int
-    end_step: int
-    refund_unused: bool = True  # of the cancellation that ended it
-    cancelled_now: bool = False  # ended by a cancellation that did not wait, or by a pause
-    root: int = 0  # the segment in which its plan began: after a pause it goes on with what was agreed there
+PLACES = 2_000_000  # of a plan's lines in a document: its charges, then its minimum; each add-on has as many
 
 
 @dataclass(frozen=True)
@@ -104,13 +81,41 @@ class Piece:
     known: int  # the newest step that it rests on: a run that saw fewer steps cannot have billed it
 
 
-class Contract:
-    """A subscription with all its steps applied."""
+NO_END = Until()
 
-    def __init__(self, subscription: Subscription, timezone: str) -> None:
+
+class Contract:
+    """A subscription, or one of its add-ons, with all its steps applied."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        timezone: str,
+        first_grid: Grid | None = None,
+        until: Until = NO_END,
+        order: int = 0,
+    ) -> None:
         self.subscription = subscription
         self.timezone = timezone
-        self.segments, self.end, self.end_step = _segments(subscription, timezone)
+        self.course = course(subscription, timezone, first_grid, until)
+        self._first_grid, self._until = first_grid, until
+        self.first_place = order * PLACES  # of its lines among those of the subscription
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.subscription.key
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self.course.segments
+
+    @property
+    def end(self) -> datetime:
+        return self.course.end
+
+    @property
+    def end_step(self) -> int:
+        return self.course.end_step
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
@@ -136,14 +141,33 @@ class Contract:
 
     @cached_property
     def changed(self) -> bool:
-        return bool(self.subscription.steps)
+        """Whether anything cuts the contract: then it is looked at whole."""
+        return bool(self.subscription.steps or self.subscription.plan.phases or self.end_step)
+
+    def segment_for(self, charge: str, step: int, start: datetime) -> Segment | None:
+        """The segment of a billed line, by its charge, step and start."""
+        if charge == "minimum":
+            found = [segment for segment in self.segments if segment.step == step]
+            return ([one for one in found if one.start <= start] or found or [None])[-1]
+        span = _last_begun(self._spans_by_step.get((charge, step), ()), start)
+        return None if span is None else span.segment
+
+    def span_for(self, charge: str, step: int, start: datetime) -> Span | None:
+        """The span of a billed line; also one of a phase that a change written later has cut off."""
+        found = _last_begun(self._spans_by_step.get((charge, step), ()), start)
+        if found is None or start < found.paid_to or not self.subscription.plan.phases or not found.end_step:
+            return found
+        earlier = tuple(one for one in self.subscription.steps if one.number < found.end_step)
+        if len(earlier) == len(self.subscription.steps):
+            return found
+        before = Contract(replace(self.subscription, steps=earlier), self.timezone, self._first_grid, self._until)
+        return before.span_for(charge, step, start) or found
 
     @cached_property
-    def segment_of(self) -> Mapping[tuple[str, int], Segment]:
-        """The segment of a billed line, by its charge and step."""
-        found = {(span.charge.code, span.step): span.segment for span in self.spans}
-        for segment in self.segments:
-            found["minimum", segment.step] = segment
+    def _spans_by_step(self) -> Mapping[tuple[str, int], Sequence[Span]]:
+        found: dict[tuple[str, int], list[Span]] = {}
+        for span in self.spans:
+            found.setdefault((span.charge.code, span.step), []).append(span)
         return found
 
     def segment_at(self, moment: datetime) -> Segment:
@@ -186,6 +210,34 @@ def contract(subscription: Subscription, timezone: str) -> Contract:
     return found
 
 
+def contracts_of(subscription: Subscription, timezone: str) -> tuple[Contract, ...]:
+    """The contract of a subscription and those of its add-ons, in the order in which they were added."""
+    if not subscription.add_ons:
+        return (contract(subscription, timezone),)
+    key = f"_contracts_{timezone}"
+    found = subscription.__dict__.get(key)
+    if found is None:
+        base = contract(subscription, timezone)
+        made = (add_on_terms(subscription, add_on, base.course, timezone) for add_on in subscription.add_ons)
+        add_ons = (Contract(*one, order=order) for order, one in enumerate(made, start=1))
+        found = (base, *add_ons)
+        subscription.__dict__[key] = found  # a cache like that of `contract`
+    return found
+
+
+def spans_of(subscription: Subscription, timezone: str) -> Iterator[tuple[Contract, Span]]:
+    """All spans of a subscription and of its add-ons, each with its contract."""
+    for one in contracts_of(subscription, timezone):
+        for span in one.spans:
+            yield one, span
+
+
+def _last_begun(spans: Sequence[Span], moment: datetime) -> Span | None:
+    """The last span that has begun at that time, else the first one."""
+    begun = [span for span in spans if span.start <= moment]
+    return begun[-1] if begun else (spans[0] if spans else None)
+
+
 def ended_at(subscription: Subscription, timezone: str) -> datetime | None:
     end = contract(subscription, timezone).end
     return None if end == FOREVER else end
@@ -195,84 +247,17 @@ def plan_at(subscription: Subscription, timezone: str, moment: datetime) -> Plan
     return contract(subscription, timezone).segment_at(moment).plan
 
 
-@dataclass
-class _Open:
-    """The segment that runs while steps are applied."""
-
-    plan: Plan
-    grid: Grid
-    start: datetime
-    step: int
-    root: int
-    paused: bool = False
-
-
-def _segments(subscription: Subscription, timezone: str) -> tuple[tuple[Segment, ...], datetime, int]:
-    """Plan segments in order, the end of the contract (FOREVER) and the step that ended it.
-
-    A waiting change is replaced by any later change or by a cancellation; a waiting cancellation only by a later change
-    that waits for the end of the period, too (one that takes effect now leaves the agreed end as it is). A pause ends a
-    segment like a cancellation with refund; the next one goes on in the same grid and plan.
-    """
-    first = subscription.plan
-    first_grid = grid(first.interval, subscription.anchor, timezone, subscription.start)
-    running = _Open(first, first_grid, subscription.start, subscription.number, 0)
-    segments: list[Segment] = []
-    waiting: tuple[datetime, ContractStep] | None = None
-
-    def close(moment: datetime, ending: ContractStep | None) -> None:
-        if running.paused:
-            return
-        number, refund, now = 0, True, False
-        if ending is not None:
-            number, refund = ending.number, ending.refund_unused
-            now = ending.kind == "pause" or (ending.kind == "cancel" and ending.when == "now")
-        plan, start, step = running.plan, running.start, running.step
-        place = len(segments)
-        segments.append(Segment(place, plan, running.grid, start, moment, step, number, refund, now, running.root))
-
-    def begin(moment: datetime, step: ContractStep) -> _Open:
-        assert step.plan is not None
-        same = step.plan.interval == running.plan.interval
-        new_grid = running.grid if same else grid(step.plan.interval, subscription.anchor, timezone, moment)
-        return _Open(step.plan, new_grid, moment, step.number, len(segments), running.paused)
-
-    for step in (*subscription.steps, None):
-        if waiting is not None and (step is None or waiting[0] <= step.at):
-            moment, waited = waiting
-            waiting = None
-            close(moment, waited)
-            if waited.kind == "cancel":
-                return tuple(segments), moment, waited.number
-            running = begin(moment, waited)
-        if step is None or step.kind in ("quantity", "override"):
-            continue
-        if step.kind == "pause":
-            close(step.at, step)
-            running.paused = True
-        elif step.kind == "resume":
-            running.paused, running.start, running.step = False, step.at, step.number
-        elif step.when == "period_end":
-            waiting = (running.grid.at(step.at).end, step)
-        elif step.kind == "cancel":
-            close(step.at, step)
-            return tuple(segments), step.at, step.number
-        else:
-            if waiting is not None and waiting[1].kind == "change":
-                waiting = None
-            close(step.at, step)
-            running = begin(step.at, step)
-    close(FOREVER, None)
-    return tuple(segments), FOREVER, 0
-
-
 def _spans(contract: Contract, segment: Segment, place: int, charge: Charge) -> Iterator[Span]:
     """The spans of one charge within one segment, cut by its quantities and overrides.
 
     Spans without length stay: a line that was billed for one of them is still found, to be taken back.
     """
+    if segment.plan.free and charge.kind != "usage":
+        return
+    if charge.kind == "one_off" and not _begins_with(contract, segment, charge.code):
+        return
     start, end, end_step = _bounds(contract, segment, charge)
-    if start > end or (charge.kind == "one_off" and segment.index):
+    if start > end:
         return
     quantity, price, cuts = _cuts(contract, segment, charge, start, end)
     current = charge if price is None else charge.with_price(price)
@@ -292,6 +277,12 @@ def _spans(contract: Contract, segment: Segment, place: int, charge: Charge) -> 
             current = charge.with_price(cut.price)
 
 
+def _begins_with(contract: Contract, segment: Segment, code: str) -> bool:
+    """Whether a one-off charge is due with this segment: the first of the contract's first plan that bills it."""
+    earlier = contract.segments[: segment.index]
+    return not segment.root and not any(one.plan.charge(code) is not None and not one.plan.free for one in earlier)
+
+
 def _waits(charge: Charge) -> bool:
     """Charges without proration: a started period is due in full, every change waits for the next one."""
     return charge.kind == "recurring" and charge.proration == "none"
@@ -301,6 +292,11 @@ def _boundary(grid: Grid, moment: datetime, begun: datetime) -> datetime:
     """When a change takes effect that waits for the next period: at once where the period or the contract begins."""
     period = grid.at(moment)
     return moment if moment in (period.start, begun) else period.end
+
+
+def _waits_in(plan: Plan, code: str) -> bool:
+    """Whether a plan bills a charge of that code that waits for the end of its period."""
+    return not plan.free and any(_waits(charge) and charge.code == code for charge in plan.charges)
 
 
 def _bounds(contract: Contract, segment: Segment, charge: Charge) -> tuple[datetime, datetime, int]:
@@ -314,7 +310,7 @@ def _bounds(contract: Contract, segment: Segment, charge: Charge) -> tuple[datet
         if before.cancelled_now:
             if _waits(charge):  # the period in which the pause began is owed in full: go on after it
                 start = max(start, before.grid.at(before.end).end)
-        elif _waits(charge) and any(_waits(old) and old.code == charge.code for old in before.plan.charges):
+        elif _waits(charge) and _waits_in(before.plan, charge.code):
             start = _boundary(before.grid, start, before.start)
     return start, end, end_step
 
@@ -324,7 +320,8 @@ def _cuts(
 ) -> tuple[Decimal, Price | None, list[tuple[datetime, ContractStep]]]:
     """Quantity and own price at the span's start, and what changes later.
 
-    A quantity stays with the charge's code for ever, an override as long as the plan (pauses do not end it).
+    A quantity stays with the charge's code for ever, an override as long as the plan (neither pauses nor phases end
+    it).
     """
     subscription = contract.subscription
     quantity = subscription.quantities.get(charge.code, Decimal(1))
@@ -332,11 +329,13 @@ def _cuts(
         return quantity, None, []
     price: Price | None = None
     cuts: list[tuple[datetime, ContractStep]] = []
+    kinds = ("quantity",) if segment.plan.free else ("quantity", "override")  # a free phase stays free
     for step in subscription.steps:
-        if step.charge != charge.code or step.kind not in ("quantity", "override"):
+        if step.charge != charge.code or step.kind not in kinds or step.add_on != subscription.add_on:
             continue
         owner = contract.owner(step)
-        moment = _boundary(owner.grid, step.at, owner.start) if _waits(charge) else step.at
+        waits = _waits(charge) and not owner.plan.free  # what is not billed yet waits for nothing
+        moment = _boundary(owner.grid, step.at, owner.start) if waits else step.at
         if owner.index > segment.index or (step.kind == "override" and owner.root != segment.root):
             continue
         if owner.index < segment.index and moment <= start:

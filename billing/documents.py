@@ -1,13 +1,14 @@
 """Billing documents as values: what a bill run makes, a number is given to, and a layout draws.
 
 Amounts are `Decimal` in major currency units, already rounded to the currency's minor unit; quantities have at most
-12 decimals. Periods are half-open instants `[start, end)` in UTC. Nothing here computes.
+12 decimals. Periods are half-open instants `[start, end)` in UTC. Nothing here computes. BT and BG name the terms of
+EN 16931.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -26,7 +27,11 @@ class Corrects:
 
 @dataclass(frozen=True)
 class Line:
-    """One invoice line. EN 16931: BT-126 number, BT-129 quantity, BT-131 amount, BT-151/152 tax."""
+    """One invoice line (BG-25): BT-129 quantity, BT-131 amount, BT-136 allowance, BT-151/152 tax, BT-153 name.
+
+    `amount` and `allowance` are net in every document. A line whose price contains the tax (`tax_behavior: inclusive`)
+    has `gross` and `gross_allowance` too: what was agreed and rounded; its net is a share of the document's tax group.
+    """
 
     subscription: str
     charge: str
@@ -49,22 +54,55 @@ class Line:
     corrects: Corrects | None = None
     explanation: Mapping[str, Any] = field(default_factory=dict[str, Any])  # tiers, proration, rounding, events
     step: int = 0  # the master step that began what is billed here: it tells pieces with the same start apart
+    gross: Decimal | None = None  # with tax, after this line's percent discount; None: the price is without tax
+    gross_allowance: Decimal | None = None  # percent discount with tax
+    customer: str = ""  # whose line it is, where the document goes to who pays for him; empty: the document's customer
+    add_on: str = ""  # of the subscription, where its plan bills the line
+
+    @property
+    def contract(self) -> tuple[str, str]:
+        """What tells the contracts of lines apart: subscription and add-on."""
+        return self.subscription, self.add_on
+
+    @property
+    def stated(self) -> Decimal:
+        """The amount in the terms of the price: with tax where the price contains it."""
+        return self.amount if self.gross is None else self.gross
+
+    @property
+    def stated_allowance(self) -> Decimal:
+        return self.allowance if self.gross_allowance is None else self.gross_allowance
+
+    def with_stated(self, amount: Decimal, allowance: Decimal) -> Line:
+        """The same line of another amount in the terms of its price; the net of a gross is set by its document."""
+        if self.gross is None:
+            return replace(self, amount=amount, allowance=allowance)
+        return replace(self, amount=amount, allowance=allowance, gross=amount, gross_allowance=allowance)
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """A document level allowance of one tax group (BG-20)."""
+    """A document level allowance of one tax group (BG-20): BT-92 amount (net), BT-95/96 tax."""
 
     kind: Literal["discount", "promotional"]
     amount: Decimal
     tax_category: TaxCategory
     tax_percent: Decimal
     source: str = ""  # which discount (`subscription/1`): the parts of one allowance over several tax groups share it
+    gross: Decimal | None = None  # with tax, where it is taken off prices that contain it
+
+    @property
+    def stated(self) -> Decimal:
+        """What was taken off prices as they are stated: what a discount or a wallet gave."""
+        return self.amount if self.gross is None else self.gross
 
 
 @dataclass(frozen=True)
 class TaxTotal:
-    """One row of the tax table (BG-23): tax of the group's base, rounded once."""
+    """One row of the tax table (BG-23): BT-116 base, BT-117 amount, BT-118 category, BT-119 percent.
+
+    Tax of the group's base, rounded once; of prices that contain it, the tax within the group's gross, rounded once.
+    """
 
     category: TaxCategory
     percent: Decimal
@@ -73,8 +111,19 @@ class TaxTotal:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A customer whose lines are on the document of who pays for him."""
+
+    code: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Document:
-    """An invoice or credit note of one customer in one currency, without its number."""
+    """An invoice (BT-3: 380) or credit note (381) of one customer in one currency, without its number.
+
+    BT-2 date, BT-5 currency, BT-109 net, BT-110 tax, BT-112 gross, BT-113 prepaid, BT-115 due, BT-25 refers_to.
+    """
 
     customer: str
     type: DocumentType
@@ -89,3 +138,4 @@ class Document:
     due: Decimal
     prepaid: Decimal = Decimal(0)
     refers_to: str | None = None
+    members: tuple[Member, ...] = ()  # by code: whose lines these are beside the customer's own

@@ -6,12 +6,12 @@ master data, never by looking at amounts: a second run with nothing new finds no
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from billing.catalog import Plan
-from billing.contracts import Contract, Piece, Segment, Span, contract, pieces_of_span, segment_pieces
+from billing.contracts import Contract, Piece, Segment, Span, contracts_of, pieces_of_span, segment_pieces
 from billing.master import AdHoc, MasterData, RunMark
 from billing.periods import Period
 
@@ -51,6 +51,20 @@ class Due:
     ad_hoc: list[AdHoc] = field(default_factory=list[AdHoc])
 
 
+def merged(dues: Sequence[Due]) -> Due:
+    """What is due for several customers who are billed together, as one; each contract knows its own customer."""
+    if len(dues) == 1:
+        return dues[0]
+    whole = Due(dues[0].customer)
+    for one in dues:
+        whole.contracts += one.contracts
+        whole.fees += one.fees
+        whole.uses += one.uses
+        whole.parts += one.parts
+        whole.ad_hoc += one.ad_hoc
+    return whole
+
+
 def due(
     master: MasterData,
     customer: str,
@@ -72,17 +86,30 @@ def due(
         subscription = master.subscriptions[code]
         if subscription.start > up_to:
             continue
-        one = contract(subscription, timezone)
-        found.contracts.append(one)
-        settled = _settled(master, customer, one)
-        for span in _spans(one, customer, metered):
-            _span(master, found, one, span, settled, up_to, events_from)
-        for segment in one.segments:
-            if segment.plan.minimum is not None:
-                after = BEGINNING if events_from is None or one.changed else min(settled, events_from)
-                for start, end, period, known in segment_pieces(segment, after, up_to):
-                    found.parts.append(Part(one, segment, start, end, period, master.covered(customer, end, known)))
+        for one in contracts_of(subscription, timezone):
+            if one.subscription.start <= up_to:
+                _contract(master, found, one, metered, up_to, events_from)
     return found
+
+
+def _contract(
+    master: MasterData,
+    found: Due,
+    one: Contract,
+    metered: Container[tuple[str, str]] | None,
+    up_to: datetime,
+    events_from: datetime | None,
+) -> None:
+    customer = found.customer
+    found.contracts.append(one)
+    settled = _settled(master, customer, one)
+    for span in _spans(one, customer, metered):
+        _span(master, found, one, span, settled, up_to, events_from)
+    for segment in one.segments:
+        if segment.plan.minimum is not None:
+            after = BEGINNING if events_from is None or one.changed else min(settled, events_from)
+            for start, end, period, known in segment_pieces(segment, after, up_to):
+                found.parts.append(Part(one, segment, start, end, period, master.covered(customer, end, known)))
 
 
 def _spans(one: Contract, customer: str, metered: Container[tuple[str, str]] | None) -> Iterable[Span]:
@@ -134,10 +161,10 @@ def _span(
 ) -> None:
     kind = span.charge.kind
     if kind == "one_off":
-        start = one.subscription.start
-        if start > settled and master.covered(found.customer, start, one.subscription.number) is None:
+        start = span.start
+        if settled < start <= up_to and master.covered(found.customer, start, span.step) is None:
             period = span.segment.grid.at(start)
-            found.fees.append((one, Piece(span, start, start, period, start, one.subscription.number)))
+            found.fees.append((one, Piece(span, start, start, period, start, span.step)))
     elif kind == "recurring":
         for piece in pieces_of_span(span, settled, up_to):
             if not one.changed or master.covered(found.customer, piece.due, piece.known) is None:

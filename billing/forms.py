@@ -109,7 +109,7 @@ class Form:
         if value and value not in options:
             self.wrong(key, f"must be one of {', '.join(options)}, not {value!r}")
             return default if default is not None else options[0]
-        return value or options[0]
+        return value or (options[0] if default is None else default)
 
     def truth(self, key: str, default: bool) -> bool:
         value = self.raw(key)

@@ -19,6 +19,7 @@ import msgspec
 import zstandard
 
 from billing.catalog import (
+    TAX_BEHAVIORS,
     Charge,
     Meter,
     Plan,
@@ -31,7 +32,17 @@ from billing.catalog import (
     parse_tax_code,
     price_misfit,
 )
-from billing.contracts import ContractStep, Discount, Subscription, contract, ended_at, plan_at
+from billing.contracts import (
+    FOREVER,
+    AddOn,
+    ContractStep,
+    Discount,
+    Subscription,
+    contract,
+    contracts_of,
+    ended_at,
+    plan_at,
+)
 from billing.errors import InvalidInput, NotFound
 from billing.forms import Form, Mistakes
 from billing.money import minor_digits
@@ -41,6 +52,7 @@ from billing.periods import (
     TimeInvalid,
     zone,
 )
+from billing.phases import TRIAL_ENDS, TrialEnd
 
 if TYPE_CHECKING:
     from billing.rating import RatingBook
@@ -80,7 +92,14 @@ CUSTOMER_EXTRAS = frozenset(
     }
 )
 SUBSCRIPTION_EXTRAS = frozenset({"name", "note", "order_reference", "legal_entity", "tags"})
+ADD_ON_EXTRAS = frozenset({"name", "note"})
+ADD_ONS_MAX = 1_000  # of one subscription
 SUBSCRIPTION_STEPS_MAX = 10_000  # of one subscription
+PAYERS_MAX = 10  # customers who pay for each other in a row
+STEPS_OF_SUBSCRIPTIONS = (  # those that name one
+    *("change", "quantity", "override", "cancel", "pause", "resume"),
+    *("add_on", "remove_add_on"),
+)
 STEPS_OF_MASTER_DATA = frozenset(
     {
         "tax_code",
@@ -94,6 +113,8 @@ STEPS_OF_MASTER_DATA = frozenset(
         "cancel",
         "pause",
         "resume",
+        "add_on",
+        "remove_add_on",
         "top_up",
         "budget",
         "ad_hoc",
@@ -113,6 +134,14 @@ class Tenant:
 
 
 @dataclass(frozen=True)
+class Payer:
+    """Who pays for a customer from a moment on: another customer's code, empty for himself."""
+
+    since: datetime
+    code: str
+
+
+@dataclass(frozen=True)
 class Customer:
     code: str
     name: str
@@ -120,6 +149,7 @@ class Customer:
     treatments: tuple[tuple[datetime, str], ...]  # in order; the first one also counts before its own time
     keys: tuple[str, ...]  # further customer keys that events may carry; the code itself always counts
     form: Mapping[str, Any]
+    payers: tuple[Payer, ...] = ()  # in order; before the first one he pays himself
 
     def treatment_at(self, moment: datetime) -> str:
         found = self.treatments[0][1]
@@ -127,6 +157,15 @@ class Customer:
             if since > moment:
                 break
             found = treatment
+        return found
+
+    def payer_at(self, moment: datetime) -> str:
+        """The code of who pays for him then, his own where nobody else does. That one may have a payer, too."""
+        found = self.code
+        for one in self.payers:
+            if one.since > moment:
+                break
+            found = one.code or self.code
         return found
 
 
@@ -151,9 +190,10 @@ class AdHoc:
     subscription: str  # that it belongs to, empty for none
     code: str
     name: str
-    amount: Decimal  # net, in the currency's minor unit
+    amount: Decimal  # in the currency's minor unit
     tax: str
     currency: str
+    inclusive: bool = False  # whether the amount contains the tax
 
 
 @dataclass(frozen=True)
@@ -243,15 +283,62 @@ class MasterData:
                 return mark
         return None
 
+    def payer_at(self, customer: str, moment: datetime) -> str:
+        """The customer who gets the documents with this customer's lines that are made then; himself without a payer.
+
+        The payer's payer pays for both, and so on (at most PAYERS_MAX deep; a circle is refused when it is set).
+        """
+        for _ in range(PAYERS_MAX + 1):
+            payer = self.customers[customer].payer_at(moment)
+            if payer == customer:
+                return customer
+            customer = payer
+        raise AssertionError("payers are no circle and not deeper than the limit")
+
+    def family(self, customer: str) -> tuple[str, ...]:
+        """All customers whose documents hang together because one pays, or ever paid or will pay, for another."""
+        return self.families.get(customer, (customer,))
+
+    @cached_property
+    def families(self) -> Mapping[str, tuple[str, ...]]:
+        """The family of every customer who has one, codes in order."""
+        linked: dict[str, set[str]] = {}
+        for customer in self.customers.values():
+            for payer in customer.payers:
+                if payer.code in self.customers:  # a subset may leave out who is not asked for
+                    linked.setdefault(customer.code, set()).add(payer.code)
+                    linked.setdefault(payer.code, set()).add(customer.code)
+        found: dict[str, tuple[str, ...]] = {}
+        for code in linked:
+            if code in found:
+                continue
+            members, waiting = {code}, [code]
+            while waiting:  # bounded by the number of customers
+                fresh = linked[waiting.pop()] - members
+                members |= fresh
+                waiting.extend(fresh)
+            family = tuple(sorted(members))
+            found.update(dict.fromkeys(family, family))
+        return found
+
     @cached_property
     def wallet_customers(self) -> frozenset[str]:
         return frozenset(top_up.customer for top_up in self.top_ups)
 
     def needs_all_documents(self, customer: str) -> bool:
-        """Whether a bill run must be given all earlier documents of the customer, not only the recent ones."""
-        if self.tenant.late_usage == "reissue" or customer in self.wallet_customers:
+        """Whether a bill run must be given all earlier documents of the customer's family, not only the recent ones."""
+        if self.tenant.late_usage == "reissue":
             return True
-        return any(
+        family = self.families.get(customer)
+        if family is None:
+            return self._has_credit_or_discount(customer)
+        known: dict[str, bool] = self.__dict__.setdefault("_families_in_need", {})  # a cache beside the frozen fields
+        if family[0] not in known:
+            known[family[0]] = any(self._has_credit_or_discount(member) for member in family)
+        return known[family[0]]
+
+    def _has_credit_or_discount(self, customer: str) -> bool:
+        return customer in self.wallet_customers or any(
             discount.amount is not None
             for code in self.subscriptions_of.get(customer, ())
             for discount in self.subscriptions[code].discounts
@@ -268,8 +355,8 @@ class MasterData:
         return rating_book(self)
 
     def subset(self, customers: Sequence[str]) -> MasterData:
-        """The same with only these customers: what a task over a chunk needs."""
-        wanted = {code for code in customers if code in self.customers}
+        """The same with only these customers and their families: what a task over a chunk needs."""
+        wanted = {member for code in customers if code in self.customers for member in self.family(code)}
         codes = [code for customer in sorted(wanted) for code in self.subscriptions_of.get(customer, ())]
         chosen = set(codes)
         return replace(
@@ -307,7 +394,7 @@ def _concerns(step: Mapping[str, Any], customers: set[str], subscriptions: set[s
     for kind in ("subscribe", "top_up", "budget", "ad_hoc"):
         if kind in step:
             return step[kind].get("customer") in customers
-    for kind in ("change", "quantity", "override", "cancel", "pause", "resume"):
+    for kind in STEPS_OF_SUBSCRIPTIONS:
         if kind in step:
             return step[kind].get("subscription") in subscriptions
     return True
@@ -326,6 +413,10 @@ class _Builder:
         self.plans = dict(master.plans)
         self.customers = dict(master.customers)
         self.key_owners = dict(master.key_owners)
+        self.paid_by: dict[str, set[str]] = {}  # who pays, or ever paid, for whom; the empty code for those who do not
+        for customer in master.customers.values():
+            for payer in customer.payers:
+                self.paid_by.setdefault(payer.code, set()).add(customer.code)
         self.subscriptions = dict(master.subscriptions)
         self.subscriptions_of = dict(master.subscriptions_of)
         self.top_ups = list(master.top_ups)
@@ -413,6 +504,7 @@ class _Builder:
         if not re.fullmatch(r"[A-Z]{2}", country):
             form.wrong("country", "a country is two capital letters (ISO 3166)")
         treatment = form.choice("tax_treatment", TREATMENTS, "" if known else "domestic")
+        payers = self._payers(form, code, known, at)
         keys = form.texts("keys") if "keys" in form.fields else (known.keys if known else ())
         extras = form.rest(CUSTOMER_EXTRAS)
         form.done()
@@ -429,7 +521,60 @@ class _Builder:
         for key in (code, *keys):
             self.key_owners[key] = code
         merged = {**(known.form if known else {}), **extras}
-        self.customers[code] = Customer(code, name, country, treatments, keys, merged)
+        self.customers[code] = Customer(code, name, country, treatments, keys, merged, payers)
+        for payer in payers:
+            self.paid_by.setdefault(payer.code, set()).add(code)
+
+    def _payers(self, form: Form, code: str, known: Customer | None, at: datetime) -> tuple[Payer, ...]:
+        """Who pays from when on: `payer` names another customer, null (or nobody) ends it, without the key it stays."""
+        before = known.payers if known else ()
+        if "payer" not in form.fields:
+            return before
+        payer = form.code("payer") if form.fields["payer"] is not None else ""
+        form.raw("payer")
+        if payer and payer not in self.customers and payer != code:
+            form.wrong("payer", f"there is no customer {payer!r}")
+            return before
+        if payer == (before[-1].code if before else ""):
+            return before
+        if before and at < before[-1].since:
+            form.wrong("payer", f"{code!r} has a later payer already; payers come in order of time")
+            return before
+        found = (*(one for one in before if one.since < at), Payer(at, payer))
+        above, circle = self._payers_above(code, payer, at) if payer else (0, "")
+        if circle:
+            form.wrong("payer", f"{payer!r} cannot pay for {code!r}: {circle} is a circle")
+            return before
+        if above + self._depth_below(code) > PAYERS_MAX:
+            form.wrong("payer", f"at most {PAYERS_MAX} customers may pay for each other in a row")
+            return before
+        return found
+
+    def _payers_above(self, code: str, payer: str, at: datetime) -> tuple[int, str]:
+        """How many payers in a row there would be above a customer from a moment on, and the circle if it is one."""
+        row: dict[str, tuple[datetime, str]] = {payer: (at, f"{code} -> {payer}")}
+        for depth in range(1, PAYERS_MAX + 2):
+            if code in row:
+                return depth, row[code][1]
+            following: dict[str, tuple[datetime, str]] = {}
+            for one, (since, shown) in row.items():
+                entries = self.customers[one].payers
+                for place, entry in enumerate(entries):
+                    over = place + 1 < len(entries) and entries[place + 1].since <= since
+                    if entry.code and not over:
+                        following.setdefault(entry.code, (max(since, entry.since), f"{shown} -> {entry.code}"))
+            if not following:
+                return depth, ""
+            row = following
+        return PAYERS_MAX + 1, ""
+
+    def _depth_below(self, code: str) -> int:
+        """How many customers in a row this one pays for, at any time."""
+        depth, row = 0, {code}
+        while row and depth <= PAYERS_MAX:
+            row = {child for one in row for child in self.paid_by.get(one, ())}
+            depth += bool(row)
+        return depth
 
     def _subscribe(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         code = form.code()
@@ -439,6 +584,7 @@ class _Builder:
         start = form.moment("start", self.timezone, at)
         quantities = self._quantities(form)
         discounts = tuple(self._discount(entry, pointer, mistakes) for pointer, entry in form.items("discounts"))
+        trial_end = form.choice("trial_end", TRIAL_ENDS, "")
         form.rest(SUBSCRIPTION_EXTRAS)
         form.done()
         if code in self.subscriptions:
@@ -452,17 +598,27 @@ class _Builder:
         if mistakes.errors:
             return
         plan = self.plans[plan_code][-1]
-        charges = {charge.code for charge in plan.charges}
+        self._check_charges(form, plan, quantities, discounts)
+        if trial_end and not (plan.phases and plan.phases[0].free):
+            form.wrong("trial_end", f"plan {plan_code!r} does not begin with a free phase")
+        self.subscriptions[code] = Subscription(
+            code, customer, self.step_count, start, cast("Anchor", anchor), plan, quantities, discounts,
+            trial_end=cast("TrialEnd", trial_end) if trial_end else None,
+        )  # fmt: skip
+        self.subscriptions_of[customer] = (*self.subscriptions_of.get(customer, ()), code)
+
+    def _check_charges(
+        self, form: Form, plan: Plan, quantities: Mapping[str, Decimal], discounts: Sequence[Discount]
+    ) -> None:
+        """Quantities and discounts name charges of the plan."""
+        charges = plan.charge_codes
         for charge in quantities:
             if charge not in charges:
-                mistakes.add(f"{form.at('quantities')}/{charge}", f"plan {plan_code!r} has no charge {charge!r}")
+                form.mistakes.add(f"{form.at('quantities')}/{charge}", f"plan {plan.code!r} has no charge {charge!r}")
         for place, discount in enumerate(discounts):
             for charge in sorted(discount.charges - charges):
-                mistakes.add(f"{form.at('discounts')}/{place}/charges", f"plan {plan_code!r} has no charge {charge!r}")
-        self.subscriptions[code] = Subscription(
-            code, customer, self.step_count, start, cast("Anchor", anchor), plan, quantities, discounts
-        )
-        self.subscriptions_of[customer] = (*self.subscriptions_of.get(customer, ()), code)
+                at = f"{form.at('discounts')}/{place}/charges"
+                form.mistakes.add(at, f"plan {plan.code!r} has no charge {charge!r}")
 
     def _quantities(self, form: Form) -> dict[str, Decimal]:
         inner = Form(form.mapping("quantities"), form.at("quantities"), form.mistakes)
@@ -561,16 +717,17 @@ class _Builder:
 
     def _quantity(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         subscription = self._running(form, at)
-        charge = form.code("charge")
+        charge, add_on = form.code("charge"), form.code("add_on", "")
         quantity = form.decimal("quantity", least=Decimal(0))
         form.done()
-        if mistakes.errors or subscription is None or not self._has_charge(form, subscription, charge, at):
+        if mistakes.errors or subscription is None or not self._has_charge(form, subscription, add_on, charge, at):
             return
-        self._add(subscription, ContractStep(self.step_count, at, "quantity", charge=charge, quantity=quantity))
+        step = ContractStep(self.step_count, at, "quantity", charge=charge, quantity=quantity, add_on=add_on)
+        self._add(subscription, step)
 
     def _override(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         subscription = self._running(form, at)
-        charge_code = form.code("charge")
+        charge_code, add_on = form.code("charge"), form.code("add_on", "")
         value = form.raw("price")
         form.done()
         price: Price | None = None
@@ -580,7 +737,7 @@ class _Builder:
             mistakes.take(error)
         if mistakes.errors or subscription is None or price is None:
             return
-        charge = self._has_charge(form, subscription, charge_code, at)
+        charge = self._has_charge(form, subscription, add_on, charge_code, at)
         if charge is None:
             return
         if contract(subscription, self.timezone).paused:
@@ -590,17 +747,90 @@ class _Builder:
             return form.wrong("price", misfit)
         if charge.kind != "usage" and price.model not in ("flat", "per_unit", "graduated", "volume", "package"):
             return form.wrong("price", f"a {charge.kind} charge cannot have the price model {price.model}")
-        if any(s.kind == "override" and s.charge == charge_code and s.at == at for s in subscription.steps):
+        same = (add_on, charge_code, at)
+        if any(s.kind == "override" and (s.add_on, s.charge, s.at) == same for s in subscription.steps):
             return form.wrong("charge", f"{charge_code!r} has an override of the same moment already")
-        self._add(subscription, ContractStep(self.step_count, at, "override", charge=charge_code, price=price))
+        step = ContractStep(self.step_count, at, "override", charge=charge_code, price=price, add_on=add_on)
+        self._add(subscription, step)
 
-    def _has_charge(self, form: Form, subscription: Subscription, code: str, at: datetime) -> Charge | None:
-        plan = plan_at(subscription, self.timezone, at)
-        for charge in plan.charges:
-            if charge.code == code:
-                return charge
-        form.wrong("charge", f"plan {plan.code!r} has no charge {code!r}")
-        return None
+    def _has_charge(
+        self, form: Form, subscription: Subscription, add_on: str, code: str, at: datetime
+    ) -> Charge | None:
+        """The charge of the subscription's plan at that time, or of the add-on's, in this phase or another one."""
+        if add_on:
+            running = next((one for one in subscription.add_ons if one.code == add_on), None)
+            if running is None:
+                form.wrong("add_on", f"{subscription.code!r} has no add-on {add_on!r}")
+                return None
+            if self._add_on_end(subscription, add_on) <= at:
+                form.wrong("add_on", f"{add_on!r} has ended: nothing can be changed after the end")
+                return None
+            if at < running.start:
+                form.wrong("add_on", f"{add_on!r} starts only later: a change cannot come before the start")
+                return None
+            plan = running.plan
+        else:
+            plan = plan_at(subscription, self.timezone, at)
+        found = plan.charge(code) or next((one for _, one in plan.versions_of_charges if one.code == code), None)
+        if found is None:
+            form.wrong("charge", f"plan {plan.code!r} has no charge {code!r}")
+        return found
+
+    def _add_on_end(self, subscription: Subscription, code: str) -> datetime:
+        return next(one.end for one in contracts_of(subscription, self.timezone) if one.subscription.add_on == code)
+
+    def _add_on(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
+        subscription = self._running(form, at)
+        code, plan_code = form.code(), form.code("plan")
+        start = form.moment("start", self.timezone, at)
+        end = form.moment("end", self.timezone) if form.fields.get("end") is not None else FOREVER
+        form.raw("end")
+        quantities = self._quantities(form)
+        discounts = tuple(self._discount(entry, pointer, mistakes) for pointer, entry in form.items("discounts"))
+        form.rest(ADD_ON_EXTRAS)
+        form.done()
+        if plan_code and plan_code not in self.plans:
+            form.wrong("plan", f"there is no plan {plan_code!r}")
+        if end <= start:
+            form.wrong("end", "must be after the start")
+        if mistakes.errors or subscription is None:
+            return
+        plan = self.plans[plan_code][-1]
+        if plan.currency != subscription.plan.currency:
+            form.wrong("plan", "is in another currency: that needs a subscription of its own")
+        if any(one.code == code for one in subscription.add_ons):
+            form.wrong("code", f"{subscription.code!r} has an add-on {code!r} already; a code is used once")
+        if len(subscription.add_ons) >= ADD_ONS_MAX:
+            form.wrong("code", f"{subscription.code!r} has {ADD_ONS_MAX} add-ons; that is the limit")
+        self._check_charges(form, plan, quantities, discounts)
+        if start < subscription.start:
+            form.wrong("start", f"{subscription.code!r} starts only later: an add-on cannot come before it")
+        ends = ended_at(subscription, self.timezone)
+        if ends is not None and start >= ends:
+            form.wrong("start", f"{subscription.code!r} ends before that")
+        if mistakes.errors:
+            return
+        made = AddOn(code, self.step_count, plan, start, end, quantities, discounts)
+        self.subscriptions[subscription.code] = replace(subscription, add_ons=(*subscription.add_ons, made))
+
+    def _remove_add_on(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
+        subscription = self._running(form, at)
+        code = form.code()
+        when = form.choice("when", ("now", "period_end"), "now")
+        refund = form.truth("refund_unused", True)
+        form.done()
+        if mistakes.errors or subscription is None:
+            return
+        add_on = next((one for one in subscription.add_ons if one.code == code), None)
+        if add_on is None:
+            return form.wrong("code", f"{subscription.code!r} has no add-on {code!r}")
+        if at < add_on.start:
+            return form.wrong("code", f"{code!r} starts only later: it cannot be removed before its start")
+        if self._add_on_end(subscription, code) <= at:
+            return form.wrong("code", f"{code!r} has ended already")
+        when_ = cast("Literal['now', 'period_end']", when)
+        step = ContractStep(self.step_count, at, "remove_add_on", when_, refund_unused=refund, add_on=code)
+        self._add(subscription, step)
 
     # Money and limits
 
@@ -628,6 +858,9 @@ class _Builder:
         tax = form.code("tax")
         known = self.subscriptions.get(subscription)
         currency = form.text("currency", known.plan.currency if known else self.tenant.currency)
+        # An amount for a subscription is in the terms of its plan, unless it says otherwise.
+        plan = plan_at(known, self.timezone, at) if known and at >= known.start else known.plan if known else None
+        behavior = form.choice("tax_behavior", TAX_BEHAVIORS, plan.tax_behavior if plan else "exclusive")
         form.done()
         if customer and customer not in self.customers:
             form.wrong("customer", f"there is no customer {customer!r}")
@@ -642,7 +875,8 @@ class _Builder:
             mistakes.add(form.pointer, "the step needs an `at`: the day of the charge")
         if mistakes.errors or amount is None:
             return
-        entry = AdHoc(self.step_count, at, customer, subscription, code, name, amount, tax, currency)
+        inclusive = behavior == "inclusive"
+        entry = AdHoc(self.step_count, at, customer, subscription, code, name, amount, tax, currency, inclusive)
         self.ad_hoc[customer] = (*self.ad_hoc.get(customer, ()), entry)
 
     def _budget(self, form: Form, at: datetime, mistakes: Mistakes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from billing.contracts import Piece, Span, contract
+from billing.contracts import Piece, Span, spans_of
 from billing.due import Use
 from billing.master import MasterData
 
@@ -27,8 +27,7 @@ def running_uses(
     for code in master.subscriptions_of.get(customer or "", ()):
         if subscription not in (None, code):
             continue
-        one = contract(master.subscriptions[code], master.tenant.timezone)
-        for span in one.spans:
+        for one, span in spans_of(master.subscriptions[code], master.tenant.timezone):
             if span.charge.kind != "usage" or not span.start <= moment < span.end:
                 continue
             definition = master.meters[span.charge.meter]

@@ -207,6 +207,7 @@ def line_form(line: Line, timezone: str, customer: str = "") -> dict[str, Any]:
     """A line; `amount` is net, `allowance` (and `gross`, where the price contains the tax) in the price's terms."""
     return {
         "subscription": line.subscription,
+        "add_on": line.add_on or None,
         "charge": line.charge,
         "when": None if line.when is None else dict(line.when),
         "from": show_moment(line.start, timezone),

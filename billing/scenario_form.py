@@ -268,7 +268,7 @@ _KEYS: dict[str, frozenset[str]] = {
     "lines": frozenset(
         {
             *("subscription", "charge", "when", "from", "to", "quantity", "allowance", "amount", "correction"),
-            *("corrects", "name", "unit", "kind", "tax_category", "tax_percent", "plan", "gross", "customer"),
+            *("corrects", "name", "unit", "kind", "tax_category", "tax_percent", "plan", "gross", "customer", "add_on"),
         }
     ),
     "allowances": frozenset({"kind", "amount"}),

@@ -15,7 +15,7 @@ from fractions import Fraction
 import polars as pl
 
 from billing.budgets import Budgets, calendar
-from billing.contracts import Contract, Piece, Span, contract
+from billing.contracts import Contract, Piece, Span, spans_of
 from billing.due import Use
 from billing.live_cells import cells_asked_for, spans_a_cut
 from billing.master import MasterData
@@ -32,17 +32,17 @@ ZERO = Fraction(0)
 
 # All events that counted before, of some customers: asked for where running state is missing or no longer fits.
 Earlier = Callable[[Sequence[str]], pl.DataFrame]
-PieceKey = tuple[str, int, int, datetime, datetime]  # subscription, step, place of the charge, start, end
+PieceKey = tuple[tuple[str, str], int, int, datetime, datetime]  # contract, step, place of the charge, start, end
 
 
 @dataclass
-class _Followed:
+class Followed:
     """One customer: his usage so far, for which cells it was folded, and what his newest pieces cost."""
 
     usage: LiveState
     asked: str
     keys: tuple[str, ...]
-    master: MasterData  # that usage and costs were last compared with
+    master: MasterData | None  # that usage and costs were last compared with
     costs: dict[PieceKey, Fraction] = field(default_factory=dict[PieceKey, Fraction])
 
 
@@ -51,7 +51,7 @@ class Spending:
     """Follows customers; what they spent goes to `budgets`."""
 
     budgets: Budgets
-    followed: dict[str, _Followed] = field(default_factory=dict[str, _Followed])
+    followed: dict[str, Followed] = field(default_factory=dict[str, Followed])
 
     def book(self, master: MasterData, watched: Collection[str], events: pl.DataFrame, earlier: Earlier) -> None:
         """Add events (EVENT_SCHEMA) that count from now on, in the order given, to what watched customers spent.
@@ -66,6 +66,17 @@ class Spending:
         self._fit(master, view, frame["owner"].unique(maintain_order=True).to_list(), earlier)
         for _, part in sorted(frame.partition_by("run", as_dict=True).items()):
             self._book_run(master, view, part)
+
+    def part(self, customers: Iterable[str]) -> Spending:
+        """The state of these customers, to go on with apart: nothing here changes until `take`."""
+        wanted = list(customers)
+        followed = {one: replace(self.followed[one]) for one in wanted if one in self.followed}
+        return Spending(self.budgets.part(wanted), followed)
+
+    def take(self, part: Spending) -> None:
+        """What a part has become counts."""
+        self.followed.update(part.followed)
+        self.budgets.take(part.budgets)
 
     def forget(self, customer: str) -> None:
         """Fold the customer's usage again before the next event: what counted before has changed."""
@@ -90,7 +101,7 @@ class Spending:
         nothing = pl.DataFrame(schema=EVENT_SCHEMA)
         for customer in stale:
             usage = fold_days(before.get((customer,), nothing), view.book)
-            self.followed[customer] = _Followed(usage, view.asked, master.keys_of(customer), master)
+            self.followed[customer] = Followed(usage, view.asked, master.keys_of(customer), master)
 
     def _book_run(self, master: MasterData, view: _View, events: pl.DataFrame) -> None:
         """Events of one local day a customer."""
@@ -101,6 +112,8 @@ class Spending:
             uses += _uses_with(master, str(customer), times, set(part["type"].unique()))
         known = {customer: self.followed[customer] for customer in days}
         missing = [use for use in uses if _key(use) not in known[use.contract.subscription.customer].costs]
+        for one in known.values():
+            one.costs = dict(one.costs)  # a part of another state until now
         for use, cost in _costs(master, view, known, missing):
             known[use.contract.subscription.customer].costs[_key(use)] = cost
         for customer, usage in _by_owner(fold_days(events, view.book), master).items():
@@ -134,8 +147,7 @@ def _uses_with(master: MasterData, customer: str, times: Sequence[datetime], typ
     """The pieces of usage charges in the tenant's currency that contain one of the times; those on levels are apart."""
     found: list[Use] = []
     for code in master.subscriptions_of.get(customer, ()):
-        one = contract(master.subscriptions[code], master.tenant.timezone)
-        for span in one.spans:
+        for one, span in spans_of(master.subscriptions[code], master.tenant.timezone):
             if span.charge.kind != "usage" or span.segment.plan.currency != master.tenant.currency:
                 continue
             meter = master.meters[span.charge.meter]
@@ -164,11 +176,11 @@ def _period_with(grid: Grid, moment: datetime, timezone: str) -> Period:
 
 def _key(use: Use) -> PieceKey:
     span = use.piece.span
-    return (use.contract.subscription.code, span.step, span.place, use.piece.start, use.piece.end)
+    return (use.contract.key, span.step, span.place, use.piece.start, use.piece.end)
 
 
 def _costs(
-    master: MasterData, view: _View, known: Mapping[str, _Followed], uses: Sequence[Use]
+    master: MasterData, view: _View, known: Mapping[str, Followed], uses: Sequence[Use]
 ) -> Iterable[tuple[Use, Fraction]]:
     """The exact cost of each piece with all usage of its customer so far."""
     if not uses:
@@ -241,19 +253,21 @@ def _view(master: MasterData) -> _View:
 
 
 def level_costs(
-    master: MasterData, customer: str, kind: str, now: datetime, events: pl.DataFrame
+    master: MasterData, customer: str, kind: str, now: datetime, events: pl.DataFrame, since: datetime | None = None
 ) -> dict[datetime, Fraction]:
-    """What levels of a customer have cost up to the clock, by the start of the calendar period of that kind."""
+    """What levels of a customer have cost up to the clock, by the start of the calendar period of that kind.
+
+    With `since` only of the period that contains it and of later ones: what was looked at before stands.
+    """
     spent: dict[datetime, Fraction] = {}
     for code in master.subscriptions_of.get(customer, ()):
-        one = contract(master.subscriptions[code], master.tenant.timezone)
-        if one.subscription.plan.currency != master.tenant.currency:
+        if master.subscriptions[code].plan.currency != master.tenant.currency:
             continue
-        for span in one.spans:
+        for one, span in spans_of(master.subscriptions[code], master.tenant.timezone):
             level = span.charge.kind == "usage" and master.meters[span.charge.meter].aggregation == LEVEL
             if not level or span.start >= min(span.end, now):
                 continue
-            for use, period in _level_parts(one, span, calendar(kind, master.tenant.timezone), now):
+            for use, period in _level_parts(one, span, calendar(kind, master.tenant.timezone), since, now):
                 cost = _cost_of(master, use, events)
                 if use.piece.start < period.start:
                     cost -= _cost_of(master, Use(one, until(use.piece, period.start), None), events)
@@ -266,10 +280,14 @@ def _cost_of(master: MasterData, use: Use, events: pl.DataFrame) -> Fraction:
     return sum((Fraction(row.amount) for rows in rated.values() for row in rows), ZERO)
 
 
-def _level_parts(one: Contract, span: Span, periods: Grid, now: datetime) -> list[tuple[Use, Period]]:
+def _level_parts(
+    one: Contract, span: Span, periods: Grid, since: datetime | None, now: datetime
+) -> list[tuple[Use, Period]]:
     """For each budget period up to the clock: the piece from its own start to that period's end (or the clock)."""
     found: list[tuple[Use, Period]] = []
     moment = span.start
+    if since is not None:
+        moment = max(moment, _period_with(periods, since, periods.timezone).start)
     end = min(span.end, now)
     for _ in range(LEVEL_PERIODS_MAX):
         if moment >= end:

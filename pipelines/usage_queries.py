@@ -18,13 +18,14 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from billing.bill import bill, events_needed_from
-from billing.contracts import contract
+from billing.contracts import spans_of
 from billing.documents import Line
 from billing.master import MasterData
 from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
 from billing.rate_uses import suspense_reasons
 from billing.rating import LiveState, fold_days, merge_live
+from billing.usage_now import UsageNow, needed_from, usage_now
 from pipelines.bill_run_chunk import rateable
 from storage.sql import invoices
 from storage.sql.database import Database
@@ -102,6 +103,7 @@ class UsageQueries:
         self._database = database
         self._views: OrderedDict[str, _View] = OrderedDict()
         self._answers: OrderedDict[tuple[str, str], tuple[tuple[object, ...], SoFar]] = OrderedDict()
+        self._running: OrderedDict[tuple[str, str], tuple[tuple[object, ...], UsageNow]] = OrderedDict()
         self._locks: dict[str, Lock] = {}
         self._lock = Lock()
 
@@ -184,6 +186,29 @@ class UsageQueries:
             self._answers.move_to_end((tenant_id, customer))
             while len(self._answers) > ANSWERS_MAX:
                 self._answers.popitem(last=False)
+        return answer
+
+    def running(
+        self, tenant_id: str, master_number: int, master: MasterData, customer: str, now: datetime, *, exact: bool
+    ) -> UsageNow:
+        """Usage and cost of a customer's running periods. Answers are kept until log, master data or minute move; with
+        `exact` (a test clock moves by any step) until the clock does."""
+        cut = self._reader.now()
+        minute = now if exact else now.replace(second=0, microsecond=0)
+        state = (tuple(sorted(cut.positions.items())), master_number, minute)
+        with self._lock:
+            known = self._running.get((tenant_id, customer))
+        if known is not None and known[0] == state:
+            return known[1]
+        start = needed_from(master, customer, now)
+        keys = list(master.keys_of(customer))
+        events = rateable(self._reader, tenant_id, master, cut, None, now, keys=keys, start=start)
+        answer = usage_now(master, customer, now, events)
+        with self._lock:
+            self._running[tenant_id, customer] = (state, answer)
+            self._running.move_to_end((tenant_id, customer))
+            while len(self._running) > ANSWERS_MAX:
+                self._running.popitem(last=False)
         return answer
 
     def _so_far(self, tenant_id: str, master: MasterData, customer: str, now: datetime, cut: Cut) -> SoFar:
@@ -286,7 +311,7 @@ def _open_until(master: MasterData, customer: str, now: datetime) -> datetime:
     """Until when the periods go that are open now: what has begun is due at the end of them at the latest."""
     until = now
     for code in master.subscriptions_of.get(customer, ()):
-        for span in contract(master.subscriptions[code], master.tenant.timezone).spans:
+        for _, span in spans_of(master.subscriptions[code], master.tenant.timezone):
             if span.start <= now < span.end:
                 until = max(until, min(span.segment.grid.at(now).end, span.end))
     return until
