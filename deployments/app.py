@@ -12,6 +12,7 @@ from deployments import (
     explanations,
     health,
     master_data,
+    previews,
     problems,
     usage_ingest,
     usage_queries,
@@ -25,7 +26,7 @@ from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
 # In this order: the paths of explanations and previews are longer than `{code:path}` of what comes behind them.
-PARTS = (usage_ingest, usage_queries, explanations, master_data, billing_documents, administration, health)
+PARTS = (usage_ingest, usage_queries, explanations, previews, master_data, billing_documents, administration, health)
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 
 - **Keys.** `Authorization: Bearer KEY`. The key decides the tenant; no URL names one.
