@@ -104,6 +104,10 @@ class UsageRouter(Protocol):
         """
         ...
 
+    async def decide_everywhere(self, tenant_id: str, name: str, payload: bytes) -> list[bytes]:
+        """Let every lane decide (for reads of what may lie in any); the answers in the order of lanes."""
+        ...
+
     def lanes_of(self, tenant_id: str, keys: Sequence[str]) -> list[int]:
         """The lane of each key as far as this router knows: for payloads that hold several keys of one lane."""
         ...
@@ -192,6 +196,11 @@ class GroupingRouter(ABC):
         request = DecisionRequest(tenant_id, ANY_PARTITION, SET_CLOCK, payload)
         lanes = await asyncio.to_thread(self._lanes)
         await asyncio.gather(*(self._decide_until(request, lane) for lane in lanes))
+
+    async def decide_everywhere(self, tenant_id: str, name: str, payload: bytes) -> list[bytes]:
+        request = DecisionRequest(tenant_id, ANY_PARTITION, name, payload)
+        lanes = await asyncio.to_thread(self._lanes)
+        return list(await asyncio.gather(*(self._decide_until(request, lane) for lane in lanes)))
 
     async def _decide_until(self, request: DecisionRequest, lane: int | None = None) -> bytes:
         """The same request until there is an answer, or the deadline: unknown. A lane, or the partition's owner."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from actors.accounts import Accounts
 from actors.followers import LaneFollower
 from actors.live_figures import MasterSource
 
 
 def shard_followers(lane: int, master: MasterSource | None) -> Sequence[LaneFollower]:
     """New ones for one lane; `master` is None in a shard without master data. The test clocks are the shard's own."""
-    return ()
+    if master is None:
+        return ()
+    return (Accounts(master),)

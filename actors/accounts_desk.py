@@ -1,0 +1,210 @@
+"""The callers' side of accounts: sends requests to the home lanes of their customers and puts the answers together.
+
+Owns the grouping by lane, nothing else: every verdict is the lane's (`actors/accounts.py`). `AccountsDesk` is for event
+loops (HTTP), `RunDesk` for bill runs, which wait in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from actors.router import UsageRouter
+from billing.errors import Conflict, NotFound
+from billing.run_credit import CreditState, Move, RunAnswer, RunCredit, RunHold
+
+CUSTOMERS_MAX = 1_000  # of one call to a lane
+WAIT_S = 60.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What was wrong with one entry of a batch: code and words of the error family, and the places."""
+
+    code: str
+    detail: str
+    errors: tuple[tuple[str, str], ...] = ()
+
+
+Outcome = dict[str, Any] | Problem  # a reservation as the lane shows it, or why not
+
+
+class AccountsDesk:
+    """Reservations and wallets of all customers, wherever they are at home."""
+
+    def __init__(self, router: UsageRouter) -> None:
+        self._router = router
+
+    async def reserve(self, tenant_id: str, forms: Sequence[Any], *, master: int = 0) -> list[Outcome]:
+        """One outcome a form, in order. A form without a customer's code goes to any lane, which says what is wrong."""
+        return await self._in_lanes(tenant_id, "reserve", forms, [_customer_of(form) for form in forms], master)
+
+    async def commit(self, tenant_id: str, forms: Sequence[Any]) -> list[Outcome]:
+        return await self._close(tenant_id, "commit", forms)
+
+    async def release(self, tenant_id: str, forms: Sequence[Any]) -> list[Outcome]:
+        return await self._close(tenant_id, "release", forms)
+
+    async def find(self, tenant_id: str, ids: Sequence[str], customer: str | None = None) -> list[dict[str, Any]]:
+        """Reservations by id; those that no lane knows are left out. Without a customer all lanes are asked."""
+        payload = msgspec.json.encode({"ids": list(ids), "customer": customer})
+        if customer is not None:
+            answers = [await self._router.decide(tenant_id, customer, "reservations", payload)]
+        else:
+            answers = await self._router.decide_everywhere(tenant_id, "reservations", payload)
+        return [form for answer in answers for form in msgspec.json.decode(answer)]
+
+    async def of_customer(
+        self, tenant_id: str, customer: str, *, state: str | None = None, after: str | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """A customer's reservations, newest first, behind the id `after`."""
+        which = {"customer": customer, "state": state, "after": after, "limit": limit}
+        answer = await self._router.decide(tenant_id, customer, "reservations", msgspec.json.encode(which))
+        return cast("list[dict[str, Any]]", msgspec.json.decode(answer))
+
+    async def wallets(
+        self, tenant_id: str, customers: Sequence[str], *, fresh: bool = False, master: int = 0
+    ) -> list[dict[str, Any]]:
+        """The wallets of customers, in their order; `fresh` is answered after a put, so by the lane's true writer."""
+        calls = self._by_lane(tenant_id, customers)
+        answers = await asyncio.gather(
+            *(
+                self._router.decide(
+                    tenant_id,
+                    named[0],
+                    "wallets",
+                    msgspec.json.encode({"customers": named, "fresh": fresh, "master": master}),
+                )
+                for named in calls
+            )
+        )
+        found = {form["customer"]: form for answer in answers for form in msgspec.json.decode(answer)}
+        return [found[customer] for customer in customers]
+
+    async def _close(self, tenant_id: str, name: str, forms: Sequence[Any]) -> list[Outcome]:
+        """Commit or release: where the customer is not said, it is looked up in all lanes first."""
+        customers = [_customer_of(form) for form in forms]
+        unknown = [str(form.get("id")) for form, customer in zip(forms, customers, strict=True) if not customer]
+        if unknown:
+            owners: dict[str, set[str]] = {}
+            for found in await self.find(tenant_id, unknown):
+                owners.setdefault(found["id"], set()).add(found["customer"])
+            for id, named in owners.items():
+                if len(named) > 1:
+                    raise Conflict(f"Several customers have a reservation {id!r}: name the `customer`.", id=id)
+            customers = [
+                customer or next(iter(owners.get(str(form.get("id")), {""})))
+                for form, customer in zip(forms, customers, strict=True)
+            ]
+        return await self._in_lanes(tenant_id, name, forms, customers)
+
+    async def _in_lanes(
+        self, tenant_id: str, name: str, forms: Sequence[Any], customers: Sequence[str], master: int = 0
+    ) -> list[Outcome]:
+        lanes = self._router.lanes_of(tenant_id, customers)
+        places: dict[int, list[int]] = {}
+        for place, lane in enumerate(lanes):
+            places.setdefault(lane, []).append(place)
+        outcomes: list[Outcome] = [{}] * len(forms)
+
+        async def ask(mine: Sequence[int]) -> None:
+            payload = msgspec.json.encode({"entries": [forms[place] for place in mine], "master": master})
+            answer = await self._router.decide(tenant_id, customers[mine[0]], name, payload)
+            for place, one in zip(mine, msgspec.json.decode(answer), strict=True):
+                outcomes[place] = one["ok"] if "ok" in one else _problem(one["problem"])
+
+        await asyncio.gather(*(ask(mine) for mine in places.values()))
+        return outcomes
+
+    def _by_lane(self, tenant_id: str, customers: Sequence[str]) -> list[list[str]]:
+        lanes: dict[int, list[str]] = {}
+        for customer, lane in zip(customers, self._router.lanes_of(tenant_id, customers), strict=True):
+            lanes.setdefault(lane, []).append(customer)
+        return [
+            named[start : start + CUSTOMERS_MAX]
+            for named in lanes.values()
+            for start in range(0, len(named), CUSTOMERS_MAX)
+        ]
+
+    # -- bill runs ----------------------------------------------------------------------------------------------------
+
+    async def run_credit(self, tenant_id: str, asked: RunCredit) -> dict[str, CreditState]:
+        found: dict[str, CreditState] = {}
+        for named in self._by_lane(tenant_id, asked.customers):
+            payload = msgspec.json.encode(msgspec.structs.replace(asked, customers=named))
+            answer = await self._router.decide(tenant_id, named[0], "run_credit", payload)
+            found.update(msgspec.json.decode(answer, type=dict[str, CreditState]))
+        return found
+
+    async def run_hold(self, tenant_id: str, asked: RunHold) -> dict[str, RunAnswer]:
+        found: dict[str, RunAnswer] = {}
+        for named in self._by_lane(tenant_id, list(asked.asks)):
+            mine = {customer: asked.asks[customer] for customer in named}
+            payload = msgspec.json.encode(msgspec.structs.replace(asked, asks=mine))
+            answer = await self._router.decide(tenant_id, named[0], "run_hold", payload)
+            found.update(msgspec.json.decode(answer, type=dict[str, RunAnswer]))
+        return found
+
+    async def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
+        """Write what became of documents, in this order for each customer; how many rows that made."""
+        made = 0
+        waiting = list(moves)
+        while waiting:
+            first: dict[str, Move] = {}
+            rest: list[Move] = []
+            for move in waiting:
+                if move.customer in first:
+                    rest.append(move)
+                else:
+                    first[move.customer] = move
+            for named in self._by_lane(tenant_id, list(first)):
+                payload = msgspec.json.encode([first[customer] for customer in named])
+                made += int(await self._router.decide(tenant_id, named[0], "run_move", payload))
+            waiting = rest
+        return made
+
+
+class RunDesk:
+    """The same for a bill run's threads: an event loop of its own. Close it."""
+
+    def __init__(self, router: UsageRouter) -> None:
+        self._desk = AccountsDesk(router)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="run-desk", daemon=True)
+        self._thread.start()
+
+    def run_credit(self, tenant_id: str, asked: RunCredit) -> Mapping[str, CreditState]:
+        return self._wait(self._desk.run_credit(tenant_id, asked))
+
+    def run_hold(self, tenant_id: str, asked: RunHold) -> Mapping[str, RunAnswer]:
+        return self._wait(self._desk.run_hold(tenant_id, asked))
+
+    def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
+        return self._wait(self._desk.run_move(tenant_id, moves))
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5.0)
+        self._loop.close()
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(WAIT_S)
+
+
+def _customer_of(form: Any) -> str:
+    customer = form.get("customer") if isinstance(form, dict) else None
+    return customer if isinstance(customer, str) else ""
+
+
+def _problem(form: Mapping[str, Any]) -> Problem:
+    return Problem(form["code"], form["detail"], tuple((pointer, detail) for pointer, detail in form["errors"]))
+
+
+def not_found(id: str) -> NotFound:
+    return NotFound(f"There is no reservation {id!r}.", id=id)
