@@ -235,7 +235,7 @@ def wallets_of(
             if original is not None and _mirrors(document, original):
                 wallets.give_back(document.refers_to or "")
             continue
-        promotional = sum((a.amount for a in document.allowances if a.kind == "promotional"), ZERO)
+        promotional = sum((a.stated for a in document.allowances if a.kind == "promotional"), ZERO)
         wallets.take(document.customer, document.currency, "promotional", promotional, one.number)
         wallets.take(document.customer, document.currency, "purchased", document.prepaid, one.number)
     for top_up in waiting[place:]:

@@ -25,7 +25,7 @@ import uuid_utils
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput
 from billing.master import Customer
 from billing.periods import local_date, midnight
-from pipelines.bill_run_chunk import CUSTOMERS, ChunkResult, ChunkTask, billable, compute_chunk, unpack
+from pipelines.bill_run_chunk import ChunkResult, ChunkTask, chunk_sizes, compute_chunk, unpack
 from pipelines.document_files import make_files
 from storage.archive import Archive
 from storage.master_chain import MasterChain
@@ -137,8 +137,7 @@ class BillRunDriver:
         master = self._chain.at(tenant_id, number)
         run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
         cut = UsageLogReader(self._store).cut(run_id)
-        customers = len(billable(master))
-        sizes = [min(CUSTOMERS, customers - start) for start in range(0, customers, CUSTOMERS)]
+        sizes = chunk_sizes(master)
         with self._database.tenant(tenant_id) as connection:
             bill_runs.create(
                 connection,

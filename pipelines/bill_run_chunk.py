@@ -64,14 +64,32 @@ class ChunkResult:
 
 
 def customers_of(master: MasterData, task: ChunkTask) -> list[str]:
-    """The customers of a chunk: a range of all codes in order, so chunk after chunk is in the order of numbers."""
+    """The customers of a chunk: a range of all in order, so chunk after chunk is in the order of numbers."""
     return billable(master)[task.first : task.first + task.customers]
 
 
 def billable(master: MasterData) -> list[str]:
-    """Customers that can have something to bill, by code."""
-    with_contract = {code for code, subscriptions in master.subscriptions_of.items() if subscriptions}
-    return sorted(with_contract.union(master.ad_hoc))
+    """Customers that can have something to bill, by code; families (who pays for whom) stand together, whole."""
+    codes = {code for code, subscriptions in master.subscriptions_of.items() if subscriptions}
+    codes.update(master.ad_hoc)
+    if not master.families:
+        return sorted(codes)
+    families = {family[0]: family for code in codes if (family := master.families.get(code)) is not None}
+    for family in families.values():
+        codes.update(family)
+    return sorted(codes, key=lambda code: (master.family(code)[0], code))
+
+
+def chunk_sizes(master: MasterData, most: int = CUSTOMERS) -> list[int]:
+    """How many of the billable customers each chunk has: at most `most`, more only where one family is larger."""
+    sizes: list[int] = []
+    for _, family in itertools.groupby(billable(master), key=lambda code: master.family(code)[0]):
+        count = sum(1 for _ in family)
+        if sizes and sizes[-1] + count <= most:
+            sizes[-1] += count
+        else:
+            sizes.append(count)
+    return sizes
 
 
 def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain) -> ChunkResult:
@@ -108,10 +126,14 @@ def compute_documents(
     """A chunk's customers, their documents and those parked; stores nothing and takes no credit.
 
     `before` (the id of a run that is verified) leaves out what that run and later ones have billed. For previews and
-    explanations: `only` are customers in place of the chunk's, `master` is master data in place of the chain's.
+    explanations: `only` are customers in place of the chunk's (the documents that go to them or have lines of them, whole,
+    with the lines of whoever else is paid for on them), `master` is master data in place of the chain's.
     """
     master = master or chain.at(task.tenant_id, task.master_number)
-    customers = customers_of(master, task) if only is None else list(only)
+    if only is None:
+        customers = customers_of(master, task)
+    else:
+        customers = sorted({member for customer in only for member in master.family(customer)})
     cut = Cut.from_json(task.cut)
     previous = Cut.from_json(task.previous_cut) if task.previous_cut else None
     reader = UsageLogReader(store)
@@ -139,7 +161,11 @@ def compute_documents(
         document_date=task.document_date,
     )
     parked = [{"customer": one.customer, "code": one.code, "reason": one.reason} for one in result.parked]
-    return customers, result.documents, parked
+    if only is None:
+        return customers, result.documents, parked
+    wanted = set(only)
+    concern = [one for one in result.documents if wanted & {one.customer, *(member.code for member in one.members)}]
+    return list(only), concern, [one for one in parked if one["customer"] in wanted]
 
 
 def _events_from(

@@ -219,8 +219,9 @@ class UsageQueries:
         keys = list(master.keys_of(customer))
         events = rateable(self._reader, tenant_id, master, cut, None, now, keys=keys, start=events_from, end=now)
         with self._database.tenant(tenant_id) as connection:
-            whole = [customer] if master.needs_all_documents(customer) else []
-            billed = invoices.billed(connection, [customer], events_from, whole)
+            family = master.family(customer)  # his lines are on the documents of who pays, or paid, for him
+            whole = family if master.needs_all_documents(customer) else ()
+            billed = invoices.billed(connection, family, events_from, whole)
         result = bill(master, [customer], up_to=up_to, now=now, billed=billed, events=events, events_from=events_from)
         lines: list[Line] = []
         currencies: list[str] = []
