@@ -43,6 +43,10 @@ class MasterSource(Protocol):
 
     def newest(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]: ...
 
+    def cached(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]: ...
+
+    def at(self, tenant_id: str, number: int) -> MasterData: ...
+
 
 @dataclass
 class _Book:

@@ -42,7 +42,7 @@ class RatingShardActor:
             store,
             settings=settings,
             master=master,
-            followers=shard_followers(lane, master),
+            followers=shard_followers(lane, master, store),
             cache_directory=Path(cache_directory),
         )
         self._shard.start()

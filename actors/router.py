@@ -423,7 +423,7 @@ class LocalUsageRouter(GroupingRouter):
         master: MasterSource | None = None,
         clock: Clock | None = None,
         settings: ShardSettings | None = None,
-        followers: Callable[[int, MasterSource | None], Sequence[LaneFollower]] = shard_followers,
+        followers: Callable[[int, MasterSource | None, ObjectStore], Sequence[LaneFollower]] = shard_followers,
         cache_directory: Path | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> LocalUsageRouter:
@@ -437,7 +437,7 @@ class LocalUsageRouter(GroupingRouter):
                 clock,
                 settings,
                 master=master,
-                followers=followers(lane, master),
+                followers=followers(lane, master, store),
                 cache_directory=cache_directory,
             )
             for lane in range(lanes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import cast
@@ -43,7 +43,7 @@ class Budgets:
     timezone: str
     spent: dict[tuple[str, str], Starts] = field(default_factory=dict[tuple[str, str], Starts])  # customer, kind
     levels: dict[tuple[str, str], Starts] = field(default_factory=dict[tuple[str, str], Starts])
-    raised: set[Key] = field(default_factory=set[Key])
+    raised: dict[str, set[Key]] = field(default_factory=dict[str, set[Key]])  # by budget
     alerts: list[Alert] = field(default_factory=list[Alert])
 
     def period(self, kind: str, moment: datetime) -> Period:
@@ -81,15 +81,33 @@ class Budgets:
                 for threshold in budget.thresholds:
                     if spent < Fraction(budget.amount) * Fraction(threshold) / 100:
                         break
-                    if (budget.code, start, threshold) not in self.raised:
+                    if (budget.code, start, threshold) not in self.raised.get(budget.code, ()):
                         found.append(Alert(budget.code, threshold, now, self.period(budget.period, start), spent))
         return found
 
-    def record(self, alert: Alert) -> None:
-        """The alert is raised: once per budget, period and threshold, for ever."""
-        if alert.key not in self.raised:
-            self.raised.add(alert.key)
-            self.alerts.append(alert)
+    def record(self, alert: Alert) -> bool:
+        """The alert is raised: once per budget, period and threshold, for ever. False if it was before."""
+        raised = self.raised.setdefault(alert.budget, set())
+        if alert.key in raised:
+            return False
+        raised.add(alert.key)
+        self.alerts.append(alert)
+        return True
+
+    def part(self, customers: Iterable[str]) -> Budgets:
+        """What these customers spent, to go on with apart; what was raised is looked up here and not changed."""
+        keys = [(customer, kind) for customer in customers for kind in KINDS]
+        return Budgets(
+            self.timezone,
+            {key: dict(self.spent[key]) for key in keys if key in self.spent},
+            {key: dict(self.levels[key]) for key in keys if key in self.levels},
+            self.raised,
+        )
+
+    def take(self, part: Budgets) -> None:
+        """What a part has become counts."""
+        self.spent.update(part.spent)
+        self.levels.update(part.levels)
 
     def check(self, budgets: Iterable[Budget], now: datetime) -> list[Alert]:
         """Raise what is reached and was not raised yet."""
@@ -97,6 +115,27 @@ class Budgets:
         for alert in new:
             self.record(alert)
         return new
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the period will have cost at its end if it goes on as it did so far: spent x whole / elapsed."""
+
+    amount: Fraction
+    elapsed: Fraction  # the share of the period that is over
+
+    @classmethod
+    def linear(cls, spent: Fraction, period: Period, now: datetime) -> Forecast | None:
+        """None before the period has begun: there is nothing to go by."""
+        elapsed = Fraction(_microseconds(now - period.start), _microseconds(period.end - period.start))
+        if elapsed <= 0:
+            return None
+        elapsed = min(elapsed, Fraction(1))
+        return cls(spent / elapsed, elapsed)
+
+
+def _microseconds(length: timedelta) -> int:
+    return (length.days * 86_400 + length.seconds) * 1_000_000 + length.microseconds
 
 
 def calendar(kind: str, timezone: str) -> Grid:

@@ -45,6 +45,7 @@ class RowKind(IntEnum):
     WALLET_SETTLED = 12
     WALLET_FREED = 13
     WALLET_RESTORED = 14
+    MASTER_SEEN = 15  # budgets rest on this master number from the segment on
 
 
 # A row as it is stored. Its position (lane, number, row) is given by where it lies, `received_at` by the head.

@@ -387,7 +387,7 @@ def test_the_clock_of_a_test_tenant_is_in_every_lane_and_never_goes_back(store: 
 
 def test_a_router_asks_the_lane_of_the_key_and_repeats_until_there_is_an_answer(store: LocalObjectStore) -> None:
     purses = {lane: Purse() for lane in range(3)}
-    router = LocalUsageRouter.open(store, shards=3, followers=lambda lane, _: [purses[lane]])
+    router = LocalUsageRouter.open(store, shards=3, followers=lambda lane, *_: [purses[lane]])
     seed = open_log(store).seed
 
     async def scene() -> None:

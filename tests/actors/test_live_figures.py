@@ -88,6 +88,13 @@ class Chain:
         assert self.number >= at_least
         return self.number, self.master
 
+    def cached(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]:
+        return self.newest(tenant_id, at_least=at_least)
+
+    def at(self, tenant_id: str, number: int) -> MasterData:
+        assert number == self.number, "nobody asks for older states here"
+        return self.master
+
 
 def pieces(chain: Chain, customers: Sequence[str]) -> list[UsagePiece]:
     (charge,) = chain.master.plan("plan").charges

@@ -1,0 +1,471 @@
+"""Budgets of a lane: what customers who live in it spent, and the alerts that stand in the segment that crosses.
+
+Owns the tie between the lane's rows and `billing/budget_state.py`. A look (MASTER_SEEN row) takes on newer master data,
+and looks at levels and suspense; all else follows from the rows, so a replay gives the same. A tenant without budgets
+costs nothing per event: it is not watched. Usage that lies in other lanes is not seen here (docs/rules.md, Budgets).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
+from actors.live_figures import MasterSource
+from billing.budget_state import ARRIVED, NO_EVENTS, Planned, Step, TenantBudgets, Watch
+from billing.budgets import Alert, Forecast
+from billing.errors import NotFound, Unavailable
+from billing.master import Budget, MasterData
+from billing.money import decimal_text, round_amount, shown_quantity
+from billing.periods import Period
+from billing.usage import EVENT_SCHEMA, INSTANT
+from storage.object_store import ObjectStore
+from storage.usage_log.genesis import Genesis, read_genesis
+from storage.usage_log.lane import walk
+from storage.usage_log.partitions import partitions_of
+from storage.usage_log.segment import RowKind, instant_of, with_positions
+
+SOURCE = "cloudbilling:budget"  # of ids; no sender may use it
+LOOK = "budgets.look"
+READ = "budgets.read"
+ALERTS = "budgets.alerts"
+LOOK_EVERY_S = 60.0  # of a live tenant with budgets, also without usage
+MASTER_AGE_S_MAX = 1.0
+ALERTS_MAX = 1_000  # of one answer
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class _Known:
+    number: int
+    watched: bool  # whether a customer with a budget is at home here
+    seen_s: float
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What was planned for rows that are about to be put: taken on when they come back committed."""
+
+    number: int
+    others: int  # rows that were shown to `propose` and are not of this follower
+    planned: Planned
+
+
+@dataclass(frozen=True)
+class RecordedAlert:
+    """An alert with its place in the order of the log."""
+
+    alert: Alert
+    log_time_us: int
+    number: int
+    place: int
+
+
+class BudgetWatch:
+    """The follower of one lane."""
+
+    name = "budgets"
+    version = 1
+
+    def __init__(
+        self, lane: int, master: MasterSource, store: ObjectStore, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._lane = lane
+        self._master = master
+        self._store = store
+        self._now_s = now_s
+        self._genesis: Genesis | None = None
+        self._known: dict[str, _Known] = {}
+        self._watches: dict[str, Watch] = {}
+        self.decisions: Mapping[str, Decision] = {LOOK: self._look, READ: self._read, ALERTS: self._read_alerts}
+        self.clear()
+
+    # -- the seam ------------------------------------------------------------------------------------------------------
+
+    def watches(self, tenant_id: str) -> bool:
+        return tenant_id in self._tenants or self._newest(tenant_id) is not None
+
+    def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
+        found: list[pl.DataFrame] = []
+        for tenant_id, part in _by_tenant(rows):
+            watch = self._watch_to_take_on(tenant_id, part, moment)
+            if watch is None and tenant_id not in self._tenants:
+                continue
+            step = self._step(tenant_id, part, moment, watch)
+            planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number))
+            self._pending[tenant_id] = _Pending(
+                moment.number, part.height - _of_kind(part, RowKind.MASTER_SEEN).height, planned
+            )
+            is_asked = _of_kind(part, RowKind.MASTER_SEEN).height > 0
+            found.append(_proposed(tenant_id, None if is_asked else watch, planned, moment))
+        return pl.concat(found) if found else NO_ROWS
+
+    def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
+        for tenant_id, part in _by_tenant(rows):
+            own = _of_kind(part, RowKind.MASTER_SEEN, RowKind.THRESHOLD_CROSSED)
+            pending = self._pending.pop(tenant_id, None)
+            if pending is not None and (pending.number, pending.others) == (moment.number, part.height - own.height):
+                planned = pending.planned
+            else:
+                watch = self._watch_in(tenant_id, own)
+                if watch is None and tenant_id not in self._tenants:
+                    continue
+                step = self._step(tenant_id, part, moment, watch)
+                planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number))
+            state = self._tenants.get(tenant_id)
+            if state is None:
+                state = self._tenants[tenant_id] = TenantBudgets.empty(planned.watch)
+            state.take(planned)
+            self._last[tenant_id] = moment.number
+            if planned.looked_at is not None:
+                self._looked_s[tenant_id] = self._now_s()
+            self._record(tenant_id, state, own, moment)
+
+    def freeze(self) -> Callable[[], bytes]:
+        # Packed at once: what the next group changes in place must not show.
+        states = {tenant_id: state.to_bytes() for tenant_id, state in self._tenants.items()}
+        alerts = {tenant_id: list(recorded) for tenant_id, recorded in self._alerts.items()}
+        last = dict(self._last)
+
+        def packed() -> bytes:
+            places = {
+                tenant_id: [[one.log_time_us, one.number, one.place] for one in recorded]
+                for tenant_id, recorded in alerts.items()
+            }
+            return msgspec.msgpack.encode([states, places, last])
+
+        return packed
+
+    def thaw(self, data: bytes, number: int) -> None:
+        states, places, last = msgspec.msgpack.decode(
+            data, type=tuple[dict[str, bytes], dict[str, list[tuple[int, int, int]]], dict[str, int]]
+        )
+        for tenant_id, packed in states.items():
+
+            def watch_at(master_number: int, tenant_id: str = tenant_id) -> Watch:
+                return self._watch_of(tenant_id, master_number, self._master.at(tenant_id, master_number))
+
+            state = self._tenants[tenant_id] = TenantBudgets.from_bytes(packed, watch_at)
+            self._alerts[tenant_id] = [
+                RecordedAlert(alert, *place)
+                for alert, place in zip(state.spending.budgets.alerts, places.get(tenant_id, []), strict=True)
+            ]
+        self._last = last
+
+    def clear(self) -> None:
+        self._tenants: dict[str, TenantBudgets] = {}
+        self._alerts: dict[str, list[RecordedAlert]] = {}
+        self._last: dict[str, int] = {}  # number in which the tenant had rows last
+        self._looked_s: dict[str, float] = {}
+        self._pending: dict[str, _Pending] = {}
+
+    def due(self) -> list[str]:
+        """Tenants with budgets that nobody has looked at for a while."""
+        now_s = self._now_s()
+        return [one for one in self._tenants if now_s - self._looked_s.get(one, -LOOK_EVERY_S) >= LOOK_EVERY_S]
+
+    def left(self, tenant_id: str, master: MasterData, budget: Budget, now: datetime) -> Fraction:
+        """What a budget leaves in the running period, before reservations; for decisions, on what was applied."""
+        state = self._tenants.get(tenant_id)
+        if state is None or budget.customer not in state.watch.budgets:
+            # Defined a moment ago: what was spent until now is looked up; the next look records it.
+            watch = self._newest(tenant_id, fresh=True)
+            if watch is None or budget.customer not in watch.budgets:
+                raise Unavailable(f"Budget {budget.code!r} is not known in lane {self._lane} yet; try again.")
+            step = Step(now, watch=watch)
+            planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, None))
+            return planned.spending.budgets.left(budget, now)
+        return state.spending.budgets.left(budget, now)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _watch_to_take_on(self, tenant_id: str, rows: pl.DataFrame, moment: LogMoment) -> Watch | None:
+        """The master data to look by in this segment, None for no look. One look a segment: it holds for all of it."""
+        asked = self._watch_in(tenant_id, rows)
+        if asked is not None:
+            return asked
+        if self._last.get(tenant_id) == moment.number:
+            return None
+        moved = _of_kind(rows, RowKind.CLOCK_SET).height > 0
+        watch = self._newest(tenant_id, fresh=moved)
+        state = self._tenants.get(tenant_id)
+        if watch is None or state is None:
+            return watch
+        if moved or watch.number != state.watch.number:
+            return watch
+        now = instant_of(moment.now_us(tenant_id))
+        waited = state.looked_at is None or (now - state.looked_at).total_seconds() >= LOOK_EVERY_S
+        return watch if waited else None
+
+    def _watch_in(self, tenant_id: str, rows: pl.DataFrame) -> Watch | None:
+        """The master data that a MASTER_SEEN row among these names."""
+        seen = _of_kind(rows, RowKind.MASTER_SEEN)["detail"]
+        if seen.len() == 0:
+            return None
+        number = max(json.loads(detail)["master"] for detail in seen)
+        return self._watch_of(tenant_id, number, self._master.at(tenant_id, number))
+
+    def _step(self, tenant_id: str, rows: pl.DataFrame, moment: LogMoment, watch: Watch | None) -> Step:
+        now_us = moment.now_us(tenant_id)
+        now = instant_of(now_us)
+        usage = _of_kind(rows, RowKind.USAGE)
+        events = NO_EVENTS
+        if usage.height:
+            events = usage.select(
+                *EVENT_SCHEMA.names(),
+                pl.lit(moment.number, pl.Int64).alias("number"),
+                pl.int_range(usage.height, dtype=pl.Int64).alias("row"),
+                pl.lit(now_us, pl.Int64).cast(INSTANT).alias("received_at"),
+            )
+        moved = _of_kind(rows, RowKind.CLOCK_SET)["time"].max()
+        then = moved if isinstance(moved, datetime) and moved > now else None
+        return Step(now, events, watch, then)
+
+    def _state(self, tenant_id: str, step: Step) -> TenantBudgets:
+        state = self._tenants.get(tenant_id)
+        if state is not None:
+            return state
+        assert step.watch is not None, "a tenant is watched from its first look on"
+        return TenantBudgets.empty(step.watch)
+
+    def _history(self, tenant_id: str, before: int | None) -> Callable[[Sequence[str]], pl.DataFrame]:
+        """Usage of customer keys in this lane, below a number (None: all that is committed)."""
+
+        def history(keys: Sequence[str]) -> pl.DataFrame:
+            found: list[pl.DataFrame] = []
+            wanted = (pl.col("tenant") == tenant_id) & (pl.col("kind") == int(RowKind.USAGE))
+            wanted = wanted & pl.col("customer").is_in(list(keys))
+            for segment in walk(self._store, self._lane, 0, None if before is None else before - 1):
+                if segment.head.rows and tenant_id in segment.head.counters:
+                    rows = with_positions(segment.rows(), segment.head).filter(wanted)
+                    if rows.height:
+                        found.append(rows.select(pl.col(name).cast(dtype) for name, dtype in ARRIVED.items()))
+            return pl.concat(found) if found else NO_EVENTS
+
+        return history
+
+    def _record(self, tenant_id: str, state: TenantBudgets, own: pl.DataFrame, moment: LogMoment) -> None:
+        """Alerts are what the log recorded."""
+        details = [json.loads(detail) for detail in _of_kind(own, RowKind.THRESHOLD_CROSSED)["detail"]]
+        for detail in sorted(details, key=lambda one: one["place"]):
+            period = Period(datetime.fromisoformat(detail["from"]), datetime.fromisoformat(detail["to"]))
+            spent = Fraction(detail["spent"])
+            at = datetime.fromisoformat(detail["at"])
+            alert = Alert(detail["budget"], Decimal(detail["threshold"]), at, period, spent)
+            if state.spending.budgets.record(alert):
+                recorded = RecordedAlert(alert, moment.log_time_us, moment.number, detail["place"])
+                self._alerts.setdefault(tenant_id, []).append(recorded)
+
+    # -- master data ---------------------------------------------------------------------------------------------------
+
+    def _newest(self, tenant_id: str, *, fresh: bool = False) -> Watch | None:
+        """What the newest master data ask to be watched here; None for nothing. `fresh` asks the store."""
+        known = self._known.get(tenant_id)
+        now_s = self._now_s()
+        if known is None or fresh or now_s - known.seen_s >= MASTER_AGE_S_MAX or known.watched:
+            try:
+                ask = self._master.newest if fresh else self._master.cached
+                number, master = ask(tenant_id)
+            except NotFound:
+                self._known[tenant_id] = _Known(-1, False, now_s)
+                return None
+            except Unavailable:
+                if known is None or not known.watched:
+                    return None
+                return self._watches.get(tenant_id)
+            if known is None or number != known.number:
+                watch = self._watch_of(tenant_id, number, master) if master.budgets else None
+                known = self._known[tenant_id] = _Known(number, watch is not None and bool(watch.budgets), now_s)
+            else:
+                known.seen_s = now_s
+            return self._watch_of(tenant_id, number, master) if known.watched else None
+        return None
+
+    def _watch_of(self, tenant_id: str, number: int, master: MasterData) -> Watch:
+        known = self._watches.get(tenant_id)
+        if known is not None and known.number == number:
+            return known
+        if self._genesis is None:
+            self._genesis = read_genesis(self._store)
+            assert self._genesis is not None, "a lane is served only where there is a log"
+        genesis = self._genesis
+        customers = pl.Series(sorted({budget.customer for budget in master.budgets.values()}), dtype=pl.String)
+        partitions = partitions_of(genesis.seed, tenant_id, customers).tolist()
+        homes = {one for one, at in zip(customers, partitions, strict=True) if genesis.first_lane(at) == self._lane}
+        watch = self._watches[tenant_id] = Watch.of(number, master, homes)
+        return watch
+
+    # -- decisions -----------------------------------------------------------------------------------------------------
+
+    def _look(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
+        """Look now, if there is anything new to see. Answers `again` where the segment has had its look already."""
+        watch = self._newest(tenant_id, fresh=True)
+        state = self._tenants.get(tenant_id)
+        if watch is None:
+            return Decided(NO_ROWS, b"done")
+        if state is not None and watch.number == state.watch.number and state.looked_at is not None:
+            now = instant_of(moment.now_us(tenant_id))
+            aged_s = (now - state.looked_at).total_seconds()
+            moves = bool(watch.level_types) or state.waiting.height > 0
+            if aged_s < 1.0 or (not moves and aged_s < LOOK_EVERY_S):
+                return Decided(NO_ROWS, b"done")
+        if self._last.get(tenant_id) == moment.number:
+            return Decided(NO_ROWS, b"again")
+        return Decided(log_rows(tenant_id, [_seen(self._lane, watch, moment)]), b"done")
+
+    def _read(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
+        """Budgets of this lane as they stand: `{customer, budget}`, both may be null."""
+        asked = msgspec.json.decode(payload, type=_Which)
+        state = self._tenants.get(tenant_id)
+        forms: list[dict[str, Any]] = []
+        if state is not None:
+            now = instant_of(moment.now_us(tenant_id))
+            for budget in _chosen(state, asked):
+                form = budget_form(budget, state, now, self._alerts.get(tenant_id, ()))
+                forms.append({**form, "lane": self._lane, "number": moment.number - 1, "master": state.watch.number})
+        return Decided(NO_ROWS, msgspec.json.encode(forms))
+
+    def _read_alerts(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
+        """Alerts of this lane in the order of its log, after a place in the order of all lanes."""
+        asked = msgspec.json.decode(payload, type=_Which)
+        state = self._tenants.get(tenant_id)
+        forms: list[dict[str, Any]] = []
+        for one in self._alerts.get(tenant_id, ()):
+            assert state is not None, "alerts are of a tenant that is watched"
+            place = (one.log_time_us, self._lane, one.number, one.place)
+            budget = state.watch.master.budgets[one.alert.budget]
+            if (asked.after is not None and place <= asked.after) or not asked.fits(budget):
+                continue
+            forms.append({**alert_form(one.alert, budget, state.watch.master.tenant.currency), "position": place})
+            if len(forms) >= min(asked.limit, ALERTS_MAX):
+                break
+        return Decided(NO_ROWS, msgspec.json.encode(forms))
+
+
+class _Which(msgspec.Struct):
+    customer: str | None = None
+    budget: str | None = None
+    after: tuple[int, int, int, int] | None = None
+    limit: int = ALERTS_MAX
+
+    def fits(self, budget: Budget) -> bool:
+        return self.customer in (None, budget.customer) and self.budget in (None, budget.code)
+
+
+def _chosen(state: TenantBudgets, asked: _Which) -> list[Budget]:
+    customers = state.watch.budgets if asked.customer is None else {asked.customer}
+    return [budget for budget in state.watch.in_order(set(customers)) if asked.fits(budget)]
+
+
+def budget_form(
+    budget: Budget, state: TenantBudgets, now: datetime, recorded: Sequence[RecordedAlert]
+) -> dict[str, Any]:
+    """A budget as it stands in the running period. Thresholds compare exact cost; what is shown is rounded."""
+    budgets, currency = state.spending.budgets, state.watch.master.tenant.currency
+    period = budgets.period(budget.period, now)
+    spent = budgets.spent_in(budget, period.start)
+    crossed = {
+        one.alert.threshold: one.alert.at
+        for one in recorded
+        if one.alert.budget == budget.code and one.alert.period.start == period.start
+    }
+    forecast = Forecast.linear(spent, period, now)
+    return {
+        "budget": budget.code,
+        "customer": budget.customer,
+        "action": budget.action,
+        "period": budget.period,
+        "from": period.start,
+        "to": period.end,
+        "as_of": now,
+        "currency": currency,
+        "amount": str(round_amount(budget.amount, currency)),
+        "spent": str(round_amount(spent, currency)),
+        "left": str(round_amount(Fraction(budget.amount) - spent, currency)),
+        "percent": percent_text(spent, budget.amount),
+        "thresholds": [
+            {
+                "threshold": decimal_text(threshold),
+                "amount": str(round_amount(Fraction(budget.amount) * Fraction(threshold) / 100, currency)),
+                "crossed_at": crossed.get(threshold),
+            }
+            for threshold in budget.thresholds
+        ],
+        "forecast": None
+        if forecast is None
+        else {
+            "amount": str(round_amount(forecast.amount, currency)),
+            "percent": percent_text(forecast.amount, budget.amount),
+            "basis": "linear",
+            "elapsed_percent": percent_text(forecast.elapsed, Decimal(1)),
+        },
+    }
+
+
+def percent_text(part: Fraction, whole: Decimal) -> str:
+    """Percent with two places, rounded down: 100 is shown when it is reached."""
+    return decimal_text(Decimal(part * 10_000 / Fraction(whole) // 1).scaleb(-2))
+
+
+def alert_form(alert: Alert, budget: Budget, currency: str) -> dict[str, Any]:
+    return {
+        "budget": alert.budget,
+        "customer": budget.customer,
+        "action": budget.action,
+        "threshold": decimal_text(alert.threshold),
+        "at": alert.at,
+        "from": alert.period.start,
+        "to": alert.period.end,
+        "spent": str(round_amount(alert.spent, currency)),
+        "currency": currency,
+    }
+
+
+def _by_tenant(rows: pl.DataFrame) -> Iterable[tuple[str, pl.DataFrame]]:
+    if rows["tenant"].n_unique() == 1:
+        return [(rows["tenant"][0], rows)]
+    parts = rows.partition_by("tenant", as_dict=True, maintain_order=True)
+    return [(str(tenant_id), part) for (tenant_id,), part in parts.items()]
+
+
+def _of_kind(rows: pl.DataFrame, *kinds: RowKind) -> pl.DataFrame:
+    return rows.filter(pl.col("kind").is_in([int(kind) for kind in kinds]))
+
+
+def _seen(lane: int, watch: Watch, moment: LogMoment) -> LogRow:
+    return LogRow(
+        RowKind.MASTER_SEEN, SOURCE, f"{lane}/{moment.number}", "", moment.log_time_us, {"master": watch.number}, "look"
+    )
+
+
+def _proposed(tenant_id: str, watch: Watch | None, planned: Planned, moment: LogMoment) -> pl.DataFrame:
+    master = planned.watch.master
+    rows = [] if watch is None else [_seen(moment.lane, watch, moment)]
+    for place, alert in enumerate(planned.alerts):
+        budget = master.budgets[alert.budget]
+        start = alert.period.start.isoformat()
+        detail = {
+            "budget": alert.budget,
+            "from": start,
+            "to": alert.period.end.isoformat(),
+            "threshold": decimal_text(alert.threshold),
+            "at": alert.at.isoformat(),
+            "spent": decimal_text(shown_quantity(alert.spent)),
+            "amount": decimal_text(budget.amount),
+            "currency": master.tenant.currency,
+            "master": planned.watch.number,
+            "place": place,
+        }
+        id = f"{alert.budget}/{start}/{decimal_text(alert.threshold)}"
+        at_us = (alert.at - EPOCH) // timedelta(microseconds=1)
+        rows.append(LogRow(RowKind.THRESHOLD_CROSSED, SOURCE, id, budget.customer, at_us, detail, "threshold"))
+    return log_rows(tenant_id, rows)

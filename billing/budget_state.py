@@ -1,0 +1,333 @@
+"""The budgets of one tenant as a log tells them: a state that usage, corrections and looks are added to in order.
+
+Owns which events count for watched customers and when: at once, after what kept them in suspense is gone, or as they
+were corrected. Master data is taken on by looks only, so the same log and looks give the same state. What events cost
+is `billing/spending.py`, when an alert is raised `billing/budgets.py`. A step is planned first and taken afterwards.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+
+import msgspec
+import polars as pl
+
+from billing.budgets import Alert, Budgets
+from billing.master import Budget, MasterData
+from billing.periods import Period
+from billing.rating import LiveState, classify
+from billing.spending import LEVEL, Followed, Spending, level_costs
+from billing.usage import EVENT_SCHEMA, INSTANT, Reason
+
+# An event and where it lies in the log: events that count at last do so in the order in which they came.
+ARRIVED = pl.Schema({**EVENT_SCHEMA, "number": pl.Int64, "row": pl.Int64, "received_at": INSTANT})
+NO_EVENTS = pl.DataFrame(schema=ARRIVED)
+_ID = ("source", "id")
+
+# All events of customer keys that came before the step, corrected as far as they were (ARRIVED, in order).
+History = Callable[[Sequence[str]], pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What one state of master data asks to be watched, of the customers whose home is here."""
+
+    number: int
+    master: MasterData
+    budgets: Mapping[str, tuple[Budget, ...]]  # by customer, in the order in which they were defined
+    keys: Mapping[str, tuple[str, ...]]
+    owners: Mapping[str, str]  # customer by key
+    level_types: frozenset[str]  # types of events that a level is made of
+
+    @classmethod
+    def of(cls, number: int, master: MasterData, homes: Collection[str]) -> Watch:
+        """`homes` are the customers whose budgets are looked after here."""
+        budgets: dict[str, tuple[Budget, ...]] = {}
+        for budget in master.budgets.values():
+            if budget.customer in homes:
+                budgets[budget.customer] = (*budgets.get(budget.customer, ()), budget)
+        keys = {customer: master.keys_of(customer) for customer in budgets}
+        owners = {key: customer for customer, of_customer in keys.items() for key in of_customer}
+        types = frozenset(meter.event_type for meter in master.meters.values() if meter.aggregation == LEVEL)
+        return cls(number, master, budgets, keys, owners, types)
+
+    def in_order(self, customers: Collection[str]) -> list[Budget]:
+        """Their budgets, in the order in which the tenant defined them."""
+        if len(customers) == 1:
+            return list(self.budgets.get(next(iter(customers)), ()))
+        return [budget for budget in self.master.budgets.values() if budget.customer in customers]
+
+
+@dataclass
+class TenantBudgets:
+    """The state. `waiting` are events in suspense, `levels` those that count and belong to a level."""
+
+    watch: Watch
+    spending: Spending
+    waiting: pl.DataFrame = field(default_factory=NO_EVENTS.clone)
+    levels: dict[str, pl.DataFrame] = field(default_factory=dict[str, pl.DataFrame])
+    looked_at: datetime | None = None  # the tenant's time of the newest look
+    levels_from: datetime | None = None  # a level event of that time came after the newest look
+
+    @classmethod
+    def empty(cls, watch: Watch) -> TenantBudgets:
+        """Before the first look: nothing is watched yet."""
+        nobody = replace(watch, number=-1, budgets={}, keys={}, owners={})
+        return cls(nobody, Spending(Budgets(watch.master.tenant.timezone)))
+
+    def to_bytes(self) -> bytes:
+        """For a snapshot; `from_bytes` gives the same state back, with the master data that it names."""
+        return _packed(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, watch_at: Callable[[int], Watch]) -> TenantBudgets:
+        return _unpacked(data, watch_at)
+
+    def plan(self, step: Step, history: History) -> Planned:
+        """What a step adds, without changing anything here."""
+        return _plan(self, step, history)
+
+    def take(self, planned: Planned) -> None:
+        """What was planned is so."""
+        self.watch = planned.watch
+        self.spending.take(planned.spending)
+        self.waiting = planned.waiting
+        self.levels = {**self.levels, **planned.levels}
+        self.looked_at, self.levels_from = planned.looked_at, planned.levels_from
+
+
+@dataclass(frozen=True)
+class Step:
+    """New events, and a look if `watch` is given: master data are taken on, levels and suspense are looked at."""
+
+    now: datetime
+    events: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # of any customers
+    watch: Watch | None = None
+    then: datetime | None = None  # the clock moves to this time after the step, and is looked at again
+
+
+@dataclass(frozen=True)
+class Planned:
+    watch: Watch
+    spending: Spending  # of the customers that the step touches
+    waiting: pl.DataFrame
+    levels: Mapping[str, pl.DataFrame]
+    looked_at: datetime | None
+    levels_from: datetime | None
+    alerts: tuple[Alert, ...]
+
+
+def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
+    """Taking on master data comes first, then what waited, then the new events, then levels; alerts at the end."""
+    watch = step.watch or state.watch
+    is_look = step.watch is not None
+    before_waiting = state.waiting
+    fresh: list[pl.DataFrame] = []  # events that count from now on
+    waiting = before_waiting
+    new_keys = [key for key, owner in watch.owners.items() if state.watch.owners.get(key) != owner] if is_look else []
+    if new_keys:
+        old = history(new_keys)
+        reasons = _reasons_of_past(old, watch.master, step.now)
+        fresh.append(old.filter(reasons.is_null()))
+        waiting = pl.concat([waiting, old.filter(_waits(reasons))])
+    if is_look and waiting.height:
+        reasons = classify(waiting, watch.master.rating_book(), step.now, new=_none_new(waiting))
+        fresh.append(waiting.filter(reasons.is_null()))
+        waiting = waiting.filter(~reasons.is_null())
+    released = pl.concat(fresh).sort("number", "row") if fresh else NO_EVENTS
+    events = step.events.filter(pl.col("customer").is_in(list(watch.owners))) if step.events.height else NO_EVENTS
+    if events.height:
+        reasons = classify(events, watch.master.rating_book(), step.now)
+        released = pl.concat([released, events.filter(reasons.is_null())])
+        waiting = pl.concat([waiting, events.filter(_waits(reasons))])
+    touched = _owners(watch, released)
+
+    def earlier(customers: Sequence[str]) -> pl.DataFrame:
+        """What counted before: all that came, less what waited and what came too late."""
+        keys = [key for one in customers for key in watch.keys[one] if key in state.watch.owners]
+        came = history(keys) if keys else NO_EVENTS
+        came = came.join(before_waiting, on=_ID, how="anti", maintain_order="left")
+        if came.height and watch.master.tenant.late_usage == "reject":
+            came = came.filter(~(_reasons_of_past(came, watch.master, step.now).cast(pl.String) == Reason.LATE.value))
+        return came.select(EVENT_SCHEMA.names())
+
+    levels_from = state.levels_from
+    levels: dict[str, pl.DataFrame] = {}
+    rebuilt = is_look and watch.level_types != state.watch.level_types and bool(state.watch.owners)
+    if rebuilt:
+        known = [customer for customer in watch.keys if customer in state.watch.keys]
+        levels, levels_from = _by_customer(watch, earlier(known)), None
+    for customer, part in _by_customer(watch, released.select(EVENT_SCHEMA.names())).items():
+        before = levels.get(customer, state.levels.get(customer))
+        levels[customer] = part if before is None else pl.concat([before, part])
+        first = part["time"].min()
+        assert isinstance(first, datetime)
+        levels_from = first if levels_from is None else min(levels_from, first)
+    asked = set(watch.budgets) if is_look else touched
+    part = state.spending.part(asked)
+    part.book(watch.master, touched, released.select(EVENT_SCHEMA.names()), earlier)
+    looked_at = state.looked_at
+    alerts: list[Alert] = []
+    for now in [step.now, *([step.then] if step.then is not None else [])] if is_look else []:
+        same = watch.number == state.watch.number and not rebuilt
+        since = None if looked_at is None or not same else min(looked_at, levels_from or looked_at)
+        if watch.level_types:
+            _look_at_levels(watch, part.budgets, now, {**state.levels, **levels}, since)
+        looked_at, levels_from = now, None
+        if now is not step.now and waiting.height:  # what lay ahead may have come
+            reasons = classify(waiting, watch.master.rating_book(), now, new=_none_new(waiting))
+            come, waiting = waiting.filter(reasons.is_null()), waiting.filter(~reasons.is_null())
+            part.book(watch.master, set(watch.budgets), come.select(EVENT_SCHEMA.names()), earlier)
+            for customer, more in _by_customer(watch, come.select(EVENT_SCHEMA.names())).items():
+                before = levels.get(customer, state.levels.get(customer))
+                levels[customer] = more if before is None else pl.concat([before, more])
+        found = part.budgets.reached(watch.in_order(asked), now)
+        alerts += [alert for alert in found if alert.key not in {one.key for one in alerts}]
+    if not is_look:
+        alerts = part.budgets.reached(watch.in_order(touched), step.now)
+    return Planned(watch, part, waiting, levels, looked_at, levels_from, tuple(alerts))
+
+
+def _owners(watch: Watch, events: pl.DataFrame) -> set[str]:
+    return {watch.owners[key] for key in events["customer"].unique()}
+
+
+def _by_customer(watch: Watch, events: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Events that levels are made of, by customer."""
+    if not watch.level_types or events.height == 0:
+        return {}
+    found: dict[str, pl.DataFrame] = {}
+    of_levels = events.filter(pl.col("type").is_in(list(watch.level_types)))
+    for (key,), part in of_levels.partition_by("customer", as_dict=True, maintain_order=True).items():
+        customer = watch.owners[str(key)]
+        found[customer] = pl.concat([found[customer], part]) if customer in found else part
+    return found
+
+
+def _look_at_levels(
+    watch: Watch, budgets: Budgets, now: datetime, levels: Mapping[str, pl.DataFrame], since: datetime | None
+) -> None:
+    nothing = pl.DataFrame(schema=EVENT_SCHEMA)
+    for customer, of_customer in watch.budgets.items():
+        for kind in dict.fromkeys(budget.period for budget in of_customer):
+            events = levels.get(customer, nothing)
+            for start, cost in level_costs(watch.master, customer, kind, now, events, since).items():
+                budgets.set_level(customer, kind, start, cost)
+
+
+def _waits(reasons: pl.Series) -> pl.Series:
+    """What is in suspense and may leave it by itself; what came too late leaves it by a correction only."""
+    return reasons.is_not_null() & (reasons.cast(pl.String) != Reason.LATE.value)
+
+
+def _none_new(events: pl.DataFrame) -> pl.Series:
+    return pl.repeat(False, events.height, dtype=pl.Boolean, eager=True)
+
+
+def _reasons_of_past(events: pl.DataFrame, master: MasterData, now: datetime) -> pl.Series:
+    """Why earlier events are in suspense now; late is what came after its time was billed, by the runs of that day."""
+    book = master.rating_book()
+    if not book.rejects_late or not master.runs:
+        return classify(events, book, now, new=_none_new(events))
+    runs = sorted(master.runs, key=lambda mark: mark.at)
+    reasons = classify(events, book, now, new=_none_new(events)).cast(pl.String).to_frame("reason")
+    reasons = reasons.with_columns(received_at=events["received_at"]).with_row_index("place")
+    bounds: Iterable[tuple[datetime, datetime | None]] = [*pairwise(mark.at for mark in runs), (runs[-1].at, None)]
+    for count, (first, last) in enumerate(bounds, start=1):
+        came = pl.col("received_at") >= first
+        places = reasons.filter(came if last is None else came & (pl.col("received_at") < last))["place"]
+        if places.len() == 0:
+            continue
+        known = replace(master, runs=tuple(runs[:count])).rating_book()
+        judged = classify(events[places], known, now).cast(pl.String)
+        late = judged == Reason.LATE.value
+        reasons = reasons.with_columns(reasons["reason"].scatter(places.filter(late), Reason.LATE.value))
+    return reasons["reason"]
+
+
+# --- snapshots ----------------------------------------------------------------------------------------------------
+
+
+def _packed(state: TenantBudgets) -> bytes:
+    spending, budgets = state.spending, state.spending.budgets
+    head = {
+        "master": state.watch.number,
+        "looked_at": state.looked_at,
+        "levels_from": state.levels_from,
+        "timezone": budgets.timezone,
+        "followed": [[customer, one.asked, one.keys] for customer, one in spending.followed.items()],
+        "spent": _starts(budgets.spent),
+        "level_costs": _starts(budgets.levels),
+        "raised": [
+            [code, start, str(threshold)] for keys in budgets.raised.values() for code, start, threshold in keys
+        ],
+        "alerts": [
+            [one.budget, str(one.threshold), one.at, one.period.start, one.period.end, str(one.spent)]
+            for one in budgets.alerts
+        ],
+        "level_customers": list(state.levels),
+    }
+    usage = [one.usage.to_bytes() for one in spending.followed.values()]
+    frames = [_ipc(state.waiting), *(_ipc(frame) for frame in state.levels.values())]
+    parts = [msgspec.msgpack.encode(head), msgspec.msgpack.encode(usage), msgspec.msgpack.encode(frames)]
+    return msgspec.msgpack.encode(parts)
+
+
+def _unpacked(data: bytes, watch_at: Callable[[int], Watch]) -> TenantBudgets:
+    packed, packed_usage, packed_frames = msgspec.msgpack.decode(data, type=list[bytes])
+    head = msgspec.msgpack.decode(packed, type=_Head)
+    usage = msgspec.msgpack.decode(packed_usage, type=list[bytes])
+    frames = [pl.read_ipc(io.BytesIO(one)) for one in msgspec.msgpack.decode(packed_frames, type=list[bytes])]
+    budgets = Budgets(head.timezone, _read_starts(head.spent), _read_starts(head.level_costs))
+    for code, start, threshold in head.raised:
+        budgets.raised.setdefault(code, set()).add((code, start, Decimal(threshold)))
+    for code, threshold, at, start, end, spent in head.alerts:
+        budgets.alerts.append(Alert(code, Decimal(threshold), at, Period(start, end), Fraction(spent)))
+    # Without master data a followed customer is compared with it anew at his next event.
+    followed = {
+        customer: Followed(LiveState.from_bytes(of_customer), asked, tuple(keys), None)
+        for (customer, asked, keys), of_customer in zip(head.followed, usage, strict=True)
+    }
+    levels = dict(zip(head.level_customers, frames[1:], strict=True))
+    watch = watch_at(head.master)
+    return TenantBudgets(watch, Spending(budgets, followed), frames[0], levels, head.looked_at, head.levels_from)
+
+
+class _Head(msgspec.Struct):
+    master: int
+    looked_at: datetime | None
+    levels_from: datetime | None
+    timezone: str
+    followed: list[tuple[str, str, list[str]]]
+    spent: list[tuple[str, str, datetime, str]]
+    level_costs: list[tuple[str, str, datetime, str]]
+    raised: list[tuple[str, datetime, str]]
+    alerts: list[tuple[str, str, datetime, datetime, datetime, str]]
+    level_customers: list[str]
+
+
+def _starts(costs: Mapping[tuple[str, str], Mapping[datetime, Fraction]]) -> list[tuple[str, str, datetime, str]]:
+    return [
+        (customer, kind, start, str(cost))
+        for (customer, kind), starts in costs.items()
+        for start, cost in starts.items()
+    ]
+
+
+def _read_starts(rows: Sequence[tuple[str, str, datetime, str]]) -> dict[tuple[str, str], dict[datetime, Fraction]]:
+    found: dict[tuple[str, str], dict[datetime, Fraction]] = {}
+    for customer, kind, start, cost in rows:
+        found.setdefault((customer, kind), {})[start] = Fraction(cost)
+    return found
+
+
+def _ipc(frame: pl.DataFrame) -> bytes:
+    out = io.BytesIO()
+    frame.write_ipc(out, compression="zstd")
+    return out.getvalue()
