@@ -89,10 +89,10 @@ class Client:
             if not cursor:
                 return
 
-    def post(self, path: str, body: Any, *, idempotency_key: str | None = None) -> Any:
+    def post(self, path: str, body: Any, *, idempotency_key: str | None = None, **parameters: str | int | None) -> Any:
         """Create or do something; the same `idempotency_key` never does it twice."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
-        answer = self._send("POST", path, json=body, headers=headers)
+        answer = self._send("POST", path, json=body, headers=headers, params=_given(parameters))
         return answer.json() if answer.content else None
 
     def put(self, path: str, body: Any, **parameters: str | int | None) -> Any:

@@ -1,5 +1,6 @@
 """Tenants, keys, users, legal entities, test clock and the record of what people did."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -73,7 +74,11 @@ _TENANT = {
     "created_at": "2026-01-10T08:00:00Z",
 }
 _KEY_TEXT = "cb_Zk3vYq0hGxu7o1mW2sT9aQeRfLp4JdNcXyBiVwKtHzU"
-_NEW_TENANT = _TENANT | {"tenant": "north-cloud", "key": _KEY_TEXT}
+_NEW_TENANT = _TENANT | {
+    "tenant": "north-cloud",
+    "key": _KEY_TEXT,
+    "key_id": "0192f3c0-8a51-7c3e-9a54-2f0d1c6b7e12",
+}
 
 
 def _shown(tenant: tenants.Tenant) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def _shown(tenant: tenants.Tenant) -> dict[str, Any]:
     summary="Make a tenant",
     **described(request=_TENANT_FORM, answer=_NEW_TENANT, status=201, also=_ERRORS),
 )
-def post_tenant(
+async def post_tenant(
     request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
 ) -> Response:
     """Needs a platform key. The answer holds the new tenant's first API key, with all scopes: it is shown only here.
@@ -138,7 +143,7 @@ def post_tenant(
             now=now,
             test_clock=moved,
         )
-        keys.create(
+        first = keys.create(
             connection, tenant_id=made.id, name="first key", scopes=TENANT_SCOPES, actor=caller.actor, now=now, key=text
         )
         tenants.enter(connection, made.id)
@@ -155,9 +160,13 @@ def post_tenant(
         audit.record(
             connection, made.id, at=now, actor=caller.actor, action="tenant made", subject=code, after=_shown(made)
         )
-        return Answer(_shown(made) | {"tenant": code}, 201, {"Tenant": made.id}, number)
+        body = _shown(made) | {"tenant": code, "key_id": first.id}
+        return Answer(body, 201, {"Tenant": made.id}, number)
 
-    return write.run_as_system(caller, work, secret={"key": text})
+    answer = await asyncio.to_thread(write.run_as_system, caller, work, {"key": text})
+    if moved is not None:
+        await services.router.advance_clock(answer.headers["Tenant"], moved)
+    return answer
 
 
 _TENANT_KEYS = (
@@ -212,10 +221,12 @@ def read_tenant(request: Request, caller: Caller = Depends(may("access:read"))) 
     summary="Move the clock of a test tenant forward",
     **described(request={"to": "2026-02-01"}, answer={"now": "2026-01-31T23:00:00Z"}, also=_ERRORS),
 )
-def advance_test_clock(
+async def advance_test_clock(
     request: Request, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
-    """Never possible in a live tenant (409)."""
+    """It stands for `now` and for the time of arrival everywhere in the tenant: usage ahead of time, expiry, budgets,
+    document dates. The answer comes when all shards have the new time. Never possible in a live tenant (409), and
+    never back. The header `Master` names the newest change of master data."""
     write = Write(request)
     form = known_keys(form, ("to",), ("to",))
     to = _moment(form["to"], caller.timezone, "/to")
@@ -233,9 +244,13 @@ def advance_test_clock(
             before={"now": rfc3339(before)},
             after={"now": rfc3339(moved)},
         )
-        return Answer({"now": rfc3339(moved)})
+        number, _ = master_steps.current(connection, caller.tenant_id)
+        return Answer({"now": rfc3339(moved)}, master=number)
 
-    return write.run(caller, work)
+    answer = await asyncio.to_thread(write.run, caller, work)
+    # The database decided that the clock may move. Repeating costs nothing: a call that was cut off is sent again.
+    await write.services.router.advance_clock(caller.tenant_id, to)
+    return answer
 
 
 # --- keys

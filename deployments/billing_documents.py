@@ -296,7 +296,9 @@ def shown_document(document: Document, timezone: str) -> dict[str, Any]:
         "allowances": [
             {
                 "kind": each.kind,
+                "source": each.source,
                 "amount": plain(each.amount),
+                "gross": plain(each.gross),
                 "tax": {"category": each.tax_category, "percent": plain(each.tax_percent)},
             }
             for each in document.allowances
@@ -330,6 +332,10 @@ def _shown_line(number: int, line: Line, timezone: str) -> dict[str, Any]:
         "unit_price": plain(line.unit_price),
         "amount": plain(line.amount),
         "allowance": plain(line.allowance),
+        "gross": plain(line.gross),
+        "gross_allowance": plain(line.gross_allowance),
+        "customer": line.customer or None,
+        "add_on": line.add_on or None,
         "tax": {"category": line.tax_category, "percent": plain(line.tax_percent), "code": line.tax_code},
         "correction": line.correction,
         "corrects": {"document": line.corrects.document, "line": line.corrects.line} if line.corrects else None,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from actors.router import IngestResult
-from billing.errors import InvalidInput
+from billing.errors import FieldError, InvalidInput
 from billing.usage import Verdict
 from billing.usage_formats import CONTENT_TYPES, ParsedUsage, decompress, parse
 from deployments import examples
@@ -40,7 +40,9 @@ async def post_usage(request: Request, caller: Caller = Depends(may("usage:write
 
     The answer comes after the events are on durable storage and says what became of each: `accepted`, `duplicate` (the
     same source and id was there before), `suspended` (stored, waits for what is missing) or `rejected` (not stored, its
-    id stays free). After 429, 503 or no answer send the same again: nothing is stored twice. Send decimals as strings.
+    id stays free). Whoever has just changed catalog or contracts may send the `Master` header of that answer, so that
+    the events are judged by it. After 429, 503 or no answer send the same again: nothing is stored twice. Send decimals
+    as strings.
     """
     services: Services = request.app.state.services
     room: Room = request.app.state.room
@@ -61,11 +63,22 @@ async def post_usage(request: Request, caller: Caller = Depends(may("usage:write
         del body
         result = None
         if parsed.events.height:
-            number = request.app.state.numbers.newest(caller.tenant_id)
+            number = newest_seen(request, caller)
             result = await services.router.ingest(caller.tenant_id, parsed.events, master_number=number)
         return answer(parsed, result, request.url.path, limits.listed_max)
     finally:
         room.give(held)
+
+
+def newest_seen(request: Request, caller: Caller) -> int | None:
+    """The newest change of master data that this process or the sender knows of: shards load it before they judge."""
+    number: int | None = request.app.state.numbers.newest(caller.tenant_id)
+    header = request.headers.get("master")
+    if header is None:
+        return number
+    if not header.isdigit() or len(header) > 18:
+        raise InvalidInput("Master is not a number of ours", errors=[FieldError("header:Master", "send it as given")])
+    return max(int(header), number or 0)
 
 
 def _parse(request: Request, body: bytes, services: Services) -> ParsedUsage:

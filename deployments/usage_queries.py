@@ -12,13 +12,15 @@ from starlette.responses import Response
 
 from billing.errors import FieldError, InvalidInput
 from billing.master import MasterData
+from billing.money import decimal_text
 from billing.periods import TimeInvalid, parse_moment
 from billing.rate_uses import suspense_reasons
+from billing.usage_now import MeterUsage, UsageLine
 from deployments.access import Caller, may
 from deployments.billing_documents import local_moment
 from deployments.manners import PageOf, described, json_response, page_of, paging, plain, rfc3339
 from deployments.services import Services
-from pipelines.usage_queries import UsageQueries, local_today
+from pipelines.usage_queries import SoFar, UsageQueries, local_today
 from storage.sql import tenants
 
 router = APIRouter(prefix="/v1", tags=["Usage"])
@@ -74,54 +76,84 @@ def _now_and_master(services: Services, caller: Caller) -> tuple[datetime, int, 
 
 @router.get(
     "/usage",
-    summary="Usage and cost of a customer in the running periods",
+    summary="Usage of a customer and what it costs so far",
     **described(answer=_USAGE, also=(404, 422)),
 )
 def read_usage(
     request: Request,
     customer: str = Query(max_length=256, description="The customer's code."),
     meter: str | None = Query(None, max_length=256, description="Only this meter."),
+    period: str = Query(
+        "unbilled",
+        pattern="^(unbilled|running)$",
+        description="`unbilled`: all that the next bill would show of usage; `running`: the periods that run now.",
+    ),
     caller: Caller = Depends(may("usage:read")),
 ) -> Response:
-    """What the running periods would bill for usage if they ended now, computed by the engine that bills."""
+    """Computed by the engine that bills. `unbilled` is what would be billed if the open periods ended now, discounts
+    taken off. `running` counts all events of the periods that run now, levels up to now, without discounts; a meter
+    that several subscriptions bill has its quantity once and the cost of all."""
     services: Services = request.app.state.services
     now, number, master = _now_and_master(services, caller)
     master.customer(customer)
-    answer = queries_of(request).so_far(caller.tenant_id, number, master, customer, now)
+    if period == "running":
+        exact = caller.tenant_kind == "test"
+        found = queries_of(request).running(caller.tenant_id, number, master, customer, now, exact=exact)
+        meters = [one for one in found.meters if meter in (None, one.meter)]
+        lines = [one for one in found.lines if meter in (None, one.meter)]
+    else:
+        meters, lines = _unbilled(queries_of(request).so_far(caller.tenant_id, number, master, customer, now), master)
+        meters = [one for one in meters if meter in (None, one.meter)]
+        lines = [one for one in lines if meter in (None, one.meter)]
+    body = {
+        "customer": customer,
+        "as_of": rfc3339(now),
+        "meters": [
+            {
+                "meter": one.meter,
+                "quantity": decimal_text(one.quantity),
+                "cost": plain(one.cost),
+                "currency": one.currency,
+            }
+            for one in meters
+        ],
+        "lines": [
+            {
+                "subscription": line.subscription,
+                "charge": line.charge,
+                "meter": line.meter,
+                "when": dict(line.when) if line.when is not None else None,
+                "from": local_moment(line.start, caller.timezone),
+                "to": local_moment(line.end, caller.timezone),
+                "quantity": decimal_text(line.quantity),
+                "cost": plain(line.cost),
+                "currency": line.currency,
+            }
+            for line in lines
+        ],
+    }
+    return json_response(body)
+
+
+def _unbilled(answer: SoFar, master: MasterData) -> tuple[list[MeterUsage], list[UsageLine]]:
+    """The usage lines of the next bill, and their sums by meter and currency."""
     charges = {
         (plan.code, plan.version, charge.code): charge.meter
         for versions in master.plans.values()
         for plan in versions
         for charge in plan.charges
     }
-    lines: list[dict[str, Any]] = []
-    sums: dict[tuple[str, str], list[Decimal]] = {}
+    lines: list[UsageLine] = []
+    sums: dict[tuple[str, str], tuple[Decimal, Decimal]] = {}
     for line, currency in zip(answer.lines, answer.currencies, strict=True):
         measured = charges.get((line.plan, line.plan_version, line.charge))
-        if line.kind != "usage" or measured is None or (meter is not None and measured != meter):
+        if line.kind != "usage" or measured is None:
             continue
-        total = sums.setdefault((measured, currency), [Decimal(0), Decimal(0)])
-        total[0] += line.quantity
-        total[1] += line.amount
-        lines.append(
-            {
-                "subscription": line.subscription,
-                "charge": line.charge,
-                "meter": measured,
-                "when": dict(line.when) if line.when is not None else None,
-                "from": local_moment(line.start, caller.timezone),
-                "to": local_moment(line.end, caller.timezone),
-                "quantity": plain(line.quantity),
-                "cost": plain(line.amount),
-                "currency": currency,
-            }
-        )
-    meters = [
-        {"meter": name, "quantity": plain(total[0]), "cost": plain(total[1]), "currency": currency}
-        for (name, currency), total in sorted(sums.items())
-    ]
-    body = {"customer": customer, "as_of": rfc3339(answer.as_of), "meters": meters, "lines": lines}
-    return json_response(body)
+        quantity, cost = sums.get((measured, currency), (Decimal(0), Decimal(0)))
+        sums[measured, currency] = (quantity + line.quantity, cost + line.amount)
+        names = (line.subscription, line.charge, measured, line.when, line.start, line.end)
+        lines.append(UsageLine(*names, line.quantity, line.amount, currency))
+    return [MeterUsage(name, currency, *total) for (name, currency), total in sorted(sums.items())], lines
 
 
 @router.get(
