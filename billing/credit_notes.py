@@ -1,6 +1,7 @@
 """Credit notes by hand and by reissue: the mirror of an invoice, or parts of its lines.
 
-Owns what may still be credited. A credit note never changes what counts as billed. Source: docs/rules.md, Credit notes.
+Owns what may still be credited. A credit note never changes what counts as billed. Amounts of lines whose price
+contains the tax are asked for, and left, with the tax. Source: docs/rules.md, Credit notes by hand.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.assemble import Group, group_nets, tax_of
+from billing.assemble import Group, Pool, pool_of, stated_sums, tax_of, with_net
 from billing.documents import Allowance, Corrects, Document, Line, TaxTotal
 from billing.errors import Conflict, FieldError, InvalidInput
-from billing.money import round_amount
+from billing.money import minor_digits, round_amount, split_by_largest_remainder
 from billing.settle import BilledDocument
+from billing.tax.inclusive import net_within, spread_net, tax_within
 
 ZERO = Decimal(0)
 
 
 @dataclass(frozen=True)
 class CreditLine:
-    """One line to credit: `amount` None takes all that is left of it."""
+    """One line to credit: `amount`, in the terms of the line's price (`Line.stated`); None takes all that is left."""
 
     line: int
     amount: Decimal | None = None
@@ -85,11 +87,23 @@ def _by_lines(billed: BilledDocument, day: date, notes: Sequence[Document], want
         errors.append(FieldError("/lines", "names no line"))
     if errors:
         raise InvalidInput(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
-    allowances = _allowances(document, notes, made, left)
-    taxes = _taxes(document, notes, made, allowances, left)
+    parts = [_Part(document, notes, made, pool, _exhausted(document, pool, left)) for pool in stated_sums(made)]
+    for part in parts:
+        for place, line in part.lines():
+            made[place] = line
+    allowances = sorted(
+        (one for part in parts for one in part.allowances),
+        key=lambda a: (a.kind, a.source, a.tax_category, a.tax_percent),
+    )
+    taxes: dict[Group, TaxTotal] = {}
+    for part in parts:
+        group = part.pool[:2]
+        known = taxes.get(group, TaxTotal(*group, ZERO, ZERO))
+        taxes[group] = replace(known, base=known.base + part.base, amount=known.amount + part.tax)
     zero = round_amount(0, currency)
     net = sum((line.amount for line in made), zero) - sum((a.amount for a in allowances), zero)
-    tax = sum((t.amount for t in taxes), zero)
+    tax = sum((t.amount for t in taxes.values()), zero)
+    named = {line.customer for line in made}
     return Document(
         customer=document.customer,
         type="credit_note",
@@ -97,111 +111,147 @@ def _by_lines(billed: BilledDocument, day: date, notes: Sequence[Document], want
         date=day,
         lines=tuple(made),
         allowances=tuple(allowances),
-        taxes=tuple(taxes),
+        taxes=tuple(taxes.values()),
         net=net,
         tax=tax,
         gross=net + tax,
         due=net + tax,
         prepaid=zero,
         refers_to=billed.number,
+        members=tuple(member for member in document.members if member.code in named),
     )
 
 
 def _left(billed: BilledDocument, notes: Sequence[Document]) -> dict[int, Decimal]:
-    """What is left of each line's net amount."""
-    left = {number: line.amount for number, line in enumerate(billed.document.lines, start=1)}
+    """What is left of each line, in the terms of its price."""
+    left = {number: line.stated for number, line in enumerate(billed.document.lines, start=1)}
     for note in notes:
         for line in note.lines:
             if line.corrects is not None:
-                left[line.corrects.line] -= line.amount
+                left[line.corrects.line] -= line.stated
     return left
 
 
 def _credited(billed: BilledDocument, one: CreditLine, line: Line, amount: Decimal) -> Line:
     """The credited part: its share of the line's percent discount; the line's quantity unless one is given."""
-    allowance = line.allowance
-    if amount != line.amount and line.amount:
-        part = Fraction(line.allowance) * Fraction(amount) / Fraction(line.amount)
+    allowance = line.stated_allowance
+    if amount != line.stated and line.stated:
+        part = Fraction(allowance) * Fraction(amount) / Fraction(line.stated)
         allowance = round_amount(part, billed.document.currency)
     return replace(
-        line,
-        amount=amount,
-        allowance=allowance,
+        line.with_stated(amount, allowance),
         quantity=line.quantity if one.quantity is None else one.quantity,
-        unit_price=line.unit_price if amount == line.amount and one.quantity is None else None,
+        unit_price=line.unit_price if amount == line.stated and one.quantity is None else None,
         correction=False,
         corrects=Corrects(billed.number, one.line),
-        explanation={"credited": str(amount), "of": str(line.amount), "document": billed.number, "line": one.line},
+        explanation={"credited": str(amount), "of": str(line.stated), "document": billed.number, "line": one.line},
     )
 
 
-def _exhausted(document: Document, group: Group, left: dict[int, Decimal]) -> bool:
-    """Whether nothing is left of any line of the group."""
-    return not any(
-        left[number]
-        for number, line in enumerate(document.lines, start=1)
-        if (line.tax_category, line.tax_percent) == group
-    )
+def _exhausted(document: Document, pool: Pool, left: dict[int, Decimal]) -> bool:
+    """Whether nothing is left of any line of the pool."""
+    return not any(left[number] for number, line in enumerate(document.lines, start=1) if pool_of(line) == pool)
 
 
-def _allowances(
-    document: Document, notes: Sequence[Document], made: Sequence[Line], left: dict[int, Decimal]
-) -> list[Allowance]:
-    """Each group's share of the document allowances: rounded, at most what is left, all of it with the last line."""
-    whole = group_nets(document.lines)
-    found: list[Allowance] = []
-    for group, credited in group_nets(made).items():
-        own = [a for a in document.allowances if (a.tax_category, a.tax_percent) == group]
+def _tax_in(document: Document, pool: Pool) -> Decimal:
+    """The tax that a document states for a pool of its lines."""
+    group, inclusive = pool[:2], pool[2]
+    within = ZERO
+    for sign, ones in ((1, document.lines), (-1, document.allowances)):
+        for one in ones:
+            if one.gross is not None and (one.tax_category, one.tax_percent) == group:
+                within += sign * (one.gross - one.amount)
+    if inclusive:
+        return within
+    return sum((t.amount for t in document.taxes if (t.category, t.percent) == group), ZERO) - within
+
+
+class _Part:
+    """What a credit note by lines takes back of one pool: allowances, tax and base, and the net of its lines.
+
+    A pool's share of the document allowances is rounded, at most what is left of them, all of it with the last line.
+    Its tax is rounded, never more than is left of the invoice's, all that is left with the last line.
+    """
+
+    def __init__(
+        self, document: Document, notes: Sequence[Document], made: Sequence[Line], pool: Pool, exhausted: bool
+    ) -> None:
+        self.document, self.notes, self.pool, self.exhausted = document, notes, pool, exhausted
+        self.made = [(place, line) for place, line in enumerate(made) if pool_of(line) == pool]
+        self.credited = sum((line.stated for _, line in self.made), ZERO)
+        self.allowances = self._allowances()
+        rest = self.credited - sum((one.stated for one in self.allowances), ZERO)
+        self.tax = self._tax(rest)
+        self.base = rest - self.tax if pool[2] else rest
+        self.net = self.credited
+        if pool[2]:
+            self.net = self._net_of_lines()
+            self.allowances = self._with_nets(self.net - self.base)
+
+    def _allowances(self) -> list[Allowance]:
+        document, pool = self.document, self.pool
+        own = [a for a in document.allowances if pool_of(a) == pool]
         if not own:
-            continue
-        given = sum(
-            (a.amount for note in notes for a in note.allowances if (a.tax_category, a.tax_percent) == group), ZERO
-        )
-        total = sum((a.amount for a in own), ZERO)
-        rest = total - given
-        share = rest
-        if not _exhausted(document, group, left):
+            return []
+        given = sum((a.stated for note in self.notes for a in note.allowances if pool_of(a) == pool), ZERO)
+        total = sum((a.stated for a in own), ZERO)
+        share = rest = total - given
+        if not self.exhausted:
+            whole = stated_sums(document.lines)[pool]
             share = min(
-                rest, round_amount(Fraction(total) * Fraction(credited) / Fraction(whole[group]), document.currency)
+                rest, round_amount(Fraction(total) * Fraction(self.credited) / Fraction(whole), document.currency)
             )
-        found.extend(_by_entry(document, notes, own, share))
-    found.sort(key=lambda a: (a.kind, a.source, a.tax_category, a.tax_percent))
-    return found
+        return _by_entry(self.notes, own, share)
+
+    def _tax(self, rest: Decimal) -> Decimal:
+        _, percent, inclusive = self.pool
+        left = _tax_in(self.document, self.pool) - sum((_tax_in(note, self.pool) for note in self.notes), ZERO)
+        if self.exhausted:
+            return left
+        currency = self.document.currency
+        amount = tax_within(rest, percent, currency) if inclusive else tax_of(rest, percent, currency)
+        return min(amount, left) if left >= 0 else max(amount, left)
+
+    def _net_of_lines(self) -> Decimal:
+        """Of prices that contain the tax: what the lines' nets sum to, so that they are base plus allowances."""
+        if not self.allowances:
+            return self.base
+        net = net_within(self.credited, self.pool[1], self.document.currency)
+        if self.exhausted:
+            whole, *given = [
+                sum((line.amount for line in one.lines if pool_of(line) == self.pool), ZERO)
+                for one in (self.document, *self.notes)
+            ]
+            net = whole - sum(given, ZERO)
+        return max(net, self.base)
+
+    def _with_nets(self, net: Decimal) -> list[Allowance]:
+        if not self.allowances:
+            return []
+        weights = [one.stated for one in self.allowances]
+        parts = split_by_largest_remainder(net, weights, minor_digits(self.document.currency))
+        return [replace(one, amount=part) for one, part in zip(self.allowances, parts, strict=True)]
+
+    def lines(self) -> list[tuple[int, Line]]:
+        """The lines with their places; those whose price contains the tax with their net."""
+        if not self.pool[2]:
+            return self.made
+        currency = self.document.currency
+        nets = spread_net(self.net, [line.stated for _, line in self.made], self.pool[1], currency)
+        return [(place, with_net(line, net, currency)) for (place, line), net in zip(self.made, nets, strict=True)]
 
 
-def _by_entry(
-    document: Document, notes: Sequence[Document], own: Sequence[Allowance], share: Decimal
-) -> list[Allowance]:
-    """Give a group's share to its allowances in their order, each at most what is left of it."""
+def _by_entry(notes: Sequence[Document], own: Sequence[Allowance], share: Decimal) -> list[Allowance]:
+    """Give a pool's share to its allowances in their order, each at most what is left of it."""
     found: list[Allowance] = []
     for entry in own:
-        given = sum(
-            (a.amount for note in notes for a in note.allowances if replace(a, amount=entry.amount) == entry), ZERO
-        )
-        part = min(share, entry.amount - given)
+        given = sum((a.stated for note in notes for a in note.allowances if _same(a, entry)), ZERO)
+        part = min(share, entry.stated - given)
         if part > 0:
-            found.append(replace(entry, amount=part))
+            found.append(replace(entry, amount=part, gross=None if entry.gross is None else part))
             share -= part
     return found
 
 
-def _taxes(
-    document: Document,
-    notes: Sequence[Document],
-    made: Sequence[Line],
-    allowances: Sequence[Allowance],
-    left: dict[int, Decimal],
-) -> list[TaxTotal]:
-    """Tax of each group: rounded, never more than is left of the invoice's, all that is left with the last line."""
-    found: list[TaxTotal] = []
-    for group, credited in group_nets(made).items():
-        base = credited - sum((a.amount for a in allowances if (a.tax_category, a.tax_percent) == group), ZERO)
-        invoiced = sum((t.amount for t in document.taxes if (t.category, t.percent) == group), ZERO)
-        given = sum((t.amount for note in notes for t in note.taxes if (t.category, t.percent) == group), ZERO)
-        rest = invoiced - given
-        amount = rest
-        if not _exhausted(document, group, left):
-            amount = tax_of(base, group[1], document.currency)
-            amount = min(amount, rest) if rest >= 0 else max(amount, rest)
-        found.append(TaxTotal(group[0], group[1], base, amount))
-    return found
+def _same(one: Allowance, other: Allowance) -> bool:
+    return (one.kind, one.source, pool_of(one)) == (other.kind, other.source, pool_of(other))

@@ -162,10 +162,12 @@ def imagined_event(master: MasterData, asked: Asked, now: datetime) -> pl.DataFr
 
 
 def usage_tax(master: MasterData, customer: str, meter: str, now: datetime) -> Decimal:
-    """The percent of tax that use of a meter now will bear."""
+    """The percent of tax that use of a meter now will bear beside its cost."""
     for use in running_uses(master, customer, now, meter=meter):
+        if use.piece.span.segment.plan.inclusive:
+            return ZERO  # what it costs contains the tax
         code = master.tax_codes[use.piece.span.charge.tax]
         point = tax_point(use.piece.start, use.piece.end)
-        treatment = master.customers[customer].treatment_at(point)
+        treatment = master.customers[master.payer_at(customer, now)].treatment_at(point)
         return tax_group(code, treatment, point, master.tenant.timezone)[1]
     return ZERO
