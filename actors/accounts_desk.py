@@ -15,12 +15,13 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from actors.router import UsageRouter
-from billing.errors import Conflict, NotFound
+from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound
 from billing.run_credit import CreditState, Move, RunAnswer, RunCredit, RunHold
 
 CUSTOMERS_MAX = 1_000  # of one call to a lane
 WAIT_S = 60.0
 T = TypeVar("T")
+_ERRORS: dict[str, type[BillingError]] = {error.code: error for error in (Conflict, InvalidInput, NotFound)}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Problem:
     code: str
     detail: str
     errors: tuple[tuple[str, str], ...] = ()
+
+    def error(self, pointer: str = "") -> BillingError:
+        """The same as an error, its places below a pointer."""
+        kind = _ERRORS.get(self.code, BillingError)
+        return kind(self.detail, errors=[FieldError(pointer + place, detail) for place, detail in self.errors])
 
 
 Outcome = dict[str, Any] | Problem  # a reservation as the lane shows it, or why not

@@ -6,13 +6,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from actors.accounts_desk import AccountsDesk
 from deployments import (
+    accounts,
     administration,
     billing_documents,
     explanations,
     health,
     master_data,
     previews,
+    prices,
     problems,
     usage_ingest,
     usage_queries,
@@ -25,8 +28,11 @@ from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
 from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
-# In this order: the paths of explanations and previews are longer than `{code:path}` of what comes behind them.
-PARTS = (usage_ingest, usage_queries, explanations, previews, master_data, billing_documents, administration, health)
+# In this order: paths of explanations and previews are longer than `{code:path}` of what comes behind them.
+PARTS = (
+    *(accounts, usage_ingest, usage_queries, explanations, previews, master_data, prices, billing_documents),
+    *(administration, health),
+)
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 
 - **Keys.** `Authorization: Bearer KEY`. The key decides the tenant; no URL names one.
@@ -75,6 +81,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.gate = Gate(services)
     app.state.room = Room(services.limits.bytes_in_flight_max)
     app.state.numbers = MasterNumbers()
+    app.state.accounts = AccountsDesk(services.router)
     app.state.queries = UsageQueries(services.log, services.database)
     problems.install(app)
     for part in PARTS:
@@ -99,7 +106,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             tags=[
                 {"name": "Usage", "description": "Events in, quantities and cost out."},
                 {"name": "Catalog", "description": "Tax codes, meters, plans."},
-                {"name": "Contracts", "description": "Customers, subscriptions, budgets, wallets."},
+                {"name": "Contracts", "description": "Customers, subscriptions, budgets, top-ups."},
+                {"name": "Wallets", "description": "Reserve, commit, release; what is left."},
                 {"name": "Billing", "description": "Bill runs, invoices, credit notes, the archive."},
                 {"name": "Administration", "description": "Tenants, keys, users, settings."},
                 {"name": "Health", "description": "Is it there, is it ready."},

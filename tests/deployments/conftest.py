@@ -1,6 +1,5 @@
 """The API over real parts: embedded PostgreSQL, a local object store, shards in this process."""
 
-import asyncio
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -139,24 +138,8 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
     database = Database(api_dsn)
     masters = MasterChain(store)
 
-    # The router lives on one event loop; TestClient runs the application on the loop of its portal.
+    usage = LocalUsageRouter.open(store, shards=3, master=masters)
     with database:
-        router_box: dict[str, Any] = {}
-
-        class Lazy:
-            """Opens the router on the application's own loop, at its first use."""
-
-            async def _router(self) -> LocalUsageRouter:
-                if "router" not in router_box:
-                    opened = await asyncio.to_thread(LocalUsageRouter.open, store, shards=3, master=masters)
-                    router_box["router"] = opened
-                return router_box["router"]
-
-            def __getattr__(self, name: str) -> Any:
-                async def call(*arguments: Any, **options: Any) -> Any:
-                    return await getattr(await self._router(), name)(*arguments, **options)
-
-                return call
 
         def drive(tenant_id: str, run_id: str, approve: bool | None) -> None:
             """The run to its end, in the request itself: tests see what came of it at once."""
@@ -165,7 +148,7 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
 
         services = Services(
             database=database,
-            router=Lazy(),  # type: ignore[arg-type]
+            router=usage,
             store=store,
             log=UsageLogReader(store),
             masters=masters,
@@ -185,5 +168,5 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
         app = build_app(services, front=False)
         with TestClient(app, raise_server_exceptions=True) as http:
             yield Api(app, http, services, made.key)
-            if "router" in router_box:
-                http.portal.call(router_box["router"].close)
+            assert http.portal is not None
+            http.portal.call(usage.close)
