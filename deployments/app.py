@@ -7,10 +7,12 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from actors.accounts_desk import AccountsDesk
+from actors.budget_desk import BudgetDesk
 from deployments import (
     accounts,
     administration,
     billing_documents,
+    budgets,
     explanations,
     health,
     master_data,
@@ -28,9 +30,9 @@ from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
 from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
-# In this order: paths of explanations and previews are longer than `{code:path}` of what comes behind them.
+# In this order: paths of explanations, previews and budgets are longer than `{code:path}` of what comes behind them.
 PARTS = (
-    *(accounts, usage_ingest, usage_queries, explanations, previews, master_data, prices, billing_documents),
+    *(accounts, usage_ingest, usage_queries, explanations, previews, budgets, master_data, prices, billing_documents),
     *(administration, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
@@ -82,6 +84,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.room = Room(services.limits.bytes_in_flight_max)
     app.state.numbers = MasterNumbers()
     app.state.accounts = AccountsDesk(services.router)
+    app.state.budgets = BudgetDesk(services.router)
     app.state.queries = UsageQueries(services.log, services.database)
     problems.install(app)
     for part in PARTS:
