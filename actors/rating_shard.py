@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from actors.amendments import Amendments
 from actors.batches import (
     NO_REASON,
     NOT_OWNED,
@@ -142,7 +143,7 @@ class RatingShard:
         # Without master data there is nothing to rate by: all that is stored counts as accepted.
         self._figures = None if master is None else LiveFigures(lane, store, master)
         self._clocks = TenantClocks()
-        self._followers = FollowerSet([self._clocks, *followers])
+        self._followers = FollowerSet([self._clocks, Amendments(), *followers])
         self._refold_at_s = 0.0
         self._cache = cache_directory or Path("/tmp/cloudbilling-id-runs")  # noqa: S108 - only used with remote stores
         self._chain = ManifestChain(store)

@@ -7,6 +7,7 @@ other than at local midnights, and up to when usage is billed (for tenants that 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 
@@ -94,6 +95,16 @@ def usage_charges(plan: Plan) -> tuple[Charge, ...]:
         found = tuple(charge for charge in plan.charges if charge.kind == "usage")
         plan.__dict__["_usage_charges"] = found  # a cache beside the frozen fields
     return found
+
+
+def book_after(master: MasterData, runs: int) -> RatingBook:
+    """The book of a tenant that rejects late usage as if only the first `runs` finalised bill runs had been."""
+    books: dict[int, RatingBook] = master.__dict__.setdefault("_books_after", {})  # a cache beside the frozen fields
+    if runs not in books:
+        known = replace(master, runs=master.runs[:runs])
+        billed = pl.DataFrame(_billed_until(known), schema=BILLED_SCHEMA, orient="row")
+        books[runs] = replace(master.rating_book(), billed=billed)
+    return books[runs]
 
 
 def _billed_until(master: MasterData) -> list[tuple[str, datetime]]:

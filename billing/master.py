@@ -217,6 +217,7 @@ class RunMark:
     up_to: datetime
     steps: int
     parked: frozenset[str] = frozenset()  # customers that it left out
+    cut: Mapping[int, int] | None = None  # lane -> last number that it read of the usage log; None: not known here
 
     def covers(self, customer: str, due: datetime, step: int) -> bool:
         return due <= self.up_to and step <= self.steps and customer not in self.parked
@@ -915,13 +916,18 @@ class _Builder:
         up_to = form.moment("up_to", self.timezone)
         steps = form.count("steps", self.step_count, 0)
         parked = frozenset(form.texts("parked"))
+        positions = form.mapping("cut")
+        if not all(lane.isdecimal() and isinstance(number, int) for lane, number in positions.items()):
+            form.wrong("cut", "needs the last number of each lane")
+            return
+        cut = {int(lane): number for lane, number in positions.items()} or None
         form.rest(frozenset({"document_date", "id"}))
         form.done()
         if not mistakes.errors and at != START and up_to > at:
             form.wrong("up_to", "must not lie after the clock")
         if mistakes.errors:
             return
-        self.runs.append(RunMark(self.step_count, at, up_to, steps, parked))
+        self.runs.append(RunMark(self.step_count, at, up_to, steps, parked, cut))
 
 
 def _tenant(value: object, pointer: str, mistakes: Mistakes) -> Tenant:

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from billing.errors import FieldError, InvalidInput
+from billing.lateness import reasons_of
 from billing.master import MasterData
 from billing.money import decimal_text
 from billing.periods import TimeInvalid, parse_moment
-from billing.rate_uses import suspense_reasons
 from billing.usage_now import MeterUsage, UsageLine
 from deployments.access import Caller, may
 from deployments.billing_documents import local_moment
@@ -22,6 +22,8 @@ from deployments.manners import PageOf, described, json_response, page_of, pagin
 from deployments.services import Services
 from pipelines.usage_queries import SoFar, UsageQueries, local_today
 from storage.sql import tenants
+from storage.usage_log.counting import scan_counting
+from storage.usage_log.reader import SCAN_SCHEMA
 
 router = APIRouter(prefix="/v1", tags=["Usage"])
 DAYS_MAX = 366
@@ -57,6 +59,7 @@ _EVENT = {
     "data": {"gb": "1.25"},
     "received_at": "2026-01-20T08:59:01Z",
     "reason": None,
+    "amended": False,
 }
 
 
@@ -300,10 +303,18 @@ def _with_reasons(
     end: datetime | None = None,
 ) -> Iterator[pl.DataFrame]:
     cut = services.log.now()
-    for frame in services.log.scan(caller.tenant_id, cut, customers=keys, start=start, end=end):
-        if frame.height:
-            reasons = suspense_reasons(frame, master, now)
-            yield frame.with_columns(pl.Series("reason", reasons, dtype=pl.String))
+    for frame in scan_counting(services.log, caller.tenant_id, cut, customers=keys, start=start, end=end):
+        reasons = reasons_of(frame, master, now).cast(pl.String).alias("reason")
+        yield in_place(frame.with_columns(reasons, amended=pl.lit("first_lane" in frame.columns)))
+
+
+def in_place(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same with the position at which each event came: an amended one stays in its place."""
+    columns = [*SCAN_SCHEMA.names(), "reason", "amended"]
+    if "first_lane" not in frame.columns:
+        return frame.select(columns)
+    places = ("lane", "number", "row", "received_at")
+    return frame.with_columns(pl.col(f"first_{name}").alias(name) for name in places).select(columns)
 
 
 def _position(page: PageOf) -> tuple[int, int, int, int] | None:
@@ -352,4 +363,5 @@ def shown_event(row: dict[str, Any]) -> dict[str, Any]:
         "data": msgspec.Raw(row["data"].encode()),
         "received_at": rfc3339(row["received_at"]),
         "reason": row["reason"],
+        "amended": row["amended"],
     }

@@ -256,6 +256,7 @@ class BillRunDriver:
                     "up_to": run["up_to"].isoformat(),
                     "steps": run["master_steps"],
                     "parked": sorted({one["customer"] for one in run["parked"]}),
+                    "cut": run["cut"]["positions"],
                 },
             }
             change = steps.append_step(connection, tenant_id, step, actor, now=self._clock())

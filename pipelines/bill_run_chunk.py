@@ -9,22 +9,24 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 import polars as pl
 
+from billing import lateness
 from billing.bill import bill, events_needed_from
 from billing.documents import Document
+from billing.lateness import reasons_of
 from billing.master import MasterData
-from billing.rating import classify
 from billing.wallets import wallets_of
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import invoices
 from storage.sql.database import Database
+from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import SCAN_SCHEMA, Cut, UsageLogReader
 
 CUSTOMERS = 2_000  # of one chunk: some 50 ms of pricing
@@ -49,6 +51,10 @@ class ChunkTask:
     @property
     def key(self) -> str:
         return f"runs/{self.tenant_id}/{self.run_id}/chunk-{self.chunk:06}.parquet"
+
+    @property
+    def title(self) -> str:
+        return f"bill run {self.run_id[-12:]}, chunk {self.chunk + 1}"
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,10 @@ def _events_from(
             earliest = frame["time"].min()
             if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
                 late_since = earliest
+        amended = amendments_at(reader, task.tenant_id, cut)[0].times.filter(pl.col("key").is_in(list(keys)))
+        earliest = amended.filter(behind(amended, previous))["time"].min()
+        if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
+            late_since = earliest
     return events_needed_from(master, customers, task.up_to, late_since)
 
 
@@ -227,14 +237,16 @@ def rateable(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> pl.DataFrame:
-    """The events in a cut that can be rated, of some customer keys; what is in suspense is left out."""
+    """The events in a cut that can be rated, of some customer keys, as amended; what is in suspense is left out.
+
+    What is late says each finalised run's own cut; `previous` is the last one's, for runs that did not note theirs.
+    """
+    if previous is not None and master.runs and master.runs[-1].cut is None:
+        last = replace(master.runs[-1], cut=previous.positions)
+        master = replace(master, runs=(*master.runs[:-1], last))
     frames: list[pl.DataFrame] = []
-    book = master.rating_book()
-    for frame in reader.scan(tenant_id, cut, customers=keys, start=start, end=end):
-        if frame.height == 0:
-            continue
-        new = None if previous is None else behind(frame, previous)
-        frames.append(frame.filter(classify(frame, book, now, new=new).is_null()))
+    for frame in scan_counting(reader, tenant_id, cut, customers=keys, start=start, end=end):
+        frames.append(frame.filter(reasons_of(frame, master, now).is_null()).select(SCAN_SCHEMA.names()))
     if not frames:
         return pl.DataFrame(schema=SCAN_SCHEMA)
     return pl.concat(frames)
@@ -242,13 +254,7 @@ def rateable(
 
 def behind(frame: pl.DataFrame, previous: Cut) -> pl.Series:
     """Which rows lie behind a cut: positions decide what is new, never times."""
-    lanes = frame["lane"].unique().to_list()
-    last = pl.DataFrame(
-        {"lane": lanes, "last": [previous.last(lane) for lane in lanes]},
-        schema={"lane": pl.UInt16, "last": pl.Int64},
-    )
-    joined = frame.select("lane", "number").join(last, on="lane", how="left", maintain_order="left")
-    return joined["number"].cast(pl.Int64) > joined["last"]
+    return lateness.behind(frame, previous.positions)
 
 
 # -- Results as Parquet ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ the functions that bill it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -20,15 +20,16 @@ import polars as pl
 from billing.bill import bill, events_needed_from
 from billing.contracts import spans_of
 from billing.documents import Line
+from billing.lateness import reasons_of
 from billing.master import MasterData
 from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
-from billing.rate_uses import suspense_reasons
 from billing.rating import LiveState, fold_days, merge_live
 from billing.usage_now import UsageNow, needed_from, usage_now
 from pipelines.bill_run_chunk import rateable
 from storage.sql import invoices
 from storage.sql.database import Database
+from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
 
 TENANTS_MAX = 32  # whose views a process keeps
@@ -245,7 +246,7 @@ class UsageQueries:
             stale = known is None or known.master_number != master.step_count
             if known is not None and known.future and now - known.made_at > FUTURE_FRESH:
                 stale = True  # what was ahead of time may be rateable by now
-            if known is None or stale:
+            if known is None or stale or self._amended_since(tenant_id, cut, known.cut):
                 view = self._carry_on(_empty(master, now), tenant_id, master, cut, now)
             elif known.cut.positions == cut.positions:
                 return known
@@ -258,14 +259,25 @@ class UsageQueries:
                     self._views.popitem(last=False)
             return view
 
+    def _amended_since(self, tenant_id: str, cut: Cut, since: Cut) -> bool:
+        """Whether events before a cut were changed after it: then what was folded counts no more."""
+        if since.positions == cut.positions:
+            return False
+        return amendments_at(self._reader, tenant_id, cut, since=since)[1].height > 0
+
+    def _frames(self, tenant_id: str, cut: Cut, since: Cut) -> Iterator[pl.DataFrame]:
+        """Events as they count; all, or those that came after a cut. Amendments never lie before their events."""
+        if since.positions:
+            yield from (frame for frame in self._reader.scan(tenant_id, cut, since=since) if frame.height)
+        else:
+            yield from scan_counting(self._reader, tenant_id, cut)
+
     def _carry_on(self, view: _View, tenant_id: str, master: MasterData, cut: Cut, now: datetime) -> _View:
         book = master.rating_book()
         live, counts, suspense, future = view.live, [view.counts], [view.suspense], view.future
         zone = master.tenant.timezone
-        for frame in self._reader.scan(tenant_id, cut, since=view.cut):
-            if frame.height == 0:
-                continue
-            reasons = pl.Series("reason", suspense_reasons(frame, master, now, None), dtype=pl.String)
+        for frame in self._frames(tenant_id, cut, view.cut):
+            reasons = reasons_of(frame, master, now).cast(pl.String).alias("reason")
             frame = frame.with_columns(reasons, day=pl.col("time").dt.convert_time_zone(zone).dt.date())
             live = merge_live(live, fold_days(frame.filter(pl.col("reason").is_null()), book))
             counts.append(

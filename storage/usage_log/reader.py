@@ -27,6 +27,7 @@ POSITION_SCHEMA = pl.Schema(
     {"kind": pl.UInt8, "lane": pl.UInt16, "number": pl.UInt64, "row": pl.UInt32, "received_at": INSTANT}
 )
 SCAN_SCHEMA = pl.Schema({**EVENT_SCHEMA, **POSITION_SCHEMA})
+DECIDED_SCHEMA = pl.Schema({**SCAN_SCHEMA, "detail": pl.String})
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class UsageLogReader:
         self._store = store
         self._chain = ManifestChain(store)
         self._known: dict[int, int] = {}  # lane -> a number seen; saves probes, decides nothing
+
+    @property
+    def store(self) -> ObjectStore:
+        return self._store
 
     # -- cuts ---------------------------------------------------------------------------------------------------------
 
@@ -129,11 +134,13 @@ class UsageLogReader:
         partitions: Sequence[int] | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
+        ids: Sequence[str] | None = None,
         kinds: Sequence[RowKind] = (RowKind.USAGE,),
     ) -> Iterator[pl.DataFrame]:
         """Rows of a tenant at or below `cut` (and after `since`), each exactly once: frames of SCAN_SCHEMA.
 
         `customers` are customer keys as the events carry them; `start`/`end` are half-open and compare `time`.
+        Usage as it was sent; as it counts, amendments in it, it is in storage/usage_log/counting.py.
         """
         conditions = [pl.col("tenant") == tenant_id, pl.col("kind").is_in([int(kind) for kind in kinds])]
         if customers is not None:
@@ -144,10 +151,21 @@ class UsageLogReader:
             conditions.append(pl.col("time") >= start)
         if end is not None:
             conditions.append(pl.col("time") < end)
+        if ids is not None:
+            conditions.append(pl.col("id").is_in(list(ids)))
         wanted = set(range(256)) if partitions is None else set(partitions)
         yield from self._scan(
             tenant_id, cut, since or NOTHING, wanted, pl.all_horizontal(conditions), SCAN_SCHEMA.names()
         )
+
+    def scan_decided(
+        self, tenant_id: str, cut: Cut, kinds: Sequence[RowKind], *, since: Cut | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Rows that the lanes' writers decided, with their `detail`: frames of DECIDED_SCHEMA. Few among many."""
+        assert RowKind.USAGE not in kinds, "usage is read by scan"
+        condition = (pl.col("tenant") == tenant_id) & pl.col("kind").is_in([int(kind) for kind in kinds])
+        columns = DECIDED_SCHEMA.names()
+        yield from self._scan(tenant_id, cut, since or NOTHING, set(range(256)), condition, columns, decided_only=True)
 
     def scan_all(self, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
         """Rows of all tenants, with tenant and partition: for sealing and verification."""
@@ -169,12 +187,16 @@ class UsageLogReader:
         partitions: set[int],
         condition: pl.Expr,
         columns: list[str],
+        *,
+        decided_only: bool = False,
     ) -> Iterator[pl.DataFrame]:
         done: set[str] = set()
         for _ in range(READINGS_MAX):
             manifest = self._chain.newest()
             try:
-                yield from self._scan_once(manifest, tenant_id, cut, since, partitions, condition, columns, done)
+                yield from self._scan_once(
+                    manifest, tenant_id, cut, since, partitions, condition, columns, done, decided_only
+                )
                 return
             except StoreUnavailable:
                 # An object that the entry named is gone: a newer entry knows more, else the store is really away.
@@ -192,6 +214,7 @@ class UsageLogReader:
         condition: pl.Expr,
         columns: list[str],
         done: set[str],
+        decided_only: bool,
     ) -> Iterator[pl.DataFrame]:
         pending: list[pl.DataFrame] = []
         rows = 0
@@ -215,6 +238,8 @@ class UsageLogReader:
                 if segment.head.rows == 0 or partitions.isdisjoint(segment.head.ranges):
                     continue
                 if tenant_id is not None and tenant_id not in segment.head.counters:
+                    continue
+                if decided_only and tenant_id is not None and segment.head.counters[tenant_id].decided == 0:
                     continue
                 frame = with_positions(segment.rows(), segment.head).filter(condition).select(columns)
                 if frame.height:
