@@ -21,7 +21,16 @@ from babel import Locale
 from babel.dates import format_date
 from babel.numbers import get_currency_precision
 
-from billing.einvoice.model import Address, Invoice, InvoiceLine, LineGroup, RecordRow, UsageRecord, plain
+from billing.einvoice.model import (
+    Address,
+    AllowanceCharge,
+    Invoice,
+    InvoiceLine,
+    LineGroup,
+    RecordRow,
+    UsageRecord,
+    plain,
+)
 from billing.einvoice.parties import Seller
 from billing.errors import FieldError, InvalidInput
 
@@ -154,6 +163,7 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
         "tall": _is_tall(window, information),
         "intro": [texts["greeting"], " ".join(_intro(invoice, texts, kind))],
         "columns": _columns(invoice, texts),
+        "with_gross": _with_gross(invoice),
         "groups": _groups(invoice, speech, numbers),
         "taxes": _taxes(invoice, speech),
         "totals": _totals(invoice, speech),
@@ -277,9 +287,15 @@ def _intro(invoice: Invoice, texts: dict[str, Any], kind: str) -> list[str]:
 
 def _columns(invoice: Invoice, texts: dict[str, Any]) -> list[str]:
     names = dict(texts["columns"])
-    names["price"] += f" {invoice.currency}"
-    names["amount"] += f" {invoice.currency}"
-    return [names[key] for key in ("position", "description", "period", "quantity", "unit", "price", "amount")]
+    for key in ("price", "amount", "gross"):
+        names[key] += f" {invoice.currency}"
+    shown = ["position", "description", "period", "quantity", "unit", "price", "amount"]
+    return [names[key] for key in (*shown, *(("gross",) if _with_gross(invoice) else ()))]
+
+
+def _with_gross(invoice: Invoice) -> bool:
+    """Whether a column says what lines cost with tax: where a price was agreed with it."""
+    return any(line.gross is not None for line in invoice.lines)
 
 
 def _groups(invoice: Invoice, speech: Speech, numbers: dict[str, str]) -> list[dict[str, Any]]:
@@ -290,7 +306,39 @@ def _groups(invoice: Invoice, speech: Speech, numbers: dict[str, str]) -> list[d
     prices = padded([_price(line, speech, invoice.currency, line.id in tiered) for line in invoice.lines], point)
     figures = {line.id: (quantities[at], prices[at]) for at, line in enumerate(invoice.lines)}
     groups = invoice.groups or (LineGroup(tuple(lines)),)
-    return [_group(group, invoice, speech, lines, figures, numbers, len(groups)) for group in groups]
+    shown: list[dict[str, Any]] = []
+    for at, group in enumerate(groups):
+        of_customer = [one for one in groups if group.customer and one.customer == group.customer]
+        last = at + 1 == len(groups) or groups[at + 1].customer != group.customer
+        sums = _sums(group, of_customer if last else [], len(groups), invoice, speech)
+        shown.append(_group(group, invoice, speech, lines, figures, numbers, len(groups), sums))
+    return shown
+
+
+def _sums(
+    group: LineGroup, of_customer: Sequence[LineGroup], count: int, invoice: Invoice, speech: Speech
+) -> list[list[str]]:
+    """The sums below a group: its own, and behind the last group of a customer that customer's."""
+    texts = speech.texts
+    rows: list[list[str]] = []
+
+    def add(label: str, ones: Sequence[LineGroup]) -> None:
+        net = sum((one.net or Decimal(0) for one in ones), Decimal(0))
+        gross = [one.gross for one in ones if one.gross is not None]
+        shown = speech.money(sum(gross, Decimal(0)), invoice.currency) if gross else ""
+        rows.append([breakable(label), speech.money(net, invoice.currency), shown])
+
+    if group.net is not None and count > 1 and len(of_customer) != 1:
+        name = _heading(group, texts)
+        add(texts["subtotal"].format(name=name) if name else texts["subtotal_plain"], [group])
+    if of_customer:
+        add(texts["subtotal"].format(name=group.customer), of_customer)
+    return rows
+
+
+def _heading(group: LineGroup, texts: dict[str, Any]) -> str:
+    by_subscription = texts["subscription"].format(subscription=group.subscription) if group.subscription else ""
+    return group.name or group.plan or by_subscription
 
 
 def _group(
@@ -301,6 +349,7 @@ def _group(
     figures: dict[str, tuple[list[str], list[str]]],
     numbers: dict[str, str],
     count: int,
+    sums: list[list[str]],
 ) -> dict[str, Any]:
     texts = speech.texts
     name = group.name or group.plan
@@ -308,16 +357,12 @@ def _group(
         texts["subscription"].format(subscription=group.subscription) if group.subscription and name else "",
         texts["plan_version"].format(version=group.plan_version) if group.plan and group.plan_version else "",
     ]
-    name = name or (texts["subscription"].format(subscription=group.subscription) if group.subscription else "")
-    subtotal = None
-    if group.net is not None and count > 1:
-        label = texts["subtotal"].format(name=name) if name else texts["subtotal_plain"]
-        subtotal = [breakable(label), speech.money(group.net, invoice.currency)]
+    name = _heading(group, texts) or (texts["other"] if count > 1 else "")
     return {
-        "name": breakable(name or (texts["other"] if count > 1 else "")),
+        "name": breakable(f"{group.customer}: {name}" if group.customer else name),
         "note": breakable(", ".join(note for note in notes if note)),
         "lines": [_item(lines[one], invoice, speech, figures[one], numbers.get(one)) for one in group.lines],
-        "subtotal": subtotal,
+        "sums": sums,
     }
 
 
@@ -325,11 +370,13 @@ def _item(
     line: InvoiceLine, invoice: Invoice, speech: Speech, figures: tuple[list[str], list[str]], record: str | None
 ) -> dict[str, Any]:
     texts = speech.texts
-    shown = [one for one in line.attributes if not one.name.lower().startswith(("tier ", "stufe "))]
+    left_out = ("tier ", "stufe ", *(("customer", "kunde") if any(group.customer for group in invoice.groups) else ()))
+    shown = [one for one in line.attributes if not one.name.lower().startswith(left_out)]
     unit = next((one.value for one in shown if one.name in ("unit", "Einheit")), None)
     notes = [one.value for one in shown if one.name not in ("unit", "Einheit")]
     notes += [line.note] if line.note else []
     notes += [line.description] if line.description else []
+    notes += [texts["price_with_tax"]] if line.price_with_tax is not None else []
     notes += [texts["see_record"].format(number=record)] if record else []
     before = line.net + sum((one.amount for one in line.allowances), Decimal(0))
     before -= sum((one.amount for one in line.charges), Decimal(0))
@@ -343,12 +390,26 @@ def _item(
         "unit": breakable(texts["units"].get(line.unit, line.unit) if unit is None else unit),
         "price": figures[1],
         "amount": speech.money(before, invoice.currency),
-        "below": [[breakable(one.reason or ""), speech.money(amount, invoice.currency)] for one, amount in signed],
+        "gross": "" if line.gross is None else speech.money(line.gross + _gross_of(line), invoice.currency),
+        "below": [_below(one, amount, invoice.currency, speech) for one, amount in signed],
     }
 
 
+def _gross_of(line: InvoiceLine) -> Decimal:
+    """What the discounts of a line take off its gross."""
+    taken = sum((one.gross or Decimal(0) for one in line.allowances), Decimal(0))
+    return taken - sum((one.gross or Decimal(0) for one in line.charges), Decimal(0))
+
+
+def _below(one: AllowanceCharge, amount: Decimal, currency: str, speech: Speech) -> list[str]:
+    gross = "" if one.gross is None else speech.money(one.gross.copy_sign(amount), currency)
+    return [breakable(one.reason or ""), speech.money(amount, currency), gross]
+
+
 def _price(line: InvoiceLine, speech: Speech, currency: str, tiered: bool) -> str:
-    """The unit price, or a word where the amount is made of more than one of them."""
+    """The unit price as agreed, or a word where the amount is made of more than one of them."""
+    if line.price_with_tax is not None:
+        return speech.number(line.price_with_tax, decimals_of(currency))
     if line.base_quantity is None or line.base_quantity == 1:
         return speech.number(line.price, decimals_of(currency))
     return speech.texts["tiered" if tiered else "in_all"]
@@ -489,6 +550,8 @@ def _record(record: UsageRecord, line: InvoiceLine, speech: Speech, currency: st
     texts = speech.texts
     gross = line.net + sum((one.amount for one in line.allowances), Decimal(0))
     gross -= sum((one.amount for one in line.charges), Decimal(0))
+    if line.gross is not None:  # what the price gives is with tax
+        gross = line.gross + _gross_of(line)
     rows = [_row(row, speech, currency) for row in record.rows]
     exact = record.exact
     rounded = texts["rounded"].format(amount=speech.number(exact)) if exact is not None and exact != gross else ""

@@ -76,8 +76,11 @@ def _header(invoice: Invoice) -> Iterator[Violation]:
     for name, times in Counter(line.id for line in invoice.lines).items():
         if times > 1:
             yield Violation("CB-02", f"{times} lines have the id {name}", "/lines")
-    if invoice.type_code == "381" and not invoice.preceding:
-        yield Violation("CB-03", "a credit note names the invoice that it credits (§ 31 (5) UStDV)", "/preceding")
+    if invoice.type_code == "381" and not (invoice.preceding or invoice.notes):
+        detail = (
+            "a credit note names the invoice that it credits (§ 31 (5) UStDV), or says in a note that there is none"
+        )
+        yield Violation("CB-03", detail, "/preceding")
     if invoice.payment:
         for index, one in enumerate(invoice.payment.transfer):
             if one.iban[:2].isalpha() and not valid_iban(one.iban):
@@ -217,6 +220,7 @@ def _taxes(invoice: Invoice, step: Decimal) -> Iterator[Violation]:
     stated = Counter((tax.category, tax.percent or Decimal(0)) for tax in invoice.taxes)
     for category, percent in bases.keys() - stated.keys():
         yield Violation("BR-S-08", f"the VAT breakdown lacks {category} {percent} %", "/taxes")
+    within = _within(invoice)
     for index, tax in enumerate(invoice.taxes):
         pointer = f"/taxes/{index}"
         key = (tax.category, tax.percent or Decimal(0))
@@ -225,7 +229,11 @@ def _taxes(invoice: Invoice, step: Decimal) -> Iterator[Violation]:
         base = bases.get(key, Decimal(0))
         if base != tax.base:
             yield Violation("BR-S-08", f"the group's sum is {base}, the breakdown says {tax.base}", f"{pointer}/base")
-        amount = (tax.base * key[1] / 100).quantize(step, ROUND_HALF_UP)
+        gross, net = within.get(key, (Decimal(0), Decimal(0)))
+        # Of prices that contain the tax: taken out of their gross, once. It may be a cent beside percent x base, which
+        # BR-CO-17 allows; that is what makes 3 x 9.99 come out as 29.97.
+        inside = (gross * key[1] / (100 + key[1])).quantize(step, ROUND_HALF_UP)
+        amount = ((tax.base - net) * key[1] / 100).quantize(step, ROUND_HALF_UP) + inside
         if abs(amount - tax.amount) > _tolerance(invoice):
             detail = f"{key[1]} % of {tax.base} is {amount}, the breakdown says {tax.amount}"
             yield Violation("BR-CO-17", detail, f"{pointer}/amount")
@@ -233,6 +241,24 @@ def _taxes(invoice: Invoice, step: Decimal) -> Iterator[Violation]:
             yield Violation("BR-AE-09", f"category {tax.category} carries no tax (§ 14c UStG)", f"{pointer}/amount")
         if tax.category in _NEEDS_REASON and not (tax.reason or tax.reason_code):
             yield Violation(f"BR-{tax.category}-10", "needs the reason why no tax is charged", f"{pointer}/reason")
+
+
+def _within(invoice: Invoice) -> dict[tuple[TaxCategory, Decimal], tuple[Decimal, Decimal]]:
+    """Gross and net of what is stated with tax, by group: lines less allowances."""
+    found: dict[tuple[TaxCategory, Decimal], tuple[Decimal, Decimal]] = {}
+
+    def add(category: TaxCategory, percent: Decimal | None, gross: Decimal, net: Decimal) -> None:
+        key = (category, percent or Decimal(0))
+        before = found.get(key, (Decimal(0), Decimal(0)))
+        found[key] = (before[0] + gross, before[1] + net)
+
+    for line in invoice.lines:
+        if line.gross is not None:
+            add(line.tax.category, line.tax.percent, line.gross, line.net)
+    for one in invoice.allowances:
+        if one.gross is not None and one.tax_category is not None:
+            add(one.tax_category, one.tax_percent, -one.gross, -one.amount)
+    return found
 
 
 def _tolerance(invoice: Invoice) -> Decimal:

@@ -70,9 +70,11 @@ def invoice_of(document: Document, issue: Issue) -> Invoice:
     zone = ZoneInfo(issue.timezone)
     categories = {tax.category for tax in document.taxes} | {line.tax_category for line in document.lines}
     outside = categories == {"O"}  # beside others O cannot be said in an e-invoice: `checks.py` refuses it (BR-O-11)
-    lines = tuple(_line(line, str(number), spoken, zone) for number, line in enumerate(document.lines, start=1))
+    names = _names(document, issue.buyer.name)
+    lines = tuple(_line(line, str(number), spoken, zone, names) for number, line in enumerate(document.lines, start=1))
     period = _whole_period([line.period for line in lines if line.period])
     credit = document.type == "credit_note"
+    preceding = _preceding(document, issue)
     return Invoice(
         number=issue.number,
         issued_on=document.date,
@@ -88,13 +90,14 @@ def invoice_of(document: Document, issue: Issue) -> Invoice:
         order=issue.order,
         contract=issue.contract,
         payment_terms=_terms(document, issue, spoken),
-        notes=issue.notes,
-        preceding=_preceding(document, issue),
+        # Goodwill alone: it corrects no invoice, and says so instead of naming one (§ 31 (5) UStDV is for corrections).
+        notes=(*issue.notes, Note(spoken.unrelated)) if credit and not preceding else issue.notes,
+        preceding=preceding,
         delivery=_delivery(period, issue.buyer, "K" in categories),
         period=period,
         payment=_payment(document, issue),
         allowances=tuple(_allowance(one, spoken) for one in document.allowances),
-        groups=_groups(document),
+        groups=_groups(document, names),
         records=tuple(_records(document)),
         timezone=issue.timezone,
     )
@@ -176,7 +179,15 @@ def _allowance(one: Allowance, spoken: Words) -> AllowanceCharge:
         reason_code=DISCOUNT_CODE,
         tax_category=one.tax_category,
         tax_percent=None if one.tax_category == "O" else one.tax_percent,
+        gross=one.gross,
     )
+
+
+def _names(document: Document, own: str) -> dict[str, str]:
+    """Names by `Line.customer`, of a document that has lines of several customers; else none."""
+    if not document.members:
+        return {}
+    return {"": own, **{member.code: member.name for member in document.members}}
 
 
 # -- Lines -------------------------------------------------------------------------------------------------------------
@@ -215,7 +226,7 @@ def _step(amount: Decimal) -> Decimal:
     return Decimal((0, (1,), min(cast(int, amount.as_tuple().exponent), -2)))
 
 
-def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo) -> InvoiceLine:
+def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo, names: Mapping[str, str]) -> InvoiceLine:
     code, unit_name = unit_code(line.unit)
     priced = _priced(line)
     if priced.unit is not None:
@@ -236,7 +247,19 @@ def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo) -> InvoiceLine
         charges=_discounts(line, spoken, back=True),
         base_quantity=priced.base_quantity,
         seller_sku=line.charge or None,
-        attributes=tuple(_attributes(line, unit_name, spoken))[:ATTRIBUTES_MAX],
+        attributes=tuple(_attributes(line, unit_name, spoken, names))[:ATTRIBUTES_MAX],
+        gross=line.gross,
+        price_with_tax=_price_with_tax(line),
+    )
+
+
+def _price_with_tax(line: Line) -> Decimal | None:
+    """The agreed unit price, where it contains the tax and explains the gross: the net price is one that nobody set."""
+    if line.gross is None or line.unit_price is None or line.unit_price < 0:
+        return None
+    before = line.gross + line.stated_allowance
+    return (
+        line.unit_price if (line.quantity * line.unit_price).quantize(_step(before), ROUND_HALF_UP) == before else None
     )
 
 
@@ -251,7 +274,8 @@ def _discounts(line: Line, spoken: Words, *, back: bool) -> tuple[AllowanceCharg
     if line.allowance == 0 or (line.allowance < 0) != back:
         return ()
     reason = spoken.line_discount_back if back else spoken.line_discount
-    return (AllowanceCharge(abs(line.allowance), reason, None if back else DISCOUNT_CODE),)
+    gross = None if line.gross_allowance is None else abs(line.gross_allowance)
+    return (AllowanceCharge(abs(line.allowance), reason, None if back else DISCOUNT_CODE, gross=gross),)
 
 
 def _decimal(value: object) -> Decimal | None:
@@ -296,10 +320,12 @@ def _note(line: Line, spoken: Words) -> str | None:
     return ", ".join(notes) or None
 
 
-def _attributes(line: Line, unit_name: str | None, spoken: Words) -> list[Attribute]:
+def _attributes(line: Line, unit_name: str | None, spoken: Words, names: Mapping[str, str]) -> list[Attribute]:
     found = [Attribute(name, value) for name, value in (line.when or {}).items() if name and value]
     if unit_name:
         found.append(Attribute(spoken.unit, unit_name))
+    if names:
+        found.append(Attribute(spoken.customer, names[line.customer]))
     for number, tier in enumerate(_entries(line, "tiers"), start=1):
         parts = f"{_text(tier.get('quantity')) or '0'} x {_text(tier.get('unit')) or '0'}"
         flat = _text(tier.get("flat"))
@@ -309,22 +335,22 @@ def _attributes(line: Line, unit_name: str | None, spoken: Words) -> list[Attrib
     return found
 
 
-def _groups(document: Document) -> tuple[LineGroup, ...]:
-    """Neighbouring lines of one subscription and plan version, with their sum."""
+def _groups(document: Document, names: Mapping[str, str]) -> tuple[LineGroup, ...]:
+    """Neighbouring lines of one customer, subscription and plan version, with their sum."""
     groups: list[LineGroup] = []
+    keys: list[tuple[object, ...]] = []
     for number, line in enumerate(document.lines, start=1):
-        last = groups[-1] if groups else None
-        if last and (last.subscription, last.plan, last.plan_version) == (
-            line.subscription,
-            line.plan,
-            line.plan_version,
-        ):
-            net = (last.net or Decimal(0)) + line.amount
-            groups[-1] = replace(last, lines=(*last.lines, str(number)), net=net)
-        else:
+        key = (line.customer, line.subscription, line.plan, line.plan_version)
+        if not keys or keys[-1] != key:
+            keys.append(key)
+            customer = names.get(line.customer, "")
             groups.append(
-                LineGroup((str(number),), line.subscription, line.plan, line.plan_version, line.plan, line.amount)
+                LineGroup((), line.subscription, line.plan, line.plan_version, line.plan, Decimal(0), None, customer)
             )
+        last = groups[-1]
+        gross = last.gross if line.gross is None else (last.gross or Decimal(0)) + line.gross
+        net = (last.net or Decimal(0)) + line.amount
+        groups[-1] = replace(last, lines=(*last.lines, str(number)), net=net, gross=gross)
     return tuple(groups)
 
 

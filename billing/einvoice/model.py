@@ -174,6 +174,7 @@ class AllowanceCharge:
     percent: Decimal | None = None
     tax_category: TaxCategory | None = None
     tax_percent: Decimal | None = None
+    gross: Decimal | None = None  # with tax, where it is taken off prices that contain it; for people
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,10 @@ class Attribute:
 
 @dataclass(frozen=True)
 class InvoiceLine:
-    """BG-25. `net` = `quantity` x `price` / `base_quantity` - allowances + charges, exactly, to the cent."""
+    """BG-25. `net` = `quantity` x `price` / `base_quantity` - allowances + charges, exactly, to the cent.
+
+    The last fields are for people: amount and unit price with tax, where the price contains it.
+    """
 
     id: str
     quantity: Decimal
@@ -269,6 +273,8 @@ class InvoiceLine:
     classes: tuple[Classification, ...] = ()
     origin: str | None = None
     attributes: tuple[Attribute, ...] = ()
+    gross: Decimal | None = None
+    price_with_tax: Decimal | None = None
 
 
 RowKind = Literal["dimension", "tier", "included", "beyond", "package", "rated", "billed"]
@@ -306,6 +312,8 @@ class LineGroup:
     plan_version: int | None = None
     name: str = ""
     net: Decimal | None = None
+    gross: Decimal | None = None  # of its lines whose price contains the tax
+    customer: str = ""  # name of whose lines they are, where the invoice has those of several customers
 
 
 @dataclass(frozen=True)

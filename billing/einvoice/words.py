@@ -33,7 +33,9 @@ class Words:
     due: str
     nothing_due: str
     credited: str
+    unrelated: str
     unit: str
+    customer: str
     tier: str
     months: tuple[str, ...]
     point: str
@@ -63,7 +65,9 @@ WORDS: dict[str, Words] = {
         due="Zahlbar bis {day} ohne Abzug.",
         nothing_due="Es ist nichts zu zahlen.",
         credited="Der Betrag wird gutgeschrieben.",
+        unrelated="Nachlass ohne Bezug auf eine einzelne Rechnung.",
         unit="Einheit",
+        customer="Kunde",
         tier="Stufe {number}",
         months=(),
         point=",",
@@ -90,7 +94,9 @@ WORDS: dict[str, Words] = {
         due="Payable by {day} without deduction.",
         nothing_due="There is nothing to pay.",
         credited="The amount will be credited.",
+        unrelated="Reduction that refers to no single invoice.",
         unit="unit",
+        customer="customer",
         tier="tier {number}",
         months=(
             "January",

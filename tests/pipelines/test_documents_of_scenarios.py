@@ -16,7 +16,8 @@ from pipelines.documents import FinalDocument, Issuer, invoice_for, render_pdf
 from pipelines.invoice_rules import ShapeGate
 from pipelines.invoice_view import decimals_of
 
-SCENARIOS = sorted((Path(__file__).parents[1] / "cases" / "scenarios").glob("*.yaml"))
+CASES = Path(__file__).parents[1] / "cases"
+SCENARIOS = sorted([*(CASES / "scenarios").glob("*.yaml"), *(CASES / "own").glob("*.yaml")])
 SELLER = seller_of(ENTITY, "DE")
 
 
