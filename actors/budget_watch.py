@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -32,7 +32,7 @@ from storage.object_store import ObjectStore
 from storage.usage_log.genesis import Genesis, read_genesis
 from storage.usage_log.lane import walk
 from storage.usage_log.partitions import partitions_of
-from storage.usage_log.segment import RowKind, instant_of, with_positions
+from storage.usage_log.segment import RowKind, instant_of, microseconds_of, with_positions
 
 SOURCE = "cloudbilling:budget"  # of ids; no sender may use it
 LOOK = "budgets.look"
@@ -41,7 +41,6 @@ ALERTS = "budgets.alerts"
 LOOK_EVERY_S = 60.0  # of a live tenant with budgets, also without usage
 MASTER_AGE_S_MAX = 1.0
 ALERTS_MAX = 1_000  # of one answer
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -185,6 +184,10 @@ class BudgetWatch:
             planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, None))
             return planned.spending.budgets.left(budget, now)
         return state.spending.budgets.left(budget, now)
+
+    def state(self, tenant_id: str) -> TenantBudgets | None:
+        """What is followed of a tenant; None where nothing is."""
+        return self._tenants.get(tenant_id)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -466,6 +469,6 @@ def _proposed(tenant_id: str, watch: Watch | None, planned: Planned, moment: Log
             "place": place,
         }
         id = f"{alert.budget}/{start}/{decimal_text(alert.threshold)}"
-        at_us = (alert.at - EPOCH) // timedelta(microseconds=1)
+        at_us = microseconds_of(alert.at)
         rows.append(LogRow(RowKind.THRESHOLD_CROSSED, SOURCE, id, budget.customer, at_us, detail, "threshold"))
     return log_rows(tenant_id, rows)

@@ -259,7 +259,9 @@ def level_costs(
 
     With `since` only of the period that contains it and of later ones: what was looked at before stands.
     """
-    spent: dict[datetime, Fraction] = {}
+    periods = calendar(kind, master.tenant.timezone)
+    uses: list[Use] = []
+    signs: list[tuple[datetime, int]] = []
     for code in master.subscriptions_of.get(customer, ()):
         if master.subscriptions[code].plan.currency != master.tenant.currency:
             continue
@@ -267,17 +269,18 @@ def level_costs(
             level = span.charge.kind == "usage" and master.meters[span.charge.meter].aggregation == LEVEL
             if not level or span.start >= min(span.end, now):
                 continue
-            for use, period in _level_parts(one, span, calendar(kind, master.tenant.timezone), since, now):
-                cost = _cost_of(master, use, events)
+            for use, period in _level_parts(one, span, periods, since, now):
+                uses.append(use)
+                signs.append((period.start, 1))
                 if use.piece.start < period.start:
-                    cost -= _cost_of(master, Use(one, until(use.piece, period.start), None), events)
-                spent[period.start] = spent.get(period.start, ZERO) + cost
+                    uses.append(Use(one, until(use.piece, period.start), None))
+                    signs.append((period.start, -1))
+    spent: dict[datetime, Fraction] = dict.fromkeys((start for start, _ in signs), ZERO)
+    # All parts at once: a budget by the day has hundreds of them.
+    for place, rows in rate_uses(master, uses, events).items():
+        start, sign = signs[place]
+        spent[start] += sign * sum((Fraction(row.amount) for row in rows), ZERO)
     return spent
-
-
-def _cost_of(master: MasterData, use: Use, events: pl.DataFrame) -> Fraction:
-    rated = rate_uses(master, [use], events)
-    return sum((Fraction(row.amount) for rows in rated.values() for row in rows), ZERO)
 
 
 def _level_parts(
