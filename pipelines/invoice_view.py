@@ -325,7 +325,7 @@ def _sums(
     def add(label: str, ones: Sequence[LineGroup]) -> None:
         net = sum((one.net or Decimal(0) for one in ones), Decimal(0))
         gross = [one.gross for one in ones if one.gross is not None]
-        shown = speech.money(sum(gross, Decimal(0)), invoice.currency) if gross else ""
+        shown = speech.money(sum(gross, Decimal(0)), invoice.currency) if len(gross) == len(ones) else ""
         rows.append([breakable(label), speech.money(net, invoice.currency), shown])
 
     if group.net is not None and count > 1 and len(of_customer) != 1:

@@ -344,11 +344,10 @@ def _groups(document: Document, names: Mapping[str, str]) -> tuple[LineGroup, ..
         if not keys or keys[-1] != key:
             keys.append(key)
             customer = names.get(line.customer, "")
-            groups.append(
-                LineGroup((), line.subscription, line.plan, line.plan_version, line.plan, Decimal(0), None, customer)
-            )
+            begun = LineGroup((), line.subscription, line.plan, line.plan_version, line.plan, Decimal(0))
+            groups.append(replace(begun, customer=customer, gross=None if line.gross is None else Decimal(0)))
         last = groups[-1]
-        gross = last.gross if line.gross is None else (last.gross or Decimal(0)) + line.gross
+        gross = None if line.gross is None or last.gross is None else last.gross + line.gross
         net = (last.net or Decimal(0)) + line.amount
         groups[-1] = replace(last, lines=(*last.lines, str(number)), net=net, gross=gross)
     return tuple(groups)

@@ -312,7 +312,7 @@ class LineGroup:
     plan_version: int | None = None
     name: str = ""
     net: Decimal | None = None
-    gross: Decimal | None = None  # of its lines whose price contains the tax
+    gross: Decimal | None = None  # where the price of each of its lines contains the tax
     customer: str = ""  # name of whose lines they are, where the invoice has those of several customers
 
 
