@@ -266,7 +266,9 @@ class _ContractQuestions:
             usage.with_events(usage.pairs, ("owner", "subscription", "time"))
             .join(pieces, on=["owner", "meter"], how="inner")
             .filter(
-                _counts_for() & (pl.col("time") >= pl.col("start")) & (pl.col("time") < pl.col("end").fill_null(_END))
+                _counts_for()
+                & (pl.col("time") >= pl.col("start"))
+                & (pl.col("end").is_null() | (pl.col("time") < pl.col("end")))
             )
         )
         late = none
@@ -294,9 +296,6 @@ class _ContractQuestions:
         )
         inside = (pl.col("time") >= pl.col("start")) & (pl.col("time") < pl.col("end"))
         return _marked(met.filter(_counts_for() & inside), self._count)
-
-
-_END = pl.lit(datetime(9999, 12, 31), INSTANT)
 
 
 def _flags(count: int) -> pl.Series:
