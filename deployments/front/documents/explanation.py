@@ -60,7 +60,7 @@ class Explanation:
 def explain(number: int, line: Line, currency: str, t: Texts, f: Formats) -> Explanation:
     """The explanation of one line. What a line does not carry is left out, nothing is made up."""
     given = line.explanation
-    gross = line.amount + line.allowance
+    listed = line.stated + line.stated_allowance  # before the discount, in the terms of the price
     tiers, flats = _tiers(given.get("tiers") or (), t, f)
     sums: list[SumRow] = []
     if "billed" in given and "rated" in given:
@@ -70,9 +70,12 @@ def explain(number: int, line: Line, currency: str, t: Texts, f: Formats) -> Exp
         if given.get("exact") is not None:
             exact = f.number(_decimal(given["exact"]), 0, EXACT_PLACES_MAX)
             sums.append(SumRow(t("why.sum_exact" if tiers else "why.exact"), exact))
-            sums.append(SumRow(t("why.rounded"), f.amount(gross, currency)))
-    if line.allowance:
-        sums.append(SumRow(t("why.allowance"), f.amount(-line.allowance, currency)))
+            sums.append(SumRow(t("why.rounded"), f.amount(listed, currency)))
+    if line.stated_allowance:
+        sums.append(SumRow(t("why.allowance"), f.amount(-line.stated_allowance, currency)))
+    if line.gross is not None:
+        sums.append(SumRow(t("why.with_tax"), f.amount(line.gross, currency)))
+        sums.append(SumRow(t("why.tax_within"), f.amount(line.amount - line.gross, currency)))
     return Explanation(
         number, line.name or line.charge, f.period(line.start, line.end), line.charge, line.plan, line.plan_version,
         line.amount, currency, line.unit, tiers, flats, sums, t("why.line_net"), f.amount(line.amount, currency),

@@ -50,6 +50,7 @@ class LineView:
     unit: str
     price: Any
     amount: str
+    gross: str  # with tax, where the price contains it
     correction: bool
     credit: bool
     corrects: str
@@ -332,21 +333,25 @@ def _invoice_view(row: overview.InvoiceRow, found: Mapping[str, Any]) -> dict[st
 
 
 def _groups(document: Document, master: MasterData, wanted: int | None, t: Texts, f: Formats) -> list[Group]:
-    """Lines by subscription, in the document's order; numbers keep their places in the document."""
+    """Lines by customer and subscription, in the document's order; numbers keep their places in the document."""
     quantity_places = min(f.places(line.quantity for line in document.lines), 6)
     price_places = min(f.places((line.unit_price for line in document.lines if line.unit_price is not None), 2), 8)
-    groups: dict[str, Group] = {}
+    names = {member.code: member.name for member in document.members}
+    groups: dict[tuple[str, str], Group] = {}
     for number, line in enumerate(document.lines, start=1):
-        group = groups.get(line.subscription)
+        key = (line.customer, line.subscription)
+        group = groups.get(key)
         if group is None:
             plan = next((one for one in master.plans.get(line.plan, ()) if one.version == line.plan_version), None)
             name = (plan.name if plan else "") or line.plan
             detail = t("invoice.group_detail", plan=name, version=line.plan_version) if name else ""
-            group = groups[line.subscription] = Group(line.subscription, detail, Decimal(0), [])
+            of = names.get(line.customer, "")
+            title = t("invoice.group_of", customer=of, subscription=line.subscription) if of else line.subscription
+            group = groups[key] = Group(title, detail, Decimal(0), [])
         unit = unit_of_line(line, master)
         why = explain(number, replace(line, unit=unit), document.currency, t, f) if number == wanted else None
         group.lines.append(line_view(number, line, unit, document.currency, quantity_places, price_places, why, t, f))
-        groups[line.subscription] = Group(group.name, group.detail, group.net + line.amount, group.lines)
+        groups[key] = Group(group.name, group.detail, group.net + line.amount, group.lines)
     return list(groups.values())
 
 
@@ -380,6 +385,7 @@ def line_view(
         unit,
         price,
         f.amount(line.amount, currency),
+        "" if line.gross is None else t("invoice.with_tax", amount=f.amount(line.gross, currency)),
         line.correction,
         line.amount < 0 and not line.correction,
         corrects,
