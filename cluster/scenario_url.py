@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import msgspec
 
 from billing.errors import BillingError, FieldError, InvalidInput, Unavailable
@@ -59,8 +60,13 @@ class Platform:
     @classmethod
     def at(cls, url: str, key: str) -> Platform:
         """Connect, and see that the key may make tenants. NotAuthenticated, NotAllowed, Unavailable say why not."""
-        platform = cls(url.rstrip("/"), Client(url, key, deadline_s=5.0))
-        platform.admin.get("/v1/tenants", limit=1)
+        try:
+            platform = cls(url.rstrip("/"), Client(url, key, deadline_s=5.0))
+            answer = platform.admin.get("/v1/tenants", limit=1)
+        except (ValueError, httpx.InvalidURL) as error:  # no JSON, or no address
+            raise InvalidInput(f"{url}: {error}") from error
+        if not isinstance(answer, dict) or "items" not in answer:
+            raise InvalidInput(f"{url} does not list tenants")
         return platform
 
     def client(self, key: str) -> Client:

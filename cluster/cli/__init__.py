@@ -7,6 +7,12 @@ from __future__ import annotations
 
 
 def main() -> None:
+    import sys
+
+    if sys.argv[1:2] == ["scenario"]:  # a road of its own: tried again and again, so it starts without the rest
+        from cluster.scenario_command import main as scenario
+
+        sys.exit(scenario(sys.argv[2:]))
     from cluster.cli.app import run
 
     run()

@@ -145,15 +145,12 @@ def bill_run(
     billing.bill_run(up_to, document_date, resume, cancel, check_only, tenant, key, url, as_json)
 
 
-@app.command()
-def scenario(
-    files: list[Path] = typer.Argument(..., help="Scenario and price files (docs/rules.md)."),
-    as_json: bool = AsJson,
-) -> None:
-    """Run customer lives on a test clock in this process and compare their documents to the cent."""
-    from cluster.scenario_command import run_files
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+def scenario(arguments: list[str] = typer.Argument(None)) -> None:
+    """Run customer lives on a test clock, here or on a platform, and compare their documents to the cent."""
+    from cluster.scenario_command import main  # `cloudbilling scenario` goes there directly; this is for the help
 
-    raise typer.Exit(run_files(files, as_json))
+    raise typer.Exit(main(arguments or []))
 
 
 # -- Groups ------------------------------------------------------------------------------------------------------------
