@@ -49,7 +49,9 @@ def main() -> None:
 async def _serve(settings: Settings, database: Database, store: LocalObjectStore, masters: MasterChain) -> None:
     router = LocalUsageRouter.open(store, shards=settings.shards or 1, master=masters)
     archive, log = Archive(database, store), UsageLogReader(store)
-    services = Services(database, router, store, log, masters, archive, start_bill_run=_no_bill_runs)
+    services = Services(
+        database, router, store, log, masters, archive, start_bill_run=_no_runs, start_simulation=_no_runs
+    )
     config = uvicorn.Config(build_app(services, front=False), host="127.0.0.1", port=settings.port, log_level="warning")
     try:
         await uvicorn.Server(config).serve()
@@ -57,7 +59,7 @@ async def _serve(settings: Settings, database: Database, store: LocalObjectStore
         await router.close()
 
 
-def _no_bill_runs(*_: object) -> None:
+def _no_runs(*_: object) -> None:
     raise RuntimeError("this process measures ingest and runs no bills")
 
 

@@ -190,9 +190,12 @@ class Platform:
 
     def _resume(self, address: Any) -> None:
         from deployments.bill_run_actor import resume_unfinished
+        from deployments.simulation_actor import resume_simulations
 
         for run_id in resume_unfinished(address):
             self._say(f"going on with bill run {run_id}")
+        for simulation_id in resume_simulations(address):
+            self._say(f"going on with simulation {simulation_id}")
 
     # -- Watch ---------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from deployments import (
     previews,
     prices,
     problems,
+    simulations,
     usage_ingest,
     usage_queries,
 )
@@ -32,7 +33,18 @@ from pipelines.usage_queries import UsageQueries
 VERSION = "0.1.0"
 # In this order: paths of explanations, previews and budgets are longer than `{code:path}` of what comes behind them.
 PARTS = (
-    *(accounts, usage_ingest, usage_queries, explanations, previews, budgets, master_data, prices, billing_documents),
+    *(
+        accounts,
+        usage_ingest,
+        usage_queries,
+        explanations,
+        previews,
+        simulations,
+        budgets,
+        master_data,
+        prices,
+        billing_documents,
+    ),
     *(administration, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.

@@ -8,6 +8,7 @@ from ray import serve
 from deployments.app import build_app
 from deployments.bill_run_actor import start_bill_run
 from deployments.services import Services
+from deployments.simulation_actor import start_simulation
 from deployments.wiring import PlatformAddress
 from storage import telemetry
 
@@ -28,6 +29,7 @@ def services_of(address: PlatformAddress) -> Services:
         masters=stores.masters,
         archive=stores.archive,
         start_bill_run=lambda tenant_id, run_id, approve=None: start_bill_run(address, tenant_id, run_id, approve),
+        start_simulation=lambda tenant_id, simulation_id: start_simulation(address, tenant_id, simulation_id),
         limits=address.limits,
         about=lambda: {
             "version": address.version,

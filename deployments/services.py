@@ -46,6 +46,8 @@ class Services:
     start_bill_run: Callable[[str, str, bool | None], None]
     clock: Callable[[], datetime] = utc_now
     limits: Limits = field(default_factory=Limits)
+    # The same for a simulation (tenant, simulation).
+    start_simulation: Callable[[str, str], None]
     # What the health page shows of the platform around: version, dashboard address, demo state ...
     about: Callable[[], dict[str, Any]] = dict
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from deployments.services import Limits
+from pipelines import simulation
 from pipelines.bill_run import BillRunDriver, Executor
 from storage.archive import Archive
 from storage.master_chain import MasterChain
@@ -47,6 +48,9 @@ class Stores:
 
     def bill_runs(self, executor: Executor | None = None) -> BillRunDriver:
         return BillRunDriver(self.database, self.store, self.masters, self.archive, utc_now, executor=executor)
+
+    def simulations(self, executor: simulation.Executor | None = None) -> simulation.Simulations:
+        return simulation.Simulations(self.database, self.store, self.masters, utc_now, executor=executor)
 
     def close(self) -> None:
         self.database.close()

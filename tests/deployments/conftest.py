@@ -17,6 +17,7 @@ from deployments.access import PLATFORM_SCOPES
 from deployments.app import build_app
 from deployments.services import Limits, Services
 from pipelines.bill_run import BillRunDriver
+from pipelines.simulation import Simulations
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
@@ -154,8 +155,10 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
             masters=masters,
             archive=Archive(database, store),
             start_bill_run=drive,
+            start_simulation=lambda tenant_id, name: simulations.drive(tenant_id, name),
             limits=Limits(),
         )
+        simulations = Simulations(database, store, masters, services.clock)
         with database.system() as connection:
             made = keys.create(
                 connection,

@@ -27,6 +27,7 @@ from deployments.app import build_app
 from deployments.services import Services
 from pipelines import demo_generator
 from pipelines.bill_run import BillRunDriver
+from pipelines.simulation import Simulations
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import open_object_store
@@ -119,6 +120,12 @@ def start(
         thread.start()
         threads.append(thread)
 
+    def simulate(tenant_id: str, simulation_id: str) -> None:
+        simulations = Simulations(database, store, masters, lambda: now)
+        thread = threading.Thread(target=simulations.drive, args=(tenant_id, simulation_id))
+        thread.start()
+        threads.append(thread)
+
     router = LazyRouter(store)
     services = Services(
         database=database,
@@ -128,6 +135,7 @@ def start(
         masters=masters,
         archive=archive,
         start_bill_run=drive,
+        start_simulation=simulate,
         clock=lambda: now,
         about=lambda: {"dashboard": "http://127.0.0.1:8265"},
     )
