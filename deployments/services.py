@@ -44,10 +44,10 @@ class Services:
     # Starts the driver of a bill run (tenant, run, approve; None: as planned): a Ray actor, or the caller's own thread
     # in tests. Returns at once; to start it for a run that is being driven already does nothing.
     start_bill_run: Callable[[str, str, bool | None], None]
-    clock: Callable[[], datetime] = utc_now
-    limits: Limits = field(default_factory=Limits)
     # The same for a simulation (tenant, simulation).
     start_simulation: Callable[[str, str], None]
+    clock: Callable[[], datetime] = utc_now
+    limits: Limits = field(default_factory=Limits)
     # What the health page shows of the platform around: version, dashboard address, demo state ...
     about: Callable[[], dict[str, Any]] = dict
 
