@@ -203,9 +203,9 @@ ORIGIN_SCHEMA = pl.Schema(
 class Amended:
     """What amendments say at a cut.
 
-    `touched` (key, source, id, voided) are the events whose own rows count no more; `events` are those that count in
-    another state, with source and id as they were sent; `times` (key, time) say what an amendment moved from or to;
-    `pending` are ids of amendments of which a row is not there yet.
+    `touched` (key, source, id, voided; customer and time before) are the events whose own rows count no more; `events`
+    are those that count in another state, with source and id as they were sent; `times` (key, time) say what an
+    amendment moved from or to; `pending` are ids of amendments of which a row is not there yet.
     """
 
     touched: pl.DataFrame
@@ -240,7 +240,12 @@ def fold_amendments(rows: pl.DataFrame) -> Amended:
     pending = parsed.filter(~complete)["amendment"].unique().sort().to_list()
     whole = parsed.filter(complete)
     newest = whole.filter(pl.col("nth") == pl.col("nth").max().over(IDENTITY))
-    touched = newest.group_by(IDENTITY).agg(voided=(pl.col("what") == "void").first())
+    before = pl.col("before").struct
+    touched = newest.group_by(IDENTITY).agg(
+        voided=(pl.col("what") == "void").first(),
+        customer=before.field("customer").first(),
+        time=before.field("time_us").first().cast(INSTANT),
+    )
     event = pl.col("event").struct
     # The row that carries the state: AMENDED of the newest amendment; a voided event has none.
     events = newest.filter((pl.col("kind") == 1) & (pl.col("what") == "amend")).select(

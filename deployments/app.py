@@ -11,6 +11,7 @@ from actors.budget_desk import BudgetDesk
 from deployments import (
     accounts,
     administration,
+    amendments,
     billing_documents,
     budgets,
     explanations,
@@ -37,6 +38,7 @@ PARTS = (
         accounts,
         usage_ingest,
         usage_queries,
+        amendments,
         explanations,
         previews,
         simulations,

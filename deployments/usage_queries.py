@@ -68,7 +68,7 @@ def queries_of(request: Request) -> UsageQueries:
     return queries
 
 
-def _now_and_master(services: Services, caller: Caller) -> tuple[datetime, int, MasterData]:
+def now_and_master(services: Services, caller: Caller) -> tuple[datetime, int, MasterData]:
     number, master = services.masters.newest(caller.tenant_id)
     now = services.clock()
     if caller.tenant_kind == "test":
@@ -97,7 +97,7 @@ def read_usage(
     taken off. `running` counts all events of the periods that run now, levels up to now, without discounts; a meter
     that several subscriptions bill has its quantity once and the cost of all."""
     services: Services = request.app.state.services
-    now, number, master = _now_and_master(services, caller)
+    now, number, master = now_and_master(services, caller)
     master.customer(customer)
     if period == "running":
         exact = caller.tenant_kind == "test"
@@ -173,7 +173,7 @@ def read_usage_days(
 ) -> Response:
     services: Services = request.app.state.services
     _check_days(since, until)
-    now, _, master = _now_and_master(services, caller)
+    now, _, master = now_and_master(services, caller)
     keys = None
     if customer is not None:
         master.customer(customer)
@@ -194,11 +194,11 @@ def _check_days(since: date, until: date) -> None:
 
 @router.get(
     "/usage/completeness",
-    summary="Stored = rated + suspended, in sum and by day",
+    summary="Stored = rated + suspended + voided, in sum and by day",
     **described(
         answer={
             "totals": {"stored": 3, "rated": 2, "suspended": 1, "voided": 0},
-            "days": [{"day": "2026-01-20", "stored": 3, "rated": 2, "suspended": 1}],
+            "days": [{"day": "2026-01-20", "stored": 3, "rated": 2, "suspended": 1, "voided": 0}],
         },
         also=(422,),
     ),
@@ -209,25 +209,29 @@ def read_completeness(
     until: date | None = Query(None, description="The last local day; default today."),
     caller: Caller = Depends(may("usage:read")),
 ) -> Response:
-    """`totals` are over everything ever stored, `days` over the days that were asked for."""
+    """`totals` are over everything ever stored, `days` over the days that were asked for. An amended event counts
+    once, as it is now; a voided one stays stored and is rated no more."""
     services: Services = request.app.state.services
-    now, _, master = _now_and_master(services, caller)
+    now, _, master = now_and_master(services, caller)
     last = until or local_today(master, now)
     first = since or last - timedelta(days=30)
     _check_days(first, last)
     queries = queries_of(request)
     stored = queries.stored(caller.tenant_id, master, now)
     suspended = sum(each.events for each in queries.suspense(caller.tenant_id, master, now))
+    voided = queries.voided(caller.tenant_id, master, now)
+    rated = stored - suspended - voided
     days = queries.completeness(caller.tenant_id, master, first, last, now)
     return json_response(
         {
-            "totals": {"stored": stored, "rated": stored - suspended, "suspended": suspended, "voided": 0},
+            "totals": {"stored": stored, "rated": rated, "suspended": suspended, "voided": voided},
             "days": [
                 {
                     "day": each.day.isoformat(),
                     "stored": each.stored,
-                    "rated": each.stored - each.suspended,
+                    "rated": each.rated,
                     "suspended": each.suspended,
+                    "voided": each.voided,
                 }
                 for each in days
             ],
@@ -250,7 +254,7 @@ def read_suspense(
 ) -> Response:
     """In the order of arrival. They rate by themselves as soon as what is missing is there. `reasons` counts all."""
     services: Services = request.app.state.services
-    now, _, master = _now_and_master(services, caller)
+    now, _, master = now_and_master(services, caller)
     after = _position(page)
     counts = {each.reason: each.events for each in queries_of(request).suspense(caller.tenant_id, master, now)}
     frames = (
@@ -275,7 +279,7 @@ def read_events(
 ) -> Response:
     """In the order of arrival, each with the reason if it is in suspense."""
     services: Services = request.app.state.services
-    now, _, master = _now_and_master(services, caller)
+    now, _, master = now_and_master(services, caller)
     keys = list(master.keys_of(customer)) if customer in master.customers else [customer]
     start = _moment(since, caller, "query:since")
     end = _moment(until, caller, "query:until")

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
+from billing.amendments import Amended
 from billing.bill import bill, events_needed_from
 from billing.contracts import spans_of
 from billing.documents import Line
@@ -52,15 +53,16 @@ class MeterDay:
 
 @dataclass(frozen=True)
 class DayCount:
-    """Events by their local day: stored = rated + suspended."""
+    """Events by their local day: stored = rated + suspended + voided; an amended one counts once, as it is now."""
 
     day: date
     stored: int
     suspended: int
+    voided: int = 0
 
     @property
     def rated(self) -> int:
-        return self.stored - self.suspended
+        return self.stored - self.suspended - self.voided
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class _View:
     master_number: int
     made_at: datetime
     live: LiveState
-    counts: pl.DataFrame  # key, day, stored, suspended
+    counts: pl.DataFrame  # key, day, stored, suspended, voided
     suspense: pl.DataFrame  # reason, events, examples
     future: bool = False
     lock: Lock = field(default_factory=Lock)
@@ -148,7 +150,7 @@ class UsageQueries:
         rows = (
             view.counts.filter(pl.col("day").is_between(first, last))
             .group_by("day")
-            .agg(pl.col("stored").sum(), pl.col("suspended").sum())
+            .agg(pl.col("stored").sum(), pl.col("suspended").sum(), pl.col("voided").sum())
             .sort("day")
         )
         return [DayCount(**row) for row in rows.iter_rows(named=True)]
@@ -165,6 +167,10 @@ class UsageQueries:
     def stored(self, tenant_id: str, master: MasterData, now: datetime) -> int:
         """How many events are stored in all."""
         return int(self._view(tenant_id, master, now).counts["stored"].sum())
+
+    def voided(self, tenant_id: str, master: MasterData, now: datetime) -> int:
+        """How many of them were voided."""
+        return int(self._view(tenant_id, master, now).counts["voided"].sum())
 
     def months(self, tenant_id: str, master: MasterData, now: datetime) -> list[date]:
         """The first days of the months that have events, newest first."""
@@ -276,6 +282,8 @@ class UsageQueries:
         book = master.rating_book()
         live, counts, suspense, future = view.live, [view.counts], [view.suspense], view.future
         zone = master.tenant.timezone
+        if not view.cut.positions:
+            counts.append(_voided(amendments_at(self._reader, tenant_id, cut)[0], zone))
         for frame in self._frames(tenant_id, cut, view.cut):
             reasons = reasons_of(frame, master, now).cast(pl.String).alias("reason")
             frame = frame.with_columns(reasons, day=pl.col("time").dt.convert_time_zone(zone).dt.date())
@@ -284,6 +292,7 @@ class UsageQueries:
                 frame.group_by(pl.col("customer").alias("key"), "day").agg(
                     pl.len().cast(pl.Int64).alias("stored"),
                     pl.col("reason").is_not_null().sum().cast(pl.Int64).alias("suspended"),
+                    pl.lit(0, pl.Int64).alias("voided"),
                 )
             )
             waiting = frame.filter(pl.col("reason").is_not_null())
@@ -301,7 +310,9 @@ class UsageQueries:
             master.step_count,
             view.made_at,
             live,
-            pl.concat(counts).group_by("key", "day").agg(pl.col("stored").sum(), pl.col("suspended").sum()),
+            pl.concat(counts)
+            .group_by("key", "day")
+            .agg(pl.col("stored").sum(), pl.col("suspended").sum(), pl.col("voided").sum()),
             pl.concat(suspense)
             .group_by("reason")
             .agg(pl.col("events").sum(), pl.col("examples").list.explode(keep_nulls=False, empty_as_null=False)),
@@ -309,8 +320,18 @@ class UsageQueries:
         )
 
 
-_COUNTS = pl.Schema({"key": pl.String, "day": pl.Date, "stored": pl.Int64, "suspended": pl.Int64})
+_COUNTS = pl.Schema({"key": pl.String, "day": pl.Date, "stored": pl.Int64, "suspended": pl.Int64, "voided": pl.Int64})
 _SUSPENSE = pl.Schema({"reason": pl.String, "events": pl.Int64, "examples": pl.List(pl.String)})
+
+
+def _voided(amended: Amended, zone: str) -> pl.DataFrame:
+    """Voided events under the key and on the day that they had last."""
+    day = pl.col("time").dt.convert_time_zone(zone).dt.date()
+    voided = amended.touched.filter("voided").group_by(pl.col("customer").alias("key"), day.alias("day")).len()
+    count = pl.col("len").cast(pl.Int64)
+    return voided.select(
+        "key", "day", count.alias("stored"), pl.lit(0, pl.Int64).alias("suspended"), count.alias("voided")
+    )
 
 
 def _empty(master: MasterData, now: datetime) -> _View:

@@ -1,0 +1,189 @@
+"""Corrections of events in suspense, amended and voided events, over REST: what they change, and what stays."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.deployments.conftest import Api, Tenant
+
+
+@pytest.fixture
+def tenant(api: Api) -> Tenant:
+    made = api.tenant(kind="test", test_clock="2026-01-10", late_usage="delta")
+    made.catalog()
+    return made
+
+
+def event(id_: str, **fields: Any) -> dict[str, Any]:
+    form = {"source": "a", "id": id_, "type": "storage.write", "customer": "acme", "time": "2026-01-09T12:00:00+01:00"}
+    return form | {"data": {"gb": "1"}} | fields
+
+
+def send(tenant: Tenant, *events: dict[str, Any]) -> Any:
+    answer = tenant.usage("\n".join(json.dumps(one) for one in events))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def correct(tenant: Tenant, *corrections: dict[str, Any], query: str = "", **more: Any) -> Any:
+    return tenant.post(f"/v1/usage/suspense/corrections{query}", {"corrections": list(corrections)} | more)
+
+
+def amend(tenant: Tenant, *amendments: dict[str, Any], reason: str = "meter read twice") -> Any:
+    return tenant.post("/v1/usage/amendments", {"amendments": list(amendments), "reason": reason})
+
+
+def suspense(tenant: Tenant) -> list[tuple[str, str]]:
+    """By id: what comes at one time of a test clock into different lanes has no order."""
+    return sorted((item["id"], item["reason"]) for item in tenant.get("/v1/usage/suspense").json()["items"])
+
+
+def quantity(tenant: Tenant, customer: str = "acme") -> str:
+    meters = tenant.get(f"/v1/usage?customer={customer}").json()["meters"]
+    return meters[0]["quantity"] if meters else "0"
+
+
+def trail(tenant: Tenant, id_: str) -> Any:
+    (item,) = tenant.get(f"/v1/usage/trail?source=a&id={id_}").json()["items"]
+    return item
+
+
+def totals(tenant: Tenant) -> Any:
+    return tenant.get("/v1/usage/completeness").json()["totals"]
+
+
+def run(tenant: Tenant, up_to: str) -> list[Any]:
+    """Advance the clock, run, and give the lines of the documents that the run made."""
+    assert tenant.post("/v1/test-clock/advance", {"to": up_to}).status_code == 200
+    before = {item["number"] for item in tenant.get("/v1/invoices").json()["items"]}
+    answer = tenant.post("/v1/bill-runs", {"up_to": up_to, "approve": True})
+    assert answer.status_code in (200, 201, 202), answer.text
+    numbers = [item["number"] for item in tenant.get("/v1/invoices").json()["items"] if item["number"] not in before]
+    lines = []
+    for number in numbers:
+        document = tenant.get(f"/v1/invoices/{number}").json()
+        lines += [(line["quantity"], line["amount"], line["correction"]) for line in document["lines"]]
+    return lines
+
+
+def test_corrected_events_count_and_what_they_said_first_stays_readable(tenant: Tenant) -> None:
+    send(
+        tenant,
+        event("e1", customer="new"),
+        event("e2", type="storage.wirte", data={"gb": "2"}),
+        event("e3", data={}),
+        event("e4", data={"gb": "many"}),
+    )
+    assert suspense(tenant) == [
+        ("e1", "unknown_customer"), ("e2", "unknown_type"), ("e3", "missing_property"), ("e4", "invalid_value")
+    ]  # fmt: skip
+    dry = correct(tenant, {"source": "a", "id": "e2", "type": "storage.write"}, query="?dry_run=true").json()
+    assert (dry["dry_run"], dry["items"][0]["before"], dry["items"][0]["after"]) == (True, "unknown_type", None)
+    assert quantity(tenant) == "0"
+
+    wanted = ({"source": "a", "id": "e2", "type": "storage.write"}, {"source": "a", "id": "e4", "data": {"gb": "8"}})
+    answer = correct(tenant, *wanted, reason="sender's mistake").json()
+    assert (answer["corrected"], answer["refused"]) == (2, 0)
+    assert [item["after"] for item in answer["items"]] == [None, None]
+    assert quantity(tenant) == "10"
+    assert suspense(tenant) == [("e1", "unknown_customer"), ("e3", "missing_property")]
+    assert totals(tenant) == {"stored": 4, "rated": 2, "suspended": 2, "voided": 0}
+    again = correct(tenant, *wanted).json()
+    assert again["unchanged"] == 2, "the same request again does no harm"
+
+    told = trail(tenant, "e2")
+    assert told["sent"]["type"] == "storage.wirte"
+    assert told["counts_as"]["type"] == "storage.write"
+    (change,) = told["amendments"]
+    assert (change["reason"], change["at"], change["pending"]) == ("sender's mistake", "2026-01-09T23:00:00Z", False)
+    assert change["by"].startswith("key ")
+    send(tenant, event("e2"))
+    assert totals(tenant)["stored"] == 4, "its id stays taken"
+
+
+def test_a_correction_to_another_customer_moves_the_event_whole(tenant: Tenant) -> None:
+    for code in ("globex", "initech"):
+        assert tenant.post("/v1/customers", {"code": code, "name": code, "country": "DE"}).status_code == 201
+        form = {"code": f"s-{code}", "customer": code, "plan": "basic", "anchor": "calendar", "start": "2026-01-01"}
+        assert tenant.post("/v1/subscriptions", form).status_code == 201
+    send(tenant, event("m1", customer="typo", data={"gb": "5"}), event("m2"))
+    assert correct(tenant, {"source": "a", "id": "m1", "customer": "globex"}).json()["corrected"] == 1
+    assert (quantity(tenant), quantity(tenant, "globex")) == ("1", "5")
+    assert amend(tenant, {"source": "a", "id": "m1", "customer": "initech", "data": {"gb": "7"}}).status_code == 200
+    assert (quantity(tenant, "globex"), quantity(tenant, "initech")) == ("0", "7")
+    assert amend(tenant, {"source": "a", "id": "m1", "customer": "typo"}).status_code == 200
+    assert (quantity(tenant, "globex"), quantity(tenant, "initech")) == ("0", "0")
+    assert suspense(tenant) == [("m1", "unknown_customer")]
+    assert amend(tenant, {"source": "a", "id": "m1", "customer": "acme"}).status_code == 200
+    assert quantity(tenant) == "8"
+    assert [one["nth"] for one in trail(tenant, "m1")["amendments"]] == [1, 2, 3, 4]
+    assert totals(tenant) == {"stored": 2, "rated": 2, "suspended": 0, "voided": 0}
+    listed = tenant.get("/v1/events?customer=acme").json()["items"]
+    assert {one["id"]: one["amended"] for one in listed} == {"m1": True, "m2": False}
+
+
+def test_amended_and_voided_events_are_settled_like_late_usage(tenant: Tenant) -> None:
+    send(tenant, event("a1", data={"gb": "10"}), event("a2", data={"gb": "20"}), event("a3", data={"gb": "30"}))
+    assert run(tenant, "2026-02-01") == [("60", "6.00", False)]
+    assert amend(tenant, {"source": "a", "id": "a1", "data": {"gb": "15"}}).json()["corrected"] == 1
+    assert amend(tenant, {"source": "a", "id": "a2", "void": True}).json()["corrected"] == 1
+    moved = {"source": "a", "id": "a3", "time": "2026-02-01T00:30:00+01:00"}
+    assert amend(tenant, moved).json()["corrected"] == 1
+    assert totals(tenant) == {"stored": 3, "rated": 2, "suspended": 0, "voided": 1}
+    lines = run(tenant, "2026-03-01")
+    # In sum less than nothing, so a credit note: February's 30 against 45 of January.
+    assert sorted(lines) == [("-30", "-3.00", False), ("45", "4.50", True)]
+    assert not any(correction for _, _, correction in run(tenant, "2026-04-01"))
+
+
+def test_a_tenant_that_rejects_late_usage_keeps_it_out_for_good_until_it_is_corrected_into_open_time(api: Api) -> None:
+    tenant = api.tenant(kind="test", test_clock="2026-01-10", late_usage="reject")
+    tenant.catalog()
+    send(tenant, event("r1"))
+    assert run(tenant, "2026-02-01") == [("1", "0.10", False)]
+    send(tenant, event("r2"), event("r3"), event("r4"))
+    assert suspense(tenant) == [("r2", "late"), ("r3", "late"), ("r4", "late")], "what was billed in time is not late"
+    same_time = correct(tenant, {"source": "a", "id": "r4", "data": {"gb": "4"}}).json()
+    assert same_time["items"][0]["after"] == "late"
+    moved = {"source": "a", "id": "r2", "time": "2026-02-01T00:30:00+01:00"}
+    assert correct(tenant, moved).json()["items"][0]["after"] is None
+    assert run(tenant, "2026-03-01") == [("1", "0.10", False)]
+    assert suspense(tenant) == [("r3", "late"), ("r4", "late")]
+    assert run(tenant, "2026-04-01") == [], "two runs later it is still late"
+    assert suspense(tenant) == [("r3", "late"), ("r4", "late")]
+    # Somebody decides that an event that was billed is wrong: that counts, whatever the tenant does with late usage.
+    assert amend(tenant, {"source": "a", "id": "r1", "data": {"gb": "11"}}).json()["items"][0]["after"] is None
+    assert run(tenant, "2026-05-01") == [("10", "1.00", True)]
+    runs = tenant.get("/v1/bill-runs").json()["items"]
+    for one in runs:
+        proof = tenant.get(f"/v1/bill-runs/{one['id']}/verify")
+        assert proof.status_code == 200, proof.text
+        assert proof.json()["proven"], proof.text
+
+
+def test_what_cannot_be_changed_is_refused_with_its_place(tenant: Tenant) -> None:
+    send(tenant, event("x1"), event("x2", data={}))
+    counted = correct(tenant, {"source": "a", "id": "x1", "data": {"gb": "2"}})
+    assert counted.status_code == 409
+    assert counted.json()["errors"] == [
+        {"pointer": "/corrections/0", "detail": "the event is not in suspense; amend it"}
+    ]
+    assert correct(tenant, {"source": "a", "id": "nobody", "type": "t"}).status_code == 404
+    twice = correct(tenant, *[{"source": "a", "id": "x2", "data": {"gb": str(n)}} for n in (1, 2)]).json()
+    assert (twice["corrected"], twice["refused"]) == (1, 1)
+    for body, pointer in (
+        ({"source": "a", "id": "x2"}, "/corrections/0"),
+        ({"source": "a", "type": "t"}, "/corrections/0/id"),
+        ({"source": "a", "id": "x2", "time": "soon"}, "/corrections/0/time"),
+        ({"source": "a", "id": "x2", "data": []}, "/corrections/0/data"),
+        ({"source": "a", "id": "x2", "void": True}, "/corrections/0/void"),
+    ):
+        answer = correct(tenant, body)
+        assert answer.status_code == 422, answer.text
+        assert pointer in [one["pointer"] for one in answer.json()["errors"]]
+    no_reason = tenant.post("/v1/usage/amendments", {"amendments": [{"source": "a", "id": "x1", "void": True}]})
+    assert no_reason.json()["errors"][0]["pointer"] == "/amendments/0/reason"
+    assert tenant.get("/v1/usage/trail?source=a&id=nobody").status_code == 404
+    reader = tenant.key_with("usage:read")
+    assert tenant.post("/v1/usage/amendments", {}, key=reader).status_code == 403
