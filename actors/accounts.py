@@ -361,7 +361,7 @@ class Accounts:
             if held is None:
                 answers[customer] = RunAnswer(False)
                 continue
-            batch.rows.append(batch.row(HOLD, run_id(asked.run, customer), customer, held))
+            batch.rows.append(batch.row(HOLD, row_id(asked.run, customer), customer, held))
             answers[customer] = RunAnswer(True, held.uses)
         return Decided(log_rows(tenant_id, batch.rows), msgspec.json.encode(answers))
 
@@ -377,8 +377,7 @@ class Accounts:
             entry = entry_of(batch.account(move.customer), move)
             if entry is not None:
                 source = {Settled: SETTLE, Freed: FREE, Restored: RESTORE}[type(entry)]
-                id = move.id if isinstance(entry, Restored) else run_id(move.id, move.customer)
-                batch.rows.append(batch.row(source, id, move.customer, entry))
+                batch.rows.append(batch.row(source, row_id(move.id, move.customer), move.customer, entry))
         return Decided(log_rows(tenant_id, batch.rows), str(len(batch.rows)).encode())
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -506,9 +505,9 @@ class _Call(msgspec.Struct):
     master: int = 0  # look at least at this number of the master data
 
 
-def run_id(run: str, customer: str) -> str:
-    """The id of a run's rows about one customer."""
-    return f"{run}/{customer}"
+def row_id(subject: str, customer: str) -> str:
+    """The id of a row about one customer of a run or a credit note."""
+    return f"{subject}/{customer}"
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

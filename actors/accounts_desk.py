@@ -19,7 +19,6 @@ from billing.errors import BillingError, Conflict, FieldError, InvalidInput, Not
 from billing.run_credit import CreditState, Move, RunAnswer, RunCredit, RunHold
 
 CUSTOMERS_MAX = 1_000  # of one call to a lane
-WAIT_S = 60.0
 T = TypeVar("T")
 _ERRORS: dict[str, type[BillingError]] = {error.code: error for error in (Conflict, InvalidInput, NotFound)}
 
@@ -177,13 +176,12 @@ class AccountsDesk:
 
 
 class RunDesk:
-    """The same for a bill run's threads: an event loop of its own. Close it."""
+    """The same for a bill run's threads: an event loop of its own, started at the first call."""
 
     def __init__(self, router: UsageRouter) -> None:
         self._desk = AccountsDesk(router)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="run-desk", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run_credit(self, tenant_id: str, asked: RunCredit) -> Mapping[str, CreditState]:
         return self._wait(self._desk.run_credit(tenant_id, asked))
@@ -194,13 +192,12 @@ class RunDesk:
     def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
         return self._wait(self._desk.run_move(tenant_id, moves))
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
-        self._loop.close()
-
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result(WAIT_S)
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="run-desk", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
 
 def _customer_of(form: Any) -> str:

@@ -504,6 +504,8 @@ class RatingShard:
         partitions = partitions_of(self._genesis.seed, rows["tenant"], rows["customer"])
         partitions[(rows["customer"] == "").to_numpy()] = np.flatnonzero(self._owned)[0]
         assert self._owned[partitions].all(), "a decision wrote into a partition of another lane"
+        order = np.argsort(partitions, kind="stable")  # as a segment has them; of one partition in the order decided
+        rows, partitions = rows[order], partitions[order]
         return (
             rows.with_columns(pl.Series("partition", partitions)),
             event_ids(self._genesis.seed, rows["tenant"], rows, partitions),

@@ -41,17 +41,23 @@ class CreditOfRun:
     Who was answered by the lane before (`recorded`) gets the same answers, whatever the wallets hold by now.
     """
 
-    def __init__(self, wallets: Mapping[str, Wallets], recorded: Mapping[str, Mapping[str, Use]]) -> None:
+    def __init__(
+        self, wallets: Mapping[str, Wallets], recorded: Mapping[str, Mapping[str, Use]], *, exact: bool = True
+    ) -> None:
         self._wallets = wallets
-        self._recorded = recorded
+        self._exact = exact  # a recorded answer that does not fit raises; else as much of it as is asked
+        self.recorded = recorded
         self.asked: dict[str, list[Ask]] = {}
 
     def take(self, customer: str, currency: str, kind: Kind, asked: Decimal, document: str) -> Decimal:
-        if customer in self._recorded:
-            use = self._recorded[customer].get(document)
+        if customer in self.recorded:
+            use = self.recorded[customer].get(document)
             if use is None:
                 return ZERO
-            return use.promotional if kind == "promotional" else use.purchased
+            taken = use.promotional if kind == "promotional" else use.purchased
+            if taken > asked and self._exact:
+                raise Conflict(f"{taken} {currency} of credit is held for {document}, which needs {asked}")
+            return min(taken, asked)
         if customer not in self._wallets:
             return ZERO
         taken = self._wallets[customer].take(customer, currency, kind, asked, document)
@@ -198,8 +204,10 @@ def entry_of(account: Account, move: Move) -> Settled | Freed | Restored | None:
         case "settle":
             if run is None or run.state == "settled":
                 return None
-            if run.state == "freed":
+            if run.state == "freed" or run.held is None:
                 raise Conflict(f"Bill run {move.id} of {move.customer!r} was given up and cannot be settled.")
+            if not run.held.uses.keys() <= move.documents.keys():
+                raise Conflict(f"Bill run {move.id} of {move.customer!r} has documents without a number.")
             return Settled(move.id, move.documents)
         case "free":
             if run is not None and run.state == "settled":

@@ -10,6 +10,7 @@ import time
 
 import ray
 
+from actors.ray_desk import RayDeskAddress
 from billing.errors import BillingError, Unavailable
 from deployments.wiring import PlatformAddress
 from pipelines.ray_tasks import RayExecutor
@@ -24,7 +25,9 @@ class BillRunActor:
 
     def __init__(self, address: PlatformAddress) -> None:
         telemetry.start("bill-run", endpoint=address.telemetry_endpoint, level=address.log_level)
-        self._driver = address.open(connections_max=4).bill_runs(RayExecutor(address.store, address.dsn))
+        desk = RayDeskAddress(address.store, address.namespace)
+        executor = RayExecutor(address.store, address.dsn, desk=desk)
+        self._driver = address.open(connections_max=4).bill_runs(executor, desk.open())
 
     def drive(self, tenant_id: str, run_id: str, approve: bool | None) -> str:
         """Bring the run to its end; the state it ended in."""
@@ -55,7 +58,9 @@ def resume_unfinished(address: PlatformAddress) -> list[str]:
     """
     stores = address.open(connections_max=2)
     try:
-        found = stores.bill_runs().unfinished()
+        driver = stores.bill_runs(desk=RayDeskAddress(address.store, address.namespace).open())
+        driver.bring_waiting_moves()
+        found = driver.unfinished()
         for tenant_id, run_id in found:
             try:
                 start_bill_run(address, tenant_id, run_id)

@@ -36,8 +36,9 @@ from deployments.services import Services
 from pipelines.bill_run import BillRunDriver, run_view
 from pipelines.bill_run_chunk import CUSTOMERS
 from pipelines.document_files import make_files
+from pipelines.run_credit import bring_moves, restoring
 from pipelines.verify_invoices import verify_run
-from storage.sql import audit, bill_runs, invoices, tenants
+from storage.sql import audit, bill_runs, invoices, tenants, wallet_moves
 from storage.sql.database import Connection
 
 router = APIRouter(prefix="/v1", tags=["Billing"])
@@ -65,7 +66,9 @@ _INNER = frozenset({"tenant_id", "cut", "previous_cut"})
 
 def driver(services: Services) -> BillRunDriver:
     """A driver that plans and steers; the runs themselves are driven by `Services.start_bill_run`."""
-    return BillRunDriver(services.database, services.store, services.masters, services.archive, services.clock)
+    return BillRunDriver(
+        services.database, services.store, services.masters, services.archive, services.clock, desk=services.desk
+    )
 
 
 def _shown_run(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +186,9 @@ def read_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("
 def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("billing:read"))) -> Response:
     """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers."""
     services: Services = request.app.state.services
-    proof = verify_run(services.database, services.store, services.masters, caller.tenant_id, str(run_id))
+    proof = verify_run(
+        services.database, services.store, services.masters, caller.tenant_id, str(run_id), services.desk
+    )
     return json_response(
         {
             "proven": proof.proven,
@@ -483,6 +488,9 @@ def post_credit_note(
             reason=reason,
         )
         (made,) = invoices.finalise(connection, caller.tenant_id, [final], services.clock())
+        if wanted is None:
+            moves = restoring(made.number, row["document"], number)
+            wallet_moves.add(connection, caller.tenant_id, moves, services.clock())
         audit.record(connection, caller.tenant_id, at=services.clock(), actor=caller.actor,
                      action="credit note written", subject=made.number, after={"document": number})  # fmt: skip
         stored = invoices.get(connection, made.number)
@@ -490,10 +498,11 @@ def post_credit_note(
 
     answer = write.run(caller, work)
     try:
+        bring_moves(services.database, services.desk, services.masters, caller.tenant_id, services.clock)
         make_files(services.database, services.archive, caller.tenant_id, services.clock)
     except BillingError as error:
-        # The note is final; its files are made by the next look at what is wanted. The caller must not try again.
-        LOG.warning("the files of a credit note wait: %s", error.detail)
+        # The note is final; the rest is done by the next look at what is wanted. The caller must not try again.
+        LOG.warning("the files or the credit of a credit note wait: %s", error.detail)
     return answer
 
 

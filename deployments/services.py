@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from actors.accounts_desk import RunDesk
 from actors.router import UsageRouter
+from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
@@ -47,9 +49,14 @@ class Services:
     # The same for a simulation (tenant, simulation).
     start_simulation: Callable[[str, str], None]
     clock: Callable[[], datetime] = utc_now
+    # The way to the lanes for wallet credit that documents use; made of the router.
+    desk: WalletDesk = field(init=False)
     limits: Limits = field(default_factory=Limits)
     # What the health page shows of the platform around: version, dashboard address, demo state ...
     about: Callable[[], dict[str, Any]] = dict
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "desk", RunDesk(self.router))
 
     def now(self) -> datetime:
         """The platform's clock in UTC; a test tenant's own time is `deployments.manners.tenant_now`."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from deployments.services import Limits
 from pipelines import simulation
 from pipelines.bill_run import BillRunDriver, Executor
+from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
@@ -46,8 +47,10 @@ class Stores:
     archive: Archive
     log: UsageLogReader
 
-    def bill_runs(self, executor: Executor | None = None) -> BillRunDriver:
-        return BillRunDriver(self.database, self.store, self.masters, self.archive, utc_now, executor=executor)
+    def bill_runs(self, executor: Executor | None = None, desk: WalletDesk | None = None) -> BillRunDriver:
+        return BillRunDriver(
+            self.database, self.store, self.masters, self.archive, utc_now, executor=executor, desk=desk
+        )
 
     def simulations(self, executor: simulation.Executor | None = None) -> simulation.Simulations:
         return simulation.Simulations(self.database, self.store, self.masters, utc_now, executor=executor)

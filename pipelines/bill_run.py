@@ -10,6 +10,7 @@ at what is done already. One chunk's documents are `bill_run_chunk.py`, files ar
 from __future__ import annotations
 
 import json
+import logging
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,17 +23,29 @@ from uuid import UUID
 
 import uuid_utils
 
-from billing.errors import BillingError, Conflict, FieldError, InvalidInput
+from billing.errors import BillingError, Conflict, FieldError, InvalidInput, Unavailable
 from billing.master import Customer
 from billing.periods import local_date, midnight
-from pipelines.bill_run_chunk import ChunkResult, ChunkTask, chunk_sizes, compute_chunk, unpack
+from pipelines.bill_run_chunk import (
+    CUSTOMERS,
+    ChunkResult,
+    ChunkTask,
+    chunk_sizes,
+    compute_chunk,
+    unpack,
+    unpack_credit,
+)
 from pipelines.document_files import make_files
+from pipelines.run_credit import WalletDesk, bring_moves, settling
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import bill_runs, invoices, steps, tenants
+from storage.sql import bill_runs, invoices, steps, tenants, wallet_moves
 from storage.sql.database import Connection, Database
+from storage.sql.wallet_moves import WalletMove
 from storage.usage_log.reader import UsageLogReader
+
+LOG = logging.getLogger("cloudbilling.bill_run")
 
 # Places where a crash test kills the driver; each is passed at least once in a run with documents.
 STEPS = (
@@ -45,6 +58,7 @@ STEPS = (
     "approved",
     "chunk finalising",
     "chunk finalised",
+    "credit settled",
     "finalised",
     "files made",
     "before done",
@@ -67,10 +81,11 @@ class InProcess:
     store: ObjectStore
     database: Database
     chain: MasterChain
+    desk: WalletDesk | None = None
 
     def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
         for task in tasks:
-            yield compute_chunk(task, self.store, self.database, self.chain)
+            yield compute_chunk(task, self.store, self.database, self.chain, self.desk)
 
 
 def no_checkpoint(step: str) -> None:
@@ -89,14 +104,17 @@ class BillRunDriver:
         clock: Clock,
         *,
         executor: Executor | None = None,
+        desk: WalletDesk | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
+        """`desk` is the way to the lanes that hold wallet credit; without one nothing is held, and moves wait."""
         self._database = database
         self._store = store
         self._chain = chain
         self._archive = archive
         self._clock = clock
-        self._executor = executor or InProcess(store, database, chain)
+        self._desk = desk
+        self._executor = executor or InProcess(store, database, chain, desk)
         self._checkpoint = checkpoint
 
     # -- Plan ----------------------------------------------------------------------------------------------------------
@@ -137,7 +155,7 @@ class BillRunDriver:
         master = self._chain.at(tenant_id, number)
         run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
         cut = UsageLogReader(self._store).cut(run_id)
-        sizes = chunk_sizes(master)
+        sizes = chunk_sizes(master, CUSTOMERS)
         with self._database.tenant(tenant_id) as connection:
             bill_runs.create(
                 connection,
@@ -187,6 +205,7 @@ class BillRunDriver:
 
     def _drive(self, tenant_id: str, run_id: str, approve: bool | None) -> dict[str, Any]:
         run = self.get(tenant_id, run_id)
+        self._bring_moves(tenant_id)  # what earlier runs and credit notes left: this run counts on it
         if run["state"] == "planned":
             if not self._compute(tenant_id, run):
                 return self.get(tenant_id, run_id)
@@ -286,10 +305,17 @@ class BillRunDriver:
                 assert data is not None, "the result of a computed chunk is never deleted"
                 documents, _ = unpack(data)
                 finals = self._finals(connection, tenant_id, run, documents)
-                invoices.finalise(connection, tenant_id, finals, self._clock())
+                numbered = invoices.finalise(connection, tenant_id, finals, self._clock())
+                keys, holders = unpack_credit(data)
+                if holders:
+                    numbers = {key: one.number for key, one in zip(keys, numbered, strict=True)}
+                    moves = settling(run_id, holders, numbers)
+                    wallet_moves.add(connection, tenant_id, moves, self._clock())
                 self._checkpoint("chunk finalising")
                 bill_runs.set_chunk(connection, run_id, chunk, "finalised", self._clock())
             self._checkpoint("chunk finalised")
+            self._bring_moves(tenant_id)
+            self._checkpoint("credit settled")
         with self._database.tenant(tenant_id) as connection:
             bill_runs.move(connection, run_id, expected=("approved",), state="finalised", now=self._clock())
         self._checkpoint("finalised")
@@ -342,11 +368,33 @@ class BillRunDriver:
         with self._database.tenant(tenant_id) as connection:
             run = bill_runs.get(connection, run_id)
             if run["cancel_asked"] and run["state"] in ("planned", "computed"):
-                bill_runs.move(
-                    connection, run_id, expected=("planned", "computed"), state="cancelled", now=self._clock()
-                )
+                self._give_up(connection, tenant_id, run_id)
                 return False
             return not run["paused"]
+
+    def _give_up(self, connection: Connection, tenant_id: str, run_id: str) -> None:
+        """Cancel a run, and with it what it holds of wallets."""
+        now = self._clock()
+        if bill_runs.move(connection, run_id, expected=("planned", "computed"), state="cancelled", now=now):
+            wallet_moves.add(connection, tenant_id, [WalletMove("free_run", "", run_id)], now)
+
+    def _bring_moves(self, tenant_id: str) -> None:
+        """Tell the lanes what became of wallet credit; nothing where no wallet was touched."""
+        if self._desk is not None:
+            bring_moves(self._database, self._desk, self._chain, tenant_id, self._clock)
+
+    def bring_waiting_moves(self) -> list[str]:
+        """The same for all tenants that have moves waiting, for a starting platform; those that could not be told."""
+        with self._database.system() as connection:
+            found = wallet_moves.tenants_waiting(connection)
+        left: list[str] = []
+        for tenant_id in found:
+            try:
+                self._bring_moves(tenant_id)
+            except BillingError as error:
+                LOG.error("wallet credit of tenant %s waits: %s", tenant_id, error.detail)
+                left.append(tenant_id)
+        return left
 
     def _note(self, tenant_id: str, run_id: str, detail: str) -> None:
         with self._database.tenant(tenant_id) as connection:
@@ -376,7 +424,11 @@ class BillRunDriver:
             if run["state"] not in ("planned", "computed"):
                 raise Conflict(f"the run is {run['state']}: what is billed is taken back by credit notes")
             bill_runs.ask(connection, run_id, cancel=True)
-            bill_runs.move(connection, run_id, expected=("planned", "computed"), state="cancelled", now=self._clock())
+            self._give_up(connection, tenant_id, run_id)
+        try:
+            self._bring_moves(tenant_id)
+        except Unavailable as error:  # the next run of the tenant, or the next start, brings them
+            LOG.warning("the wallet credit of a cancelled bill run waits: %s", error.detail)
 
     def unfinished(self) -> list[tuple[str, str]]:
         """Runs that nobody may be driving any more, as (tenant, run): a starting platform drives them on."""

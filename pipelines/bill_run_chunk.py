@@ -17,11 +17,13 @@ from typing import Any
 import polars as pl
 
 from billing import lateness
-from billing.bill import bill, events_needed_from
+from billing.assemble import Credit
+from billing.bill import BilledDocument, BillResult, bill, events_needed_from
 from billing.documents import Document
 from billing.lateness import reasons_of
 from billing.master import MasterData
-from billing.wallets import wallets_of
+from billing.wallets import Wallets, wallets_of
+from pipelines.run_credit import Billed, Facts, WalletDesk, bill_with_credit, read_credit
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import invoices
@@ -98,13 +100,22 @@ def chunk_sizes(master: MasterData, most: int = CUSTOMERS) -> list[int]:
     return sizes
 
 
-def compute_chunk(task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain) -> ChunkResult:
-    """Compute a chunk's documents and put them once. A result that is there already is taken as it is."""
+def compute_chunk(
+    task: ChunkTask, store: ObjectStore, database: Database, chain: MasterChain, desk: WalletDesk | None = None
+) -> ChunkResult:
+    """Compute a chunk's documents and put them once. A result that is there already is taken as it is.
+
+    The wallet credit that they use is held through the desk before (without a desk it is replayed from the documents
+    made before, which knows of no reservations: for tools and tests that run without shards).
+    """
+    documents: Sequence[Document] = ()
+    parked: list[dict[str, str]] = []
     known = store.get(task.key)
     if known is None:
-        _, documents, parked = compute_documents(task, store, database, chain)
+        computed = _compute(task, store, database, chain, desk=desk, holds=True)
+        documents, parked = computed.billed.result.documents, _parked(computed.billed.result)
         # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).
-        if not store.create(task.key, _pack(documents, parked)):
+        if not store.create(task.key, _pack(computed.billed, parked)):
             known = store.get(task.key)
             assert known is not None
     if known is not None:
@@ -128,13 +139,43 @@ def compute_documents(
     before: str | None = None,
     only: Sequence[str] | None = None,
     master: MasterData | None = None,
+    desk: WalletDesk | None = None,
 ) -> tuple[list[str], Sequence[Document], list[dict[str, str]]]:
     """A chunk's customers, their documents and those parked; stores nothing and takes no credit.
 
     `before` (the id of a run that is verified) leaves out what that run and later ones have billed. For previews and
-    explanations: `only` are customers in place of the chunk's (the documents that go to them or have lines of them, whole,
-    with the lines of whoever else is paid for on them), `master` is master data in place of the chain's.
+    explanations: `only` are customers in place of the chunk's (the documents that go to them or have lines of them,
+    whole, with the lines of whoever else is paid for on them), `master` is master data in place of the chain's. With a
+    desk credit is what the lanes recorded for the run, or else what is free now; without, what documents left of it.
     """
+    computed = _compute(task, store, database, chain, before=before, only=only, master=master, desk=desk)
+    result = computed.billed.result
+    parked = _parked(result)
+    if only is None:
+        return computed.customers, result.documents, parked
+    wanted = set(only)
+    concern = [one for one in result.documents if wanted & {one.customer, *(member.code for member in one.members)}]
+    return list(only), concern, [one for one in parked if one["customer"] in wanted]
+
+
+@dataclass(frozen=True)
+class _Computed:
+    customers: list[str]
+    billed: Billed
+
+
+def _compute(
+    task: ChunkTask,
+    store: ObjectStore,
+    database: Database,
+    chain: MasterChain,
+    *,
+    before: str | None = None,
+    only: Sequence[str] | None = None,
+    master: MasterData | None = None,
+    desk: WalletDesk | None = None,
+    holds: bool = False,
+) -> _Computed:
     master = master or chain.at(task.tenant_id, task.master_number)
     if only is None:
         customers = customers_of(master, task)
@@ -149,29 +190,39 @@ def compute_documents(
     whole = [customer for customer in customers if master.needs_all_documents(customer)]
     with database.tenant(task.tenant_id) as connection:
         billed = invoices.billed(connection, customers, events_from, whole, before=before)
+
+    def make(chosen: Sequence[str], credit: Credit | None) -> BillResult:
+        return bill(
+            master,
+            chosen,
+            up_to=task.up_to,
+            now=task.made_at,
+            billed=billed,
+            events=events,
+            events_from=events_from,
+            credit=credit,
+            document_date=task.document_date,
+        )
+
     with_wallet = [customer for customer in customers if customer in master.wallet_customers]
-    credit = None
-    if with_wallet:
-        chosen = set(with_wallet)
-        own = [one for one in billed if one.document.customer in chosen]
-        credit = wallets_of(master, with_wallet, own, task.made_at)
-    result = bill(
-        master,
-        customers,
-        up_to=task.up_to,
-        now=task.made_at,
-        billed=billed,
-        events=events,
-        events_from=events_from,
-        credit=credit,
-        document_date=task.document_date,
-    )
-    parked = [{"customer": one.customer, "code": one.code, "reason": one.reason} for one in result.parked]
-    if only is None:
-        return customers, result.documents, parked
-    wanted = set(only)
-    concern = [one for one in result.documents if wanted & {one.customer, *(member.code for member in one.members)}]
-    return list(only), concern, [one for one in parked if one["customer"] in wanted]
+    if not with_wallet:
+        return _Computed(customers, Billed(make(customers, None)))
+    if desk is None:
+        return _Computed(customers, Billed(make(customers, _replayed(master, with_wallet, billed, task.made_at))))
+    facts = Facts(task.tenant_id, task.run_id, task.made_at, task.master_number, master)
+    if holds:
+        return _Computed(customers, bill_with_credit(desk, facts, customers, with_wallet, make))
+    replayed = _replayed(master, with_wallet, billed, task.made_at) if before is not None else None
+    return _Computed(customers, Billed(make(customers, read_credit(desk, facts, with_wallet, replayed))))
+
+
+def _replayed(master: MasterData, customers: Sequence[str], billed: Sequence[BilledDocument], now: datetime) -> Wallets:
+    chosen = set(customers)
+    return wallets_of(master, customers, [one for one in billed if one.document.customer in chosen], now)
+
+
+def _parked(result: BillResult) -> list[dict[str, str]]:
+    return [{"customer": one.customer, "code": one.code, "reason": one.reason} for one in result.parked]
 
 
 def _events_from(
@@ -260,9 +311,11 @@ def behind(frame: pl.DataFrame, previous: Cut) -> pl.Series:
 # -- Results as Parquet ------------------------------------------------------------------------------------------------
 
 
-def _pack(documents: Sequence[Document], parked: Sequence[dict[str, str]]) -> bytes:
+def _pack(billed: Billed, parked: Sequence[dict[str, str]]) -> bytes:
+    documents = billed.result.documents
     frame = pl.DataFrame(
         {
+            "key": list(billed.result.keys),
             "customer": [document.customer for document in documents],
             "type": [document.type for document in documents],
             "currency": [document.currency for document in documents],
@@ -271,6 +324,7 @@ def _pack(documents: Sequence[Document], parked: Sequence[dict[str, str]]) -> by
             "document": [invoices.document_json(document) for document in documents],
         },
         schema={
+            "key": pl.String,
             "customer": pl.String,
             "type": pl.String,
             "currency": pl.String,
@@ -282,7 +336,12 @@ def _pack(documents: Sequence[Document], parked: Sequence[dict[str, str]]) -> by
     import msgspec
 
     out = io.BytesIO()
-    metadata = {"parked": msgspec.json.encode(list(parked)).decode(), "format": "1"}
+    holders = {customer: list(keys) for customer, keys in billed.holders.items()}
+    metadata = {
+        "parked": msgspec.json.encode(list(parked)).decode(),
+        "holders": msgspec.json.encode(holders).decode(),
+        "format": "1",
+    }
     frame.write_parquet(out, compression="zstd", metadata=metadata)
     return out.getvalue()
 
@@ -295,6 +354,16 @@ def unpack(data: bytes) -> tuple[list[Document], list[dict[str, str]]]:
     frame = pl.read_parquet(io.BytesIO(data))
     documents = [invoices.document_from(body) for body in frame["document"]]
     return documents, msgspec.json.decode(metadata["parked"])
+
+
+def unpack_credit(data: bytes) -> tuple[list[str], dict[str, list[str]]]:
+    """The keys of the documents, and for which of them whose credit is held. Older results know of none."""
+    import msgspec
+
+    metadata: dict[str, Any] = pl.read_parquet_metadata(io.BytesIO(data))
+    if "holders" not in metadata:
+        return [], {}
+    return pl.read_parquet(io.BytesIO(data), columns=["key"])["key"].to_list(), msgspec.json.decode(metadata["holders"])
 
 
 def _totals(documents: Sequence[Document]) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Chunks of a bill run as Ray tasks: a window of them at a time, results as they come.
+"""Chunks of a bill run or a simulation as Ray tasks: a window of them at a time, results as they come.
 
 Owns how tasks are sent, named and waited for; what a task computes is `bill_run_chunk.py`. Small runs stay in the
 driver's process. A cluster without a free processor slows a run down and never stops it: the driver then computes a
@@ -7,7 +7,7 @@ chunk itself. That two compute the same chunk is harmless, its result is put onc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -17,7 +17,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from billing.errors import BillingError, Unavailable
-from pipelines.bill_run_chunk import ChunkResult, ChunkTask, compute_chunk
+from pipelines.bill_run_chunk import compute_chunk
+from pipelines.run_credit import DeskAddress, WalletDesk
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
 from storage.sql.database import Database
@@ -28,13 +29,18 @@ PATIENCE_S = 20.0
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """Computes chunks on the Ray cluster that this process belongs to."""
+    """Computes chunks on the Ray cluster that this process belongs to.
+
+    `work` is a function of a module: (task, store, database, master chain[, desk]) -> result. A task has a `title`.
+    """
 
     store: StoreAddress
     dsn: str
     patience_s: float = PATIENCE_S
+    work: Callable[..., Any] = compute_chunk
+    desk: DeskAddress | None = None  # the way to the lanes, where the work needs one: it is opened where it runs
 
-    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
+    def compute(self, tasks: Iterable[Any]) -> Iterator[Any]:
         """Results in any order. Raises what a chunk raised; Unavailable when its worker was lost again and again."""
         waiting = iter(tasks)
         first = list(islice(waiting, 2))
@@ -43,7 +49,7 @@ class RayExecutor:
                 yield self._here(task)
             return
         window = WINDOW_PER_PROCESSOR * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        running: dict[Any, ChunkTask] = {self._send(task): task for task in first}
+        running: dict[Any, Any] = {self._send(task): task for task in first}
         try:
             while running:
                 for task in islice(waiting, window - len(running)):
@@ -60,17 +66,16 @@ class RayExecutor:
             for reference in running:
                 ray.cancel(reference)
 
-    def _send(self, task: ChunkTask) -> Any:
-        name = f"bill run {task.run_id[-12:]}, chunk {task.chunk + 1}"
-        return _bill_run_chunk.options(name=name).remote(task, self.store, self.dsn)
+    def _send(self, task: Any) -> Any:
+        return _chunk.options(name=task.title).remote(self.work, task, self.store, self.dsn, self.desk)
 
-    def _here(self, task: ChunkTask) -> ChunkResult:
-        return compute_chunk(task, *_stores(self.store, self.dsn))
+    def _here(self, task: Any) -> Any:
+        return self.work(task, *_stores(self.store, self.dsn), *_desk(self.desk))
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _bill_run_chunk(task: ChunkTask, store: StoreAddress, dsn: str) -> ChunkResult:
-    return compute_chunk(task, *_stores(store, dsn))
+def _chunk(work: Callable[..., Any], task: Any, store: StoreAddress, dsn: str, desk: DeskAddress | None) -> Any:
+    return work(task, *_stores(store, dsn), *_desk(desk))
 
 
 @lru_cache(maxsize=4)
@@ -80,7 +85,13 @@ def _stores(address: StoreAddress, dsn: str) -> tuple[ObjectStore, Database, Mas
     return store, Database(dsn, size_max=2), MasterChain(store)
 
 
-def _result(reference: Any) -> ChunkResult:
+@lru_cache(maxsize=4)
+def _desk(address: DeskAddress | None) -> tuple[WalletDesk, ...]:
+    """Opened once per worker process, too."""
+    return () if address is None else (address.open(),)
+
+
+def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
@@ -88,4 +99,4 @@ def _result(reference: Any) -> ChunkResult:
             raise error.cause from error
         raise
     except RayError as error:  # the worker or its node was lost, more often than the retries cover
-        raise Unavailable("a worker of the bill run was lost; drive the run again to resume it") from error
+        raise Unavailable("a worker that computed a chunk was lost; drive the run again to resume it") from error

@@ -144,7 +144,7 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
 
         def drive(tenant_id: str, run_id: str, approve: bool | None) -> None:
             """The run to its end, in the request itself: tests see what came of it at once."""
-            driver = BillRunDriver(database, store, masters, services.archive, services.clock)
+            driver = BillRunDriver(database, store, masters, services.archive, services.clock, desk=services.desk)
             driver.drive(tenant_id, run_id, approve=approve)
 
         services = Services(

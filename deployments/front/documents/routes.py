@@ -171,8 +171,8 @@ def routes(front: Front) -> APIRouter:
             area="invoices",
             invoice=_invoice_view(row, found),
             document=document,
-            groups=_groups(document, master, explain, visit.texts, visit.formats),
-            tax_words=_tax_words(document, visit.texts, visit.formats),
+            groups=groups_of(document, master, explain, visit.texts, visit.formats),
+            tax_words=tax_words_of(document, visit.texts, visit.formats),
             pdf=File(pdf_file.byte_count, pdf_file.sha256, pdf_file.archived_at) if pdf_file else None,
             xml=files.get("xml"),
             related=related,
@@ -332,7 +332,7 @@ def _invoice_view(row: overview.InvoiceRow, found: Mapping[str, Any]) -> dict[st
     }
 
 
-def _groups(document: Document, master: MasterData, wanted: int | None, t: Texts, f: Formats) -> list[Group]:
+def groups_of(document: Document, master: MasterData, wanted: int | None, t: Texts, f: Formats) -> list[Group]:
     """Lines by customer and subscription, in the document's order; numbers keep their places in the document."""
     quantity_places = min(f.places(line.quantity for line in document.lines), 6)
     price_places = min(f.places((line.unit_price for line in document.lines if line.unit_price is not None), 2), 8)
@@ -401,7 +401,7 @@ def unit_of_line(line: Line, master: MasterData) -> str:
     return line.unit or (meter.unit if meter else "")
 
 
-def _tax_words(document: Document, t: Texts, f: Formats) -> str:
+def tax_words_of(document: Document, t: Texts, f: Formats) -> str:
     words = [
         f"{f.number(tax.percent)} %" if tax.category == "S" else t(f"tax.{tax.category}") for tax in document.taxes
     ]
@@ -419,7 +419,9 @@ def _timeline(made_at: datetime, files: Mapping[str, Archived], t: Texts) -> lis
 # -- bill runs -----------------------------------------------------------------------------------------------------
 def _driver(front: Front) -> BillRunDriver:
     services = front.services
-    return BillRunDriver(services.database, services.store, services.masters, services.archive, services.clock)
+    return BillRunDriver(
+        services.database, services.store, services.masters, services.archive, services.clock, desk=services.desk
+    )
 
 
 def _run_form(
