@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
-from billing.documents import Allowance, Document, Line, TaxCategory, TaxTotal
+from billing.documents import Allowance, Document, Line, Member, TaxCategory, TaxTotal
 from billing.money import minor_digits, round_amount, split_by_largest_remainder
 from billing.tax.inclusive import net_within, spread_net
 
@@ -26,7 +26,10 @@ CreditKind = Literal["promotional", "purchased"]
 
 
 class Credit(Protocol):
-    """Where a document's wallet credit comes from; `document` tells the documents of one run apart."""
+    """Where a document's wallet credit comes from; `document` tells the documents of one run apart.
+
+    The document of a payer asks for credit of several customers: first of those whose lines it has, then of his own.
+    """
 
     def take(self, customer: str, currency: str, kind: CreditKind, asked: Decimal, document: str) -> Decimal:
         """Take at most what is asked and give what was taken. The same document asks again for the same answer."""
@@ -76,15 +79,55 @@ def assemble(
     allowances: list[Allowance] = []
     for discount in discounts:
         allowances.extend(_allow("discount", discount.source, discount.amount, stated, currency))
-    left = sum(stated.values(), ZERO)
-    if credit is not None and left > 0:
-        granted = credit.take(customer, currency, "promotional", left, key)
-        allowances.extend(_allow("promotional", "", granted, stated, currency))
+    if credit is None:
+        return totals(customer, "invoice", currency, day, lines, tuple(allowances), zero, refers_to)
+    owed = _owed(lines, allowances)
+    for owner in _own_credit_last(owed):
+        left = sum(stated.values(), ZERO)
+        asked = min(left, owed[owner]) if owner else left
+        if asked > 0:
+            granted = credit.take(owner or customer, currency, "promotional", asked, key)
+            allowances.extend(_allow("promotional", owner, granted, stated, currency))
+            owed[owner] -= granted
     document = totals(customer, "invoice", currency, day, lines, tuple(allowances), zero, refers_to)
-    if credit is None or document.gross <= 0:
-        return document
-    prepaid = credit.take(customer, currency, "purchased", document.gross, key)
-    return replace(document, prepaid=prepaid + zero, due=document.gross - prepaid)
+    return _prepaid(document, owed, credit, key) if document.gross > 0 else document
+
+
+def _owed(lines: Iterable[Line], allowances: Iterable[Allowance]) -> dict[str, Decimal]:
+    """What the lines of each customer (empty: the document's own) state, less the discounts of his subscriptions."""
+    owed: dict[str, Decimal] = {"": ZERO}
+    owner_of: dict[str, str] = {}
+    for line in lines:
+        owed[line.customer] = owed.get(line.customer, ZERO) + line.stated
+        owner_of[line.subscription] = line.customer
+    for one in allowances:
+        owed[owner_of.get(one.source.rpartition("/")[0], "")] -= one.stated
+    return owed
+
+
+def _own_credit_last(owed: Mapping[str, Decimal]) -> list[str]:
+    """The customers whose credit a document asks for: those whose lines it has, then its own, which pays for all."""
+    return [*sorted(owner for owner in owed if owner), ""]
+
+
+def _prepaid(document: Document, owed: Mapping[str, Decimal], credit: Credit, key: str) -> Document:
+    """Purchased credit: of each customer at most his share of the gross, of the document's own as much as is left."""
+    currency, zero = document.currency, round_amount(0, document.currency)
+    owners = [owner for owner in _own_credit_last(owed) if owed[owner] > 0]
+    shares = dict[str, Decimal]()
+    if len(owed) > 1 and owners:
+        weights = [owed[owner] for owner in owners]
+        parts = split_by_largest_remainder(document.gross, weights, minor_digits(currency))
+        shares = dict(zip(owners, parts, strict=True))
+    members: list[Member] = []
+    prepaid = zero
+    for owner in _own_credit_last(owed):
+        asked = shares.get(owner, ZERO) if owner else document.gross - prepaid
+        taken = credit.take(owner or document.customer, currency, "purchased", asked, key) if asked > 0 else ZERO
+        prepaid += taken
+        if owner:
+            members.append(Member(owner, owner, taken + zero))
+    return replace(document, prepaid=prepaid, due=document.gross - prepaid, members=tuple(members))
 
 
 def with_nets(lines: Sequence[Line], currency: str) -> tuple[Line, ...]:

@@ -177,7 +177,9 @@ def with_members(master: MasterData, document: Document) -> Document:
     codes = sorted({line.customer for line in document.lines if line.customer})
     if not codes:
         return document
-    return replace(document, members=tuple(Member(code, master.customers[code].name) for code in codes))
+    prepaid = {member.code: member.prepaid for member in document.members}
+    members = (Member(code, master.customers[code].name, prepaid.get(code, Decimal(0))) for code in codes)
+    return replace(document, members=tuple(members))
 
 
 def _made_again(
@@ -221,7 +223,7 @@ def _discounts(master: MasterData, lines: Sequence[Line], earlier: Sequence[Bill
                 for one in earlier
                 if one.document.type == "invoice"
                 and one.document.refers_to is None
-                and any(a.source == source for a in one.document.allowances)
+                and any(a.kind == "discount" and a.source == source for a in one.document.allowances)
             )
             if used < discount.times:
                 found.append(AmountDiscount(source, discount.amount))

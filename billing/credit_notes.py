@@ -118,7 +118,7 @@ def _by_lines(billed: BilledDocument, day: date, notes: Sequence[Document], want
         due=net + tax,
         prepaid=zero,
         refers_to=billed.number,
-        members=tuple(member for member in document.members if member.code in named),
+        members=tuple(replace(member, prepaid=ZERO) for member in document.members if member.code in named),
     )
 
 

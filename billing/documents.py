@@ -88,7 +88,9 @@ class Allowance:
     amount: Decimal
     tax_category: TaxCategory
     tax_percent: Decimal
-    source: str = ""  # which discount (`subscription/1`): the parts of one allowance over several tax groups share it
+    # Which discount (`subscription/1`), or whose wallet (empty: the document's customer). The parts of one allowance
+    # over several tax groups share it.
+    source: str = ""
     gross: Decimal | None = None  # with tax, where it is taken off prices that contain it
 
     @property
@@ -116,6 +118,7 @@ class Member:
 
     code: str
     name: str
+    prepaid: Decimal = Decimal(0)  # part of the document's prepaid amount (BT-113): from this customer's own wallet
 
 
 @dataclass(frozen=True)

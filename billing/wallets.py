@@ -235,9 +235,12 @@ def wallets_of(
             if original is not None and _mirrors(document, original):
                 wallets.give_back(document.refers_to or "")
             continue
-        promotional = sum((a.stated for a in document.allowances if a.kind == "promotional"), ZERO)
-        wallets.take(document.customer, document.currency, "promotional", promotional, one.number)
-        wallets.take(document.customer, document.currency, "purchased", document.prepaid, one.number)
+        own = document.prepaid - sum((member.prepaid for member in document.members), ZERO)
+        for source, prepaid in (*((member.code, member.prepaid) for member in document.members), ("", own)):
+            used = (a.stated for a in document.allowances if a.kind == "promotional" and a.source == source)
+            owner = source or document.customer
+            wallets.take(owner, document.currency, "promotional", sum(used, ZERO), one.number)
+            wallets.take(owner, document.currency, "purchased", prepaid, one.number)
     for top_up in waiting[place:]:
         wallets.add(top_up)
     wallets.at(now)

@@ -67,10 +67,9 @@ def check_document(document: Document) -> None:
     assert document.due == document.gross - document.prepaid  # BT-115, BR-CO-16
     assert len({(one.category, one.percent) for one in document.taxes}) == len(document.taxes)  # BR-S-08
     for one in document.taxes:
-        base = sum((a.amount for a in document.lines if (a.tax_category, a.tax_percent) == (one.category, one.percent)))
-        base -= sum(
-            a.amount for a in document.allowances if (a.tax_category, a.tax_percent) == (one.category, one.percent)
-        )
+        group = (one.category, one.percent)
+        base = sum(a.amount for a in document.lines if (a.tax_category, a.tax_percent) == group)
+        base -= sum(a.amount for a in document.allowances if (a.tax_category, a.tax_percent) == group)
         assert one.base == base
         assert abs(one.amount - one.base * one.percent / 100) <= 2 * unit  # BR-CO-17 allows one whole unit
     for one in document.lines:
@@ -172,7 +171,7 @@ def test_a_new_rate_changes_the_tax_and_not_the_price() -> None:
 
 
 def test_an_agreed_minimum_is_meant_with_tax_where_the_prices_are() -> None:
-    """119.00 a month with 19 %; 10 used at 3.57 are 35.70 with tax: the minimum adds 83.30. Late use of 10 takes 35.70."""
+    """119.00 a month: 10 used at 3.57 are 35.70 with 19 %, the minimum adds 83.30. Ten more, late, take 35.70 of it."""
     charges = [{**usage("3.57"), "tax": "vat"}]
     plans = [{**plan(*charges, minimum="119.00"), "tax_behavior": "inclusive"}]
     steps = [
