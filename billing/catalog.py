@@ -489,7 +489,9 @@ def _price(form: object, pointer: str, mistakes: Mistakes) -> Price | None:
 
 
 def _percentage(fields: Form) -> Percentage:
-    percent = fields.decimal("percent") or Decimal(0)
+    percent = fields.decimal("percent", least=Decimal(0)) or Decimal(0)
+    if percent > 100:
+        fields.wrong("percent", "must be at most 100")
     least = fields.decimal("min_per_event", required=False)
     most = fields.decimal("max_per_event", required=False)
     if least is not None and most is not None and least > most:
@@ -580,6 +582,9 @@ def _row(form: object, pointer: str, mistakes: Mistakes, price_by: Sequence[str]
     for name, value in sorted(fields.mapping("when").items()):
         if name not in price_by:
             mistakes.add(fields.at("when"), f"{name!r} is not in price_by")
+        elif value is None:
+            mistakes.add(fields.at("when"), f"the value of {name!r} is missing: leave the key out for every value")
+            continue
         if isinstance(value, str):
             when.append((name, value))
         else:
@@ -607,6 +612,8 @@ def _charge(form: object, pointer: str, mistakes: Mistakes) -> Charge:
     prorate_usage = fields.truth("prorate_usage", False)
     if prorate_usage and not usage:
         fields.wrong("prorate_usage", "is for usage charges only")
+    if prorate_usage and proration == "none":
+        fields.wrong("prorate_usage", "contradicts proration none")
     price_by = fields.texts("price_by")
     if len(price_by) > DIMENSIONS_MAX or len(set(price_by)) != len(price_by):
         fields.wrong("price_by", f"needs different dimensions, at most {DIMENSIONS_MAX}")

@@ -102,6 +102,8 @@ class Form:
         value = self.text(key, default, CODE_LENGTH_MAX)
         if not value.isprintable():
             self.wrong(key, "must hold printable characters only")
+        elif key == "code" and value != value.strip():
+            self.wrong(key, "must not begin or end with a space")
         return value
 
     def choice(self, key: str, options: Sequence[str], default: str | None = None) -> str:
@@ -130,7 +132,8 @@ class Form:
             return None
         number = decimal_of(value)
         if number is None:
-            self.wrong(key, f"{str(value)[:40]!r} is no decimal number of at most {PLACES_MAX} places, as text")
+            limits = f"at most {INTEGER_DIGITS} digits before and {PLACES_MAX} after the point"
+            self.wrong(key, f"{_shown(value)} is no decimal number of {limits}, as text")
         elif least is not None and number < least:
             self.wrong(key, f"must be at least {least}")
         elif above is not None and number <= above:
@@ -188,6 +191,11 @@ class Form:
             self.wrong(key, "an object is needed")
             return {}
         return cast("Mapping[str, Any]", value)
+
+
+def _shown(value: object) -> str:
+    """What was sent, for people: Python refuses to print integers above 4,300 digits."""
+    return "a huge integer" if isinstance(value, int) and value.bit_length() > 200 else repr(str(value)[:40])
 
 
 def decimal_of(value: object) -> Decimal | None:

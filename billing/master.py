@@ -44,7 +44,7 @@ from billing.contracts import (
     plan_at,
 )
 from billing.errors import InvalidInput, NotFound
-from billing.forms import Form, Mistakes
+from billing.forms import CODE_LENGTH_MAX, Form, Mistakes, escape
 from billing.money import minor_digits
 from billing.periods import (
     MONTHS,
@@ -232,6 +232,7 @@ class MasterData:
     tax_codes: Mapping[str, TaxCode] = field(default_factory=dict[str, TaxCode])
     meters: Mapping[str, Meter] = field(default_factory=dict[str, Meter])
     plans: Mapping[str, tuple[Plan, ...]] = field(default_factory=dict[str, tuple[Plan, ...]])
+    published: Mapping[str, datetime] = field(default_factory=dict[str, datetime])  # the newest version of each plan
     customers: Mapping[str, Customer] = field(default_factory=dict[str, Customer])
     key_owners: Mapping[str, str] = field(default_factory=dict[str, str])
     subscriptions: Mapping[str, Subscription] = field(default_factory=dict[str, Subscription])
@@ -412,6 +413,7 @@ class _Builder:
         self.tax_codes = dict(master.tax_codes)
         self.meters = dict(master.meters)
         self.plans = dict(master.plans)
+        self.published = master.published
         self.customers = dict(master.customers)
         self.key_owners = dict(master.key_owners)
         self.paid_by: dict[str, set[str]] = {}  # who pays, or ever paid, for whom; the empty code for those who do not
@@ -433,6 +435,7 @@ class _Builder:
             tax_codes=self.tax_codes,
             meters=self.meters,
             plans=self.plans,
+            published=self.published,
             customers=self.customers,
             key_owners=self.key_owners,
             subscriptions=self.subscriptions,
@@ -493,6 +496,11 @@ class _Builder:
         for error in check_references(plan, self.meters, self.tax_codes, form.at("plan")):
             mistakes.add(error.pointer, error.detail)
         versions = self.plans.get(plan.code, ())
+        since = self.published.get(plan.code, START)
+        if versions and at < since:
+            place = f"{form.pointer.rpartition('/')[0]}/at"
+            return mistakes.add(place, f"lies before version {len(versions)} of plan {plan.code!r} ({since:%Y-%m-%d})")
+        self.published = {**self.published, plan.code: at}
         self.plans[plan.code] = (*versions, replace(plan, version=len(versions) + 1))
 
     # Customers and subscriptions
@@ -509,12 +517,16 @@ class _Builder:
         keys = form.texts("keys") if "keys" in form.fields else (known.keys if known else ())
         extras = form.rest(CUSTOMER_EXTRAS)
         form.done()
-        for key in (code, *keys):
+        for place, key in ((form.at("code"), code), *((f"{form.at('keys')}/{n}", key) for n, key in enumerate(keys))):
             if self.key_owners.get(key, code) != code:
-                mistakes.add(form.at("keys"), f"key {key!r} belongs to customer {self.key_owners[key]!r}")
+                mistakes.add(place, f"key {key!r} belongs to customer {self.key_owners[key]!r}")
+            elif not key or len(key) > CODE_LENGTH_MAX or not key.isprintable():
+                mistakes.add(place, f"a key has 1 to {CODE_LENGTH_MAX} printable characters")
+        treatments = known.treatments if known else ()
+        if treatments and treatment not in ("", treatments[-1][1]) and at < treatments[-1][0]:
+            form.wrong("tax_treatment", f"{code!r} has a later one already; treatments come in order of time")
         if mistakes.errors:
             return
-        treatments = known.treatments if known else ()
         if treatment and (not treatments or treatments[-1][1] != treatment):
             treatments = (*treatments, (at, treatment))
         for key in known.keys if known else ():
@@ -615,8 +627,13 @@ class _Builder:
         charges = plan.charge_codes
         for charge in quantities:
             if charge not in charges:
-                form.mistakes.add(f"{form.at('quantities')}/{charge}", f"plan {plan.code!r} has no charge {charge!r}")
+                form.mistakes.add(
+                    f"{form.at('quantities')}/{escape(charge)}", f"plan {plan.code!r} has no charge {charge!r}"
+                )
         for place, discount in enumerate(discounts):
+            _check_money(
+                Form({}, f"{form.at('discounts')}/{place}", form.mistakes), "amount", discount.amount, plan.currency
+            )
             for charge in sorted(discount.charges - charges):
                 at = f"{form.at('discounts')}/{place}/charges"
                 form.mistakes.add(at, f"plan {plan.code!r} has no charge {charge!r}")
@@ -698,7 +715,12 @@ class _Builder:
         if mistakes.errors or subscription is None:
             return
         when_ = cast("Literal['now', 'period_end']", when)
-        self._add(subscription, ContractStep(self.step_count, at, "cancel", when_, refund_unused=refund))
+        before = ended_at(subscription, self.timezone)
+        step = ContractStep(self.step_count, at, "cancel", when_, refund_unused=refund)
+        after = replace(subscription, steps=(*subscription.steps, step))
+        if before is not None and when == "period_end" and before == ended_at(after, self.timezone):
+            return form.wrong("subscription", f"{subscription.code!r} is cancelled already, to {before:%Y-%m-%d}")
+        self.subscriptions[subscription.code] = after
 
     def _pause(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         subscription = self._running(form, at)
@@ -741,6 +763,8 @@ class _Builder:
         charge = self._has_charge(form, subscription, add_on, charge_code, at)
         if charge is None:
             return
+        if charge.included and price.model in ("percentage", "event_amount"):
+            return form.wrong("price", f"{price.model} does not go with the charge's `included`")
         if contract(subscription, self.timezone).paused:
             return form.wrong("subscription", f"{subscription.code!r} is paused: resume it first")
         misfit = price_misfit(price, self.meters[charge.meter]) if charge.kind == "usage" else None
@@ -749,7 +773,9 @@ class _Builder:
         if charge.kind != "usage" and price.model not in ("flat", "per_unit", "graduated", "volume", "package"):
             return form.wrong("price", f"a {charge.kind} charge cannot have the price model {price.model}")
         same = (add_on, charge_code, at)
-        if any(s.kind == "override" and (s.add_on, s.charge, s.at) == same for s in subscription.steps):
+        changes = [place for place, s in enumerate(subscription.steps, start=1) if s.kind == "change" and not add_on]
+        since = subscription.steps[max(changes, default=0) :]  # an override ends with its plan
+        if any(s.kind == "override" and (s.add_on, s.charge, s.at) == same for s in since):
             return form.wrong("charge", f"{charge_code!r} has an override of the same moment already")
         step = ContractStep(self.step_count, at, "override", charge=charge_code, price=price, add_on=add_on)
         self._add(subscription, step)
@@ -775,6 +801,9 @@ class _Builder:
         found = plan.charge(code) or next((one for _, one in plan.versions_of_charges if one.code == code), None)
         if found is None:
             form.wrong("charge", f"plan {plan.code!r} has no charge {code!r}")
+        elif found.kind == "one_off":
+            form.wrong("charge", f"{code!r} is due once, with the terms of the start: nothing of it can be changed")
+            return None
         return found
 
     def _add_on_end(self, subscription: Subscription, code: str) -> datetime:
@@ -846,6 +875,8 @@ class _Builder:
         if customer and customer not in self.customers:
             form.wrong("customer", f"there is no customer {customer!r}")
         _check_money(form, "amount", amount, currency)
+        if expires is not None and expires <= at:
+            form.wrong("expires", "must be after the top-up: this credit could never be used")
         if mistakes.errors or amount is None:
             return
         kind_ = cast("Literal['promotional', 'purchased']", kind)
@@ -914,7 +945,7 @@ class _Builder:
     def _bill_run(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         """A finalised run: what was due up to its cut is billed. `steps` = how many steps it had seen (default all)."""
         up_to = form.moment("up_to", self.timezone)
-        steps = form.count("steps", self.step_count, 0)
+        steps = form.count("steps", self.step_count, 0, most=self.step_count)
         parked = frozenset(form.texts("parked"))
         positions = form.mapping("cut")
         if not all(lane.isdecimal() and isinstance(number, int) for lane, number in positions.items()):

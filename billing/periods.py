@@ -7,6 +7,7 @@ Source: docs/rules.md, Periods and Proration.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
@@ -24,6 +25,9 @@ DAYS: dict[str, int] = {"day": 1, "week": 7}
 YEAR_MIN, YEAR_MAX = 1900, 9998
 
 
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[Tt ]|$)")
+
+
 class TimeInvalid(ValueError):
     """A text that is no date and no time with an offset; the caller knows its place and makes an InvalidInput."""
 
@@ -31,6 +35,8 @@ class TimeInvalid(ValueError):
 @lru_cache(maxsize=256)
 def zone(name: str) -> ZoneInfo:
     """The time zone of that IANA name; raises TimeInvalid where there is none."""
+    if name.startswith(("posix/", "right/")) or name in ("localtime", "posixrules", "Factory"):
+        raise TimeInvalid(f"{name!r} is no IANA time zone")  # with leap seconds, or another on each machine
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError, IsADirectoryError) as error:
@@ -61,12 +67,16 @@ def parse_moment(text: object, timezone: str) -> datetime:
     """A date (its local midnight) or an RFC 3339 time with offset, as an instant. Raises TimeInvalid."""
     if not isinstance(text, str):
         raise TimeInvalid("a date or a time with an offset is needed, as text")
+    if not _DATE.match(text):  # Python also reads 20260131 and 2026-W05-6
+        raise TimeInvalid(f"{text[:40]!r} is neither a date (2026-01-31) nor a time (2026-01-31T10:00:00+01:00)")
     try:
         if len(text) == 10:
             day = date.fromisoformat(text)
             _check_year(day.year)
             return midnight(day, timezone)
         moment = datetime.fromisoformat(text)
+    except TimeInvalid:
+        raise
     except ValueError as error:
         raise TimeInvalid(f"{text!r} is neither a date (2026-01-31) nor a time (2026-01-31T10:00:00+01:00)") from error
     if moment.tzinfo is None:

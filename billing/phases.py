@@ -108,7 +108,7 @@ def parse_phases(
     """`phases` and `trial_end` of a plan's form. `codes` are the plan's own charges."""
     phases: list[Phase] = []
     entries = list(fields.items("phases", most=PHASES_MAX))
-    if "phases" in fields.fields and not entries:
+    if fields.fields.get("phases") is not None and not entries:
         fields.wrong("phases", "needs at least one phase")
     for number, (place, entry) in enumerate(entries, start=1):
         form = Form(entry, place, fields.mistakes)
@@ -121,7 +121,7 @@ def parse_phases(
             form.wrong("code", f"{phase.code!r} is there twice")
         phases.append(phase)
     said = fields.choice("trial_end", TRIAL_ENDS, "continue")
-    if "trial_end" in fields.fields and not (len(phases) > 1 and phases[0].free):
+    if fields.fields.get("trial_end") is not None and not (len(phases) > 1 and phases[0].free):
         fields.wrong("trial_end", "is for plans that begin with a free phase")
     if phases and phases[-1].free:
         fields.mistakes.add(

@@ -104,6 +104,15 @@ QUANTITY = {"subscription": "s1", "charge": "base", "quantity": "5"}
 OVERRIDE = {"subscription": "s1", "charge": "storage", "price": {"model": "per_unit", "unit": "0.07"}}
 CANCEL = {"subscription": "s1", "when": "period_end", "refund_unused": True}
 PAUSE = {"subscription": "s1"}
+ADD_ON = {
+    "subscription": "s1",
+    "code": "backup",
+    "plan": "basic",
+    "end": "2036-12-31",
+    "quantities": {"base": "2"},
+    "discounts": [{"percent": "10"}],
+}
+REMOVE_ADD_ON = {"subscription": "s1", "code": "backup", "when": "period_end", "refund_unused": True}
 AD_HOC = {
     "customer": "acme",
     "code": "setup-help",

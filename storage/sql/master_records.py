@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from billing.catalog import to_form
 from billing.errors import NotFound
-from billing.master import MasterData
+from billing.master import STEPS_OF_SUBSCRIPTIONS, MasterData
 from storage.sql.database import Connection
 
 # kind of record -> kinds of steps that make or change it
@@ -24,7 +24,7 @@ STEP_KINDS: dict[str, tuple[str, ...]] = {
     "meter": ("meter",),
     "plan": ("publish",),
     "customer": ("customer", "top_up", "ad_hoc"),
-    "subscription": ("subscribe", "change", "quantity", "override", "cancel", "pause", "resume"),
+    "subscription": ("subscribe", *STEPS_OF_SUBSCRIPTIONS),
     "budget": ("budget",),
 }
 LIMIT_MAX = 1_000
@@ -51,7 +51,7 @@ def subject_of(step: Mapping[str, Any]) -> tuple[str, str]:
         return "plan", str(form["plan"]["code"])
     if kind == "subscribe":
         return "subscription", str(form["code"])
-    if kind in ("change", "quantity", "override", "cancel", "pause", "resume"):
+    if kind in STEPS_OF_SUBSCRIPTIONS:
         return "subscription", str(form["subscription"])
     if kind in ("top_up", "ad_hoc"):
         return "customer", str(form["customer"])

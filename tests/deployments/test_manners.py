@@ -272,6 +272,45 @@ def test_the_life_of_a_subscription_is_a_list_of_steps(tenant: Any) -> None:
     assert [item["code"] for item in mine] == ["l1"]
 
 
+def test_a_phased_plan_and_an_add_on_over_http(api: Any) -> None:
+    tenant = api.tenant(kind="test", test_clock="2026-01-10")
+    steps = [
+        {"tax_code": {"code": "none", "percents": [{"from": "2000-01-01", "percent": "0"}]}},
+        {"customer": {"code": "c", "name": "C", "country": "DE"}},
+    ]
+    assert tenant.post("/v1/steps", steps).status_code == 201
+    price = {"model": "flat", "amount": "31"}
+    plan = {
+        "code": "p",
+        "currency": "EUR",
+        "interval": "month",
+        "trial_end": "cancel",
+        "charges": [{"code": "base", "kind": "recurring", "price": price, "tax": "none"}],
+        "phases": [{"code": "trial", "for": "14 days", "free": True}, {"code": "regular"}],
+    }
+    wrong = {**plan, "phases": [{"free": True}, {"code": "regular", "for": "1 year"}]}
+    pointers = {error["pointer"] for error in tenant.post("/v1/plans", wrong).json()["errors"]}
+    assert pointers == {"/phases/0/for", "/phases/1/for"}
+    published = tenant.post("/v1/plans", plan)
+    assert published.status_code == 201, published.text
+    assert [phase["code"] for phase in published.json()["form"]["phases"]] == ["trial", "regular"]
+    assert tenant.post("/v1/plans", {**plan, "code": "extra", "phases": None, "trial_end": None}).status_code == 201
+    subscribed = {"code": "s", "customer": "c", "plan": "p", "trial_end": "continue"}
+    assert tenant.post("/v1/subscriptions", subscribed).status_code == 201
+    add_on = {"subscription": "s", "code": "x", "plan": "extra", "end": "2026-05-01"}
+    added = tenant.post("/v1/subscriptions/add-on", add_on)
+    assert added.status_code == 201, added.text
+    assert tenant.post("/v1/subscriptions/add-on", add_on).json()["errors"][0]["pointer"] == "/code"
+    quantity = {"subscription": "s", "add_on": "x", "charge": "base", "quantity": "2"}
+    assert tenant.post("/v1/subscriptions/quantity", quantity).status_code == 200
+    removed = tenant.post("/v1/subscriptions/remove-add-on", {"subscription": "s", "code": "x"})
+    assert removed.status_code == 200, removed.text
+    again = tenant.post("/v1/subscriptions/remove-add-on", {"subscription": "s", "code": "x"})
+    assert again.json()["errors"][0]["detail"] == "'x' has ended already"
+    kinds = [each["kind"] for each in tenant.get("/v1/subscriptions/s/history").json()["items"]]
+    assert kinds == ["remove_add_on", "quantity", "add_on", "subscribe"]
+
+
 def test_only_a_test_tenants_clock_moves_and_only_forward(api: Any) -> None:
     live, test = api.tenant(), api.tenant(kind="test", test_clock="2026-01-01")
     assert live.post("/v1/test-clock/advance", {"to": "2999-01-01"}).status_code == 409

@@ -77,6 +77,8 @@ def test_the_examples_of_writes_are_taken_by_their_routes(api: Any) -> None:
         ("/v1/subscriptions/override", 200),
         ("/v1/subscriptions/pause", 200),
         ("/v1/subscriptions/resume", 200),
+        ("/v1/subscriptions/add-on", 201),
+        ("/v1/subscriptions/remove-add-on", 200),
         ("/v1/subscriptions/cancel", 200),
         ("/v1/keys", 201),
         ("/v1/legal-entities/main", 200),
