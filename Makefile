@@ -41,7 +41,7 @@ bench-long: setup ## The same at full size (an hour)
 chaos: setup ## Kill processes at every named step, again and again
 	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m chaos $(ARGS)
 
-mutation: setup ## Change the core on purpose and see whether a test notices
+mutation: setup ## Change the core on purpose and see whether a test notices: make mutation ARGS="--sample 400 --seed 1"
 	$(PYTHON) -m benchmarks.mutation $(ARGS)
 
 golden: setup ## Rewrite golden files; read the difference like code

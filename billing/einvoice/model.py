@@ -398,7 +398,7 @@ def _fields_of(kind: type) -> tuple[tuple[str, object, bool], ...]:
     """Name, annotation and whether it must be there, of each field; asked once per class."""
     found = _FIELDS.get(kind)
     if found is None:
-        hints = get_type_hints(kind, vars(sys.modules[__name__]))
+        hints = get_type_hints(kind, vars(sys.modules[__name__]), {})  # {}: a field named `bytes` would hide the type
         members: tuple[Field[Any], ...] = fields(kind)
         found = tuple((member.name, cast(object, hints[member.name]), member.default is MISSING) for member in members)
         _FIELDS[kind] = found
