@@ -53,19 +53,35 @@ def property_text(data: pl.Series, name: str) -> pl.Series:
 
 
 def _property_text(frame: pl.DataFrame, name: str, odd: pl.Series) -> pl.Series:
-    mentions = pl.col("data").str.splitn(f'"{name}"', 2).struct.field("field_1")
-    value = r'^[ \t\r\n]*:[ \t\r\n]*("[^"]*"|[^ \t\r\n",{}\[\]]+)'
-    found = frame.select(mentioned=mentions.is_not_null(), given=mentions.str.extract(value, 1))
-    given = pl.col("given")
-    text = found.select(
-        pl.when(given == "null").then(None).otherwise(given.str.strip_chars('"')).alias(name)
-    ).to_series()
-    # Mentioned but no value follows: it is another property's value, or a list.
-    places = (odd | (found["given"].is_null() & found["mentioned"])).arg_true()
+    data, key = frame["data"], f'"{name}"'
+    # What is found is a byte position; what is cut out goes by characters: the quick way is for ASCII rows only.
+    is_ascii = (data.str.len_bytes() == data.str.len_chars()).fill_null(True)
+    all_ascii = bool(is_ascii.all())
+    tails = data.str.slice(data.str.find(key, literal=True) + len(key)) if all_ascii else _after(data, key)
+    # `"name":"text"`, as nearly all write it, needs no pattern: the value ends at the next quote.
+    inner = tails.str.slice(2)
+    text = inner.str.head(inner.str.find('"', literal=True)).alias(name)
+    is_quick = tails.str.starts_with(':"').fill_null(True)
+    is_quick = is_quick if all_ascii else is_quick & is_ascii
+    if not is_quick.all():
+        text = text.set(~is_quick, None)
+    patient = (tails.is_not_null() & text.is_null()).arg_true()
+    if patient.len():
+        value = r'^[ \t\r\n]*:[ \t\r\n]*("[^"]*"|[^ \t\r\n",{}\[\]]+)'
+        given = tails.gather(patient).str.extract(value, 1)
+        text = text.scatter(patient, given.str.strip_chars('"').set(given == "null", None))
+        # Mentioned but no value follows: it is another property's value, or a list.
+        odd = odd.scatter(patient.filter(given.is_null()), True)
+    places = odd.arg_true()
     if places.len() == 0:
         return text
-    read = pl.Series([_read(row, name) for row in frame["data"].gather(places)], dtype=pl.String)
+    read = pl.Series([_read(row, name) for row in data.gather(places)], dtype=pl.String)
     return text.scatter(places, read).alias(name)
+
+
+def _after(data: pl.Series, key: str) -> pl.Series:
+    """What follows the first mention of a key, null where there is none."""
+    return data.str.splitn(key, 2).struct.field("field_1")
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -91,22 +107,26 @@ def _read(text: str, name: str) -> str | None:
     return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
 
+CAST_BYTES_MAX = 13  # a point and twelve places
 _PLAIN_NUMBER = r"^-?[0-9]{1,26}(?:\.[0-9]{1,12})?$"
 
 
 def numbers(texts: pl.Series) -> pl.Series:
     """Exact numbers; null where the text is none within the limits (NaN, "many", 40 digits, 13 places)."""
-    frame = texts.alias("text").to_frame()
-    text = pl.col("text")
-    # The pattern comes first: a cast alone would cut the thirteenth place off without a word.
-    plain = text.str.contains(_PLAIN_NUMBER)
-    frame = frame.with_columns(number=pl.when(plain).then(text).otherwise(None).cast(NUMBER, strict=False), plain=plain)
-    odd = (frame["text"].is_not_null() & ~frame["plain"]).arg_true()
+    # A cast takes what `parse_number` takes, but cuts a thirteenth place off without a word. So few characters without
+    # an exponent have no room for one; others must look like a number of at most twelve places.
+    number = texts.cast(NUMBER, strict=False)
+    exponent = texts.str.contains("e", literal=True) | texts.str.contains("E", literal=True)
+    sure = number.is_not_null() & (texts.str.len_bytes() <= CAST_BYTES_MAX) & ~exponent
+    doubtful = (texts.is_not_null() & ~sure.fill_null(False)).arg_true()
+    if doubtful.len() == 0:
+        return number
+    left = texts.gather(doubtful)
+    odd = doubtful.filter(~left.str.contains(_PLAIN_NUMBER))
     if odd.len() == 0:
-        return frame["number"]
-    parsed = {value: parse_number(value) for value in frame["text"].gather(odd).unique()}
-    read = pl.Series([parsed[value] for value in frame["text"].gather(odd)], dtype=NUMBER)
-    return frame["number"].scatter(odd, read)
+        return number
+    parsed = {value: parse_number(value) for value in texts.gather(odd).unique()}
+    return number.scatter(odd, pl.Series([parsed[value] for value in texts.gather(odd)], dtype=NUMBER))
 
 
 # --- fold, merge, finish ------------------------------------------------------------------------------------------

@@ -323,13 +323,14 @@ class _Usage:
     pairs: pl.DataFrame  # row, place, meter, aggregation, value, text, missing, invalid
 
     def with_events(self, pairs: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-        if (
-            pairs.height == self.events.height
-            and pairs["place"].is_sorted()
-            and pairs["place"].n_unique() == pairs.height
-        ):
-            return pairs.with_columns(self.events.select(columns))
+        """The pairs with columns of their events."""
+        if pairs.height == self.events.height and (pairs["place"] == _count_up(pairs.height)).all():
+            return pairs.with_columns(self.events.select(columns))  # one pair an event, in order: nothing to gather
         return pairs.with_columns(self.events.select(columns)[pairs["place"]])
+
+
+def _count_up(count: int) -> pl.Series:
+    return pl.int_range(count, dtype=pl.UInt32, eager=True)
 
 
 class _TypeMeters:
@@ -621,6 +622,20 @@ class _Pieces:
         used: list[int] = self.frame["meter"].unique().to_list()
         self.meter_tables = _meter_tables((place, self.meters[place]) for place in used)
         self.properties = self.charges.properties(self.meters)
+        kinds = {self.meters[place].aggregation for place in used}
+        # `latest` and levels go by (time, id, source), and so do prices that look at single events. Sums do too where a
+        # value is too large for the column, which only the events can tell: `fold` keeps such events one by one, and
+        # their order does not matter there.
+        self.is_ordered = bool(kinds & {"latest", "time_weighted_sum"}) or _row_kinds(self.charges).height > 0
+        self.folds_first = not self.is_ordered and set(self.charges.rows_by_dimensions) <= {()}
+
+    @cached_property
+    def lone_pieces(self) -> pl.DataFrame:
+        """Pieces that are the only one of their customer and meter: owner_and_meter, slot, start, end."""
+        frame = self.frame.with_columns(_owner_and_meter())
+        lone = frame.filter(pl.len().over("owner_and_meter") == 1)
+        lone = lone.with_columns(price_row=pl.lit(0, pl.UInt32))
+        return lone.select("owner_and_meter", _slot(), "start", "end")
 
 
 def _shared(values: Sequence[Any], dtype: Any) -> pl.Series:
@@ -643,9 +658,12 @@ def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.Da
     kinds = _row_kinds(table.charges)
     states: list[MeterState] = []
     singles: list[pl.DataFrame] = []
-    for usage, rowed in _counted(events, table):
-        columns = ("slot", "aggregation", pl.lit(False).alias("keep"), *EVENT_ORDER, "value", "text")
-        states.append(fold(rowed.select(columns), _BY_SLOT))
+    for usage, counted in _usage_of_owners(events, table):
+        if table.folds_first:
+            whole, counted = _fold_before_join(counted, table)
+            states.append(whole)
+        rowed = _joined(usage, counted, table)
+        states.append(fold(rowed.select("slot", *_FOLD_COLUMNS), _BY_SLOT))
         if kinds.height:
             singles += _single_events(rowed, usage, kinds)
     if not states:
@@ -660,30 +678,66 @@ def _fold_batch(events: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.Da
     return state, pl.concat(singles) if singles else pl.DataFrame(schema=_SINGLES)
 
 
+def _fold_before_join(counted: pl.DataFrame, table: _Pieces) -> tuple[MeterState, pl.DataFrame]:
+    """Fold by customer and meter where one piece takes all of it: a join of groups, not of events.
+
+    The second result are the events that must be joined one by one: their group reaches beyond its piece, several
+    pieces share it, or an event names a subscription.
+    """
+    group = ("owner_and_meter",)
+    named = counted.filter(pl.col("subscription").is_not_null()).select(group)
+    one_by_one = counted.join(named, on=group, how="semi") if named.height else counted.clear()
+    counted = counted.join(named, on=group, how="anti") if named.height else counted
+    folded = fold(counted.select(*group, *_FOLD_COLUMNS), group)
+    placed = folded.small.select(*group, "first", "last").join(table.lone_pieces, on=group, how="left")
+    inside = (pl.col("first") >= pl.col("start")) & (pl.col("last") < pl.col("end"))
+    placed = placed.with_columns(inside=inside.fill_null(False))
+    slots = placed.filter("inside").select(*group, "slot")
+    whole = MeterState(
+        _BY_SLOT,
+        folded.small.join(slots, on=group, how="inner").select("slot", pl.exclude("slot", *group)),
+        folded.sets.join(slots, on=group, how="inner").select("slot", "text"),
+        folded.runs.join(slots, on=group, how="inner").select("slot", pl.exclude("slot", *group)),
+    )
+    if slots.height < placed.height:
+        beyond = counted.join(placed.filter(~pl.col("inside")), on=group, how="semi")
+        one_by_one = pl.concat([one_by_one, beyond])
+    return whole, one_by_one
+
+
 def _counted(events: pl.DataFrame, table: _Pieces) -> Iterator[tuple[_Usage, pl.DataFrame]]:
     """By event type, each event with the piece and price row (`slot`) that it counts for."""
+    for usage, counted in _usage_of_owners(events, table):
+        yield usage, _joined(usage, counted, table)
+
+
+def _usage_of_owners(events: pl.DataFrame, table: _Pieces) -> Iterator[tuple[_Usage, pl.DataFrame]]:
+    """By event type, what the events of the pieces' customers measure, with the key of customer and meter."""
     owners = events.select("customer").join(
         table.keys, left_on="customer", right_on="key", how="left", maintain_order="left"
     )["owner"]
-    frame = events.select(EVENT_SCHEMA.names()).with_columns(owners)
+    # Ids and sources are texts that only ordered meters and prices look at: others do not carry them along.
+    order = EVENT_ORDER if table.is_ordered else ("time",)
+    frame = events.select("type", "subscription", "data", *order).with_columns(owners)
     frame = (frame.filter(owners.is_not_null()) if owners.null_count() else frame).with_row_index("row")
-    pieces = table.frame.select(_owner_and_meter(), "piece", "of_subscription", "charge", "start", "end", "is_level")
     for usage in _measured(frame, table.meter_tables, table.properties):
-        pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid"))
-        met = (
-            usage.with_events(pairs, ("owner", "subscription", *EVENT_ORDER))
-            .with_columns(_owner_and_meter())
-            .join(pieces, on="owner_and_meter", how="inner")
-            .filter(
-                _counts_for()
-                & (pl.col("time") < pl.col("end"))
-                & ((pl.col("time") >= pl.col("start")) | pl.col("is_level"))
-            )
-        )
-        rowed = _with_rows(met, usage, table.charges).filter(pl.col("price_row").is_not_null())
-        yield usage, rowed.with_columns(_slot())
+        unread = usage.pairs["missing"].any() or usage.pairs["invalid"].any()
+        pairs = usage.pairs.filter(~pl.col("missing") & ~pl.col("invalid")) if unread else usage.pairs
+        counted = usage.with_events(pairs, ("owner", "subscription", *order)).with_columns(_owner_and_meter())
+        if not table.is_ordered:
+            counted = counted.with_columns(id=pl.lit("", pl.String), source=pl.lit("", pl.String))
+        yield usage, counted
 
 
+def _joined(usage: _Usage, counted: pl.DataFrame, table: _Pieces) -> pl.DataFrame:
+    pieces = table.frame.select(_owner_and_meter(), "piece", "of_subscription", "charge", "start", "end", "is_level")
+    met = counted.join(pieces, on="owner_and_meter", how="inner").filter(
+        _counts_for() & (pl.col("time") < pl.col("end")) & ((pl.col("time") >= pl.col("start")) | pl.col("is_level"))
+    )
+    return _with_rows(met, usage, table.charges).filter(pl.col("price_row").is_not_null()).with_columns(_slot())
+
+
+_FOLD_COLUMNS = ("aggregation", pl.lit(False).alias("keep"), *EVENT_ORDER, "value", "text")
 _FOLDED = pl.Schema({
     "slot": pl.UInt64, "aggregation": AGGREGATION, "keep": pl.Boolean, "time": INSTANT,
     "id": pl.String, "source": pl.String, "value": NUMBER, "text": pl.String,

@@ -423,6 +423,34 @@ def test_an_event_counts_for_every_subscription_with_a_charge_on_the_meter_unles
     assert outcome(rate(pieces, events, metering)) == {(0, 0): (110, 110), (1, 0): (115, 115)}
 
 
+def _frame(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+
+
+@pytest.mark.parametrize("meter", ["count", "sum", "max", "min", "users", "eu"])
+def test_a_piece_alone_counts_neither_other_times_nor_events_of_other_subscriptions(meter: str) -> None:
+    """A lone piece of a customer and meter is folded before it is joined; with a second one each event is joined."""
+    charge = parse_charge(
+        {"code": "c", "kind": "usage", "tax": "t", "meter": meter, "price": {"model": "per_unit", "unit": "1"}}
+    )
+    data = {"n": "10", "user": "ann", "region": "uk"}
+    counting = [_event("1", data), _event("2", {**data, "n": "7", "user": "bob"}, subscription="s1")]
+    others = [
+        _event("3", {**data, "n": "500", "user": "eve"}, subscription="s2"),
+        _event("4", {**data, "n": "600", "user": "kim"}, time=START - timedelta(microseconds=1)),
+        _event("5", {**data, "n": "-700", "user": "lee"}, time=END),
+        _event("6", {**data, "n": "many", "user": None, "region": "us"}),
+    ]
+    one = UsagePiece("acme", "s1", charge, START, END)
+    two = UsagePiece("acme", "s2", charge, START, END)
+    for chosen in itertools.chain.from_iterable(itertools.combinations(others, size) for size in range(5)):
+        counted = [*counting, *(event for event in chosen if meter == "count" and event[1] == "6")]
+        events = _frame([*counting, *chosen])
+        alone, beside = (outcome(rate(pieces, events, metering))[0, 0] for pieces in ([one], [one, two]))
+        assert alone == beside == outcome(rate([one], _frame(counted), metering))[0, 0]
+    assert outcome(rate([one], _frame(others[:3]), metering)) == {}
+
+
 def test_no_python_object_is_made_per_event() -> None:
     def calls(count: int) -> int:
         rows = [_event(str(number), {"n": "1.5", "region": "eu"}) for number in range(count)]
