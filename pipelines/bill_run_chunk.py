@@ -218,7 +218,8 @@ def _compute(
 
 def _replayed(master: MasterData, customers: Sequence[str], billed: Sequence[BilledDocument], now: datetime) -> Wallets:
     chosen = set(customers)
-    return wallets_of(master, customers, [one for one in billed if one.document.customer in chosen], now)
+    own = [one for one in billed if chosen & {one.document.customer, *(m.code for m in one.document.members)}]
+    return wallets_of(master, customers, own, now)
 
 
 def _parked(result: BillResult) -> list[dict[str, str]]:

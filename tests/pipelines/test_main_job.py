@@ -20,6 +20,7 @@ from billing.errors import Conflict, InvalidInput
 from billing.usage import EVENT_SCHEMA, Verdict
 from pipelines.bill_run import BillRunDriver
 from pipelines.usage_mapping import UsageMapping
+from pipelines.verify_invoices import verify_run
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
@@ -254,3 +255,56 @@ def test_number_patterns_that_would_repeat_a_number_are_refused(series: dict[str
     with pytest.raises(InvalidInput):
         invoices.check_patterns(series)
     invoices.check_patterns({"invoice": "R{yy}-{n}"})
+
+
+def test_a_parent_pays_prices_that_contain_the_tax_and_the_run_is_proven(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of one customer: the family stays together. Then a child pays for itself, and late usage of it comes."""
+    monkeypatch.setattr("pipelines.bill_run.CUSTOMERS", 1)
+    tenant = world.tenant(currency="EUR", timezone="Europe/Berlin", country="DE")
+    base = {"code": "seat", "kind": "recurring", "price": {"model": "per_unit", "unit": "9.99"}, "tax": "t"}
+    use = {"code": "use", "kind": "usage", "meter": "use", "price": {"model": "per_unit", "unit": "1.19"}, "tax": "t"}
+    plan = {"code": "p", "currency": "EUR", "interval": "month", "tax_behavior": "inclusive", "charges": [base, use]}
+    forms: list[dict[str, Any]] = [
+        {"tax_code": {"code": "t", "percents": [{"from": "2020-01-01", "percent": "19"}]}},
+        {"meter": {"code": "use", "event_type": "use", "aggregation": "sum", "value": "amount"}},
+        {"publish": {"plan": plan}},
+        *({"customer": {"code": code, "name": code.upper()}} for code in ("alone", "parent", "zoe")),
+        *({"customer": {"code": code, "name": code.upper(), "payer": "parent"}} for code in ("ann", "bob")),
+        {"top_up": {"customer": "ann", "amount": "5", "kind": "promotional"}},
+        *(
+            {"subscribe": {"code": f"s-{code}", "customer": code, "plan": "p", "quantities": {"seat": "3"}}}
+            for code in ("alone", "ann", "bob", "zoe")
+        ),
+    ]
+    world.apply(tenant, [{"at": "2026-10-01", **form} for form in forms])
+    assert world.send(tenant, frame(event("1", "2026-10-10", "10", "ann"))) == [Verdict.ACCEPTED]
+    first = world.bill(tenant, date(2026, 11, 1))
+    assert (first["state"], first["parked"], first["documents"]["parked"]) == ("done", [], 0)
+    alone, parent, zoe = world.documents(tenant)
+    assert [one.customer for one in (alone, parent, zoe)] == ["alone", "parent", "zoe"]
+    # Two months of 3 seats: 59.94, tax 9.57 (9.5703), net 50.37.
+    assert (alone.gross, alone.tax, alone.net) == (Decimal("59.94"), Decimal("9.57"), Decimal("50.37"))
+    assert [(line.customer, line.charge, line.gross) for line in parent.lines] == [
+        ("ann", "seat", Decimal("29.97")),
+        ("ann", "seat", Decimal("29.97")),
+        ("ann", "use", Decimal("11.90")),
+        ("bob", "seat", Decimal("29.97")),
+        ("bob", "seat", Decimal("29.97")),
+    ]
+    assert [(one.source, one.gross) for one in parent.allowances] == [("ann", Decimal("5.00"))]
+    assert parent.gross == Decimal("126.78")  # 131.78 as agreed, less ann's credit
+    assert [(one.code, one.name) for one in parent.members] == [("ann", "ANN"), ("bob", "BOB")]
+
+    world.apply(tenant, [{"at": "2026-11-20", "customer": {"code": "ann", "payer": None}}])
+    late = [event("2", "2026-10-11", "20", "ann"), event("3", "2026-11-02", "1", "zoe")]
+    assert set(world.send(tenant, frame(*late))) == {Verdict.ACCEPTED}
+    second = world.bill(tenant, date(2026, 11, 2))
+    (correction,) = world.documents(tenant)[3:]
+    assert (correction.customer, correction.gross) == ("parent", Decimal("23.80"))
+    assert [(line.customer, line.correction, line.corrects.line) for line in correction.lines] == [("ann", True, 3)]
+    for run in (first, second):
+        proof = verify_run(world.database, world.store, world.masters, tenant, run["id"])
+        assert (proof.findings, proof.gaps) == ((), ())
+    assert proof.documents == 1
