@@ -17,6 +17,8 @@ TAX_CODES = [
     {"code": "standard", "percents": [{"from": "2007-01-01", "percent": "19"}]},
     {"code": "none", "percents": [{"from": "2007-01-01", "percent": "0"}]},
 ]
+CUSTOMER = {"code": "c", "name": "C", "country": "DE", "tax_treatment": "domestic"}
+OF_THE_PLAN = frozenset({"minimum", "tax_behavior"})
 
 
 def blocks(kind: str) -> list[Any]:
@@ -28,14 +30,13 @@ def blocks(kind: str) -> list[Any]:
 def whole(block: dict[str, Any]) -> dict[str, Any]:
     """A block of the page as a complete scenario."""
     plan = {"code": "p", "currency": "EUR", "interval": block.get("interval", "month"), "charges": block["charges"]}
-    if "minimum" in block:
-        plan["minimum"] = block["minimum"]
+    plan.update({key: block[key] for key in OF_THE_PLAN & set(block)})
     return {
         "tenant": {"currency": "EUR", "timezone": "Europe/Berlin", "country": "DE"},
         "tax_codes": [*TAX_CODES, *block.get("tax_codes", [])],
         "meters": [{"code": "n", "event_type": "n", "aggregation": "sum", "value": "v"}],
         "plans": [plan],
-        "customers": [{"code": "c", "name": "C", "country": "DE", "tax_treatment": "domestic"}],
+        "customers": block.get("customers", [CUSTOMER]),
         "timeline": block["timeline"],
         "expect": block["expect"],
     }
@@ -43,7 +44,7 @@ def whole(block: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("block", blocks("life"), ids=lambda block: block.get("about", "life")[:40])
 def test_a_life_on_the_page_comes_out_as_it_says(block: dict[str, Any]) -> None:
-    assert set(block) <= {"about", "interval", "minimum", "tax_codes", "charges", "timeline", "expect"}
+    assert set(block) <= OF_THE_PLAN | {"about", "interval", "tax_codes", "customers", "charges", "timeline", "expect"}
     assert block["expect"]["documents"]
     assert check_scenario(whole(block)) == []
 
