@@ -3,8 +3,8 @@
 A driver around mutmut: it copies the project, lets mutmut make every mutant of `billing/`, draws a sample by a seed,
 and lets mutmut run the tests of `tests/billing` that reach the changed function. Everything drawn counts: a mutant that
 no test reaches has survived, one that changes nothing that can be seen has, too; one that never ends was noticed.
-`python -m benchmarks.mutation [--sample 400] [--seed 1] [--folder DIR] [PATTERN...]`, a pattern such as
-`billing.pricing.*`; the last line is JSON. A kept folder spares the next run half a minute.
+`python -m benchmarks.mutation [--sample 400] [--seed 1] [--folder DIR] [FILES...]`, such as `'billing/pricing/*'`; the
+last line is JSON. A kept folder spares the next run most of the five minutes that it takes to make the mutants.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("billing", "storage", "cluster", "actors", "pipelines", "deployments", "tests", "docs", "examples",
-          "README.md", "pyproject.toml")  # fmt: skip
-SMALLEST = "billing.pricing.flat.*"  # mutmut makes all mutants on its first run, whatever it is asked to try
+          "README.md")  # fmt: skip
+SMALLEST = "billing/pricing/flat.py"  # mutmut makes all mutants on its first run, even if it is to try those of one
 NOTICED, SURVIVED = ("killed", "timeout"), ("survived", "no tests")
 # Forked test processes hang on their first column if the process that they come from has used Polars' threads.
 THREADS = """
@@ -39,7 +39,15 @@ if any(name.startswith("polars-") and name[7:].isdigit() for name in names):
 """
 
 
-def copy_project(folder: Path) -> None:
+def copy_project(folder: Path, files: Sequence[str]) -> None:
+    """The project as it is, told which files to mutate; what an earlier run found out in the folder stays if it can."""
+    mutated = f"\nonly_mutate = {json.dumps([SMALLEST, *files])}\n" if files else "\n"
+    settings = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace("[tool.mutmut]\n", f"[tool.mutmut]{mutated}")
+    )
+    if (folder / "pyproject.toml").exists() and (folder / "pyproject.toml").read_text(encoding="utf-8") != settings:
+        shutil.rmtree(folder / "mutants", ignore_errors=True)
+    (folder / "pyproject.toml").write_text(settings, encoding="utf-8")
     for part in COPIED:
         source, target = ROOT / part, folder / part
         if source.is_dir():
@@ -48,7 +56,7 @@ def copy_project(folder: Path) -> None:
         else:
             shutil.copy(source, target)
     for mutants in (folder / "mutants").glob("*"):
-        if mutants.name in COPIED and mutants.name not in ("billing", "pyproject.toml"):
+        if mutants.name in COPIED and mutants.name != "billing":
             shutil.rmtree(mutants) if mutants.is_dir() else mutants.unlink()  # or files that are gone would stay
 
 
@@ -66,12 +74,15 @@ def mutmut(folder: Path, *arguments: str) -> None:
         raise SystemExit(f"mutmut {arguments[0]} ended with {done.returncode}:\n{tail}")
 
 
-def verdicts(folder: Path) -> dict[str, str]:
+def verdicts(folder: Path, files: Sequence[str]) -> dict[str, str]:
     """What mutmut has found out about each mutant, by name; "not checked" where it did not try."""
     from mutmut.stats import status_by_exit_code
 
     found: dict[str, str] = {}
     for path in sorted((folder / "mutants" / "billing").rglob("*.meta")):
+        name = path.relative_to(folder / "mutants").with_suffix("").as_posix()
+        if files and not any(fnmatch(name, pattern) for pattern in files):
+            continue
         codes: Mapping[str, int | None] = json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
         found.update((name, status_by_exit_code[code]) for name, code in codes.items())
     return found
@@ -103,7 +114,7 @@ def summary(names: Iterable[str], found: Mapping[str, str]) -> dict[str, object]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("patterns", nargs="*", help="names of mutants, such as 'billing.pricing.*'; default: all")
+    parser.add_argument("files", nargs="*", help="what to change, such as 'billing/pricing/*'; default: all of billing")
     parser.add_argument("--sample", type=int, default=400, help="how many mutants; 0 = all (days)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where to work, and to stay; default: a folder that goes away")
@@ -111,18 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="cb-mutation-") as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        copy_project(folder)
+        copy_project(folder, options.files)
         subprocess.run([sys.executable, "-c", THREADS], cwd=folder, env=environment(), stdout=sys.stderr, check=True)
-        mutmut(folder, "run", "--max-children", "1", SMALLEST)
-        names = [name for name in sorted(verdicts(folder))
-                 if not options.patterns or any(fnmatch(name, pattern) for pattern in options.patterns)]  # fmt: skip
+        mutmut(folder, "run", "--max-children", "1", SMALLEST.removesuffix(".py").replace("/", ".") + ".*")
+        names = sorted(verdicts(folder, options.files))
         if not names:
-            raise SystemExit("no mutant has such a name")
+            raise SystemExit("there is nothing to change in such files")
         if 0 < options.sample < len(names):
             names = random.Random(options.seed).sample(names, options.sample)
         print(f"trying {len(names)} mutants; tail -f {folder / 'mutmut.log'}", file=sys.stderr, flush=True)
         mutmut(folder, "run", "--max-children", "1", *names)
-        found = verdicts(folder)
+        found = verdicts(folder, options.files)
         for name in sorted(names):
             if found[name] not in NOTICED:
                 print(f"{found[name]}: {name}\n{difference(folder, name)}", flush=True)
