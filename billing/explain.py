@@ -145,8 +145,11 @@ def _band_words(band: Band, currency: str) -> str:
 # --- a line -------------------------------------------------------------------------------------------------------
 
 
-def arithmetic(master: MasterData, line: Line, currency: str) -> dict[str, Any]:
-    """How the line's amount came about, as JSON: `quantity`, `price`, `proration`, `amount`, `tax`, `corrects`."""
+def arithmetic(master: MasterData, line: Line, currency: str, customer: str) -> dict[str, Any]:
+    """How the line's amount came about, as JSON: `quantity`, `price`, `proration`, `amount`, `tax`, `corrects`.
+
+    `customer` is the document's: his tax treatment counts, also where he pays for the line's customer.
+    """
     given = line.explanation
     span = span_of_line(master, line)
     row = span.charge.rows[row_of_line(span.charge, line)] if span is not None else None
@@ -176,7 +179,7 @@ def arithmetic(master: MasterData, line: Line, currency: str) -> dict[str, Any]:
             "code": line.tax_code,
             "category": line.tax_category,
             "percent": decimal_text(line.tax_percent),
-            "treatment": _treatment(master, line),
+            "treatment": _treatment(master, customer, line),
             "point": tax_point(line.start, line.end).isoformat(),
         },
         "corrects": None if line.corrects is None else {"document": line.corrects.document, "line": line.corrects.line},
@@ -192,15 +195,18 @@ def arithmetic(master: MasterData, line: Line, currency: str) -> dict[str, Any]:
 
 def _amount(line: Line, currency: str) -> dict[str, Any]:
     given = line.explanation
-    gross = line.amount + line.allowance
+    listed = line.stated + line.stated_allowance  # before the discount, in the terms of the price
     exact = given.get("exact")
+    # Of a correction, and of a part that is credited, the exact amount is that of the whole, not of the line.
+    own = exact is not None and round_amount(Fraction(str(exact)), currency) == listed
     return {
         "currency": currency,
         "exact": exact,
-        "rounded": str(round_amount(gross, currency)),
-        "rounding": None if exact is None else decimal_text(Fraction(gross) - Fraction(str(exact))),
+        "rounded": str(round_amount(listed, currency)),
+        "rounding": decimal_text(Fraction(listed) - Fraction(str(exact))) if own else None,
         "rule": "once a line, half away from zero",
-        "discount": str(line.allowance),
+        "discount": str(line.stated_allowance),
+        "with_tax": None if line.gross is None else str(line.gross),  # what was agreed, where the price contains it
         "net": str(line.amount),
     }
 
@@ -212,10 +218,9 @@ def _difference(given: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"billed": given.get("billed"), "rated": given.get("rated"), "late": bool(given.get("late"))}
 
 
-def _treatment(master: MasterData, line: Line) -> str | None:
-    subscription = master.subscriptions.get(line.subscription)
-    customer = master.customers.get(subscription.customer) if subscription is not None else None
-    return None if customer is None else customer.treatment_at(tax_point(line.start, line.end))
+def _treatment(master: MasterData, customer: str, line: Line) -> str | None:
+    known = master.customers.get(customer)
+    return None if known is None else known.treatment_at(tax_point(line.start, line.end))
 
 
 def _own_price(master: MasterData, span: Span) -> bool:

@@ -89,6 +89,7 @@ _EXPLANATION = {
         "rounding": "0",
         "rule": "once a line, half away from zero",
         "discount": "0.00",
+        "with_tax": None,
         "net": "14.00",
     },
     "tax": {
@@ -174,7 +175,7 @@ def shown_explanation(explained: ExplainedLine, events: EventsOfLine | None, tim
         "to": local_moment(line.end, timezone),
         "when": dict(line.when) if line.when is not None else None,
         "correction": line.correction,
-        **arithmetic(explained.master, line, explained.currency),
+        **arithmetic(explained.master, line, explained.currency, explained.customer),
         "reason": explained.reason,
         "events": None if events is None else _shown_events(explained, events),
         "rests_on": {

@@ -7,7 +7,9 @@ from fastapi import APIRouter, Response
 
 from deployments.front import page
 from deployments.front.access.routes import routes as access_routes
+from deployments.front.contracts.previews import routes as preview_routes
 from deployments.front.contracts.routes import routes as contracts_routes
+from deployments.front.documents.line import routes as line_routes
 from deployments.front.documents.routes import routes as documents_routes
 from deployments.front.operations.routes import routes as operations_routes
 from deployments.front.prices.routes import routes as prices_routes
@@ -40,8 +42,10 @@ def front_router(services: Services) -> APIRouter:
     for routes in (
         access_routes,
         statistics_routes,
+        preview_routes,  # before the contracts, whose paths take every longer one
         contracts_routes,
         prices_routes,
+        line_routes,  # before the documents, whose path takes every longer one
         documents_routes,
         operations_routes,
         settings_routes,

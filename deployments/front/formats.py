@@ -4,6 +4,7 @@ Owns the look only: nothing is computed or rounded here but the number of shown 
 fewer. Amounts are Decimals, a minus is U+2212, a missing value an en dash; periods are shown inclusive.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -46,6 +47,15 @@ class Formats:
         grouped = f"{int(whole):,}".replace(",", self._group)
         sign = MINUS if value < 0 else ""
         return f"{sign}{grouped}{self._point}{places}" if places else f"{sign}{grouped}"
+
+    def exact(self, text: str) -> str:
+        """What somebody typed as a number in his way of writing it, with a decimal point and without groups. What is
+        no such number comes back as it was: who reads it says what is wrong."""
+        plain = text.strip().replace(" ", "").replace("\u00a0", "").replace("'", "").replace(MINUS, "-")
+        group, point = re.escape(self._group), re.escape(self._point)
+        if not re.fullmatch(rf"-?([0-9]+|[0-9]{{1,3}}({group}[0-9]{{3}})+)({point}[0-9]+)?", plain):
+            return plain
+        return plain.replace(self._group, "").replace(self._point, ".")
 
     def amount(self, value: Decimal | None, currency: str) -> str:
         return self.number(value, _digits(currency))

@@ -23,6 +23,7 @@ class TierRow:
     unit: str
     flat: str
     amount: str
+    share: Decimal  # of the whole quantity, in percent, for a bar
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def _price(line: Line, given: Mapping[str, Any], currency: str, t: Texts, f: For
         if given.get("package"):
             package = given["package"]
             words = t("why.package", size=f.number(_decimal(package.get("size"))) + unit)
-            count, amount = f.number(_decimal(package.get("count"))), f.number(_decimal(package.get("amount")), 2)
-            rows.append(SumRow(words, f"{count} × {amount}"))
+            size, amount = f.number(_decimal(package.get("size"))), f.number(_decimal(package.get("amount")), 2)
+            charged = max(line.quantity - (included or 0), Decimal(0)) if line.quantity > 0 else line.quantity
+            rows.append(SumRow(words, f"⌈{f.number(charged)} / {size}⌉ × {amount}"))
         elif given.get("percent") is not None:
             rows.append(
                 SumRow(t("why.percent"), f"{f.number(line.quantity)} × {f.number(_decimal(given['percent']))} %")
@@ -156,10 +158,17 @@ def _tiers(given: Sequence[Mapping[str, Any]], t: Texts, f: Formats) -> tuple[li
                 f.number(price, price_places),
                 f.number(_decimal(tier.get("flat")), 2),
                 f.number(amount if quantity else None, amount_places, EXACT_PLACES_MAX),
+                _percent(quantity, quantities),
             )
         )
         lower = upper if upper is not None else lower
     return rows, flats
+
+
+def _percent(part: Decimal, parts: Sequence[Decimal]) -> Decimal:
+    """For a picture only."""
+    whole = sum((abs(one) for one in parts), Decimal(0))
+    return (abs(part) * 100 / whole).quantize(Decimal("0.1")) if whole else Decimal(0)
 
 
 def _dimensions(given: Sequence[Mapping[str, Any]], f: Formats) -> list[DimensionRow]:
