@@ -235,8 +235,14 @@ class Plan:
         """What the plan bills in one of its phases, as a plan without phases; computed once for each."""
         known: dict[int, Plan] = self.__dict__.setdefault("_in_phase", {})  # a cache beside the frozen fields
         if index not in known:
-            known[index] = _in_phase(self, self.phases[index])
+            made = known[index] = _in_phase(self, self.phases[index])
+            made.__dict__["_whole"] = self
         return known[index]
+
+    @property
+    def whole(self) -> Plan:
+        """The plan with all its phases, of a plan in one of them."""
+        return self.__dict__.get("_whole", self)
 
     @property
     def versions_of_charges(self) -> Iterable[tuple[str, Charge]]:
@@ -674,6 +680,8 @@ def to_form(value: TaxCode | Meter | Price | PriceRow | Charge | Plan) -> dict[s
         return _charge_form(value)
     if isinstance(value, Plan):
         form = {"code": value.code, "currency": value.currency, "interval": value.interval}
+        if value.inclusive:
+            form["tax_behavior"] = value.tax_behavior
         if value.minimum is not None:
             amount = decimal_text(value.minimum)
             form["minimum"] = {"amount": amount, "tax": value.minimum_tax} if value.minimum_tax else amount

@@ -334,7 +334,7 @@ def _cuts(
         if step.charge != charge.code or step.kind not in kinds or step.add_on != subscription.add_on:
             continue
         owner = contract.owner(step)
-        waits = _waits(charge) and not owner.plan.free  # what is not billed yet waits for nothing
+        waits = _waits(charge) and _waits_in(owner.plan, charge.code)  # what is not billed yet waits for nothing
         moment = _boundary(owner.grid, step.at, owner.start) if waits else step.at
         if owner.index > segment.index or (step.kind == "override" and owner.root != segment.root):
             continue

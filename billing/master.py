@@ -797,7 +797,7 @@ class _Builder:
                 return None
             plan = running.plan
         else:
-            plan = plan_at(subscription, self.timezone, at)
+            plan = plan_at(subscription, self.timezone, at).whole
         found = plan.charge(code) or next((one for _, one in plan.versions_of_charges if one.code == code), None)
         if found is None:
             form.wrong("charge", f"plan {plan.code!r} has no charge {code!r}")

@@ -49,9 +49,35 @@ def charges(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @st.composite
+def phases(draw: st.DrawFn) -> dict[str, Any]:
+    """Phases of a plan whose charges are f0 ... and n; none of them in half of the cases."""
+    if draw(st.booleans()):
+        return {}
+    found: list[dict[str, Any]] = []
+    for _ in range(draw(st.integers(1, 2))):
+        terms = draw(
+            st.sampled_from(
+                [
+                    {"free": True},
+                    {"discount": "50"},
+                    {"discount": {"percent": "100", "charges": ["f0"]}},
+                    {"prices": {"f0": {"model": "flat", "amount": "7.77"}}},
+                    {"charges": [flat("3", "other"), {**usage("0.5"), "tax": "vat"}]},
+                    {"minimum": "20"},
+                ]
+            )
+        )
+        found.append({"for": draw(st.sampled_from(["5 days", "14 days", "1 month"])), **terms})
+    return {"phases": [*found, {}]}
+
+
+@st.composite
 def lives(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A scenario without bill runs, and its steps in order of time."""
-    plans = [plan(*draw(charges())), plan(*draw(charges()), code="q", minimum=draw(st.sampled_from([None, "40"])))]
+    plans = [
+        plan(*draw(charges()), **draw(phases())),
+        plan(*draw(charges()), code="q", minimum=draw(st.sampled_from([None, "40"])), **draw(phases())),
+    ]
     discounts = draw(st.lists(st.fixed_dictionaries({"percent": percents}), max_size=2))
     if draw(st.booleans()):
         discounts.append({"amount": "7.77", "times": "2"})
@@ -59,8 +85,21 @@ def lives(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     steps: list[dict[str, Any]] = []
     paused = False
     for moment in sorted(draw(st.lists(days, max_size=5))):
-        kind = draw(st.sampled_from(["change", "quantity", "usage", "usage", "pause"]))
+        kind = draw(st.sampled_from(["change", "quantity", "usage", "usage", "pause", "add_on", "remove_add_on"]))
         at = day(moment)
+        if kind == "add_on":
+            end = draw(st.sampled_from([{}, {"end": day(moment + 20)}]))
+            add_on = {"subscription": "s", "code": f"x{len(steps)}", "plan": draw(st.sampled_from("pq")), **end}
+            steps.append({"at": at, "add_on": add_on})
+            continue
+        if kind == "remove_add_on":
+            known = [step["add_on"]["code"] for step in steps if "add_on" in step and "end" not in step["add_on"]]
+            if known and not any("remove_add_on" in step for step in steps):
+                when = draw(st.sampled_from(["now", "period_end"]))
+                refund = draw(st.booleans())
+                form = {"subscription": "s", "code": known[0], "when": when, "refund_unused": refund}
+                steps.append({"at": at, "remove_add_on": form})
+            continue
         if kind == "pause":
             steps.append({"at": at, "resume" if paused else "pause": {"subscription": "s"}})
             paused = not paused
@@ -75,6 +114,9 @@ def lives(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             value = str(draw(st.decimals(min_value=0, max_value=30, places=3)))
             steps.append(used(at, (at, value), data={"v": value}))
             steps[-1]["usage"][0]["id"] = f"e{len(steps)}"
+    if draw(st.sampled_from([True, False, False])):
+        when = {"when": draw(st.sampled_from(["now", "period_end"])), "refund_unused": draw(st.booleans())}
+        steps.append({"at": day(81), "cancel": {"subscription": "s", **when}})
     begin = subscribe(day(0), anchor=anchor, discounts=discounts)
     return life(plans, [begin, *steps]), steps
 
