@@ -8,7 +8,7 @@ events alone, never on their order or on how they were cut into batches. Which e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -75,7 +75,7 @@ def _property_text(frame: pl.DataFrame, name: str, odd: pl.Series) -> pl.Series:
     places = odd.arg_true()
     if places.len() == 0:
         return text
-    read = pl.Series([_read(row, name) for row in data.gather(places)], dtype=pl.String)
+    read = pl.Series([properties_of(row)(name) for row in data.gather(places)], dtype=pl.String)
     return text.scatter(places, read).alias(name)
 
 
@@ -92,19 +92,23 @@ def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _READER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_first_wins)
 
 
-def _read(text: str, name: str) -> str | None:
+def properties_of(data: str) -> Callable[[str], str | None]:
+    """The texts of one event's properties by name, as `property_texts` gives them for a column."""
     try:
-        value = _READER.decode(text)
+        value = _READER.decode(data)
     except (ValueError, RecursionError):
-        return None  # no JSON, or nested beyond reason: no properties, so the event goes to suspense and is seen
-    if not isinstance(value, dict):
-        return None
-    found = cast("dict[str, Any]", value).get(name)
-    if found is None or isinstance(found, str):
-        return found
-    if isinstance(found, bool):
-        return "true" if found else "false"
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+        value = None  # no JSON, or nested beyond reason: no properties, so the event goes to suspense and is seen
+    properties = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+    def text(name: str) -> str | None:
+        found = properties.get(name)
+        if found is None or isinstance(found, str):
+            return found
+        if isinstance(found, bool):
+            return "true" if found else "false"
+        return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+
+    return text
 
 
 CAST_BYTES_MAX = 13  # a point and twelve places

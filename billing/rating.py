@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from billing import few_events
 from billing.catalog import Charge, EventAmount, Meter, PriceRow
 from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, finish, fold, merge, numbers, property_texts, regroup
 from billing.money import NUMBER
@@ -66,6 +67,10 @@ class RatingBook:
     @cached_property
     def meter_tables(self) -> dict[str, _TypeMeters]:
         return _meter_tables(enumerate(self.meters))
+
+    @cached_property
+    def few_events(self) -> few_events.FewEvents:
+        return few_events.FewEvents(self)
 
     @cached_property
     def properties(self) -> dict[str, set[str]]:
@@ -197,6 +202,15 @@ def classify(events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.S
 
     `new` marks rows that arrived just now: only they can be late (what was billed in time stays in time).
     """
+    if events.height <= few_events.EVENTS_MAX:
+        return pl.Series("reason", book.few_events.reasons(events, now, new), dtype=REASON)
+    return classify_columns(events, book, now, new=new)
+
+
+def classify_columns(
+    events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.Series | None = None
+) -> pl.Series:
+    """`classify` for many events."""
     frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
     owners = book.customers.select("key", pl.col("customer").alias("owner"))
     frame = frame.join(owners, left_on="customer", right_on="key", how="left", maintain_order="left")

@@ -17,16 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing.catalog import parse_charge, parse_meter
+from billing.few_events import EVENTS_MAX
 from billing.rating import (
     BILLED_SCHEMA,
     CONTRACTS_SCHEMA,
     CUTS_SCHEMA,
     KEYS_SCHEMA,
+    PAUSES_SCHEMA,
+    REASON,
     LiveState,
     RatedPieces,
     RatingBook,
     UsagePiece,
     classify,
+    classify_columns,
     fold_days,
     merge_live,
     rate,
@@ -337,7 +341,8 @@ def test_each_event_gets_the_first_reason_that_applies() -> None:
         schema=EVENT_SCHEMA,
         orient="row",
     )
-    assert classify(events, _book(), NOW).to_list() == [reason for reason, _, _ in VERDICTS]
+    for way in (classify, classify_columns):
+        assert way(events, _book(), NOW).to_list() == [reason for reason, _, _ in VERDICTS]
 
 
 def test_late_is_said_only_of_new_events_of_tenants_that_reject_them() -> None:
@@ -346,8 +351,54 @@ def test_late_is_said_only_of_new_events_of_tenants_that_reject_them() -> None:
     )
     billed = pl.DataFrame({"subscription": ["s1"], "until": [MIDDLE]}, schema=BILLED_SCHEMA)
     new = pl.Series([False, True, True])
-    assert classify(events, _book(rejects_late=True, billed=billed), NOW, new=new).to_list() == [None, "late", None]
-    assert classify(events, _book(billed=billed), NOW, new=new).to_list() == [None, None, None]
+    for way in (classify, classify_columns):
+        assert way(events, _book(rejects_late=True, billed=billed), NOW, new=new).to_list() == [None, "late", None]
+        assert way(events, _book(billed=billed), NOW, new=new).to_list() == [None, None, None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "n": st.sampled_from(["1", 2, "-3e2", "many", "1" * 40, None, [1], "0.1234567890123"]),
+                    "region": st.sampled_from(["eu", "uk", "us", "", None, 7]),
+                    "user": st.sampled_from(["ann", "bob", None, 5]),
+                    "eur": st.sampled_from(["0.1", "x", None]),
+                },
+            ),
+            st.sampled_from(["acme", "sim-1", "other", "nobody"]),
+            st.sampled_from([None, "s1", "s2", "s9"]),
+            st.sampled_from(["call", "Call"]),
+            st.sampled_from([START, START - timedelta(days=1), MIDDLE, END, NOW + timedelta(hours=2)]),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_few_events_get_the_verdicts_that_columns_give(rows: list[Any], rejects: bool, paused: bool) -> None:
+    events = _frame(
+        [
+            _event(str(place), data, customer=customer, subscription=subscription, type=type, time=time)
+            for place, (data, customer, subscription, type, time, _) in enumerate(rows)
+        ]
+    )
+    billed = pl.DataFrame({"subscription": ["s1", "s2"], "until": [MIDDLE, START]}, schema=BILLED_SCHEMA)
+    pauses = pl.DataFrame(
+        [("acme", "s1", place, START, MIDDLE) for place in (0, 7)], schema=PAUSES_SCHEMA, orient="row"
+    )
+    book = _book(rejects_late=rejects, billed=billed, **({"pauses": pauses} if paused else {}))
+    new = pl.Series([row[-1] for row in rows])
+    assert events.height <= EVENTS_MAX
+    for given_new in (None, new):
+        few = classify(events, book, NOW, new=given_new)
+        assert few.to_list() == classify_columns(events, book, NOW, new=given_new).to_list()
+        assert few.dtype == REASON
 
 
 def test_a_piece_that_cuts_a_folded_day_is_noticed() -> None:
