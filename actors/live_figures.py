@@ -21,6 +21,7 @@ import numpy.typing as npt
 import polars as pl
 
 from actors.batches import NO_REASON, REASONS, UNJUDGED
+from billing.amendments import Amended, fold_amendments_of_lane, states_before
 from billing.catalog import EventAmount
 from billing.errors import NotFound, Unavailable
 from billing.master import MasterData
@@ -210,25 +211,50 @@ class LiveFigures:
             if folded_to < pending_from:
                 self._fold_from_log(tenant_id, parts, book, folded_to + 1, pending_from)
                 folded_to = pending_from
-            rows = [frame for at, frame in pending if at > folded_to]
-            if rows:
-                _add(parts, pl.concat(rows), book)
+            frames = [frame for at, frame in pending if at > folded_to]
+            rows = pl.concat(frames) if frames else None
+            if rows is not None and not _fits(rows, book):
+                parts = []  # something that was folded counts otherwise now: all again, from the log
+                self._fold_from_log(tenant_id, parts, book, 0, number)
+            elif rows is not None:
+                _add(parts, _counting(rows, _changes_in(rows)), book)
             tenant.parts, tenant.folded_to = parts, number
             return number
 
     def _fold_from_log(self, tenant_id: str, parts: list[LiveState], book: _Book, first: int, last: int) -> None:
+        """Add what lies in these numbers; if something there changes events, all of the lane up to `last` again."""
+        changes = self._fold_walking(tenant_id, parts, book, first, last, None)
+        if changes is not None:
+            parts.clear()
+            if first > 0:
+                found = self._fold_walking(tenant_id, [], book, 0, first - 1, None)
+                changes = changes if found is None else pl.concat([found, changes])
+            self._fold_walking(tenant_id, parts, book, 0, last, changes)
+
+    def _fold_walking(
+        self, tenant_id: str, parts: list[LiveState], book: _Book, first: int, last: int, changes: pl.DataFrame | None
+    ) -> pl.DataFrame | None:
+        """Fold usage with the changes that are known, and these themselves; returns the changes met on the way."""
         waiting: list[pl.DataFrame] = []
+        met: list[pl.DataFrame] = []
+        known = None if changes is None else fold_amendments_of_lane(changes)
         rows = 0
         for segment in walk(self._store, self._lane, first, last):
             if tenant_id in segment.head.counters:
                 part = segment.rows().filter(pl.col("tenant") == tenant_id)
-                waiting.append(part)
+                if segment.head.counters[tenant_id].decided:
+                    met.append(_changes_in(part))
+                waiting.append(part.filter(_IS_USAGE).select(EVENT_SCHEMA.names()))
                 rows += part.height
             if rows >= FOLD_ROWS:
-                _add(parts, pl.concat(waiting), book)
+                _add(parts, _without(pl.concat(waiting), known), book)
                 waiting, rows = [], 0
         if waiting:
-            _add(parts, pl.concat(waiting), book)
+            _add(parts, _without(pl.concat(waiting), known), book)
+        if known is not None:
+            _add(parts, known.events.select(EVENT_SCHEMA.names()), book)
+        found = pl.concat(met) if met else None
+        return found if found is not None and found.height else None
 
     def _book(self, tenant_id: str, at_least: int) -> _Book | None:
         """The newest book this process knows, looked up again after a second or when a newer number is named."""
@@ -250,9 +276,37 @@ class LiveFigures:
         return fresh
 
 
-def _add(parts: list[LiveState], rows: pl.DataFrame, book: _Book) -> None:
-    """Fold rows and merge what has about the same size, so that a row is merged few times."""
-    usage = rows.filter(pl.col("kind") == int(RowKind.USAGE)).select(EVENT_SCHEMA.names())
+_IS_USAGE = pl.col("kind") == int(RowKind.USAGE)
+
+
+def _changes_in(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows that change events."""
+    return rows.filter(pl.col("kind").is_in([int(RowKind.AMENDED), int(RowKind.VOIDED)]))
+
+
+def _fits(rows: pl.DataFrame, book: _Book) -> bool:
+    """Whether changes among rows only add to what is folded: what they change added nothing (it was in suspense)."""
+    changes = _changes_in(rows)
+    if changes.height == 0:
+        return True
+    return _size(fold_days(states_before(changes), book.book)) == 0
+
+
+def _counting(rows: pl.DataFrame, changes: pl.DataFrame) -> pl.DataFrame:
+    """The events that rows add."""
+    usage = rows.filter(_IS_USAGE).select(EVENT_SCHEMA.names())
+    if changes.height == 0:
+        return usage
+    known = fold_amendments_of_lane(changes)
+    return pl.concat([_without(usage, known), known.events.select(EVENT_SCHEMA.names())])
+
+
+def _without(usage: pl.DataFrame, known: Amended | None) -> pl.DataFrame:
+    return usage if known is None else known.without(usage)
+
+
+def _add(parts: list[LiveState], usage: pl.DataFrame, book: _Book) -> None:
+    """Fold events and merge what has about the same size, so that a row is merged few times."""
     for start in range(0, usage.height, FOLD_ROWS):
         parts.append(fold_days(usage.slice(start, FOLD_ROWS), book.book))
         while len(parts) > 1 and 2 * _size(parts[-1]) >= _size(parts[-2]):

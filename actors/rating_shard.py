@@ -30,7 +30,15 @@ from actors.batches import (
     encode_answer,
     failed_answer,
 )
-from actors.decisions import ANY_PARTITION, decode_request, encode_decided, encode_failure, encode_moved
+from actors.decisions import (
+    ANY_PARTITION,
+    DecisionRequest,
+    decode_request,
+    encode_decided,
+    encode_failure,
+    encode_moved,
+    encode_request,
+)
 from actors.followers import NO_ROWS, Decided, FollowerSet, FrozenFollower, LaneFollower, LogMoment, forgotten
 from actors.live_figures import Figures, LiveFigures, MasterSource
 from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, items_of
@@ -327,6 +335,8 @@ class RatingShard:
                     self._commit(group)
                 self._follow_checkpoint()
                 self._checkpoint_if_due()
+                for tenant_id, name in self._followers.due():
+                    self.decide_named(encode_request(DecisionRequest(tenant_id, ANY_PARTITION, name, b"")))
         except BillingError as error:  # lost, stopped, store gone: what was in flight is answered as unknown
             reason = f"{error.code}: {error.detail}"
         except BaseException as error:
@@ -382,12 +392,12 @@ class RatingShard:
                     assert isinstance(item, DecisionItem)
                     self._take_decision(group, item)
         rows, head = self._put(group)
+        if rows is not None and head is not None and self._figures is not None:
+            self._figures.take(rows, head.number)  # before the answer: who reads after it sees what was acknowledged
         self._answer(group)
         if rows is not None and head is not None:
             for frame in group.unapplied:
                 self._followers.apply(frame, moment)
-            if self._figures is not None:
-                self._figures.take(rows, head.number)
             if head.number % self.settings.hint_every == 0:
                 write_hint(self._store, self.lane, head.number)
 

@@ -231,10 +231,7 @@ def fold_amendments(rows: pl.DataFrame) -> Amended:
 
     Of one event the amendment with the highest `nth` counts whose rows are all there. `kind` is 1 for AMENDED.
     """
-    detail = pl.col("detail").str.json_decode(_DETAIL)
-    parsed = rows.select(pl.exclude("source", "id", "detail"), detail.struct.unnest()).with_columns(
-        pl.col("event").struct.field("key", "source", "id")
-    )
+    parsed = _parsed(rows)
     of_one = [*IDENTITY, "nth", "amendment"]
     complete = pl.len().over(of_one) == pl.col("parts")
     pending = parsed.filter(~complete)["amendment"].unique().sort().to_list()
@@ -246,17 +243,8 @@ def fold_amendments(rows: pl.DataFrame) -> Amended:
         customer=before.field("customer").first(),
         time=before.field("time_us").first().cast(INSTANT),
     )
-    event = pl.col("event").struct
     # The row that carries the state: AMENDED of the newest amendment; a voided event has none.
-    events = newest.filter((pl.col("kind") == 1) & (pl.col("what") == "amend")).select(
-        *EVENT_SCHEMA.names(),
-        pl.selectors.by_name("kind", "lane", "number", "row", "received_at", require_all=False),
-        "counts_late",
-        first_lane=event.field("lane").cast(pl.UInt16),
-        first_number=event.field("number").cast(pl.UInt64),
-        first_row=event.field("row").cast(pl.UInt32),
-        first_received_at=event.field("received_us").cast(INSTANT),
-    )
+    events = _events(newest.filter((pl.col("kind") == 1) & (pl.col("what") == "amend")))
     moved = [
         whole.select(pl.col(side).struct.field("customer").alias("key"),
                      pl.col(side).struct.field("time_us").cast(INSTANT).alias("time"),
@@ -265,6 +253,54 @@ def fold_amendments(rows: pl.DataFrame) -> Amended:
     ]  # fmt: skip
     times = pl.concat(moved).filter(pl.col("key").is_not_null())
     return Amended(touched, events, times, tuple(pending))
+
+
+def fold_amendments_of_lane(rows: pl.DataFrame) -> Amended:
+    """The same from the rows of one lane alone: what counts under the keys that are at home there.
+
+    Each key goes by the newest row that it has of an event, so an event on its way to a key of another lane counts
+    nowhere or twice until both rows are there: for figures that are shown, not for bills.
+    """
+    parsed = _parsed(rows)
+    newest = parsed.filter(pl.col("nth") == pl.col("nth").max().over("customer", *IDENTITY))
+    here = newest.filter(pl.col("customer") == pl.col("key"))
+    touched = here.select(*IDENTITY, (pl.col("kind") != 1).alias("voided"), "customer", "time")
+    return Amended(touched, _events(newest.filter(pl.col("kind") == 1)), touched.select("key", "time").clear(), ())
+
+
+def states_before(rows: pl.DataFrame) -> pl.DataFrame:
+    """What the events of AMENDED and VOIDED rows were under the same key before, as events."""
+    before = pl.col("before").struct
+    parsed = _parsed(rows).filter(before.field("customer") == pl.col("customer"))
+    return parsed.select(
+        "source",
+        "id",
+        before.field("type"),
+        before.field("customer"),
+        before.field("subscription"),
+        before.field("time_us").cast(INSTANT).alias("time"),
+        before.field("data"),
+    )
+
+
+def _parsed(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows with the fields of their detail; source and id are the event's."""
+    detail = pl.col("detail").str.json_decode(_DETAIL)
+    parsed = rows.select(pl.exclude("source", "id", "detail"), detail.struct.unnest())
+    return parsed.with_columns(pl.col("event").struct.field("key", "source", "id"))
+
+
+def _events(amended: pl.DataFrame) -> pl.DataFrame:
+    event = pl.col("event").struct
+    return amended.select(
+        *EVENT_SCHEMA.names(),
+        pl.selectors.by_name("kind", "lane", "number", "row", "received_at", require_all=False),
+        "counts_late",
+        first_lane=event.field("lane").cast(pl.UInt16),
+        first_number=event.field("number").cast(pl.UInt64),
+        first_row=event.field("row").cast(pl.UInt32),
+        first_received_at=event.field("received_us").cast(INSTANT),
+    )
 
 
 def _positions(rows: pl.DataFrame) -> Sequence[str]:

@@ -1,0 +1,210 @@
+"""Amendments decided in lanes: what counts is what a slow oracle says, live and in a cut, through crashes and races."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import polars as pl
+import pytest
+
+from actors.amendment_desk import AmendmentDesk, EventNow, Outcome
+from actors.amendments import AMEND_PARTS
+from actors.rating_shard import ShardSettings
+from actors.router import LocalUsageRouter
+from billing.amendments import Amendment, EventState
+from billing.errors import Unavailable
+from billing.master import MasterData
+from billing.rating import rate
+from billing.usage import EVENT_SCHEMA
+from storage.object_store import LocalObjectStore
+from storage.usage_log.counting import amendments_at, scan_counting
+from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.sealing import seal
+from tests.actors.test_live_figures import METERS, Chain, amounts, contract, live_amounts, pieces
+from tests.usage_log_support import TENANT, make_events
+
+CUSTOMERS = [f"customer-{number}" for number in range(6)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalObjectStore:
+    return LocalObjectStore(tmp_path / "store")
+
+
+def chain() -> Chain:
+    return Chain([*METERS, *(step for one in CUSTOMERS for step in contract(one))])
+
+
+def amendment(event: EventNow, after: EventState | None, *, id_: str = "") -> Amendment:
+    return Amendment(
+        id=id_ or str(uuid4()),
+        nth=event.nth + 1,
+        event=event.event,
+        before=event.state or event.sent,
+        after=after,
+        why="a test",
+        by="somebody",
+        at_us=0,
+        counts_late=False,
+    )
+
+
+def look(desk: AmendmentDesk, id_: str) -> EventNow:
+    (found,) = desk.look(TENANT, [("gateway", id_)]).of("gateway", id_, None)
+    return found
+
+
+def counting(store: LocalObjectStore) -> pl.DataFrame:
+    reader = UsageLogReader(store)
+    frames = [frame.select(EVENT_SCHEMA.names()) for frame in scan_counting(reader, TENANT, reader.now())]
+    return pl.concat(frames).sort("id") if frames else pl.DataFrame(schema=EVENT_SCHEMA)
+
+
+def billed(master: MasterData, source: Chain, store: LocalObjectStore) -> dict[int, object]:
+    return amounts(rate(pieces(source, CUSTOMERS), counting(store), master.meters, "Europe/Berlin"))
+
+
+async def change(desk: AmendmentDesk, id_: str, after: EventState | None) -> Outcome:
+    (outcome,) = await desk.decide(TENANT, [amendment(look(desk, id_), after)])
+    return outcome
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_counts_is_what_the_last_change_of_each_event_says(store: LocalObjectStore, seed: int) -> None:
+    """Random changes, voids and moves among six customers and three lanes, with seals, snapshots and restarts."""
+    chance, master = random.Random(seed), chain()
+    events = make_events(60, customers=7)  # customer-6 is known to nobody
+    truth: dict[str, EventState | None] = {}
+    settings = ShardSettings(checkpoint_rows=25)
+
+    async def scene(router: LocalUsageRouter, first: int) -> None:
+        desk = AmendmentDesk(router, UsageLogReader(store))
+        await router.ingest(TENANT, events.slice(first, 20))
+        for _ in range(8):
+            id_ = f"event-{chance.randrange(first + 20)}"
+            now = look(desk, id_)
+            state = now.state or now.sent
+            after: EventState | None = replace(
+                state,
+                customer=chance.choice([*CUSTOMERS, state.customer, "customer-6"]),
+                type=chance.choice(["storage"] * 4 + ["strage"]),
+                data=f'{{"gb":"{chance.randrange(100)}"}}',
+            )
+            if chance.random() < 0.15 and now.state is not None:
+                after = None
+            assert (await change(desk, id_, after)).decided is not None
+            truth[id_] = after
+        live = await live_amounts(router, master, CUSTOMERS)
+        assert live == billed(master.master, master, store), f"seed {seed}"
+        if chance.random() < 0.5:
+            seal(store, UsageLogReader(store).now())
+        await router.close()
+
+    for first in (0, 20, 40):
+        router = LocalUsageRouter.open(store, shards=3, master=master, settings=settings)
+        asyncio.run(scene(router, first))
+    expected = {row["id"]: row for row in events.iter_rows(named=True)}
+    for id_, state in truth.items():
+        if state is None:
+            del expected[id_]
+        else:
+            expected[id_] |= {"customer": state.customer, "type": state.type, "data": state.data}
+    wanted = pl.DataFrame(list(expected.values()), schema=EVENT_SCHEMA).sort("id")
+    assert counting(store).equals(wanted), f"seed {seed}"
+
+
+def test_an_event_on_its_way_to_another_lane_counts_once_where_it_was_until_both_rows_are_there(
+    store: LocalObjectStore,
+) -> None:
+    router = LocalUsageRouter.open(store, shards=3, master=chain())
+
+    async def scene() -> None:
+        desk = AmendmentDesk(router, UsageLogReader(store))
+        await router.ingest(TENANT, make_events(6, customers=6))
+        lanes = dict(zip(CUSTOMERS, router.lanes_of(TENANT, CUSTOMERS), strict=True))
+        target = next(one for one in CUSTOMERS if lanes[one] != lanes["customer-1"])
+        original = router.decide
+
+        async def cut_off(tenant_id: str, key: str, name: str, payload: bytes) -> bytes:
+            if name == AMEND_PARTS:
+                raise Unavailable("the process died here")
+            return await original(tenant_id, key, name, payload)
+
+        router.decide = cut_off  # type: ignore[method-assign]
+        after = replace(look(desk, "event-1").sent, customer=target)
+        wanted = amendment(look(desk, "event-1"), after, id_="moved")
+        with pytest.raises(Unavailable):
+            await desk.decide(TENANT, [wanted])
+        assert counting(store).filter(pl.col("id") == "event-1")["customer"].to_list() == ["customer-1"]
+        assert look(desk, "event-1").pending == {"moved"}
+
+        router.decide = original  # type: ignore[method-assign]
+        (again,) = await desk.decide(TENANT, [wanted])  # the caller sends the same again
+        assert again.decided is not None
+        assert counting(store).filter(pl.col("id") == "event-1")["customer"].to_list() == [target]
+        now = look(desk, "event-1")
+        assert (now.pending, now.nth) == (frozenset(), 1)
+        assert await desk.finish(TENANT) == 0
+        reader = UsageLogReader(store)
+        rows = amendments_at(reader, TENANT, reader.now())[1].height
+        await desk.decide(TENANT, [wanted])
+        assert amendments_at(reader, TENANT, reader.now())[1].height == rows == 2, "repeats write nothing"
+        await router.close()
+
+    asyncio.run(scene())
+
+
+def test_of_two_people_who_change_one_event_at_once_one_is_told(store: LocalObjectStore) -> None:
+    router = LocalUsageRouter.open(store, shards=3)
+
+    async def scene() -> None:
+        desk = AmendmentDesk(router, UsageLogReader(store))
+        await router.ingest(TENANT, make_events(6, customers=6))
+        seen = look(desk, "event-2")
+        states = [replace(seen.sent, data=f'{{"gb":"{number}"}}') for number in range(5)]
+        outcomes = await asyncio.gather(*(desk.decide(TENANT, [amendment(seen, one)]) for one in states))
+        decided = [one for (one,) in outcomes if one.decided is not None]
+        assert len(decided) == 1
+        assert {one.detail for (one,) in outcomes if one.decided is None} == {
+            "the event was changed meanwhile: look at it again"
+        }
+        nobody = replace(seen.event, id="event-99")
+        (unknown,) = await desk.decide(TENANT, [replace(amendment(seen, states[0]), event=nobody)])
+        assert unknown.detail == "there is no such event"
+        await router.close()
+
+    asyncio.run(scene())
+    again = LocalUsageRouter.open(store)  # the order is recovered from the log
+
+    async def later() -> None:
+        desk = AmendmentDesk(again, UsageLogReader(store))
+        now = look(desk, "event-2")
+        assert now.nth == 1
+        (stale,) = await desk.decide(TENANT, [replace(amendment(now, None), nth=1)])
+        assert stale.decided is None
+        (fresh,) = await desk.decide(TENANT, [amendment(now, None)])
+        assert fresh.decided is not None
+        assert fresh.decided.at_us > datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+        assert look(desk, "event-2").state is None
+        await again.close()
+
+    asyncio.run(later())
+
+
+def test_a_tenant_without_amendments_pays_one_look(store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = LocalUsageRouter.open(store)
+    asyncio.run(router.ingest(TENANT, make_events(10)))
+    router.stop()
+    reader = UsageLogReader(store)
+
+    def never(*_: object, **__: object) -> Sequence[pl.DataFrame]:
+        raise AssertionError("nobody needs to read the log for amendments")
+
+    monkeypatch.setattr(reader, "scan_decided", never)
+    assert sum(frame.height for frame in scan_counting(reader, TENANT, reader.now())) == 10
