@@ -356,6 +356,24 @@ def test_late_is_said_only_of_new_events_of_tenants_that_reject_them() -> None:
         assert way(events, _book(billed=billed), NOW, new=new).to_list() == [None, None, None]
 
 
+def test_usage_in_a_pause_waits_for_the_subscription_that_is_paused() -> None:
+    pauses = pl.DataFrame([("acme", "s1", 0, START, MIDDLE)], schema=PAUSES_SCHEMA, orient="row")
+    told = [
+        (START - timedelta(microseconds=1), None, None),
+        (START, None, "paused"),
+        (START, "s1", "paused"),
+        (MIDDLE - timedelta(microseconds=1), None, "paused"),
+        (MIDDLE, None, None),
+    ]
+    events = _frame(
+        [_event(str(place), GOOD, time=time, subscription=named) for place, (time, named, _) in enumerate(told)]
+    )
+    other = _frame([_event("1", GOOD, customer="other"), _event("2", GOOD, customer="sim-1")])
+    for way in (classify, classify_columns):
+        assert way(events, _book(pauses=pauses), NOW).to_list() == [reason for _, _, reason in told]
+        assert way(other, _book(pauses=pauses), NOW).to_list() == [None, "paused"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
