@@ -21,13 +21,14 @@ import polars as pl
 
 from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
 from actors.live_figures import MasterSource
+from billing.amendments import fold_amendments_of_lane, states_before
 from billing.budget_state import ARRIVED, NO_EVENTS, Planned, Step, TenantBudgets, Watch
 from billing.budgets import Alert, Forecast
 from billing.errors import NotFound, Unavailable
 from billing.master import Budget, MasterData
 from billing.money import decimal_text, round_amount, shown_quantity
 from billing.periods import Period
-from billing.usage import EVENT_SCHEMA, INSTANT
+from billing.usage import INSTANT
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import Genesis, read_genesis
 from storage.usage_log.lane import walk
@@ -39,6 +40,7 @@ LOOK = "budgets.look"
 READ = "budgets.read"
 ALERTS = "budgets.alerts"
 LOOK_EVERY_S = 60.0  # of a live tenant with budgets, also without usage
+DUE_EVERY_S = 1.0  # between two questions which tenant is due
 MASTER_AGE_S_MAX = 1.0
 ALERTS_MAX = 1_000  # of one answer
 
@@ -125,7 +127,10 @@ class BudgetWatch:
                 state = self._tenants[tenant_id] = TenantBudgets.empty(planned.watch)
             state.take(planned)
             self._last[tenant_id] = moment.number
-            if planned.looked_at is not None:
+            if self._open.get(tenant_id, (-1, []))[0] != moment.number:
+                self._open[tenant_id] = moment.number, []
+            self._open[tenant_id][1].append(_placed(part, moment.number, moment.now_us(tenant_id)))
+            if _of_kind(own, RowKind.MASTER_SEEN).height:
                 self._looked_s[tenant_id] = self._now_s()
             self._record(tenant_id, state, own, moment)
 
@@ -164,13 +169,23 @@ class BudgetWatch:
         self._tenants: dict[str, TenantBudgets] = {}
         self._alerts: dict[str, list[RecordedAlert]] = {}
         self._last: dict[str, int] = {}  # number in which the tenant had rows last
+        self._open: dict[str, tuple[int, list[pl.DataFrame]]] = {}  # rows of the newest group, in the log or not yet
         self._looked_s: dict[str, float] = {}
+        self._due_at_s = 0.0
         self._pending: dict[str, _Pending] = {}
 
-    def due(self) -> list[str]:
-        """Tenants with budgets that nobody has looked at for a while."""
+    def due(self) -> Sequence[tuple[str, str]]:
+        """A look at each tenant with budgets that nobody has looked at for a while."""
         now_s = self._now_s()
-        return [one for one in self._tenants if now_s - self._looked_s.get(one, -LOOK_EVERY_S) >= LOOK_EVERY_S]
+        found: list[tuple[str, str]] = []
+        if now_s < self._due_at_s:
+            return found
+        self._due_at_s = now_s + DUE_EVERY_S
+        for tenant_id in self._tenants:
+            if now_s - self._looked_s.get(tenant_id, -LOOK_EVERY_S) >= LOOK_EVERY_S:
+                self._looked_s[tenant_id] = now_s  # asked for; what comes of it is in the log
+                found.append((tenant_id, LOOK))
+        return found
 
     def left(self, tenant_id: str, master: MasterData, budget: Budget, now: datetime) -> Fraction:
         """What a budget leaves in the running period, before reservations; for decisions, on what was applied."""
@@ -221,17 +236,18 @@ class BudgetWatch:
         now_us = moment.now_us(tenant_id)
         now = instant_of(now_us)
         usage = _of_kind(rows, RowKind.USAGE)
-        events = NO_EVENTS
+        events = removed = corrected = NO_EVENTS
         if usage.height:
-            events = usage.select(
-                *EVENT_SCHEMA.names(),
-                pl.lit(moment.number, pl.Int64).alias("number"),
-                pl.int_range(usage.height, dtype=pl.Int64).alias("row"),
-                pl.lit(now_us, pl.Int64).cast(INSTANT).alias("received_at"),
-            )
+            events = _arrived(_placed(usage, moment.number, now_us))
+        changes = _of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
+        if changes.height:
+            # Of several changes of one event here, the first says what it was and the newest what it is.
+            was = states_before(changes).unique(["customer", "source", "id"], keep="first", maintain_order=True)
+            removed = _arrived(_placed(was, moment.number, now_us))
+            corrected = _corrected(fold_amendments_of_lane(_placed(changes, moment.number, now_us)).events)
         moved = _of_kind(rows, RowKind.CLOCK_SET)["time"].max()
         then = moved if isinstance(moved, datetime) and moved > now else None
-        return Step(now, events, watch, then)
+        return Step(now, events, watch, then, removed, corrected)
 
     def _state(self, tenant_id: str, step: Step) -> TenantBudgets:
         state = self._tenants.get(tenant_id)
@@ -245,14 +261,25 @@ class BudgetWatch:
 
         def history(keys: Sequence[str]) -> pl.DataFrame:
             found: list[pl.DataFrame] = []
-            wanted = (pl.col("tenant") == tenant_id) & (pl.col("kind") == int(RowKind.USAGE))
+            kinds = [int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED)]
+            wanted = (pl.col("tenant") == tenant_id) & pl.col("kind").is_in(kinds)
             wanted = wanted & pl.col("customer").is_in(list(keys))
             for segment in walk(self._store, self._lane, 0, None if before is None else before - 1):
                 if segment.head.rows and tenant_id in segment.head.counters:
                     rows = with_positions(segment.rows(), segment.head).filter(wanted)
                     if rows.height:
-                        found.append(rows.select(pl.col(name).cast(dtype) for name, dtype in ARRIVED.items()))
-            return pl.concat(found) if found else NO_EVENTS
+                        found.append(rows)
+            number, open_rows = self._open.get(tenant_id, (-1, []))
+            if number == before:  # rows of this group that are not in the log yet
+                found += [rows.filter(wanted) for rows in open_rows]
+            if not found:
+                return NO_EVENTS
+            rows = pl.concat(found, how="diagonal_relaxed")
+            usage, changes = _of_kind(rows, RowKind.USAGE), _of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
+            if changes.height == 0:
+                return _arrived(usage)
+            known = fold_amendments_of_lane(changes)
+            return pl.concat([_arrived(known.without(usage)), _corrected(known.events)]).sort("number", "row")
 
         return history
 
@@ -442,6 +469,27 @@ def _by_tenant(rows: pl.DataFrame) -> Iterable[tuple[str, pl.DataFrame]]:
 
 def _of_kind(rows: pl.DataFrame, *kinds: RowKind) -> pl.DataFrame:
     return rows.filter(pl.col("kind").is_in([int(kind) for kind in kinds]))
+
+
+def _placed(rows: pl.DataFrame, number: int, received_us: int) -> pl.DataFrame:
+    """Rows of a group with the columns of their position."""
+    return rows.with_columns(
+        pl.lit(number, pl.Int64).alias("number"),
+        pl.int_range(rows.height, dtype=pl.Int64).alias("row"),
+        pl.lit(received_us, pl.Int64).cast(INSTANT).alias("received_at"),
+    )
+
+
+def _arrived(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(counts_late=pl.lit(False)).select(
+        pl.col(name).cast(dtype) for name, dtype in ARRIVED.items()
+    )
+
+
+def _corrected(events: pl.DataFrame) -> pl.DataFrame:
+    """Corrected events keep their place among the others; lateness is judged by the correction."""
+    places = {"number": "first_number", "row": "first_row"}
+    return events.select(pl.col(places.get(name, name)).cast(dtype).alias(name) for name, dtype in ARRIVED.items())
 
 
 def _seen(lane: int, watch: Watch, moment: LogMoment) -> LogRow:

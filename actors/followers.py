@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
@@ -103,6 +103,15 @@ class LaneFollower(Protocol):
     def clear(self) -> None: ...
 
 
+@runtime_checkable
+class Ticking(Protocol):
+    """A follower that wants to decide by itself when time has passed, also in an idle lane."""
+
+    def due(self) -> Sequence[tuple[str, str]]:
+        """(tenant, name of a decision of its own) to be asked now; asked often, so it must cost nothing."""
+        ...
+
+
 def log_rows(tenant_id: str, rows: Sequence[LogRow]) -> pl.DataFrame:
     """Rows of one tenant as columns."""
     if not rows:
@@ -180,6 +189,14 @@ class FollowerSet:
             if follower.name not in self._stale
             for tenant_id in tenant_ids
         )
+
+    def due(self) -> list[tuple[str, str]]:
+        """What followers want to be asked by the passing of time."""
+        found: list[tuple[str, str]] = []
+        for name, follower in self._followers.items():
+            if isinstance(follower, Ticking) and name not in self._stale:
+                found.extend(follower.due())
+        return found
 
     def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
         frames: list[pl.DataFrame] = []

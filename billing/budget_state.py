@@ -26,9 +26,17 @@ from billing.spending import LEVEL, Followed, Spending, level_costs
 from billing.usage import EVENT_SCHEMA, INSTANT, Reason
 
 # An event and where it lies in the log: events that count at last do so in the order in which they came.
-ARRIVED = pl.Schema({**EVENT_SCHEMA, "number": pl.Int64, "row": pl.Int64, "received_at": INSTANT})
+ARRIVED = pl.Schema(
+    {
+        **EVENT_SCHEMA,
+        "number": pl.Int64,
+        "row": pl.Int64,
+        "received_at": INSTANT,
+        "counts_late": pl.Boolean,  # a correction lets it count where the tenant rejects late usage
+    }
+)
 NO_EVENTS = pl.DataFrame(schema=ARRIVED)
-_ID = ("source", "id")
+_ID = ("customer", "source", "id")  # ids are unique within a customer key
 
 # All events of customer keys that came before the step, corrected as far as they were (ARRIVED, in order).
 History = Callable[[Sequence[str]], pl.DataFrame]
@@ -104,12 +112,14 @@ class TenantBudgets:
 
 @dataclass(frozen=True)
 class Step:
-    """New events, and a look if `watch` is given: master data are taken on, levels and suspense are looked at."""
+    """New events and corrections, and a look if `watch` is given: at newer master data, levels and suspense."""
 
     now: datetime
     events: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # of any customers
     watch: Watch | None = None
     then: datetime | None = None  # the clock moves to this time after the step, and is looked at again
+    removed: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # by corrections: the events as they were
+    corrected: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # and as they are now
 
 
 @dataclass(frozen=True)
@@ -124,12 +134,13 @@ class Planned:
 
 
 def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
-    """Taking on master data comes first, then what waited, then the new events, then levels; alerts at the end."""
+    """Taking on master data comes first, then corrections, what waited, the new events, levels; alerts at the end."""
     watch = step.watch or state.watch
     is_look = step.watch is not None
     before_waiting = state.waiting
     fresh: list[pl.DataFrame] = []  # events that count from now on
-    waiting = before_waiting
+    removed = step.removed.filter(pl.col("customer").is_in(list(state.watch.owners)))
+    waiting = before_waiting.join(removed, on=_ID, how="anti", maintain_order="left")
     new_keys = [key for key, owner in watch.owners.items() if state.watch.owners.get(key) != owner] if is_look else []
     if new_keys:
         old = history(new_keys)
@@ -140,7 +151,12 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         reasons = classify(waiting, watch.master.rating_book(), step.now, new=_none_new(waiting))
         fresh.append(waiting.filter(reasons.is_null()))
         waiting = waiting.filter(~reasons.is_null())
-    released = pl.concat(fresh).sort("number", "row") if fresh else NO_EVENTS
+    corrected = step.corrected.filter(pl.col("customer").is_in(list(watch.owners)))
+    if corrected.height:
+        reasons = classify(corrected, watch.master.rating_book(), step.now, new=~corrected["counts_late"])
+        fresh.append(corrected.filter(reasons.is_null()))
+        waiting = pl.concat([waiting, corrected.filter(_waits(reasons))])
+    released = pl.concat(fresh).sort("number", "row", maintain_order=True) if fresh else NO_EVENTS
     events = step.events.filter(pl.col("customer").is_in(list(watch.owners))) if step.events.height else NO_EVENTS
     if events.height:
         reasons = classify(events, watch.master.rating_book(), step.now)
@@ -148,14 +164,23 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         waiting = pl.concat([waiting, events.filter(_waits(reasons))])
     touched = _owners(watch, released)
 
-    def earlier(customers: Sequence[str]) -> pl.DataFrame:
+    def counted(customers: Sequence[str]) -> pl.DataFrame:
         """What counted before: all that came, less what waited and what came too late."""
         keys = [key for one in customers for key in watch.keys[one] if key in state.watch.owners]
         came = history(keys) if keys else NO_EVENTS
         came = came.join(before_waiting, on=_ID, how="anti", maintain_order="left")
         if came.height and watch.master.tenant.late_usage == "reject":
-            came = came.filter(~(_reasons_of_past(came, watch.master, step.now).cast(pl.String) == Reason.LATE.value))
+            reasons = _reasons_of_past(came, watch.master, step.now).cast(pl.String)
+            came = came.filter(~(reasons == Reason.LATE.value).fill_null(False))
         return came.select(EVENT_SCHEMA.names())
+
+    def earlier(customers: Sequence[str]) -> pl.DataFrame:
+        return counted(customers).join(removed, on=_ID, how="anti", maintain_order="left")
+
+    if removed.height:
+        owners = sorted({state.watch.owners[key] for key in removed["customer"].unique()} & watch.keys.keys())
+        removed = counted(owners).join(removed, on=_ID, how="semi", maintain_order="left")
+        touched |= _owners(watch, removed)
 
     levels_from = state.levels_from
     levels: dict[str, pl.DataFrame] = {}
@@ -163,6 +188,13 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
     if rebuilt:
         known = [customer for customer in watch.keys if customer in state.watch.keys]
         levels, levels_from = _by_customer(watch, earlier(known)), None
+    for customer, part in _by_customer(watch, removed.select(EVENT_SCHEMA.names())).items():
+        before = levels.get(customer, state.levels.get(customer))
+        if before is not None:
+            levels[customer] = before.join(part, on=_ID, how="anti", maintain_order="left")
+            first = part["time"].min()
+            assert isinstance(first, datetime)
+            levels_from = first if levels_from is None else min(levels_from, first)
     for customer, part in _by_customer(watch, released.select(EVENT_SCHEMA.names())).items():
         before = levels.get(customer, state.levels.get(customer))
         levels[customer] = part if before is None else pl.concat([before, part])
@@ -171,6 +203,7 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         levels_from = first if levels_from is None else min(levels_from, first)
     asked = set(watch.budgets) if is_look else touched
     part = state.spending.part(asked)
+    part.unbook(watch.master, touched, removed.select(EVENT_SCHEMA.names()), earlier)
     part.book(watch.master, touched, released.select(EVENT_SCHEMA.names()), earlier)
     looked_at = state.looked_at
     alerts: list[Alert] = []
@@ -233,14 +266,14 @@ def _none_new(events: pl.DataFrame) -> pl.Series:
 def _reasons_of_past(events: pl.DataFrame, master: MasterData, now: datetime) -> pl.Series:
     """Why earlier events are in suspense now; late is what came after its time was billed, by the runs of that day."""
     book = master.rating_book()
-    if not book.rejects_late or not master.runs:
+    if not book.rejects_late or not master.runs or events.height == 0:
         return classify(events, book, now, new=_none_new(events))
     runs = sorted(master.runs, key=lambda mark: mark.at)
     reasons = classify(events, book, now, new=_none_new(events)).cast(pl.String).to_frame("reason")
-    reasons = reasons.with_columns(received_at=events["received_at"]).with_row_index("place")
+    reasons = reasons.with_columns(events["received_at"], events["counts_late"]).with_row_index("place")
     bounds: Iterable[tuple[datetime, datetime | None]] = [*pairwise(mark.at for mark in runs), (runs[-1].at, None)]
     for count, (first, last) in enumerate(bounds, start=1):
-        came = pl.col("received_at") >= first
+        came = (pl.col("received_at") >= first) & ~pl.col("counts_late")
         places = reasons.filter(came if last is None else came & (pl.col("received_at") < last))["place"]
         if places.len() == 0:
             continue

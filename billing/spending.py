@@ -103,8 +103,37 @@ class Spending:
             usage = fold_days(before.get((customer,), nothing), view.book)
             self.followed[customer] = Followed(usage, view.asked, master.keys_of(customer), master)
 
+    def unbook(self, master: MasterData, watched: Collection[str], events: pl.DataFrame, earlier: Earlier) -> None:
+        """Take events that counted out again: what they cost among all others, under their own times.
+
+        `earlier` gives the others, without these events.
+        """
+        frame = _of_watched(master, watched, events)
+        if frame.height == 0:
+            return
+        view = _view(master)
+        customers = frame["owner"].unique(maintain_order=True).to_list()
+        others = _of_watched(master, customers, earlier(customers)).select(*EVENT_SCHEMA, "owner")
+        rest = frame.select(*EVENT_SCHEMA, "owner", "run")
+        columns = [*EVENT_SCHEMA, "owner"]
+        self._fit(master, view, customers, lambda _: pl.concat([others, rest.select(columns)]).drop("owner"))
+        for (run,), part in sorted(frame.partition_by("run", as_dict=True).items()):
+            rest = rest.filter(pl.col("run") > run)
+            left = pl.concat([others, rest.select(columns)]).partition_by("owner", as_dict=True)
+            nothing = others.clear()
+            usage = {
+                customer: fold_days(left.get((customer,), nothing), view.book) for customer in part["owner"].unique()
+            }
+            self._price_run(master, view, part, usage)
+
     def _book_run(self, master: MasterData, view: _View, events: pl.DataFrame) -> None:
-        """Events of one local day a customer."""
+        """Add events of one local day a customer."""
+        more = _by_owner(fold_days(events, view.book), master)
+        usage = {customer: merge_live(self.followed[customer].usage, live) for customer, live in more.items()}
+        self._price_run(master, view, events, usage)
+
+    def _price_run(self, master: MasterData, view: _View, events: pl.DataFrame, usage: Mapping[str, LiveState]) -> None:
+        """Events of one local day a customer come or go: afterwards `usage` is what there is of those in it."""
         days: dict[str, date] = dict(events.select("owner", "day").iter_rows())
         uses: list[Use] = []
         for (customer,), part in events.partition_by("owner", as_dict=True, maintain_order=True).items():
@@ -112,21 +141,16 @@ class Spending:
             uses += _uses_with(master, str(customer), times, set(part["type"].unique()))
         known = {customer: self.followed[customer] for customer in days}
         missing = [use for use in uses if _key(use) not in known[use.contract.subscription.customer].costs]
-        for one in known.values():
-            one.costs = dict(one.costs)  # a part of another state until now
-        for use, cost in _costs(master, view, known, missing):
-            known[use.contract.subscription.customer].costs[_key(use)] = cost
-        for customer, usage in _by_owner(fold_days(events, view.book), master).items():
-            known[customer].usage = merge_live(known[customer].usage, usage)
+        before = {_key(use): cost for use, cost in _costs(master, view, known, missing)}
+        for customer, one in known.items():
+            one.usage = usage.get(customer, one.usage)
+            before.update(one.costs)
+            one.costs = {}  # of older pieces the cost is asked again when an event comes for them
         added: dict[str, Fraction] = {}
-        for customer in known:  # of older pieces the cost is asked again when an event comes for them
-            mine = {_key(use) for use in uses if use.contract.subscription.customer == customer}
-            known[customer].costs = {key: cost for key, cost in known[customer].costs.items() if key in mine}
         for use, cost in _costs(master, view, known, uses):
             customer = use.contract.subscription.customer
-            costs = known[customer].costs
-            added[customer] = added.get(customer, ZERO) + cost - costs[_key(use)]
-            costs[_key(use)] = cost
+            added[customer] = added.get(customer, ZERO) + cost - before[_key(use)]
+            known[customer].costs[_key(use)] = cost
         for customer, cost in added.items():
             self.budgets.add(customer, midnight(days[customer], master.tenant.timezone), cost)
 
