@@ -86,15 +86,17 @@ def _record(master: MasterData, kind: str, code: str, steps: Sequence[Mapping[st
         return Record(kind, code, newest.name or code, form)
     if kind == "customer":
         customer = master.customers[code]
+        payer = customer.payers[-1].code if customer.payers else ""
         form = {
             "code": code,
             "name": customer.name,
             "country": customer.country,
             "tax_treatment": customer.treatments[-1][1],
             **({"keys": list(customer.keys)} if customer.keys else {}),
+            **({"payer": payer} if payer else {}),
             **customer.form,
         }
-        return Record(kind, code, customer.name, form, country=customer.country)
+        return Record(kind, code, customer.name, form, parent=payer or None, country=customer.country)
     if kind == "subscription":
         subscription = master.subscriptions[code]
         first = dict(next(step for step in steps if "subscribe" in step)["subscribe"])

@@ -17,6 +17,7 @@ from test_bill_properties import day, days, lives, with_runs
 
 from billing.assemble import AmountDiscount, assemble
 from billing.bill import BilledDocument
+from billing.catalog import parse_plan, to_form
 from billing.credit_notes import CreditLine, credit_note, mirror
 from billing.documents import Document, Line
 from billing.errors import InvalidInput
@@ -203,6 +204,19 @@ def test_goodwill_for_a_subscription_is_in_the_terms_of_its_plan_unless_it_says_
     with pytest.raises(InvalidInput) as caught:
         made(tax_behavior="gross")
     assert [error.pointer for error in caught.value.errors] == ["/timeline/1/ad_hoc/tax_behavior"]
+
+
+def test_a_plan_says_whether_its_prices_contain_the_tax_and_says_it_again() -> None:
+    form = {**plan(flat("1"), minimum={"amount": "5", "tax": "vat"}), "tax_behavior": "inclusive"}
+    made = parse_plan(form)
+    assert made.inclusive
+    assert to_form(made)["tax_behavior"] == "inclusive"
+    assert parse_plan(to_form(made)) == made
+    assert "tax_behavior" not in to_form(parse_plan(plan(flat("1"))))
+    with pytest.raises(InvalidInput) as caught:
+        parse_plan({**form, "tax_behavior": "both"}, "/plans/0")
+    assert [error.pointer for error in caught.value.errors] == ["/plans/0/tax_behavior"]
+    assert "must be one of exclusive, inclusive" in caught.value.errors[0].detail
 
 
 # Properties

@@ -99,7 +99,7 @@ def routes(front: Front) -> APIRouter:
             customer=one,
             row=view.customer_row(master, one, visit.now),
             headline=_headline(one, visit.now, t),
-            facts=_facts(one, visit.now, t, f),
+            facts=[*_facts(one, visit.now, t, f), *_paying(master, code, visit.now, t, f)],
             line=view.time_line(master, codes, visit.now, t, f),
             documents=documents,
             billed=billed,
@@ -221,6 +221,20 @@ def _facts(customer: Customer, now: datetime, t: Texts, f: Formats) -> list[tupl
         (t("customer.buyer_reference"), str(form.get("buyer_reference") or "")),
         (t("customer.einvoice"), t.word("einvoice", str(form["einvoice"])) if form.get("einvoice") else ""),
         (t("customer.keys"), _keys(customer, t, f)),
+    ]
+    return [(label, value) for label, value in facts if value]
+
+
+def _paying(master: MasterData, code: str, now: datetime, t: Texts, f: Formats) -> list[tuple[str, str]]:
+    """Who gets his documents, where that is somebody else, and for whom he pays."""
+    payer = master.payer_at(code, now)
+    children = sorted(one for one in master.family(code) if one != code and master.payer_at(one, now) == code)
+    shown = ", ".join(master.customers[one].name for one in children[:KEYS_SHOWN])
+    if len(children) > KEYS_SHOWN:
+        shown = t("customer.keys_more", keys=shown, count=f.number(len(children) - KEYS_SHOWN))
+    facts = [
+        (t("customer.payer"), master.customers[payer].name if payer != code else ""),
+        (t("customer.pays_for"), shown),
     ]
     return [(label, value) for label, value in facts if value]
 
