@@ -337,8 +337,6 @@ class RatingShard:
                 self._checkpoint_if_due()
                 for tenant_id, name in self._followers.due():
                     self.decide_named(encode_request(DecisionRequest(tenant_id, ANY_PARTITION, name, b"")))
-                for tenant_id, name in self._followers.due():
-                    self.decide_named(encode_request(DecisionRequest(tenant_id, ANY_PARTITION, name, b"")))
         except BillingError as error:  # lost, stopped, store gone: what was in flight is answered as unknown
             reason = f"{error.code}: {error.detail}"
         except BaseException as error:
