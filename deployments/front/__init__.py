@@ -13,6 +13,7 @@ from deployments.front.documents.line import routes as line_routes
 from deployments.front.documents.routes import routes as documents_routes
 from deployments.front.operations.routes import routes as operations_routes
 from deployments.front.prices.routes import routes as prices_routes
+from deployments.front.prices.simulations import routes as simulation_routes
 from deployments.front.settings.routes import routes as settings_routes
 from deployments.front.statistics.routes import routes as statistics_routes
 from deployments.services import Services
@@ -45,6 +46,7 @@ def front_router(services: Services) -> APIRouter:
         preview_routes,  # before the contracts, whose paths take every longer one
         contracts_routes,
         prices_routes,
+        simulation_routes,
         line_routes,  # before the documents, whose path takes every longer one
         documents_routes,
         operations_routes,

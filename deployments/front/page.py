@@ -83,7 +83,14 @@ MODULES = (
             Area("subscriptions", "/subscriptions", "contracts:read"),
         ),
     ),
-    Module("prices", (Area("meters", "/meters", "catalog:read"), Area("plans", "/plans", "catalog:read"))),
+    Module(
+        "prices",
+        (
+            Area("meters", "/meters", "catalog:read"),
+            Area("plans", "/plans", "catalog:read"),
+            Area("simulations", "/simulations", "billing:read"),
+        ),
+    ),
     Module(
         "documents",
         (
