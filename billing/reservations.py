@@ -20,7 +20,7 @@ import polars as pl
 from billing.assemble import CreditKind, tax_of
 from billing.budgets import budgets_of
 from billing.due import Use
-from billing.errors import InvalidInput
+from billing.errors import FieldError, InvalidInput
 from billing.forms import Form
 from billing.master import Budget, MasterData
 from billing.money import decimal_text, minor_digits, round_amount
@@ -93,6 +93,9 @@ def reserve(
     known = wallets.holds.get(asked.id)
     if known is not None:
         return known
+    if asked.expires is not None and asked.expires <= now:
+        detail = "must lie ahead: a reservation that is over holds nothing"
+        raise InvalidInput(f"expires {detail}", errors=[FieldError("/expires", detail)])
     customer, currency = asked.customer, asked.currency
     net = asked.amount if asked.amount is not None else cost_of_more(master, asked, now, cost_of)
     net = min(net, allowed_by_budgets(master, wallets, customer, currency, budget_left, net))

@@ -48,6 +48,9 @@ class Masters:
             raise Unavailable("not there yet")
         return self.tenants[tenant_id]
 
+    def cached(self, tenant_id: str, *, at_least: int = 0) -> tuple[int, MasterData]:
+        return self.newest(tenant_id, at_least=at_least)
+
 
 @dataclass
 class StandingClock:
