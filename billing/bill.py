@@ -6,7 +6,7 @@ and knows no clock: everything it rests on is an argument, so the same input giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -14,7 +14,7 @@ from decimal import Decimal
 import polars as pl
 
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
-from billing.contracts import Contract
+from billing.contracts import Contract, Subscription
 from billing.credit_notes import mirror
 from billing.documents import Document, Line, Member
 from billing.due import Due, Use, due, first_unbilled_use, merged
@@ -36,6 +36,12 @@ class Parked:
     customer: str
     reason: str
     code: str
+
+
+@dataclass(frozen=True)
+class AmountOff:
+    amount: Decimal
+    times: int
 
 
 @dataclass(frozen=True)
@@ -201,23 +207,35 @@ def _made_again(
 
 
 def _discount_amount(master: MasterData, source: str) -> Decimal:
-    code, _, place = source.rpartition("/")
-    amount = master.subscriptions[code].discounts[int(place) - 1].amount
+    code, _, _ = source.rpartition("/")
+    amount = dict(_amount_discounts(master.subscriptions[code])).get(source)
     assert amount is not None, f"{source} is no amount discount"
-    return amount
+    return amount.amount
+
+
+def _amount_discounts(subscription: Subscription, add_on: str | None = None) -> Iterator[tuple[str, AmountOff]]:
+    """Amount discounts with their names: `subscription/1`, of an add-on `subscription/17.1` by the step that made it.
+
+    `add_on` chooses those of one contract (empty: of the subscription itself); None takes all.
+    """
+    owners = [("", "", subscription.discounts)]
+    owners += [(one.code, f"{one.number}.", one.discounts) for one in subscription.add_ons]
+    for code, prefix, discounts in owners:
+        if add_on not in (None, code):
+            continue
+        for place, discount in enumerate(discounts, start=1):
+            if discount.amount is not None:
+                yield f"{subscription.code}/{prefix}{place}", AmountOff(discount.amount, discount.times)
 
 
 def _discounts(master: MasterData, lines: Sequence[Line], earlier: Sequence[BilledDocument]) -> list[AmountDiscount]:
-    """Amount discounts of the subscriptions on the document that still have uses left."""
+    """Amount discounts of the contracts on the document that still have uses left."""
     found: list[AmountDiscount] = []
-    for code in dict.fromkeys(line.subscription for line in lines):
+    for code, add_on in dict.fromkeys(line.contract for line in lines):
         subscription = master.subscriptions.get(code)
         if subscription is None:
             continue
-        for place, discount in enumerate(subscription.discounts, start=1):
-            if discount.amount is None:
-                continue
-            source = f"{code}/{place}"
+        for source, discount in _amount_discounts(subscription, add_on):
             used = sum(
                 1
                 for one in earlier

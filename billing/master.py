@@ -343,7 +343,8 @@ class MasterData:
         return customer in self.wallet_customers or any(
             discount.amount is not None
             for code in self.subscriptions_of.get(customer, ())
-            for discount in self.subscriptions[code].discounts
+            for owner in (self.subscriptions[code], *self.subscriptions[code].add_ons)
+            for discount in owner.discounts
         )
 
     def rating_book(self) -> RatingBook:
