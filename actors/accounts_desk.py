@@ -14,9 +14,11 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from actors.amendment_desk import AmendmentDesk
 from actors.router import UsageRouter
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound
 from billing.run_credit import CreditState, Move, RunAnswer, RunCredit, RunHold
+from storage.usage_log.reader import UsageLogReader
 
 CUSTOMERS_MAX = 1_000  # of one call to a lane
 T = TypeVar("T")
@@ -179,6 +181,7 @@ class RunDesk:
     """The same for a bill run's threads: an event loop of its own, started at the first call."""
 
     def __init__(self, router: UsageRouter) -> None:
+        self._router = router
         self._desk = AccountsDesk(router)
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -191,6 +194,11 @@ class RunDesk:
 
     def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
         return self._wait(self._desk.run_move(tenant_id, moves))
+
+    def void_reused(
+        self, tenant_id: str, reader: UsageLogReader, names: Sequence[tuple[str, str]]
+    ) -> list[dict[str, str]]:
+        return self._wait(AmendmentDesk(self._router, reader).void_reused(tenant_id, names))
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         with self._lock:

@@ -17,7 +17,7 @@ import polars as pl
 
 from actors.amendments import AMEND, AMEND_PARTS, ITEMS_MAX, encode_amendments, part_to_form
 from actors.router import UsageRouter
-from billing.amendments import Amendment, EventName, EventState, amendment_of, rows_of
+from billing.amendments import ID_REUSED, Amendment, EventName, EventState, amendment_of, rows_of
 from storage.usage_log.counting import amendments_at, mark_amended
 from storage.usage_log.reader import SCAN_SCHEMA, UsageLogReader
 from storage.usage_log.segment import RowKind, instant_of, microseconds_of
@@ -147,6 +147,23 @@ class AmendmentDesk:
         await self._follow(tenant_id, pending)
         return len(pending)
 
+    async def void_reused(self, tenant_id: str, names: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+        """Of events that came under several customer keys let the first that is not voided count; void the others.
+
+        An event that somebody changed since is left as it is. Names all that were voided for this, now or before.
+        """
+        found = await asyncio.to_thread(self.look, tenant_id, names)
+        wanted: list[Amendment] = []
+        done: list[EventNow] = []
+        for source, id_ in names:
+            events = found.of(source, id_, None)
+            done += [one for one in events if one.state is None and one.trail[-1].why == ID_REUSED]
+            alive = [one for one in events if one.state is not None]
+            wanted += [_reused(one) for one in alive[1:] if not one.trail]
+        outcomes = await self.decide(tenant_id, wanted)
+        voided = [one.event for one in done] + [one.asked.event for one in outcomes if one.decided is not None]
+        return [{"source": one.source, "id": one.id, "customer": one.key} for one in voided]
+
     def _pending(self, tenant_id: str) -> list[Amendment]:
         amended, rows = amendments_at(self._reader, tenant_id, self._reader.now())
         decisions = rows.filter(pl.col("id").is_in(list(amended.pending)))
@@ -159,6 +176,21 @@ class AmendmentDesk:
             chosen = [parts[place] for place in places]
             payload = json.dumps([part_to_form(row) for row in chosen]).encode()
             await self._router.decide(tenant_id, chosen[0].customer, AMEND_PARTS, payload)
+
+
+def _reused(one: EventNow) -> Amendment:
+    """The same id each time, so that a pass that begins again voids nothing twice."""
+    return Amendment(
+        id=f"{ID_REUSED}:{one.event.lane}:{one.event.number}:{one.event.row}",
+        nth=1,
+        event=one.event,
+        before=one.sent,
+        after=None,
+        why=ID_REUSED,
+        by="cloudbilling",
+        at_us=0,
+        counts_late=False,
+    )
 
 
 def as_frame(events: Sequence[EventNow], states: Sequence[EventState] | None = None) -> pl.DataFrame:

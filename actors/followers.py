@@ -183,12 +183,13 @@ class FollowerSet:
 
     def watch(self, tenant_ids: Collection[str]) -> bool:
         """Whether anybody wants the USAGE rows of one of these tenants."""
-        return any(
-            follower.watches(tenant_id)
-            for follower in self._followers.values()
-            if follower.name not in self._stale
-            for tenant_id in tenant_ids
-        )
+        for follower in self._followers.values():
+            if follower.name in self._stale:
+                continue
+            with self._aside(follower):
+                if any(follower.watches(tenant_id) for tenant_id in tenant_ids):
+                    return True
+        return False
 
     def due(self) -> list[tuple[str, str]]:
         """What followers want to be asked by the passing of time."""

@@ -58,6 +58,7 @@ _RUN = {
     "totals": {"EUR": {"net": "1234.50", "gross": "1469.06"}},
     "documents": {"made": 40, "archived": 40, "parked": 0, "wanted": 0},
     "parked": [],
+    "findings": [],
     "error": None,
 }
 # What a run keeps for itself: positions in the log are of no use to a caller.
@@ -67,7 +68,13 @@ _INNER = frozenset({"tenant_id", "cut", "previous_cut"})
 def driver(services: Services) -> BillRunDriver:
     """A driver that plans and steers; the runs themselves are driven by `Services.start_bill_run`."""
     return BillRunDriver(
-        services.database, services.store, services.masters, services.archive, services.clock, desk=services.desk
+        services.database,
+        services.store,
+        services.masters,
+        services.archive,
+        services.clock,
+        desk=services.desk,
+        voider=services.desk,
     )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from actors.accounts_desk import RunDesk
 from actors.router import UsageRouter
-from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
@@ -50,7 +49,7 @@ class Services:
     start_simulation: Callable[[str, str], None]
     clock: Callable[[], datetime] = utc_now
     # The way to the lanes for wallet credit that documents use; made of the router.
-    desk: WalletDesk = field(init=False)
+    desk: RunDesk = field(init=False)
     limits: Limits = field(default_factory=Limits)
     # What the health page shows of the platform around: version, dashboard address, demo state ...
     about: Callable[[], dict[str, Any]] = dict

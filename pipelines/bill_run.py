@@ -36,6 +36,7 @@ from pipelines.bill_run_chunk import (
     unpack_credit,
 )
 from pipelines.document_files import make_files
+from pipelines.reused_ids import Voider, void_reused_ids
 from pipelines.run_credit import WalletDesk, bring_moves, settling
 from storage.archive import Archive
 from storage.master_chain import MasterChain
@@ -105,15 +106,20 @@ class BillRunDriver:
         *,
         executor: Executor | None = None,
         desk: WalletDesk | None = None,
+        voider: Voider | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
-        """`desk` is the way to the lanes that hold wallet credit; without one nothing is held, and moves wait."""
+        """`desk` is the way to the lanes that hold wallet credit; without one nothing is held, and moves wait.
+
+        `voider` is the way to the lanes that void; without one a plan does not look for ids under two customers.
+        """
         self._database = database
         self._store = store
         self._chain = chain
         self._archive = archive
         self._clock = clock
         self._desk = desk
+        self._voider = voider
         self._executor = executor or InProcess(store, database, chain, desk)
         self._checkpoint = checkpoint
 
@@ -154,6 +160,8 @@ class BillRunDriver:
         self._chain.project(self._database, tenant_id, up_to=number)
         master = self._chain.at(tenant_id, number)
         run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
+        # Before the cut, so that what is voided does not count in this run any more.
+        findings = void_reused_ids(self._store, self._voider, tenant_id, master) if self._voider is not None else []
         cut = UsageLogReader(self._store).cut(run_id)
         sizes = chunk_sizes(master, CUSTOMERS)
         with self._database.tenant(tenant_id) as connection:
@@ -173,6 +181,7 @@ class BillRunDriver:
                 auto_approve=approve,
                 actor=actor,
                 now=now,
+                findings=findings,
             )
             last = bill_runs.last_finalised(connection)
             if (last and last["id"]) != (previous and previous["id"]):

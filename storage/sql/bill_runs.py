@@ -34,6 +34,7 @@ def create(
     auto_approve: bool,
     actor: str,
     now: datetime,
+    findings: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Plan a run; `chunks` are the numbers of customers in each. Conflict while another run of the tenant goes on."""
     tenant = UUID(tenant_id)
@@ -42,9 +43,9 @@ def create(
         connection.execute(
             "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"
             " master_number, master_steps, data_versions, state, customers, chunks, auto_approve,"
-            " created_by, started_at)"
+            " created_by, started_at, findings)"
             " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s,"
-            " %s FROM bill_runs",
+            " %s, %s FROM bill_runs",
             (
                 tenant,
                 run,
@@ -61,6 +62,7 @@ def create(
                 auto_approve,
                 actor,
                 now,
+                Jsonb(list(findings)),
             ),
         )
     except psycopg.errors.UniqueViolation as error:

@@ -208,3 +208,31 @@ def test_a_tenant_without_amendments_pays_one_look(store: LocalObjectStore, monk
 
     monkeypatch.setattr(reader, "scan_decided", never)
     assert sum(frame.height for frame in scan_counting(reader, TENANT, reader.now())) == 10
+
+
+def test_of_one_id_under_several_keys_the_first_counts_and_a_second_pass_changes_nothing(
+    store: LocalObjectStore,
+) -> None:
+    router = LocalUsageRouter.open(store, shards=3)
+
+    async def scene() -> None:
+        desk, reader = AmendmentDesk(router, UsageLogReader(store)), UsageLogReader(store)
+        names = [("gateway", "event-1"), ("gateway", "event-2")]
+        await router.ingest(TENANT, make_events(6, customers=6))
+        for customer in ("customer-0", "customer-5"):
+            await router.ingest(TENANT, make_events(2, 1).with_columns(customer=pl.lit(customer)))
+        (other,) = [one for one in desk.look(TENANT, names[1:]).of(*names[1], None) if one.event.key == "customer-2"]
+        await desk.decide(TENANT, [amendment(other, None)])  # somebody found it before: another one is right
+        voided = await desk.void_reused(TENANT, names)
+        assert sorted((one["id"], one["customer"]) for one in voided) == [
+            ("event-1", "customer-0"), ("event-1", "customer-5"), ("event-2", "customer-5")
+        ]  # fmt: skip
+        counted = {row["id"]: row["customer"] for row in counting(store).iter_rows(named=True)}
+        assert (counted["event-1"], counted["event-2"]) == ("customer-1", "customer-0")
+        assert counting(store).height == 6
+        rows = amendments_at(reader, TENANT, reader.now())[1].height
+        assert await desk.void_reused(TENANT, names) == voided
+        assert amendments_at(reader, TENANT, reader.now())[1].height == rows == 4
+        await router.close()
+
+    asyncio.run(scene())

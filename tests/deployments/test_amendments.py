@@ -187,3 +187,25 @@ def test_what_cannot_be_changed_is_refused_with_its_place(tenant: Tenant) -> Non
     assert tenant.get("/v1/usage/trail?source=a&id=nobody").status_code == 404
     reader = tenant.key_with("usage:read")
     assert tenant.post("/v1/usage/amendments", {}, key=reader).status_code == 403
+
+
+def test_one_id_under_two_customers_is_billed_once_and_told_with_the_run(tenant: Tenant) -> None:
+    assert tenant.post("/v1/customers", {"code": "globex", "name": "Globex", "country": "DE"}).status_code == 201
+    form = {"code": "s-g", "customer": "globex", "plan": "basic", "anchor": "calendar", "start": "2026-01-01"}
+    assert tenant.post("/v1/subscriptions", form).status_code == 201
+    send(tenant, event("d1"), event("d2"))
+    tenant.post("/v1/test-clock/advance", {"to": "2026-01-11"})
+    send(tenant, event("d1", customer="globex"))
+    assert run(tenant, "2026-02-01") == [("2", "0.20", False)]
+    (done,) = tenant.get("/v1/bill-runs").json()["items"]
+    assert done["findings"] == [
+        {"code": "id_reused", "events": 1, "listed": [{"source": "a", "id": "d1", "customer": "globex"}]}
+    ]
+    assert totals(tenant) == {"stored": 3, "rated": 2, "suspended": 0, "voided": 1}
+    items = tenant.get("/v1/usage/trail?source=a&id=d1").json()["items"]
+    assert [(item["voided"], [one["reason"] for one in item["amendments"]]) for item in items] == [
+        (False, []), (True, ["id_reused"])
+    ]  # fmt: skip
+    run(tenant, "2026-03-01")
+    newest = tenant.get("/v1/bill-runs").json()["items"][0]
+    assert newest["findings"] == []

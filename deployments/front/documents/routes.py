@@ -420,7 +420,13 @@ def _timeline(made_at: datetime, files: Mapping[str, Archived], t: Texts) -> lis
 def _driver(front: Front) -> BillRunDriver:
     services = front.services
     return BillRunDriver(
-        services.database, services.store, services.masters, services.archive, services.clock, desk=services.desk
+        services.database,
+        services.store,
+        services.masters,
+        services.archive,
+        services.clock,
+        desk=services.desk,
+        voider=services.desk,
     )
 
 

@@ -1,0 +1,49 @@
+"""Before a bill run fixes its cut: one event id under two customer keys is found, and the later event voided.
+
+Owns the order: look, void (durable), note the pass. A crash in between finds the same again, and voiding again does no
+harm. What comes between the pass and the run's cut is found by the next pass.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from billing.master import MasterData
+from storage.object_store import ObjectStore
+from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.reused_ids import ReusedIds
+
+LISTED_MAX = 100  # events that a run's finding names
+
+
+class Voider(Protocol):
+    """The way to the lanes that decide (actors/accounts_desk.py, RunDesk)."""
+
+    def void_reused(
+        self, tenant_id: str, reader: UsageLogReader, names: Sequence[tuple[str, str]]
+    ) -> list[dict[str, str]]:
+        """Void all but the first event of each (source, id); those voided by this call or an earlier one."""
+        ...
+
+
+def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: MasterData) -> list[dict[str, Any]]:
+    """One pass over what came since the last one; findings for the run's record."""
+    reader = UsageLogReader(store)
+    passes = ReusedIds(store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
+    found = passes.look(tenant_id, reader.now(), but_sources=_unique_within_customer(master))
+    voided = voider.void_reused(tenant_id, reader, found.names) if found.names else []
+    if not found.more:  # else the next run goes on with the rest
+        passes.note(tenant_id, found)
+    if not voided:
+        return []
+    return [{"code": "id_reused", "events": len(voided), "listed": voided[:LISTED_MAX]}]
+
+
+def _unique_within_customer(master: MasterData) -> list[str]:
+    """Sources that number their events per customer, as the tenant's settings say."""
+    settings = master.tenant.form.get("settings")
+    named = settings.get("unique_within_customer") if isinstance(settings, dict) else None
+    return [str(source) for source in named] if isinstance(named, list) else []

@@ -1,0 +1,144 @@
+"""Finds one (source, id) under two customer keys: only ids since the last pass are looked up, against all before.
+
+A sender's mistake, not a retry: the two rows lie in two partitions, so no lane sees both. Owns the passes of a tenant
+(a chain: each names the cut it goes to, and its runs) and their runs: ids by their hash first and partition last.
+Whoever loses a pass's number has done the same work for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from storage.object_store import ObjectStore
+from storage.usage_log.genesis import open_log
+from storage.usage_log.id_runs import merge_runs, open_run, sort_ids, write_run
+from storage.usage_log.manifest import IdRun
+from storage.usage_log.partitions import NO_IDS, EventIds, event_ids, partitions_of
+from storage.usage_log.reader import NOTHING, Cut, UsageLogReader
+
+RUNS_MAX = 8  # of a tenant; then they are merged
+SUSPECTS_MAX = 10_000  # of one pass; more is no slip but a sender that numbers per customer
+
+_HASH = np.uint64(8)  # bits that the partition takes below the hash
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How far a tenant's ids have been compared, and the runs that hold them."""
+
+    number: int = -1
+    cut: Cut = NOTHING
+    runs: tuple[IdRun, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reused:
+    """What a pass found: (source, id) that came under several keys, and the ids to note once that is dealt with."""
+
+    before: Pass
+    cut: Cut
+    names: tuple[tuple[str, str], ...]
+    ids: EventIds
+    more: bool = False  # beyond SUSPECTS_MAX
+
+    @property
+    def nothing_new(self) -> bool:
+        return len(self.ids) == 0
+
+
+class ReusedIds:
+    def __init__(self, store: ObjectStore, reader: UsageLogReader, directory: Path) -> None:
+        self._store = store
+        self._reader = reader
+        self._directory = directory
+        self._seed = open_log(store).seed
+
+    def look(self, tenant_id: str, cut: Cut, *, but_sources: Collection[str] = ()) -> Reused:
+        """Compare what came since the last pass; `but_sources` number their events per customer."""
+        before = self._newest(tenant_id)
+        parts = [ids for _, ids in self._new(tenant_id, before.cut, cut, but_sources)]
+        if not parts:
+            return Reused(before, cut, (), NO_IDS)
+        ids = EventIds(np.concatenate([one.high for one in parts]), np.concatenate([one.low for one in parts]))
+        suspects = np.union1d(_twice(ids), self._in_runs(ids, before.runs))
+        names: dict[tuple[str, str], None] = {}
+        if len(suspects):
+            for frame, of_frame in self._new(tenant_id, before.cut, cut, but_sources):
+                met = np.isin(of_frame.high >> _HASH, suspects)
+                if met.any():
+                    names.update(dict.fromkeys(frame.filter(pl.Series(met)).select("source", "id").iter_rows()))
+        return Reused(before, cut, tuple(names)[:SUSPECTS_MAX], ids, len(names) > SUSPECTS_MAX)
+
+    def note(self, tenant_id: str, found: Reused) -> None:
+        """What was found is dealt with: the next pass begins behind this one."""
+        if found.nothing_new:
+            return
+        runs = (*found.before.runs, write_run(self._store, sort_ids(found.ids)))
+        if len(runs) > RUNS_MAX:
+            runs = (merge_runs(self._store, runs, self._directory),)
+        form = {"cut": json.loads(found.cut.to_json()), "runs": [vars(run) for run in runs]}
+        self._store.create(_key(tenant_id, found.before.number + 1), json.dumps(form).encode())
+
+    def _new(
+        self, tenant_id: str, since: Cut, cut: Cut, but_sources: Collection[str]
+    ) -> Iterator[tuple[pl.DataFrame, EventIds]]:
+        for frame in self._reader.scan(tenant_id, cut, since=since):
+            if but_sources:
+                frame = frame.filter(~pl.col("source").is_in(list(but_sources)))
+            if frame.height:
+                ids = event_ids(self._seed, tenant_id, frame, partitions_of(self._seed, tenant_id, frame["customer"]))
+                yield frame, EventIds((ids.high << _HASH) | (ids.high >> np.uint64(56)), ids.low)
+
+    def _in_runs(self, ids: EventIds, runs: tuple[IdRun, ...]) -> npt.NDArray[np.uint64]:
+        """The hashes that a run holds, whatever the partition."""
+        order = np.argsort(ids.high)
+        high, low = ids.high[order], ids.low[order]
+        found: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        first = (high >> _HASH) << _HASH
+        for run in runs:
+            opened = open_run(self._store, run, self._directory)
+            at = np.searchsorted(opened.high, first)
+            end = np.searchsorted(opened.high, first | np.uint64(255), side="right")
+            active = np.flatnonzero(at < end)
+            while len(active):
+                same = opened.low[at[active]] == low[active]
+                found.append(high[active[same]] >> _HASH)
+                active = active[~same]
+                at[active] += 1
+                active = active[at[active] < end[active]]
+        return np.concatenate(found)
+
+    def _newest(self, tenant_id: str) -> Pass:
+        number = -1
+        step = 1
+        while self._store.exists(_key(tenant_id, number + step)):
+            number, step = number + step, 2 * step
+        high = number + step  # absent; passes have no gaps
+        while high - number > 1:
+            middle = (number + high) // 2
+            number, high = (middle, high) if self._store.exists(_key(tenant_id, middle)) else (number, middle)
+        if number < 0:
+            return Pass()
+        data = self._store.get(_key(tenant_id, number))
+        assert data is not None, "passes are never deleted"
+        form = json.loads(data)
+        return Pass(number, Cut.from_json(json.dumps(form["cut"])), tuple(IdRun(**run) for run in form["runs"]))
+
+
+def _twice(ids: EventIds) -> npt.NDArray[np.uint64]:
+    """The hashes that are there more than once."""
+    order = np.lexsort((ids.low, ids.high >> _HASH))
+    hashes, low = (ids.high >> _HASH)[order], ids.low[order]
+    same = (hashes[1:] == hashes[:-1]) & (low[1:] == low[:-1])
+    return hashes[1:][same]
+
+
+def _key(tenant_id: str, number: int) -> str:
+    return f"log/reused/{tenant_id}/{number:08}.json"
