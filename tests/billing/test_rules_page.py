@@ -18,7 +18,7 @@ TAX_CODES = [
     {"code": "none", "percents": [{"from": "2007-01-01", "percent": "0"}]},
 ]
 CUSTOMER = {"code": "c", "name": "C", "country": "DE", "tax_treatment": "domestic"}
-OF_THE_PLAN = frozenset({"minimum", "tax_behavior"})
+OF_THE_PLAN = frozenset({"minimum", "tax_behavior", "phases", "trial_end"})
 
 
 def blocks(kind: str) -> list[Any]:
@@ -35,7 +35,7 @@ def whole(block: dict[str, Any]) -> dict[str, Any]:
         "tenant": {"currency": "EUR", "timezone": "Europe/Berlin", "country": "DE"},
         "tax_codes": [*TAX_CODES, *block.get("tax_codes", [])],
         "meters": [{"code": "n", "event_type": "n", "aggregation": "sum", "value": "v"}],
-        "plans": [plan],
+        "plans": [plan, *block.get("plans", [])],
         "customers": block.get("customers", [CUSTOMER]),
         "timeline": block["timeline"],
         "expect": block["expect"],
@@ -44,7 +44,8 @@ def whole(block: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("block", blocks("life"), ids=lambda block: block.get("about", "life")[:40])
 def test_a_life_on_the_page_comes_out_as_it_says(block: dict[str, Any]) -> None:
-    assert set(block) <= OF_THE_PLAN | {"about", "interval", "tax_codes", "customers", "charges", "timeline", "expect"}
+    more = {"about", "interval", "tax_codes", "customers", "charges", "plans", "timeline", "expect"}
+    assert set(block) <= OF_THE_PLAN | more
     assert block["expect"]["documents"]
     assert check_scenario(whole(block)) == []
 
