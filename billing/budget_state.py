@@ -211,7 +211,7 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         same = watch.number == state.watch.number and not rebuilt
         since = None if looked_at is None or not same else min(looked_at, levels_from or looked_at)
         if watch.level_types:
-            _look_at_levels(watch, part.budgets, now, {**state.levels, **levels}, since)
+            _look_at_levels(watch, watch.budgets, part.budgets, now, {**state.levels, **levels}, since)
         looked_at, levels_from = now, None
         if now is not step.now and waiting.height:  # what lay ahead may have come
             reasons = classify(waiting, watch.master.rating_book(), now, new=_none_new(waiting))
@@ -223,6 +223,9 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         found = part.budgets.reached(watch.in_order(asked), now)
         alerts += [alert for alert in found if alert.key not in {one.key for one in alerts}]
     if not is_look:
+        # Who has a new level is looked at by himself: what it has cost so far counts at once.
+        since = None if state.looked_at is None else min(state.looked_at, levels_from or state.looked_at)
+        _look_at_levels(watch, levels, part.budgets, step.now, levels, since)
         alerts = part.budgets.reached(watch.in_order(touched), step.now)
     return Planned(watch, part, waiting, levels, looked_at, levels_from, tuple(alerts))
 
@@ -244,11 +247,16 @@ def _by_customer(watch: Watch, events: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 
 def _look_at_levels(
-    watch: Watch, budgets: Budgets, now: datetime, levels: Mapping[str, pl.DataFrame], since: datetime | None
+    watch: Watch,
+    customers: Iterable[str],
+    budgets: Budgets,
+    now: datetime,
+    levels: Mapping[str, pl.DataFrame],
+    since: datetime | None,
 ) -> None:
     nothing = pl.DataFrame(schema=EVENT_SCHEMA)
-    for customer, of_customer in watch.budgets.items():
-        for kind in dict.fromkeys(budget.period for budget in of_customer):
+    for customer in customers:
+        for kind in dict.fromkeys(budget.period for budget in watch.budgets[customer]):
             events = levels.get(customer, nothing)
             for start, cost in level_costs(watch.master, customer, kind, now, events, since).items():
                 budgets.set_level(customer, kind, start, cost)

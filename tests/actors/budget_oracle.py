@@ -44,7 +44,6 @@ def expected(store: ObjectStore, tenant_id: str, chain: Any, lane: int = 0) -> E
     came: list[dict[str, Any]] = []  # all events in order
     counted: list[dict[str, Any]] = []
     master: MasterData | None = None
-    looked_at: datetime | None = None
     for segment in walk(store, lane, 0):
         if segment.head.rows == 0:
             continue
@@ -67,9 +66,7 @@ def expected(store: ObjectStore, tenant_id: str, chain: Any, lane: int = 0) -> E
             if place == 0:
                 came += new
                 touched |= _count(found, master, new, counted, moment)
-            if details:
-                looked_at = moment
-                _levels(found, master, counted, looked_at)
+            _levels(found, master, counted, moment, None if details else touched)
             crossed |= _reached(found, master, None if details else touched)
         found.new[segment.head.number] = crossed
         found.raised |= crossed
@@ -117,9 +114,17 @@ def _count(
     return touched
 
 
-def _levels(found: Expected, master: MasterData, counted: list[dict[str, Any]], now: datetime) -> None:
-    """Levels of every budget from the beginning, one part after the other."""
+def _levels(
+    found: Expected,
+    master: MasterData,
+    counted: list[dict[str, Any]],
+    now: datetime,
+    customers: set[str] | None,
+) -> None:
+    """Levels of every budget (of some customers) from the beginning, one part after the other."""
     for budget in master.budgets.values():
+        if customers is not None and budget.customer not in customers:
+            continue
         grid = Grid(budget.period, "calendar", master.tenant.timezone)  # type: ignore[arg-type]
         moment = min(master.subscriptions[one].start for one in master.subscriptions_of.get(budget.customer, ()))
         whole: list[tuple[Use, datetime, int]] = []
