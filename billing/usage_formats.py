@@ -47,6 +47,7 @@ _NUMBER = r"[:\[,] -?[0-9]|\[-?[0-9]"  # a JSON number in the form in which Pola
 _TEXTS = ("source", "id", "type", "customer", "subscription", "time")
 _TEXT_SCHEMA = pl.Schema(dict.fromkeys(EVENT_SCHEMA, pl.String))
 _NDJSON = pl.Schema(dict.fromkeys((*_TEXTS, "data"), pl.String))
+_ESCAPED = re.compile(rb'\\(?:[\\"]|u00(?:5[cC]|22))')  # a backslash or a quotation mark inside of a JSON text
 _CLOUD_KEYS = ("specversion", "source", "id", "type", "subject", "customer", "subscription", "time")
 _CLOUD = pl.Schema(dict.fromkeys((*_CLOUD_KEYS, "data", "data_base64"), pl.String))
 
@@ -70,13 +71,7 @@ def decompress(body: bytes, encoding: str | None, bytes_max: int = BODY_BYTES_MA
         if name in ("gzip", "x-gzip"):
             return _gunzip(body, bytes_max)
         if name == "zstd":
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-                body, read_across_frames=True
-            ) as reader:
-                plain = reader.read(bytes_max + 1)
-            if len(plain) > bytes_max:
-                raise _too_large(bytes_max)
-            return plain
+            return _unzstd(body, bytes_max)
     except (zlib.error, zstandard.ZstdError, EOFError) as error:
         raise Malformed(f"the body is not valid {name}: {error}") from error
     raise UnsupportedMediaType(f"Content-Encoding {name!r} is not taken; use gzip, zstd or none")
@@ -169,8 +164,8 @@ def _columnar(body: bytes, schema: pl.Schema, events_max: int, *, cloud: bool) -
         return None  # blank lines vanish, positions would shift
     if _has_long_numbers(table["data"], body):
         return None
-    if b"\\" in body and bool(table["data"].str.contains(r"[\x00-\x1f]").any()):
-        return None  # Polars writes such characters of `data` unescaped, which is no JSON any more
+    if b"\\" in body and (_ESCAPED.search(body) or bool(table["data"].str.contains(r"[\x00-\x1f]").any())):
+        return None  # Polars writes such characters unescaped into `data`: another text, or no JSON any more
     agrees = _cloud_agrees(table, body) if cloud else _lengths_agree(table, body) or _native_agrees(table, body)
     return table if agrees else None
 
@@ -214,7 +209,6 @@ def _native_agrees(table: pl.DataFrame, body: bytes) -> bool:
         *(pl.col(name).is_not_null().sum().alias(name) for name in table.columns),
         keys=pl.col("data").str.count_matches('":', literal=True).sum(),
         texts=pl.col("data").str.count_matches('": "', literal=True).sum(),
-        nulls=pl.col("data").str.count_matches('": null', literal=True).sum(),
         objects=pl.col("data").str.starts_with("{").sum(),
     ).row(0, named=True)
     given = sum(int(counts[name]) for name in _TEXTS)
@@ -225,7 +219,10 @@ def _native_agrees(table: pl.DataFrame, body: bytes) -> bool:
     missing = body.count(b'":') - (given + int(counts["data"]) + int(counts["keys"]))
     if missing == 0:
         return True
-    return missing == body.count(b'":null') + body.count(b'": null') - int(counts["nulls"])
+    nulls = sum(body.count(f'"{name}":null'.encode()) + body.count(f'"{name}": null'.encode()) for name in _NDJSON)
+    inside = table.select(pl.sum_horizontal(pl.col("data").str.count_matches(f'"{name}": null', literal=True).sum()
+                                            for name in _NDJSON)).item()  # fmt: skip
+    return missing == nulls - int(inside)  # keys that we know, and nothing in them
 
 
 def _cloud_agrees(table: pl.DataFrame, body: bytes) -> bool:
@@ -670,6 +667,24 @@ def _gunzip(body: bytes, bytes_max: int) -> bytes:
         if not part and rest and len(parts) > 1000:
             raise Malformed("the body has too many empty gzip members")
     return b"".join(parts)
+
+
+# A frame behind the body: only where the body's own last frame is whole does its text come out at the end. The reader
+# itself says nothing of a frame that is cut off. Its checksum keeps the text from being the last bytes of the frame.
+_END = b"cloudbilling: the end of the body"
+_END_FRAME = zstandard.ZstdCompressor(write_checksum=True).compress(_END)
+
+
+def _unzstd(body: bytes, bytes_max: int) -> bytes:
+    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+        body + _END_FRAME, read_across_frames=True
+    ) as reader:
+        plain = reader.read(bytes_max + len(_END) + 1)
+    if len(plain) > bytes_max + len(_END):
+        raise _too_large(bytes_max)
+    if not plain.endswith(_END):
+        raise Malformed("the body is not valid zstd: it ends in the middle")
+    return plain[: -len(_END)]
 
 
 def _too_large(bytes_max: int) -> TooLarge:

@@ -267,7 +267,7 @@ def test_a_figure_inside_a_sentence_is_written_as_its_language_does(value: str, 
     assert (figure(Decimal(value), WORDS["de"]), figure(Decimal(value), WORDS["en"])) == (german, english)
 
 
-@pytest.mark.parametrize(("month", "english"), enumerate(WORDS["en"].months, start=1))
+@pytest.mark.parametrize(("month", "english"), list(enumerate(WORDS["en"].months, start=1)))
 def test_a_day_inside_a_sentence_is_written_as_its_language_does(month: int, english: str) -> None:
     assert day(date(2026, month, 9), WORDS["de"]) == f"09.{month:02}.2026"
     assert day(date(2026, month, 9), WORDS["en"]) == f"9 {date(2000, month, 1):%B} 2026" == f"9 {english} 2026"
