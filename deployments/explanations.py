@@ -29,6 +29,7 @@ _EVENT = {
     "data": {"gb": "1.25", "region": "eu-central"},
     "received_at": "2026-01-20T08:59:01Z",
     "reason": None,
+    "amended": False,
     "value": "1.25",
     "late": False,
     "carried": False,
@@ -116,7 +117,7 @@ _EXPLANATION = {
 
 
 def explainer(services: Services) -> LineExplainer:
-    return LineExplainer(services.database, services.store, services.masters)
+    return LineExplainer(services.database, services.store, services.masters, services.desk)
 
 
 @router.get(

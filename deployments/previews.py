@@ -88,7 +88,7 @@ _CHANGE = {
 
 
 def previews(services: Services) -> Previews:
-    return Previews(services.database, services.store, services.masters)
+    return Previews(services.database, services.store, services.masters, services.desk)
 
 
 def _now_and_master(services: Services, caller: Caller) -> tuple[datetime, int, MasterData]:

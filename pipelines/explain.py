@@ -22,11 +22,13 @@ from billing.explain import piece_of_line
 from billing.master import MasterData
 from billing.rating import events_counted
 from pipelines.bill_run_chunk import ChunkTask, behind, compute_documents, rateable
+from pipelines.run_credit import WalletDesk
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs, invoices
 from storage.sql.database import Database
 from storage.usage_log.reader import SCAN_SCHEMA, Cut, UsageLogReader
+from storage.usage_log.segment import RowKind
 
 SAMPLE = 5  # events that an explanation shows
 _ENCODER = msgspec.json.Encoder(decimal_format="string")
@@ -37,7 +39,7 @@ class EventsOfLine:
     """The events that the quantity of a line was made of, in order (time, id, source).
 
     `rows` has the columns of the log, what the meter read (`value`, `text`), `late` (arrived after the run before had
-    its cut) and `carried` (a level from before the period).
+    its cut), `carried` (a level from before the period) and `amended` (as corrected, with source and id as sent).
     """
 
     rows: pl.DataFrame
@@ -81,10 +83,13 @@ class ExplainedLine:
 class LineExplainer:
     """Explains lines of one platform's documents. Keeps nothing between calls but what the chain keeps."""
 
-    def __init__(self, database: Database, store: ObjectStore, chain: MasterChain) -> None:
+    def __init__(
+        self, database: Database, store: ObjectStore, chain: MasterChain, desk: WalletDesk | None = None
+    ) -> None:
         self._database = database
         self._store = store
         self._chain = chain
+        self._desk = desk  # what the lanes recorded of wallet credit; without it that is replayed from the documents
 
     def explain(self, tenant_id: str, number: str, place: int) -> ExplainedLine:
         """The line `place` (from 1) of a document. NotFound where there is none."""
@@ -140,7 +145,9 @@ class LineExplainer:
         late = pl.lit(False) if previous is None else behind(rows, previous)
         return EventsOfLine(
             rows.select(*SCAN_SCHEMA.names(), "value", "text").with_columns(
-                late=late, carried=pl.col("time") < piece.start
+                late=late,
+                carried=pl.col("time") < piece.start,
+                amended=pl.col("kind") == int(RowKind.AMENDED),
             )
         )
 
@@ -171,7 +178,7 @@ class LineExplainer:
         )
         customer = row["customer"]
         _, documents, _ = compute_documents(
-            task, self._store, self._database, self._chain, before=str(run["id"]), only=[customer]
+            task, self._store, self._database, self._chain, before=str(run["id"]), only=[customer], desk=self._desk
         )
         with self._database.tenant(tenant_id) as connection:
             stored = [one["number"] for one in invoices.of_run(connection, str(run["id"]), [customer])]

@@ -18,6 +18,7 @@ from billing.documents import Document, Line
 from billing.master import MasterData
 from billing.periods import local_date
 from pipelines.bill_run_chunk import ChunkTask, compute_documents
+from pipelines.run_credit import WalletDesk
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs
@@ -68,7 +69,10 @@ class ChangePreview:
 class Previews:
     """Previews for one platform; keeps nothing between calls."""
 
-    def __init__(self, database: Database, store: ObjectStore, chain: MasterChain) -> None:
+    def __init__(
+        self, database: Database, store: ObjectStore, chain: MasterChain, desk: WalletDesk | None = None
+    ) -> None:
+        self._desk = desk  # tells which wallet credit is free now; without it that is replayed from the documents
         self._database = database
         self._store = store
         self._chain = chain
@@ -139,7 +143,7 @@ class Previews:
             facts.previous_cut,
         )
         _, documents, parked = compute_documents(
-            task, self._store, self._database, self._chain, only=[customer], master=master
+            task, self._store, self._database, self._chain, only=[customer], master=master, desk=self._desk
         )
         reason = next((one["reason"] for one in parked), "")
         return Preview(customer, up_to, facts.now, tuple(documents), reason)

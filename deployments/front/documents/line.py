@@ -18,7 +18,19 @@ from deployments.front.prices.view import limit_words, price_words
 from deployments.front.texts import Texts
 from pipelines.explain import SAMPLE, EventsOfLine, ExplainedLine, LineExplainer
 
-EVENT_COLUMNS = ("source", "id", "type", "customer", "time", "value", "received_at", "late", "carried", "data")
+EVENT_COLUMNS = (
+    "source",
+    "id",
+    "type",
+    "customer",
+    "time",
+    "value",
+    "received_at",
+    "late",
+    "carried",
+    "amended",
+    "data",
+)
 DATA_SHOWN = 200  # characters of an event's data
 
 
@@ -31,6 +43,7 @@ class EventRow:
     received_at: Any
     late: bool
     carried: bool
+    amended: bool
     data: str
 
 
@@ -91,7 +104,7 @@ def routes(front: Front) -> APIRouter:
 
 def explainer(front: Front) -> LineExplainer:
     services = front.services
-    return LineExplainer(services.database, services.store, services.masters)
+    return LineExplainer(services.database, services.store, services.masters, services.desk)
 
 
 def _event_rows(events: EventsOfLine, start: int, count: int, f: Formats) -> list[EventRow]:
@@ -104,6 +117,7 @@ def _event_rows(events: EventsOfLine, start: int, count: int, f: Formats) -> lis
             row["received_at"],
             row["late"],
             row["carried"],
+            row["amended"],
             row["data"] if len(row["data"]) <= DATA_SHOWN else row["data"][:DATA_SHOWN] + "…",
         )
         for row in events.rows.slice(start, count).iter_rows(named=True)
@@ -155,5 +169,5 @@ def _facts(explained: ExplainedLine, t: Texts, f: Formats) -> list[tuple[str, st
     cut = sorted(run["cut"]["positions"].items())
     positions = ", ".join(t("line.position", lane=lane, number=f.number(int(number))) for lane, number in cut)
     facts.append((t("line.cut"), positions, ""))
-    facts += [(t.word("line.data", name), value, "") for name, value in sorted(run["data_versions"].items())]
+    facts += [(t.word("data", name), value, "") for name, value in sorted(run["data_versions"].items())]
     return facts
