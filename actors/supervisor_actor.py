@@ -21,15 +21,19 @@ from actors.rating_shard import ShardSettings
 from actors.rating_shard_actor import RatingShardActor, shard_name
 from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
 from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
-from billing.errors import Unavailable
+from billing.errors import BillingError, Unavailable
 from billing.rating import LiveState
 from storage.object_store import LocalObjectStore, StoreAddress
 from storage.usage_log.genesis import open_log
 from storage.usage_log.lane import count_lanes
+from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.sealing import seal, tail_is_long
 
 SUPERVISOR_NAME = "usage-supervisor"
 BEAT_S = 1.0
 BEAT_TIMEOUT_S = 2.0
+SEAL_EVERY_S = 60.0
+SEAL_S_MAX = 600.0
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,13 @@ class SupervisorActor:
         lanes = max(genesis.lanes, count_lanes(store))
         self._supervisor = ShardSupervisor(RayShardHost(settings), lanes)
         self._stopping = threading.Event()
-        self._last_error = ""
+        self._last_error = self._maintenance_error = ""
         self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
         self._thread.start()
+        self._maintenance = threading.Thread(
+            target=self._maintain, args=(settings.address,), name="usage-maintenance", daemon=True
+        )
+        self._maintenance.start()
         if isinstance(store, LocalObjectStore):  # drafts that crashes left behind; a walk, so beside the loop
             sweep = threading.Thread(target=store.sweep_drafts, args=(time.time(),), name="sweep-drafts", daemon=True)
             sweep.start()
@@ -96,7 +104,7 @@ class SupervisorActor:
         return self._supervisor.status()
 
     def last_error(self) -> str:
-        return self._last_error
+        return self._last_error or self._maintenance_error
 
     def stop(self) -> None:
         """Stop watching and end the shards; what they have queued is committed first."""
@@ -113,6 +121,23 @@ class SupervisorActor:
                 self._last_error = ""
             except Exception as error:  # noqa: BLE001 - the next round tries again; the health page shows it
                 self._last_error = f"{type(error).__name__}: {error}"
+
+    def _maintain(self, address: StoreAddress) -> None:
+        """Seals the tail of the log when it is long: in a process of its own, which gives its memory back."""
+        store = address.open()
+        while not self._stopping.wait(SEAL_EVERY_S):
+            try:
+                if tail_is_long(store):
+                    ray.get(_seal.remote(address), timeout=SEAL_S_MAX)
+                self._maintenance_error = ""
+            except (RayError, BillingError) as error:  # readers open more objects until the next round
+                self._maintenance_error = f"sealing: {type(error).__name__}: {error}"
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _seal(address: StoreAddress) -> None:
+    store = address.open()
+    seal(store, UsageLogReader(store).now())
 
 
 def start_usage_log(settings: UsageLogSettings, *, timeout_s: float = 60.0) -> Any:

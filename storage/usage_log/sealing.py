@@ -18,6 +18,7 @@ from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.reader import Cut, UsageLogReader
 
 ROWS_MAX = 2_000_000  # of one seal: bounds its memory at about 0.6 GB
+TAIL_NUMBERS_MAX = 256  # segments that a reader opens at most, beside those of the last minute
 FILE_ROWS = 2_000_000  # about 50 MB
 GROUP_ROWS = 131_072
 _ORDER = ["tenant", "partition", "customer", "type", "time", "source", "id"]
@@ -46,6 +47,13 @@ def seal(store: ObjectStore, up_to: Cut, *, rows_max: int = ROWS_MAX) -> Manifes
         if any(manifest.sealed_to(lane) < number for lane, number in step.positions.items()):
             break  # the other sealer's seal is below ours: the next call goes on from there
     return manifest
+
+
+def tail_is_long(store: ObjectStore, *, numbers: int = TAIL_NUMBERS_MAX) -> bool:
+    """Whether readers have to open many segments: what they pay for is the objects, hardly the rows in them."""
+    manifest = ManifestChain(store).newest()
+    end = UsageLogReader(store).now()
+    return sum(max(0, number - manifest.sealed_to(lane)) for lane, number in end.positions.items()) >= numbers
 
 
 def tail_rows(store: ObjectStore, cut: Cut) -> int:

@@ -12,7 +12,7 @@ from storage.object_store import LocalObjectStore
 from storage.usage_log.genesis import open_log
 from storage.usage_log.manifest import Manifest, ManifestChain
 from storage.usage_log.reader import NOTHING, SCAN_SCHEMA, Cut, UsageLogReader
-from storage.usage_log.sealing import seal, tail_rows
+from storage.usage_log.sealing import seal, tail_is_long, tail_rows
 from tests.usage_log_support import OTHER_TENANT, TENANT, make_events, send
 
 
@@ -102,3 +102,12 @@ def test_a_shard_recovers_from_a_log_that_is_sealed(store: LocalObjectStore) -> 
     answer = send(shard, make_events(100))
     assert set(answer.verdicts.tolist()) == {1, 254}
     shard.stop()
+
+
+def test_a_tail_is_long_by_its_numbers_and_short_once_it_is_sealed(store: LocalObjectStore) -> None:
+    end = fill(store, 0, 300)
+    numbers = sum(end.positions.values()) + len(end.positions)  # each lane begins with number 0
+    assert not tail_is_long(store, numbers=numbers + 1)
+    assert tail_is_long(store, numbers=numbers)
+    seal(store, end)
+    assert not tail_is_long(store, numbers=1)
