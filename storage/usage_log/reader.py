@@ -18,6 +18,7 @@ from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.lane import count_lanes, last_number, read_hint, read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
+from storage.usage_log.recent_heads import recent_heads
 from storage.usage_log.segment import ROW_SCHEMA, RowKind, SegmentHead, StoredSegment, with_positions
 
 CHUNK_ROWS = 500_000
@@ -60,6 +61,7 @@ class UsageLogReader:
         self._store = store
         self._chain = ManifestChain(store)
         self._known: dict[int, int] = {}  # lane -> a number seen; saves probes, decides nothing
+        self._recent = recent_heads(store)
 
     @property
     def store(self) -> ObjectStore:
@@ -109,8 +111,8 @@ class UsageLogReader:
         while changed:
             changed = False
             for lane in list(closed):
-                for head in self._heads(lane, looked_at[lane] + 1, closed[lane]):
-                    for control in head.controls:
+                for number in range(looked_at[lane] + 1, closed[lane] + 1):
+                    for control in self._head(lane, number).controls:
                         if control.what == "acquired" and closed.get(control.lane, -1) < control.number:
                             closed[control.lane] = control.number
                             looked_at.setdefault(control.lane, -1)
@@ -234,13 +236,16 @@ class UsageLogReader:
         for lane, last in sorted(cut.positions.items()):
             first = max(since.last(lane), manifest.sealed_to(lane)) + 1
             for number in range(first, last + 1):
-                segment = self._segment(lane, number)
-                if segment.head.rows == 0 or partitions.isdisjoint(segment.head.ranges):
+                known = self._recent.get(lane, number)
+                segment = self._segment(lane, number) if known is None else None
+                head = segment.head if segment is not None else known
+                if head.rows == 0 or partitions.isdisjoint(head.ranges):
                     continue
-                if tenant_id is not None and tenant_id not in segment.head.counters:
+                if tenant_id is not None and tenant_id not in head.counters:
                     continue
-                if decided_only and tenant_id is not None and segment.head.counters[tenant_id].decided == 0:
+                if decided_only and tenant_id is not None and head.counters[tenant_id].decided == 0:
                     continue
+                segment = segment or self._segment(lane, number)
                 frame = with_positions(segment.rows(), segment.head).filter(condition).select(columns)
                 if frame.height:
                     pending.append(frame)
@@ -288,7 +293,12 @@ class UsageLogReader:
         segment = read_segment(self._store, lane, number)
         if segment is None:
             raise StoreUnavailable(f"Lane {lane} number {number} is not there: a newer manifest entry may know more.")
+        self._recent.put(segment.head)
         return segment
+
+    def _head(self, lane: int, number: int) -> SegmentHead:
+        """The head of a number, read once in this process."""
+        return self._recent.get(lane, number) or self._segment(lane, number).head
 
     def _still_holds(self, manifest: Manifest) -> bool:
         """Rule H for a cut: no floor has risen meanwhile."""
