@@ -199,6 +199,7 @@ def _check_days(since: date, until: date) -> None:
         answer={
             "totals": {"stored": 3, "rated": 2, "suspended": 1, "voided": 0},
             "days": [{"day": "2026-01-20", "stored": 3, "rated": 2, "suspended": 1, "voided": 0}],
+            "proof": {"stored": 3, "counted": 3, "complete": True},
         },
         also=(422,),
     ),
@@ -207,10 +208,12 @@ def read_completeness(
     request: Request,
     since: date | None = Query(None, description="The first local day; default 30 days ago."),
     until: date | None = Query(None, description="The last local day; default today."),
+    prove: bool = Query(default=False, description="Also compare with what was counted when it was stored."),
     caller: Caller = Depends(may("usage:read")),
 ) -> Response:
     """`totals` are over everything ever stored, `days` over the days that were asked for. An amended event counts
-    once, as it is now; a voided one stays stored and is rated no more."""
+    once, as it is now; a voided one stays stored and is rated no more. `proof` (with `prove=true`, else null) holds the
+    events that were read against those that the writers of the log counted: it looks at every segment there is."""
     services: Services = request.app.state.services
     now, _, master = now_and_master(services, caller)
     last = until or local_today(master, now)
@@ -222,8 +225,10 @@ def read_completeness(
     voided = queries.voided(caller.tenant_id, master, now)
     rated = stored - suspended - voided
     days = queries.completeness(caller.tenant_id, master, first, last, now)
+    proof = queries.prove(caller.tenant_id, master, now) if prove else None
     return json_response(
         {
+            "proof": proof and {"stored": proof.stored, "counted": proof.counted, "complete": proof.complete},
             "totals": {"stored": stored, "rated": rated, "suspended": suspended, "voided": voided},
             "days": [
                 {

@@ -66,6 +66,24 @@ class DayCount:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """All events of a tenant at one cut, and how many its lanes' writers counted when they stored them."""
+
+    stored: int
+    suspended: int
+    voided: int
+    counted: int
+
+    @property
+    def rated(self) -> int:
+        return self.stored - self.suspended - self.voided
+
+    @property
+    def complete(self) -> bool:
+        return self.stored == self.counted and self.rated >= 0
+
+
+@dataclass(frozen=True)
 class Suspense:
     """How many events wait for the same reason, with a few of them as `source id (customer, type)`."""
 
@@ -171,6 +189,12 @@ class UsageQueries:
     def voided(self, tenant_id: str, master: MasterData, now: datetime) -> int:
         """How many of them were voided."""
         return int(self._view(tenant_id, master, now).counts["voided"].sum())
+
+    def prove(self, tenant_id: str, master: MasterData, now: datetime) -> Proof:
+        """Compare the events that were read with what the writers counted. Reads the head of every segment there is."""
+        view = self._view(tenant_id, master, now)
+        sums = [int(view.counts[name].sum()) for name in ("stored", "suspended", "voided")]
+        return Proof(*sums, counted=int(self._reader.counters(view.cut, tenant_id)["stored"].sum()))
 
     def months(self, tenant_id: str, master: MasterData, now: datetime) -> list[date]:
         """The first days of the months that have events, newest first."""

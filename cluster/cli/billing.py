@@ -146,9 +146,11 @@ def verify(what: str, tenant: str | None, key: str | None, url: str | None, as_j
             result = client.get("/v1/archive/verify")
             good = bool(result["intact"])
         elif what == "usage":
-            totals = client.get("/v1/usage/completeness")["totals"]
-            good = int(totals["stored"]) == sum(int(totals[name]) for name in ("rated", "suspended", "voided"))
-            result = {"complete": good, **totals}
+            answer = client.get("/v1/usage/completeness?prove=true")
+            totals, proof = answer["totals"], answer["proof"]
+            good = proof["complete"]
+            good = good and totals["stored"] == sum(totals[name] for name in ("rated", "suspended", "voided"))
+            result = {"complete": good, **totals, "counted when stored": proof["counted"]}
         else:
             result = _verify_invoices(client)
             good = not result["findings"]

@@ -50,7 +50,10 @@ def trail(tenant: Tenant, id_: str) -> Any:
 
 
 def totals(tenant: Tenant) -> Any:
-    return tenant.get("/v1/usage/completeness").json()["totals"]
+    answer = tenant.get("/v1/usage/completeness?prove=true").json()
+    assert answer["proof"]["complete"], answer
+    assert answer["proof"]["counted"] == answer["totals"]["stored"]
+    return answer["totals"]
 
 
 def run(tenant: Tenant, up_to: str) -> list[Any]:

@@ -1,6 +1,6 @@
 """The first page, usage and completeness of the tenant, and search over everything."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -10,15 +10,17 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from billing.master import MasterData
 from deployments.front import charts, usage_view
+from deployments.front.contracts import budgets
 from deployments.front.contracts.view import contract_of, state_of
 from deployments.front.lists import export
 from deployments.front.page import Front, Visit, path_of
+from pipelines.usage_queries import DayCount
 from storage.sql import overview
 from storage.sql.overview import InvoiceFilter, MonthTotal, Total
 
 MONTHS_SHOWN = 12
 FOUND_MAX = 10
-BUDGETS_MAX = 5  # that the first page looks at; each is priced by the engine
+BUDGETS_MAX = 5  # near their limit that the first page names
 MONTH = "^([0-9]{4}-(0[1-9]|1[0-2]))?$"
 ZERO = Decimal(0)
 HUNDRED = Decimal(100)
@@ -118,7 +120,7 @@ def routes(front: Front) -> APIRouter:
         last = min(today, _add(chosen, 1) - timedelta(days=1)) if chosen <= today else chosen
         by_day = front.usage.by_day(visit.tenant_id, master, chosen, _add(chosen, 1) - timedelta(days=1), now)
         counts = front.usage.completeness(visit.tenant_id, master, chosen, _add(chosen, 1) - timedelta(days=1), now)
-        events = Events(sum(one.stored for one in counts), sum(one.suspended for one in counts))
+        events = _events(counts)
         meters = _meter_totals(visit, master, by_day)
         running = sum(1 for one in master.subscriptions.values() if state_of(contract_of(master, one), now) == "active")
         f = visit.formats
@@ -201,7 +203,7 @@ def routes(front: Front) -> APIRouter:
             visit,
             "statistics/completeness.html",
             area="completeness",
-            events=Events(sum(one.stored for one in counts), sum(one.suspended for one in counts)),
+            events=_events(counts),
             rows=counts,
             chart=_accepted_chart(visit, counts, chosen),
             period=visit.formats.month(chosen),
@@ -378,31 +380,28 @@ def _attention(
 
 
 def _budgets(visit: Visit, front: Front, master: MasterData) -> list[Attention]:
-    """Monthly budgets that have passed their first threshold, by what the month's usage would cost now."""
+    """Budgets that have reached their first threshold in the running period."""
     t, f = visit.texts, visit.formats
-    now = visit.user.test_clock or visit.now
-    local = f.local(now)
-    since = local.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     found: list[Attention] = []
-    for budget in [one for one in master.budgets.values() if one.period == "month"][:BUDGETS_MAX]:
-        so_far = front.usage.so_far(visit.tenant_id, master.step_count, master, budget.customer, now)
-        lines = zip(so_far.lines, so_far.currencies, strict=True)
-        currency = master.tenant.currency
-        spent = sum(
-            (one.amount for one, own in lines if own == currency and one.kind == "usage" and one.start >= since), ZERO
+    for one in budgets.near(front, visit, master, BUDGETS_MAX):
+        if one.live is None:
+            continue
+        text = t(
+            "home.budget_text",
+            spent=f.money(one.live.spent, one.currency),
+            limit=f.money(one.limit, one.currency),
+            percent=f.number(one.live.percent, 0, 1),
         )
-        percent = (spent * HUNDRED / budget.amount).quantize(Decimal("0.1")) if budget.amount else ZERO
-        if percent >= min(budget.thresholds, default=HUNDRED):
-            name = master.customers[budget.customer].name
-            text = t(
-                "home.budget_text",
-                spent=f.money(spent, currency),
-                limit=f.money(budget.amount, currency),
-                percent=f.number(percent, 1),
-            )
-            state = "exceeded" if percent >= HUNDRED else "warned"
-            found.append(Attention(path_of("customers", budget.customer), t("home.budget", customer=name), state, text))
+        name = master.customers[one.customer].name
+        link = path_of("customers", one.customer)
+        found.append(Attention(link, t("home.budget", customer=name), one.live.state, text))
     return found
+
+
+def _events(counts: Sequence[DayCount]) -> Events:
+    return Events(
+        sum(one.stored for one in counts), sum(one.suspended for one in counts), sum(one.voided for one in counts)
+    )
 
 
 def _first_steps(front: Front, visit: Visit, master: MasterData, keys: int, today: date) -> Response:
