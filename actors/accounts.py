@@ -477,13 +477,7 @@ def _committed(batch: _Batch, account: Account, customer: str, id: str, amount: 
     if not account.is_expired(id, batch.now):
         return Committed(batch.number, amount, tuple(first_of(verdict.parts, amount)))
     wallets = account.wallets(customer, batch.top_ups(customer), batch.now)
-    parts: list[tuple[int, Decimal]] = []
-    if wallets.exists(customer, verdict.currency):
-        parts = wallets.free_parts(customer, verdict.currency, amount)
-        free = sum((part for _, part in parts), ZERO)
-        if free < amount:
-            detail = f"Reservation {id!r} has expired, and of {amount} only {free} {verdict.currency} is free."
-            raise Conflict(detail, id=id)
+    parts = wallets.late_parts(id, customer, verdict.currency, amount)
     return Committed(batch.number, amount, tuple(parts), late=True)
 
 

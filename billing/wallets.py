@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from typing import Literal
 
 from billing.assemble import CreditKind
 from billing.contracts import FOREVER
 from billing.documents import Document
+from billing.errors import Conflict
 from billing.master import MasterData, TopUp
 from billing.settle import BilledDocument
 
@@ -44,7 +46,11 @@ class Hold:
     granted: Decimal
     net: Decimal
     expires: datetime | None = None
-    open: bool = True
+    state: Literal["open", "committed", "released", "expired"] = "open"
+
+    @property
+    def open(self) -> bool:
+        return self.state == "open"
 
 
 @dataclass(slots=True)
@@ -63,7 +69,7 @@ class Wallets:
         self.now = max(self.now, now)
         for hold in self.holds.values():
             if hold.open and hold.expires is not None and hold.expires <= self.now:
-                self._free(hold)
+                self._free(hold, "expired")
 
     def add(self, top_up: TopUp, *, gone: Decimal = ZERO, held: Decimal = ZERO, committed: Decimal = ZERO) -> None:
         """A top-up, of which some may be gone (`committed` of that waits for invoices) and some is held."""
@@ -159,13 +165,35 @@ class Wallets:
         return hold
 
     def commit(self, id: str, amount: Decimal) -> Decimal:
-        """Spend at most what was granted, promotional credit first; the rest of the reservation is released."""
+        """Spend at most what was granted, promotional credit first; the rest of the reservation is released.
+
+        After it has expired the amount comes out of free credit. Conflict if that does not suffice, or for one that
+        was released; committed again, nothing happens.
+        """
         hold = self.holds[id]
-        if not hold.open:
+        wanted = min(amount, hold.granted)
+        if hold.state == "committed":
             return ZERO
-        spent = first_of(hold.parts, min(amount, hold.granted))
-        self._free(hold)
+        if hold.state == "released":
+            raise Conflict(f"Reservation {id!r} was released: nothing of it can be committed.", id=id)
+        if hold.state == "expired":
+            spent = self.late_parts(id, hold.customer, hold.currency, wanted)
+            hold.state = "committed"
+        else:
+            spent = first_of(hold.parts, wanted)
+            self._free(hold, "committed")
         return self.set_aside(spent)
+
+    def late_parts(self, id: str, customer: str, currency: str, amount: Decimal) -> list[tuple[int, Decimal]]:
+        """What pays a commit after its reservation has expired: free credit, if it suffices."""
+        if not self.exists(customer, currency):
+            return []
+        parts = self.free_parts(customer, currency, amount)
+        free = sum((part for _, part in parts), ZERO)
+        if free < amount:
+            detail = f"Reservation {id!r} has expired, and of {amount} only {free} {currency} is free."
+            raise Conflict(detail, id=id)
+        return parts
 
     def set_aside(self, parts: Sequence[tuple[int, Decimal]]) -> Decimal:
         """Credit leaves the balance and waits for the next invoices; how much that is."""
@@ -182,16 +210,13 @@ class Wallets:
 
     def release(self, id: str) -> None:
         if id in self.holds and self.holds[id].open:
-            self._free(self.holds[id])
+            self._free(self.holds[id], "released")
 
-    def _free(self, hold: Hold) -> None:
+    def _free(self, hold: Hold, state: Literal["committed", "released", "expired"]) -> None:
         for number, held in hold.parts:
             self.pots[number].held -= held
-        self._close(hold)
-
-    def _close(self, hold: Hold) -> None:
         self.nets[hold.customer, hold.currency] = self.held_net(hold.customer, hold.currency) - hold.net
-        hold.open, hold.parts = False, []
+        hold.state, hold.parts = state, []
 
 
 def first_of(parts: Iterable[tuple[int, Decimal]], amount: Decimal) -> list[tuple[int, Decimal]]:

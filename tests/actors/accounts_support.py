@@ -1,4 +1,4 @@
-"""What the tests of accounts share: a tenant in a master chain without SQL, shards in this process, a desk over them."""
+"""What the tests of accounts share: master data without SQL, shards in this process that can be killed, a desk."""
 
 from __future__ import annotations
 
