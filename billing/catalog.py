@@ -53,15 +53,21 @@ class TaxCode:
     percents: tuple[TaxPercent, ...]  # in order of their start
     name: str = ""
     description: str = ""
+    step: int = 0  # of master data, that gave it these percents
 
-    def percent_on(self, day: date) -> Decimal | None:
-        """The percent in force on a day; None before the first one."""
+    def entry_on(self, day: date) -> TaxPercent | None:
+        """The percent in force on a day, with its start; None before the first one."""
         found = None
         for percent in self.percents:
             if percent.start > day:
                 break
-            found = percent.percent
+            found = percent
         return found
+
+    def percent_on(self, day: date) -> Decimal | None:
+        """The percent in force on a day; None before the first one."""
+        found = self.entry_on(day)
+        return None if found is None else found.percent
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,7 @@ class Plan:
     discounted: frozenset[str] = frozenset()
     free: bool = False
     tax_behavior: TaxBehavior = "exclusive"  # whether its prices (and its minimum) contain the tax
+    effective_from: date | None = None  # contracts that begin on this local day or later may take it; None: any
 
     @property
     def inclusive(self) -> bool:
@@ -363,10 +370,12 @@ def parse_plan(form: object, pointer: str = "", *, version: int = 1) -> Plan:
     phases, trial_end = parse_phases(fields, [charge.code for charge in charges], _charges, _price)
     tax_behavior = cast("TaxBehavior", fields.choice("tax_behavior", TAX_BEHAVIORS, "exclusive"))
     name, description = _human(fields)
+    effective_from = _day(fields, "effective_from") if fields.fields.get("effective_from") is not None else None
+    fields.raw("effective_from")
     fields.done()
     mistakes.check()
     plan = Plan(code, currency, interval, charges, minimum, version, name, description, minimum_tax, phases, trial_end)
-    plan = replace(plan, tax_behavior=tax_behavior)
+    plan = replace(plan, tax_behavior=tax_behavior, effective_from=effective_from)
     _check_phase_prices(plan, fields)
     mistakes.check()
     return plan
@@ -682,6 +691,8 @@ def to_form(value: TaxCode | Meter | Price | PriceRow | Charge | Plan) -> dict[s
         form = {"code": value.code, "currency": value.currency, "interval": value.interval}
         if value.inclusive:
             form["tax_behavior"] = value.tax_behavior
+        if value.effective_from is not None:
+            form["effective_from"] = value.effective_from.isoformat()
         if value.minimum is not None:
             amount = decimal_text(value.minimum)
             form["minimum"] = {"amount": amount, "tax": value.minimum_tax} if value.minimum_tax else amount

@@ -50,6 +50,7 @@ from billing.periods import (
     MONTHS,
     Anchor,
     TimeInvalid,
+    local_date,
     zone,
 )
 from billing.phases import TRIAL_ENDS, TrialEnd
@@ -474,7 +475,9 @@ class _Builder:
             code = parse_tax_code(form.fields, form.pointer)
         except InvalidInput as error:
             return mistakes.take(error)
-        self.tax_codes[code.code] = code  # a new percent from a date is a new form of the same code
+        self.tax_codes[code.code] = replace(
+            code, step=self.step_count
+        )  # a new percent from a date is a new form of the same code
 
     def _meter(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         try:
@@ -503,6 +506,16 @@ class _Builder:
             return mistakes.add(place, f"lies before version {len(versions)} of plan {plan.code!r} ({since:%Y-%m-%d})")
         self.published = {**self.published, plan.code: at}
         self.plans[plan.code] = (*versions, replace(plan, version=len(versions) + 1))
+
+    def _version(self, form: Form, code: str, moment: datetime) -> Plan | None:
+        """The newest version of a plan that a contract may take which begins at the moment."""
+        day = local_date(moment, self.timezone)
+        for plan in reversed(self.plans[code]):
+            if plan.effective_from is None or plan.effective_from <= day:
+                return plan
+        first = min(plan.effective_from for plan in self.plans[code] if plan.effective_from is not None)
+        form.wrong("plan", f"plan {code!r} is effective only from {first}, the contract begins on {day}")
+        return None
 
     # Customers and subscriptions
 
@@ -611,7 +624,9 @@ class _Builder:
             form.wrong("start", "a subscription needs a start (or the step an `at`)")
         if mistakes.errors:
             return
-        plan = self.plans[plan_code][-1]
+        plan = self._version(form, plan_code, start)
+        if plan is None:
+            return
         self._check_charges(form, plan, quantities, discounts)
         if trial_end and not (plan.phases and plan.phases[0].free):
             form.wrong("trial_end", f"plan {plan_code!r} does not begin with a free phase")
@@ -702,7 +717,9 @@ class _Builder:
             form.wrong("plan", f"there is no plan {plan_code!r}")
         if mistakes.errors or subscription is None:
             return
-        plan = self.plans[plan_code][-1]
+        plan = self._version(form, plan_code, at)
+        if plan is None:
+            return
         if plan.currency != subscription.plan.currency:
             return form.wrong("plan", "is in another currency: that needs a new subscription")
         step = ContractStep(self.step_count, at, "change", cast("Literal['now', 'period_end']", when), plan)
@@ -826,7 +843,9 @@ class _Builder:
             form.wrong("end", "must be after the start")
         if mistakes.errors or subscription is None:
             return
-        plan = self.plans[plan_code][-1]
+        plan = self._version(form, plan_code, start)
+        if plan is None:
+            return
         if plan.currency != subscription.plan.currency:
             form.wrong("plan", "is in another currency: that needs a subscription of its own")
         if any(one.code == code for one in subscription.add_ons):

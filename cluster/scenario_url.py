@@ -36,6 +36,8 @@ EVENTS_OF_CONTRACTS = {
     "subscribe": "/v1/subscriptions",
     "ad_hoc": "/v1/ad-hoc-charges",
     "top_up": "/v1/top-ups",
+    "add_on": "/v1/subscriptions/add-on",
+    "remove_add_on": "/v1/subscriptions/remove-add-on",
     **{kind: f"/v1/subscriptions/{kind}" for kind in ("change", "quantity", "override", "cancel", "pause", "resume")},
 }
 
