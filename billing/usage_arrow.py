@@ -80,10 +80,12 @@ def _column(name: str, column: Any, bytes_max: int) -> pl.Series:
 
 
 def _unfolded_bytes(chunk: Any) -> int:
+    if pa.types.is_timestamp(chunk.type.value_type):
+        return 8 * len(chunk)
     if len(chunk) == 0 or len(chunk.dictionary) == 0:
         return 0
-    lengths = pc.call_function("binary_length", [chunk.dictionary]).fill_null(0)
-    return int(pc.call_function("sum", [lengths.take(chunk.indices.fill_null(0))]).as_py() or 0)
+    lengths = pc.call_function("binary_length", [chunk.dictionary.cast(pa.large_string())])
+    return int(pc.call_function("sum", [lengths.take(chunk.indices)]).as_py() or 0)
 
 
 def _messages(buffer: Any) -> Iterator[tuple[bytes, Any]]:
