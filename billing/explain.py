@@ -33,6 +33,7 @@ from billing.documents import Line
 from billing.due import Use
 from billing.master import MasterData
 from billing.money import decimal_text, round_amount
+from billing.periods import local_date
 from billing.rate_uses import usage_piece
 from billing.rating import UsagePiece
 from billing.tax.treatment import tax_point
@@ -181,6 +182,7 @@ def arithmetic(master: MasterData, line: Line, currency: str, customer: str) -> 
             "percent": decimal_text(line.tax_percent),
             "treatment": _treatment(master, customer, line),
             "point": tax_point(line.start, line.end).isoformat(),
+            "rate": _rate(master, line),
         },
         "corrects": None if line.corrects is None else {"document": line.corrects.document, "line": line.corrects.line},
         "catalog": {
@@ -221,6 +223,15 @@ def _difference(given: Mapping[str, Any]) -> dict[str, Any] | None:
 def _treatment(master: MasterData, customer: str, line: Line) -> str | None:
     known = master.customers.get(customer)
     return None if known is None else known.treatment_at(tax_point(line.start, line.end))
+
+
+def _rate(master: MasterData, line: Line) -> dict[str, Any] | None:
+    """Since when the tax code's percent of the tax point holds, and the step of master data that says so."""
+    code = master.tax_codes.get(line.tax_code)
+    entry = code and code.entry_on(local_date(tax_point(line.start, line.end), master.tenant.timezone))
+    if code is None or entry is None:
+        return None
+    return {"percent": decimal_text(entry.percent), "since": entry.start.isoformat(), "step": code.step}
 
 
 def _own_price(master: MasterData, span: Span) -> bool:

@@ -27,6 +27,7 @@ _ROUNDING = Context(prec=200)
 _ZERO = Decimal(0)
 _UNITS = tuple(Decimal(1).scaleb(-places) for places in range(PLACES_MAX + 1))
 
+ISO_4217 = "list one of 2026-01-01"  # which the lists below follow
 # Digits after the point (ISO 4217, list one, current currencies; funds and precious metals have none and are left out).
 _NO_MINOR_UNIT = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
 _THREE_DIGITS = "BHD IQD JOD KWD LYD OMR TND"

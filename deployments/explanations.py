@@ -99,6 +99,7 @@ _EXPLANATION = {
         "percent": "19",
         "treatment": "domestic",
         "point": "2026-01-31T22:59:59.999999+00:00",
+        "rate": {"percent": "19", "since": "2021-01-01", "step": 1},
     },
     "corrects": None,
     "catalog": {"plan": "basic", "version": 1, "charge": "storage", "step": 5, "own_price": False},
@@ -110,7 +111,12 @@ _EXPLANATION = {
         "master": 812,
         "master_step": 9041,
         "cut": {"0": 1204},
-        "data_versions": {"product": "0.1.0", "time_zones": "tzdata 2025.2"},
+        "data_versions": {
+            "product": "0.1.0",
+            "time_zones": "2025b of the system",
+            "currencies": "ISO 4217, list one of 2026-01-01",
+            "tax_codes": "none (step 2), standard (step 1)",
+        },
     },
     "derived": {"agrees": True, "from": "bill_run", "document": "RE-2026-000001", "line": 3, "differences": []},
 }

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import json
 import logging
-import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from importlib.metadata import version
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -35,6 +33,7 @@ from pipelines.bill_run_chunk import (
     unpack,
     unpack_credit,
 )
+from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
 from pipelines.reused_ids import Voider, void_reused_ids
 from pipelines.run_credit import WalletDesk, bring_moves, settling
@@ -176,7 +175,7 @@ class BillRunDriver:
                 previous_cut=previous["cut"] if previous else None,
                 master_number=number,
                 master_steps=master.step_count,
-                data_versions=data_versions(),
+                data_versions=data_versions(master),
                 chunks=sizes,
                 auto_approve=approve,
                 actor=actor,
@@ -371,6 +370,7 @@ class BillRunDriver:
             run["document_date"],
             json.dumps(run["cut"]),
             json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
+            run["data_versions"].get("time_zones"),
         )
 
     def _may_go_on(self, tenant_id: str, run_id: str) -> bool:
@@ -491,12 +491,6 @@ def _sum_totals(parts: Sequence[Mapping[str, Mapping[str, str]]]) -> dict[str, d
         currency: {name: format(amount, "f") for name, amount in amounts.items()}
         for currency, amounts in sorted(sums.items())
     }
-
-
-def data_versions() -> dict[str, str]:
-    """Versions of data that results rest on beside the log and the master data."""
-    zones = version("tzdata") if not zoneinfo.TZPATH else f"system {zoneinfo.TZPATH[0]}, tzdata {version('tzdata')}"
-    return {"product": version("cloud-billing"), "time_zones": zones}
 
 
 def _buyer(customer: Customer) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from billing.documents import Document
 from billing.lateness import reasons_of
 from billing.master import MasterData
 from billing.wallets import Wallets, wallets_of
+from pipelines.data_versions import check_time_zones
 from pipelines.run_credit import Billed, Facts, WalletDesk, bill_with_credit, read_credit
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
@@ -49,6 +50,7 @@ class ChunkTask:
     document_date: date
     cut: str  # JSON
     previous_cut: str | None
+    time_zones: str | None = None  # version of the data that the run was planned with; None: whatever is here
 
     @property
     def key(self) -> str:
@@ -112,6 +114,7 @@ def compute_chunk(
     parked: list[dict[str, str]] = []
     known = store.get(task.key)
     if known is None:
+        check_time_zones(task.time_zones)
         computed = _compute(task, store, database, chain, desk=desk, holds=True)
         documents, parked = computed.billed.result.documents, _parked(computed.billed.result)
         # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).

@@ -26,8 +26,8 @@ from billing.errors import BillingError, Conflict, NotFound
 from billing.master import MasterData
 from billing.money import round_amount
 from billing.simulation import Replay, customers_on, of_customers, with_plan
-from pipelines.bill_run import data_versions
 from pipelines.bill_run_chunk import rateable
+from pipelines.data_versions import data_versions
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs
@@ -268,7 +268,7 @@ class Simulations:
             "master_number": master_number,
             "cut": json.loads(UsageLogReader(self._store).now("simulation").to_json()),
             "previous_cut": last["cut"] if last else None,
-            "data_versions": data_versions(),
+            "data_versions": data_versions(master),
             "now": now.isoformat(),
             "created_at": self._clock().isoformat(),
             "created_by": actor,
