@@ -33,11 +33,18 @@ class BudgetDesk:
         raise Unavailable("The lanes are busy with budgets of this tenant; try again.")
 
     async def states(
-        self, tenant_id: str, *, customer: str | None = None, budget: str | None = None
+        self,
+        tenant_id: str,
+        *,
+        customer: str | None = None,
+        budget: str | None = None,
+        near: bool = False,
+        limit: int = 1_000,
     ) -> list[dict[str, Any]]:
-        """How budgets stand in their running periods, by code."""
+        """How budgets stand in their running periods, by code; `near`: that have reached their first threshold."""
         await self.look(tenant_id)
-        found = await self._ask(tenant_id, READ, {"customer": customer, "budget": budget})
+        asked = {"customer": customer, "budget": budget, "near": near, "limit": limit}
+        found = await self._ask(tenant_id, READ, asked)
         return sorted(found, key=lambda form: form["budget"])
 
     async def alerts(

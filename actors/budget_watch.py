@@ -43,6 +43,7 @@ LOOK_EVERY_S = 60.0  # of a live tenant with budgets, also without usage
 DUE_EVERY_S = 1.0  # between two questions which tenant is due
 MASTER_AGE_S_MAX = 1.0
 ALERTS_MAX = 1_000  # of one answer
+STATES_MAX = 1_000
 
 
 @dataclass
@@ -353,15 +354,19 @@ class BudgetWatch:
         return Decided(log_rows(tenant_id, [_seen(self._lane, watch, moment)]), b"done")
 
     def _read(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
-        """Budgets of this lane as they stand: `{customer, budget}`, both may be null."""
+        """Budgets of this lane as they stand: `{customer, budget, near, limit}`, each may be left out."""
         asked = msgspec.json.decode(payload, type=_Which)
         state = self._tenants.get(tenant_id)
         forms: list[dict[str, Any]] = []
         if state is not None:
             now = instant_of(moment.now_us(tenant_id))
             for budget in _chosen(state, asked):
+                if asked.near and not _is_near(budget, state, now):
+                    continue
                 form = budget_form(budget, state, now, self._alerts.get(tenant_id, ()))
                 forms.append({**form, "lane": self._lane, "number": moment.number - 1, "master": state.watch.number})
+                if len(forms) >= min(asked.limit, STATES_MAX):
+                    break
         return Decided(NO_ROWS, msgspec.json.encode(forms))
 
     def _read_alerts(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
@@ -386,6 +391,7 @@ class _Which(msgspec.Struct):
     budget: str | None = None
     after: tuple[int, int, int, int] | None = None
     limit: int = ALERTS_MAX
+    near: bool = False  # of budgets only those that have reached their first threshold (100 % without any)
 
     def fits(self, budget: Budget) -> bool:
         return self.customer in (None, budget.customer) and self.budget in (None, budget.code)
@@ -394,6 +400,13 @@ class _Which(msgspec.Struct):
 def _chosen(state: TenantBudgets, asked: _Which) -> list[Budget]:
     customers = state.watch.budgets if asked.customer is None else {asked.customer}
     return [budget for budget in state.watch.in_order(set(customers)) if asked.fits(budget)]
+
+
+def _is_near(budget: Budget, state: TenantBudgets, now: datetime) -> bool:
+    budgets = state.spending.budgets
+    spent = budgets.spent_in(budget, budgets.period(budget.period, now).start)
+    first = min(budget.thresholds, default=Decimal(100))
+    return spent * 100 >= Fraction(budget.amount) * Fraction(first)
 
 
 def budget_form(

@@ -86,7 +86,8 @@ class LazyRouter:
     def __getattr__(self, name: str) -> Any:
         async def call(*arguments: Any, **options: Any) -> Any:
             if self._router is None:
-                self._router = await asyncio.to_thread(LocalUsageRouter.open, self._store, shards=1)
+                masters = MasterChain(self._store)
+                self._router = await asyncio.to_thread(LocalUsageRouter.open, self._store, shards=1, master=masters)
             return await getattr(self._router, name)(*arguments, **options)
 
         return call

@@ -13,7 +13,7 @@ from billing.contracts import ContractStep, Subscription
 from billing.errors import NotFound
 from billing.master import Customer, MasterData
 from deployments.front import usage_view
-from deployments.front.contracts import view
+from deployments.front.contracts import budgets, view
 from deployments.front.formats import Formats
 from deployments.front.lists import EXPORT_ROWS_MAX, Sort, export, window
 from deployments.front.page import Front, Visit
@@ -107,7 +107,7 @@ def routes(front: Front) -> APIRouter:
             days=usage_view.days(front, visit, master, today - timedelta(days=USAGE_DAYS - 1), today, customer=code),
             wallet=_wallet(master, code, documents.prepaid),
             top_ups=[one for one in master.top_ups if one.customer == code],
-            budgets=_budgets(master, code, f),
+            budgets=budgets.of_customer(front, visit, master, code),
         )
 
     @router.get("/subscriptions")
@@ -260,27 +260,6 @@ def _wallet(master: MasterData, customer: str, prepaid: Mapping[str, Decimal]) -
         if top_up.customer == customer:
             paid[top_up.currency] = paid.get(top_up.currency, Decimal(0)) + top_up.amount
     return [WalletTotal(code, amount, prepaid.get(code, Decimal(0))) for code, amount in sorted(paid.items())]
-
-
-@dataclass(frozen=True)
-class BudgetFacts:
-    amount: Decimal
-    currency: str
-    period: str
-    action: str
-    thresholds: str
-
-
-def _budgets(master: MasterData, customer: str, f: Formats) -> list[BudgetFacts]:
-    currency = master.tenant.currency
-    return [
-        BudgetFacts(
-            budget.amount, currency, budget.period, budget.action,
-            ", ".join(f"{f.number(threshold)} %" for threshold in budget.thresholds),
-        )
-        for budget in master.budgets.values()
-        if budget.customer == customer
-    ]  # fmt: skip
 
 
 def _subscription_facts(

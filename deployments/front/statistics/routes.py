@@ -390,7 +390,7 @@ def _budgets(visit: Visit, front: Front, master: MasterData) -> list[Attention]:
             "home.budget_text",
             spent=f.money(one.live.spent, one.currency),
             limit=f.money(one.limit, one.currency),
-            percent=f.number(one.live.percent, 0, 1),
+            percent=f.number(one.live.percent),
         )
         name = master.customers[one.customer].name
         link = path_of("customers", one.customer)
