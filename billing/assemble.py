@@ -75,8 +75,10 @@ def assemble(
     if total < 0:
         turned = with_nets([turn(line) for line in lines], currency)
         return totals(customer, "credit_note", currency, day, turned, (), zero, refers_to)
-    stated = stated_sums(lines)
     allowances: list[Allowance] = []
+    if not discounts and credit is None:
+        return totals(customer, "invoice", currency, day, lines, (), zero, refers_to)
+    stated = stated_sums(lines)
     for discount in discounts:
         allowances.extend(_allow("discount", discount.source, discount.amount, stated, currency))
     if credit is None:
@@ -272,14 +274,18 @@ def _taxes(
 ) -> tuple[TaxTotal, ...]:
     """The tax table. Of each group: tax on what is stated without it, and the tax within what is stated with it."""
     within: dict[Group, tuple[Decimal, Decimal]] = {}  # gross and net of the pool whose prices contain the tax
-    for sign, one in (*((1, line) for line in lines), *((-1, allowance) for allowance in allowances)):
-        if one.gross is not None:
-            group = (one.tax_category, one.tax_percent)
-            gross, net = within.get(group, (ZERO, ZERO))
-            within[group] = (gross + sign * one.gross, net + sign * one.amount)
+    for sign, ones in ((1, lines), (-1, allowances)):
+        for one in ones:
+            if one.gross is not None:
+                group = (one.tax_category, one.tax_percent)
+                gross, net = within.get(group, (ZERO, ZERO))
+                within[group] = (gross + sign * one.gross, net + sign * one.amount)
     found: list[TaxTotal] = []
     for (category, percent), base in bases.items():
-        gross, net = within.get((category, percent), (ZERO, ZERO))
+        if (category, percent) not in within:
+            found.append(TaxTotal(category, percent, base, tax_of(base, percent, currency)))
+            continue
+        gross, net = within[category, percent]
         tax = tax_of(base - net, percent, currency) + (gross - net)
         found.append(TaxTotal(category, percent, base, tax))
     return tuple(found)

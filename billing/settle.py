@@ -244,14 +244,16 @@ class _Settlement:
     def _payer(self, contract: Contract) -> str:
         """Who gets the document with new lines of a contract."""
         customer = contract.subscription.customer
-        return self.payers.get(customer, customer)
+        return self.payers.get(customer, customer) if self.payers else customer
 
     def _add(self, contract: Contract, segment: Segment, draft: Draft, payer: str | None = None) -> None:
         self._put(contract.subscription.customer, payer or self._payer(contract), segment.plan.currency, draft)
         self._touch(contract, segment, draft.line.start, draft.line.stated)
 
     def _put(self, customer: str, payer: str, currency: str, draft: Draft) -> None:
-        self.found.lines.setdefault((payer, currency), []).append(_on_document(draft, customer, payer))
+        if self.payers:
+            draft = _on_document(draft, customer, payer)
+        self.found.lines.setdefault((payer, currency), []).append(draft)
 
     def _touch(self, contract: Contract, segment: Segment, start: datetime, amount: Decimal) -> None:
         if segment.plan.minimum is not None:

@@ -172,14 +172,14 @@ def test_a_new_rate_changes_the_tax_and_not_the_price() -> None:
 
 
 def test_an_agreed_minimum_is_meant_with_tax_where_the_prices_are() -> None:
-    """119.00 a month: 10 used at 3.57 are 35.70 with 19 %, the minimum adds 83.30. Ten more, late, take 35.70 of it."""
+    """119.00 a month: 10 used at 3.57 are 35.70 with 19 %, the minimum adds 83.30. Five more, late, take 17.85 of it."""
     charges = [{**usage("3.57"), "tax": "vat"}]
     plans = [{**plan(*charges, minimum="119.00"), "tax_behavior": "inclusive"}]
     steps = [
         subscribe("2026-01-01"),
         used("2026-01-20", ("2026-01-19", "10")),
         run("2026-02-01"),
-        used("2026-02-02", ("2026-01-20", "10")),
+        used("2026-02-02", ("2026-01-20", "5")),
         run("2026-02-03"),
     ]
     form = life(plans, steps)
@@ -187,7 +187,7 @@ def test_an_agreed_minimum_is_meant_with_tax_where_the_prices_are() -> None:
     first, second = documents(form)
     assert [(one["charge"], one["gross"]) for one in first["lines"]] == [("n", "35.70"), ("minimum", "83.30")]
     assert (first["gross"], first["tax"], first["net"]) == ("119.00", "19.00", "100.00")
-    assert [(one["charge"], one["gross"]) for one in second["lines"]] == [("n", "35.70"), ("minimum", "-35.70")]
+    assert [(one["charge"], one["gross"]) for one in second["lines"]] == [("n", "17.85"), ("minimum", "-17.85")]
     assert second["gross"] == "0.00"
 
 
@@ -350,6 +350,21 @@ def test_credit_notes_by_lines_give_back_exactly_the_invoice(
         assert sum((getattr(note, name) for note in notes), ZERO) == getattr(invoice, name)
     whole = mirror(billed, DAY)
     assert (whole.net, whole.tax, whole.gross) == (invoice.net, invoice.tax, invoice.gross)
+
+
+def test_cents_that_capped_tax_leaves_over_never_make_a_negative_allowance() -> None:
+    """0.36 + 0.20 at 100 % less 0.06, credited cent by cent: the tax that is left caps a part's tax before the end."""
+    invoice = assemble("c", "EUR", DAY, [line(Decimal("0.36"), "100"), line(Decimal("0.20"), "100")],
+                       [AmountDiscount("s/1", Decimal("0.06"))])  # fmt: skip
+    billed = BilledDocument("1", invoice)
+    notes: list[Document] = []
+    for number, amount in ((2, "0.19"), (1, "0.19"), (1, "0.01"), (2, "0.01"), (1, "0.13"), (1, "0.03")):
+        notes.append(credit_note(billed, DAY, notes, [CreditLine(number, Decimal(amount))]))
+        assert all(one.amount >= 0 for one in notes[-1].allowances)
+        taken = sum((one.amount for one in notes[-1].allowances), ZERO)
+        assert notes[-1].net == sum((one.amount for one in notes[-1].lines), ZERO) - taken
+    for name in ("net", "tax", "gross"):
+        assert sum((getattr(note, name) for note in notes), ZERO) == getattr(invoice, name)
 
 
 def test_a_change_to_a_plan_without_tax_inside_credits_what_was_agreed() -> None:
