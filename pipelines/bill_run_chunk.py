@@ -246,7 +246,7 @@ def _events_from(
         released = [key for customer in _released(master, customers) for key in master.keys_of(customer)]
         for frame in itertools.chain(
             reader.scan(task.tenant_id, cut, customers=keys, since=previous),
-            reader.scan(task.tenant_id, cut, customers=released) if released else (),
+            scan_counting(reader, task.tenant_id, cut, customers=released) if released else (),
         ):
             earliest = frame["time"].min()
             if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
