@@ -143,6 +143,7 @@ def history(kind: str, form: dict[str, Any]) -> dict[str, Any]:
         "kind": kind,
         "form": form,
         "before": None,
+        "after": form["plan"] if kind == "publish" else form,
         "actor": "key cb_k3vYq0hGx",
         "changed_at": "2026-01-10T08:00:00Z",
     }

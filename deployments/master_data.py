@@ -269,20 +269,26 @@ def read_record(request: Request, caller: Caller, kind: str, code: str) -> Respo
 def read_history(request: Request, caller: Caller, kind: str, code: str) -> Response:
     services: Services = request.app.state.services
     with services.database.tenant(caller.tenant_id) as connection:
-        master_records.get(connection, kind, code)
+        record = master_records.get(connection, kind, code)
         rows = master_steps.history(connection, kind, code)
-    items = [
-        {
-            "step": row["step"],
-            "master": row["number"],
-            "kind": row["kind"],
-            "form": plain(row["form"]),
-            "before": plain(row["before"]),
-            "actor": row["actor"],
-            "changed_at": rfc3339(row["changed_at"]),
-        }
-        for row in rows
-    ]
+    items: list[dict[str, Any]] = []
+    after, newer = record["form"], None
+    for row in rows:
+        if newer is not None and newer["number"] != row["number"]:
+            after = newer["before"]  # steps of one change have the same before and after: that of the change
+        newer = row
+        items.append(
+            {
+                "step": row["step"],
+                "master": row["number"],
+                "kind": row["kind"],
+                "form": plain(row["form"]),
+                "before": plain(row["before"]),
+                "after": plain(after),
+                "actor": row["actor"],
+                "changed_at": rfc3339(row["changed_at"]),
+            }
+        )
     return json_response({"items": items})
 
 
