@@ -8,6 +8,7 @@ was recorded. What is malformed, or of an unknown customer, is refused and leave
 from __future__ import annotations
 
 import collections
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,13 +38,13 @@ from billing.accounts import (
 )
 from billing.due import Use as UsePiece
 from billing.errors import BillingError, Conflict, InvalidInput, NotFound
-from billing.forms import Form, Mistakes
+from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
 from billing.master import Budget, MasterData, TopUp
 from billing.money import decimal_text, minor_digits
 from billing.rate_uses import usage_piece
 from billing.rating import LiveState, fold_days, merge_live, rate_live
 from billing.reservations import SOURCE as RESERVE
-from billing.reservations import check_money, parse_reservation, reserve
+from billing.reservations import Asked, check_money, parse_reservation, reserve
 from billing.run_credit import (
     Move,
     RunAnswer,
@@ -134,12 +135,10 @@ class Accounts:
         return NO_ROWS
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
-        mine = rows.filter(pl.col("kind").is_in(list(_ENTRIES)))
-        for tenant_id, kind, id, customer, detail in mine.select(
-            "tenant", "kind", "id", "customer", "detail"
-        ).iter_rows():
-            now = instant_of(moment.now_us(tenant_id))
-            self._take(tenant_id, customer, id, _DECODERS[kind].decode(detail), now)
+        mine = rows.filter(pl.col("kind").is_in(list(_ENTRIES))).select("tenant", "kind", "id", "customer", "detail")
+        times = {tenant_id: instant_of(moment.now_us(tenant_id)) for tenant_id in mine["tenant"].unique()}
+        for tenant_id, kind, id, customer, detail in mine.iter_rows():
+            self._take(tenant_id, customer, id, _DECODERS[kind].decode(detail), times[tenant_id])
 
     def _take(self, tenant_id: str, customer: str, id: str, entry: Entry, now: datetime) -> None:
         tenant = self._tenants.setdefault(tenant_id, _Tenant())
@@ -154,6 +153,7 @@ class Accounts:
     def _forget(self, tenant_id: str, customer: str, id: str) -> None:
         tenant = self._tenants[tenant_id]
         account = tenant.accounts[customer]
+        self._forgot = True  # from now on what is not in memory may be in the log
         # An expired one that was committed late was closed twice, and may be gone already.
         if id in account.reservations:
             account.forget(id)
@@ -164,7 +164,7 @@ class Accounts:
             tenant_id: {customer: _AccountState.of(account) for customer, account in tenant.accounts.items()}
             for tenant_id, tenant in self._tenants.items()
         }
-        packed = msgspec.json.encode(_State(tenants, list(self._closed)))
+        packed = msgspec.json.encode(_State(tenants, list(self._closed), self._forgot))
         return lambda: packed
 
     def thaw(self, data: bytes, number: int) -> None:
@@ -176,10 +176,12 @@ class Accounts:
                 account = tenant.accounts[customer] = one.account()
                 tenant.owner.update(dict.fromkeys(account.reservations, customer))
         self._closed.extend(state.closed)
+        self._forgot = state.forgot
 
     def clear(self) -> None:
         self._tenants: dict[str, _Tenant] = {}
         self._closed: collections.deque[tuple[str, str, str]] = collections.deque()
+        self._forgot = False  # whether a closed reservation has left memory
 
     # -- reservations -------------------------------------------------------------------------------------------------
 
@@ -190,21 +192,21 @@ class Accounts:
         return batch.decided()
 
     def _reserve_one(self, batch: _Batch, form: Any) -> dict[str, Any]:
-        mistakes = Mistakes()
-        asked = parse_reservation(Form(form, "", mistakes), batch.master)
-        mistakes.check()
+        asked = _plainly_asked(form, batch.master)
+        if asked is None:
+            mistakes = Mistakes()
+            asked = parse_reservation(Form(form, "", mistakes), batch.master)
+            mistakes.check()
         owner = batch.owner_of(asked.id)
         if owner is not None:
             if owner != asked.customer:
                 raise Conflict(f"The id {asked.id!r} is a reservation of another customer.", id=asked.id)
             return batch.shown(owner, asked.id)
-        if batch.moment.is_recorded(batch.tenant_id, [(asked.customer, RESERVE, asked.id)])[0]:
+        if self._forgot and batch.moment.is_recorded(batch.tenant_id, [(asked.customer, RESERVE, asked.id)])[0]:
             raise Conflict(f"The id {asked.id!r} was used long ago, its verdict is no longer kept. Use a new id.")
-        account = batch.account(asked.customer)
-        wallets = account.wallets(asked.customer, batch.top_ups(asked.customer), batch.now)
         hold = reserve(
             batch.master,
-            wallets,
+            batch.wallets(asked.customer),
             asked,
             batch.now,
             lambda uses, more: self._cost_of(batch, asked.customer, uses, more),
@@ -221,8 +223,7 @@ class Accounts:
             quantity=asked.quantity,
             expires=asked.expires,
         )
-        batch.record(RESERVE, asked.id, asked.customer, entry)
-        return batch.shown(asked.customer, asked.id)
+        return batch.reserved(asked.customer, asked.id, entry)
 
     def _cost_of(self, batch: _Batch, customer: str, uses: Sequence[UsePiece], more: pl.DataFrame) -> Fraction:
         """Exact cost of pieces by the lane's live figures: of those of the customer's keys that are at home here."""
@@ -291,13 +292,13 @@ class Accounts:
         for id in asked.ids:
             owner = tenant.owner.get(id)
             if owner is not None and asked.customer in (None, owner):
-                found.append(reservation_form(owner, id, tenant.accounts[owner], now))
+                found.append(_form_of(owner, id, tenant.accounts[owner], now))
         if not asked.ids and asked.customer is not None and asked.customer in tenant.accounts:
             account = tenant.accounts[asked.customer]
             ids = sorted(account.reservations, key=lambda id: (account.reservations[id].at, id), reverse=True)
             start = ids.index(asked.after) + 1 if asked.after is not None and asked.after in ids else 0
             for id in ids[start:]:
-                form = reservation_form(asked.customer, id, account, now)
+                form = _form_of(asked.customer, id, account, now)
                 if asked.state in (None, form["state"]):
                     found.append(form)
                 if len(found) >= min(asked.limit, LISTED_MAX):
@@ -422,6 +423,8 @@ class _Batch:
         self._top_ups = known.top_ups
         self._scratch: dict[str, Account] = {}
         self._owner: dict[str, str] = {}
+        self._fresh: dict[str, Reservation] = {}  # what this call reserved
+        self._wallets: dict[str, Wallets] = {}  # in a call that only reserves: with what it reserved
         self._answers: list[dict[str, Any]] = []
 
     def top_ups(self, customer: str) -> Sequence[TopUp]:
@@ -432,6 +435,20 @@ class _Batch:
         if found is None:
             found = self._scratch[customer] = self._tenant.accounts.get(customer, Account()).scratch()
         return found
+
+    def wallets(self, customer: str) -> Wallets:
+        """The customer's wallets, for a call that does nothing but reserve."""
+        found = self._wallets.get(customer)
+        if found is None:
+            account = self._tenant.accounts.get(customer) or Account()
+            found = self._wallets[customer] = account.wallets(customer, self.top_ups(customer), self.now)
+        return found
+
+    def reserved(self, customer: str, id: str, entry: Reserved) -> dict[str, Any]:
+        self.rows.append(self.row(RESERVE, id, customer, entry))
+        self._owner[id] = customer
+        self._fresh[id] = Reservation(entry, self.now)
+        return reservation_form(customer, id, self._fresh[id])
 
     def owner_of(self, id: str) -> str | None:
         return self._owner.get(id) or self._tenant.owner.get(id)
@@ -456,7 +473,10 @@ class _Batch:
         self._owner[id] = customer
 
     def shown(self, customer: str, id: str) -> dict[str, Any]:
-        return reservation_form(customer, id, self.account(customer), self.now)
+        if id in self._fresh:
+            return reservation_form(customer, id, self._fresh[id])
+        account = self.account(customer)
+        return reservation_form(customer, id, account.reservations[id], expired=account.is_expired(id, self.now))
 
     def answer(self, decide: Callable[[_Batch, Any], dict[str, Any]], form: Any) -> None:
         """Every entry has its own verdict: what is wrong with one does not touch the others."""
@@ -469,6 +489,23 @@ class _Batch:
 
     def decided(self) -> Decided:
         return Decided(log_rows(self.tenant_id, self.rows), msgspec.json.encode(self._answers))
+
+
+_AMOUNT = re.compile(r"[0-9]{1,9}\.[0-9]{2}", re.ASCII)
+_PLAIN = ("customer", "id", "amount")
+
+
+def _plainly_asked(form: Any, master: MasterData) -> Asked | None:
+    """What most ask, read without ado: an amount in cents of the tenant's currency. None: read it with care."""
+    if not isinstance(form, dict) or len(form) != 3 or not all(isinstance(form.get(key), str) for key in _PLAIN):
+        return None
+    customer, id, amount = form["customer"], form["id"], form["amount"]
+    currency = master.tenant.currency
+    if not (0 < len(id) <= CODE_LENGTH_MAX and id.isprintable() and customer in master.customers):
+        return None
+    if minor_digits(currency) != 2 or not _AMOUNT.fullmatch(amount):
+        return None
+    return Asked(id, customer, currency, Decimal(amount))
 
 
 def _committed(batch: _Batch, account: Account, customer: str, id: str, amount: Decimal) -> Committed:
@@ -521,9 +558,12 @@ class _WhichWallets(msgspec.Struct):
     fresh: bool = False
 
 
-def reservation_form(customer: str, id: str, account: Account, now: datetime) -> dict[str, Any]:
+def _form_of(customer: str, id: str, account: Account, now: datetime) -> dict[str, Any]:
+    return reservation_form(customer, id, account.reservations[id], expired=account.is_expired(id, now))
+
+
+def reservation_form(customer: str, id: str, one: Reservation, *, expired: bool = False) -> dict[str, Any]:
     """A reservation as callers see it."""
-    one = account.reservations[id]
     verdict = one.verdict
     digits = minor_digits(verdict.currency)
     form: dict[str, Any] = {
@@ -531,7 +571,7 @@ def reservation_form(customer: str, id: str, account: Account, now: datetime) ->
         "customer": customer,
         "currency": verdict.currency,
         "granted": f"{verdict.granted:.{digits}f}",
-        "state": "expired" if account.is_expired(id, now) else one.state,
+        "state": "expired" if expired else one.state,
         "committed": f"{one.spent:.{digits}f}",
         "at": one.at,
         "expires": verdict.expires,
@@ -602,3 +642,4 @@ class _AccountState(msgspec.Struct, omit_defaults=True):
 class _State(msgspec.Struct):
     tenants: dict[str, dict[str, _AccountState]]
     closed: list[tuple[str, str, str]]
+    forgot: bool = False

@@ -28,7 +28,7 @@ State = Literal["open", "committed", "released", "expired"]
 # What the rows say. Amounts are text in JSON; `master` is the number of the master data that the verdict rests on.
 
 
-class Reserved(msgspec.Struct, frozen=True, omit_defaults=True):
+class Reserved(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     master: int
     currency: str
     granted: Decimal
@@ -40,18 +40,18 @@ class Reserved(msgspec.Struct, frozen=True, omit_defaults=True):
     expires: datetime | None = None
 
 
-class Committed(msgspec.Struct, frozen=True, omit_defaults=True):
+class Committed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     master: int
     amount: Decimal  # of the reservation that was used
     parts: tuple[Part, ...]
     late: bool = False  # after it had expired, from free credit
 
 
-class Released(msgspec.Struct, frozen=True):
+class Released(msgspec.Struct, frozen=True, gc=False):
     master: int
 
 
-class Use(msgspec.Struct, frozen=True):
+class Use(msgspec.Struct, frozen=True, gc=False):
     """What one document of a run uses."""
 
     currency: str
@@ -60,7 +60,7 @@ class Use(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
 
 
-class Held(msgspec.Struct, frozen=True):
+class Held(msgspec.Struct, frozen=True, gc=False):
     """Credit that a bill run's documents use, before they are final."""
 
     master: int
@@ -71,16 +71,16 @@ class Held(msgspec.Struct, frozen=True):
     moves: tuple[tuple[int, Decimal, Decimal], ...]  # top-up, net taken (negative: comes back), of committed credit
 
 
-class Settled(msgspec.Struct, frozen=True):
+class Settled(msgspec.Struct, frozen=True, gc=False):
     run: str
     documents: dict[str, str]  # key -> number
 
 
-class Freed(msgspec.Struct, frozen=True):
+class Freed(msgspec.Struct, frozen=True, gc=False):
     run: str
 
 
-class Restored(msgspec.Struct, frozen=True):
+class Restored(msgspec.Struct, frozen=True, gc=False):
     invoice: str
     parts: tuple[Part, ...]
 
@@ -99,7 +99,7 @@ class PotState(msgspec.Struct):
     committed: Decimal = ZERO
 
 
-class Reservation(msgspec.Struct, frozen=True):
+class Reservation(msgspec.Struct, frozen=True, gc=False):
     verdict: Reserved
     at: datetime
     state: State = "open"
@@ -107,7 +107,7 @@ class Reservation(msgspec.Struct, frozen=True):
     closed_at: datetime | None = None
 
 
-class RunState(msgspec.Struct, frozen=True):
+class RunState(msgspec.Struct, frozen=True, gc=False):
     """A run's claim on the credit: `held` None is a run that was given up before it asked."""
 
     held: Held | None
