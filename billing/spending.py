@@ -19,15 +19,18 @@ from billing.contracts import Contract, Piece, Span, spans_of
 from billing.due import Use
 from billing.live_cells import cells_asked_for, spans_a_cut
 from billing.master import MasterData
-from billing.meters import MeterState
+from billing.meters import MeterState, regroup
 from billing.periods import Grid, Period, local_date, midnight
 from billing.rate_uses import rate_uses, usage_piece
-from billing.rating import LiveState, RatingBook, fold_days, merge_live, rate_live
+from billing.rating import LiveState, RatingBook, UsagePiece, fold_days, merge_live, rate_live
 from billing.running import until
 from billing.usage import EVENT_SCHEMA
 
 LEVEL = "time_weighted_sum"
 LEVEL_PERIODS_MAX = 10_000  # budget periods of one charge that are looked at
+RUNS_AT_ONCE = 128
+BEFORE = -1  # the run before all
+LABEL = "\x1f"  # between a key and the run up to which its usage is meant
 ZERO = Fraction(0)
 
 # All events that counted before, of some customers: asked for where running state is missing or no longer fits.
@@ -64,8 +67,10 @@ class Spending:
             return
         view = _view(master)
         self._fit(master, view, frame["owner"].unique(maintain_order=True).to_list(), earlier)
-        for _, part in sorted(frame.partition_by("run", as_dict=True).items()):
-            self._book_run(master, view, part)
+        last = frame["run"].max()
+        assert isinstance(last, int)
+        for first in range(0, last + 1, RUNS_AT_ONCE):
+            self._book_runs(master, view, frame.filter(pl.col("run").is_between(first, first + RUNS_AT_ONCE - 1)))
 
     def part(self, customers: Iterable[str]) -> Spending:
         """The state of these customers, to go on with apart: nothing here changes until `take`."""
@@ -126,11 +131,33 @@ class Spending:
             }
             self._price_run(master, view, part, usage)
 
-    def _book_run(self, master: MasterData, view: _View, events: pl.DataFrame) -> None:
-        """Add events of one local day a customer."""
-        more = _by_owner(fold_days(events, view.book), master)
-        usage = {customer: merge_live(self.followed[customer].usage, live) for customer, live in more.items()}
-        self._price_run(master, view, events, usage)
+    def _book_runs(self, master: MasterData, view: _View, events: pl.DataFrame) -> None:
+        """Add several runs: each piece is priced as it is after every run that it has a part in, all at once."""
+        of_run = events.group_by("owner", "run").agg(
+            pl.col("day").first(), pl.col("time").unique().sort(), pl.col("type").unique()
+        )
+        known = {customer: self.followed[customer] for customer in events["owner"].unique(maintain_order=True)}
+        steps: list[tuple[date, Use, int]] = []
+        asked: dict[tuple[PieceKey, int], Use] = {}
+        for customer, run, day, times, types in of_run.sort("owner", "run").iter_rows():
+            for use in _uses_with(master, customer, times, types):
+                steps.append((day, use, run))
+                asked[_key(use), run] = use
+                if _key(use) not in known[customer].costs:
+                    asked.setdefault((_key(use), BEFORE), use)
+        usage, more = _after_runs(events, {customer: one.usage for customer, one in known.items()}, view, asked)
+        costs = _costs_after(master, view, usage, asked)
+        newest = {key: cost for one in known.values() for key, cost in one.costs.items()}
+        newest |= {key: cost for (key, run), cost in costs.items() if run == BEFORE}
+        for one in known.values():
+            one.costs = {}  # of older pieces the cost is asked again when an event comes for them
+        for day, use, run in steps:
+            customer, key = use.contract.subscription.customer, _key(use)
+            cost = costs[key, run]
+            self.budgets.add(customer, midnight(day, master.tenant.timezone), cost - newest[key])
+            newest[key] = known[customer].costs[key] = cost
+        for customer, live in _by_owner(more, master).items():
+            known[customer].usage = merge_live(known[customer].usage, live)
 
     def _price_run(self, master: MasterData, view: _View, events: pl.DataFrame, usage: Mapping[str, LiveState]) -> None:
         """Events of one local day a customer come or go: afterwards `usage` is what there is of those in it."""
@@ -155,6 +182,69 @@ class Spending:
             self.budgets.add(customer, midnight(days[customer], master.tenant.timezone), cost)
 
 
+def _after_runs(
+    events: pl.DataFrame, before: Mapping[str, LiveState], view: _View, asked: Mapping[tuple[PieceKey, int], Use]
+) -> tuple[LiveState, LiveState]:
+    """Usage as it is after each run that is asked for, under keys that name the run; and all that the events add."""
+    labels = events.select("customer", "owner", "run").unique()
+    labels = labels.with_columns(label=_label(pl.col("customer"), pl.col("run")))
+    book = view.book
+    if book.cuts.height:  # cells are cut by customer: the new keys are his, too
+        more = labels.select(pl.col("label").alias("key"), pl.col("owner").alias("customer"))
+        book = replace(book, customers=pl.concat([book.customers, more]))
+        kept = ("meter_places", "meter_tables", "properties", "live_meters", "charges")
+        book.__dict__.update({name: view.book.__dict__[name] for name in kept if name in view.book.__dict__})
+    added = fold_days(events.with_columns(customer=_label(pl.col("customer"), pl.col("run"))), book).state
+    # Of which customer and up to which run: his keys with their labels.
+    wanted = {(use.contract.subscription.customer, run) for (_, run), use in asked.items()}
+    owners = pl.DataFrame(sorted(wanted), schema={"owner": pl.String, "target": labels.schema["run"]}, orient="row")
+    keys = [(key, customer) for customer, live in before.items() for key in live.state.small["key"].unique()]
+    known = pl.DataFrame(keys, schema={"key": pl.String, "owner": pl.String}, orient="row").join(owners, on="owner")
+    came = labels.rename({"label": "key", "customer": "of"}).join(owners, on="owner")
+    came = came.filter(pl.col("run") <= pl.col("target"))
+    base = _together(list(before.values())).state
+
+    def upto(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+        columns = old.columns
+        there = old.join(known, on="key").with_columns(key=_label(pl.col("key"), pl.col("target")))
+        come = new.join(came, on="key").with_columns(key=_label(pl.col("of"), pl.col("target")))
+        return pl.concat([there.select(columns), come.select(columns)])
+
+    whole = MeterState(base.by, upto(base.small, added.small), upto(base.sets, added.sets), upto(base.runs, added.runs))
+    plain = labels.select(pl.col("label").alias("key"), pl.col("customer").alias("plain"))
+
+    def relabelled(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.join(plain, on="key").with_columns(key=pl.col("plain")).select(frame.columns)
+
+    sums = MeterState(base.by, relabelled(added.small), relabelled(added.sets), relabelled(added.runs))
+    return LiveState(regroup(whole, base.by)), LiveState(regroup(sums, base.by))
+
+
+def _label(key: pl.Expr, run: pl.Expr) -> pl.Expr:
+    return key + pl.lit(LABEL) + run.cast(pl.String)
+
+
+def _costs_after(
+    master: MasterData, view: _View, usage: LiveState, asked: Mapping[tuple[PieceKey, int], Use]
+) -> dict[tuple[PieceKey, int], Fraction]:
+    pieces: list[UsagePiece] = []
+    for (_, run), use in asked.items():
+        piece = usage_piece(master, use)
+        label = f"{LABEL}{run}"
+        pieces.append(replace(piece, customer=piece.customer + label, keys=tuple(key + label for key in piece.keys)))
+    return dict(zip(asked, _amounts(pieces, usage, view), strict=True))
+
+
+def _amounts(pieces: Sequence[UsagePiece], usage: LiveState, view: _View) -> list[Fraction]:
+    """The exact cost of each piece."""
+    costs = [ZERO] * len(pieces)
+    if pieces:
+        rated = rate_live(pieces, usage, view.book)
+        for line, piece, amount in rated.frame.select("line", "piece", "amount").iter_rows():
+            costs[piece] += rated.amounts[line] if amount is None else Fraction(amount)
+    return costs
+
+
 def _of_watched(master: MasterData, watched: Collection[str], events: pl.DataFrame) -> pl.DataFrame:
     """The events of these customers with `owner`, local `day` and `run`: it grows with each change of day."""
     keys = events["customer"].unique()
@@ -164,7 +254,9 @@ def _of_watched(master: MasterData, watched: Collection[str], events: pl.DataFra
     day = pl.col("time").dt.convert_time_zone(master.tenant.timezone).dt.date()
     frame = events.join(table, on="customer", how="inner", maintain_order="left").with_columns(day=day)
     changed = (pl.col("day") != pl.col("day").shift(1).over("owner")).fill_null(False)
-    return frame.with_columns(changed=changed).with_columns(run=pl.col("changed").cum_sum().over("owner"))
+    return frame.with_columns(changed=changed).with_columns(
+        run=pl.col("changed").cum_sum().over("owner").cast(pl.Int64)
+    )
 
 
 def _uses_with(master: MasterData, customer: str, times: Sequence[datetime], types: Collection[str]) -> list[Use]:
@@ -211,11 +303,7 @@ def _costs(
         return ()
     customers = dict.fromkeys(use.contract.subscription.customer for use in uses)
     live = _together([known[customer].usage for customer in customers])
-    rated = rate_live([usage_piece(master, use) for use in uses], live, view.book)
-    costs = [ZERO] * len(uses)
-    for line, piece, amount in rated.frame.select("line", "piece", "amount").iter_rows():
-        costs[piece] += rated.amounts[line] if amount is None else Fraction(amount)
-    return zip(uses, costs, strict=True)
+    return zip(uses, _amounts([usage_piece(master, use) for use in uses], live, view), strict=True)
 
 
 def _together(parts: Sequence[LiveState]) -> LiveState:
