@@ -87,6 +87,7 @@ def finalise(connection: Connection, tenant_id: str, finals: Sequence[Final], no
             f" SELECT %s, {columns} FROM draft_{table}",
             (tenant,),
         )
+    _insert_members(connection, tenant, ids, finals)
     connection.execute(
         "INSERT INTO outbox (tenant_id, at, kind, subject, body)"
         " SELECT %s, %s, i.type || '.finalised', i.number, jsonb_build_object('number', i.number, 'customer',"
@@ -99,6 +100,20 @@ def finalise(connection: Connection, tenant_id: str, finals: Sequence[Final], no
     return [
         Numbered(str(id_), number, final.document) for id_, (_, number), final in zip(ids, numbers, finals, strict=True)
     ]
+
+
+def _insert_members(connection: Connection, tenant: UUID, ids: Sequence[UUID], finals: Sequence[Final]) -> None:
+    """Whose lines are on the documents of who pays for them."""
+    rows = [
+        (tenant, id_, member.code, member.prepaid)
+        for id_, final in zip(ids, finals, strict=True)
+        for member in final.document.members
+    ]
+    if rows:
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO invoice_members (tenant_id, invoice_id, customer, prepaid) VALUES (%s, %s, %s, %s)", rows
+            )
 
 
 def _numbers(connection: Connection, tenant: UUID, finals: Sequence[Final]) -> list[tuple[int, str]]:
@@ -264,6 +279,11 @@ _LIST = (
     " i.period_end, i.net, i.tax, i.gross, i.prepaid, i.due, i.run_id, i.refers_to, i.reason, i.entity,"
     " f.state AS file_state, f.reason AS file_reason, f.e_invoice, f.sha256"
 )
+# Documents that a customer got, or that have lines of his: both by their index, whatever else is asked.
+CONCERNS = (
+    "i.id = ANY(ARRAY(SELECT o.id FROM invoices o WHERE o.customer = %(customer)s"
+    " UNION ALL SELECT m.invoice_id FROM invoice_members m WHERE m.customer = %(customer)s))"
+)
 _FROM = " FROM invoices i LEFT JOIN document_files f ON f.tenant_id = i.tenant_id AND f.invoice_id = i.id"
 
 
@@ -281,14 +301,17 @@ def page(
     search: str | None = None,
     file_state: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Invoices and credit notes in the order made (newest first), behind the id `after`. `until` is inclusive."""
+    """Invoices and credit notes in the order made (newest first), behind the id `after`. `until` is inclusive.
+
+    Of a customer: those that he got, and those of his payer with lines of his.
+    """
     assert 0 < limit <= LIMIT_MAX
     order, compare = ("DESC", "<") if descending else ("ASC", ">")
     pattern = None if not search else "%" + search.lower().replace("\\", "\\\\").replace("%", "\\%") + "%"
     rows = connection.execute(
         f"SELECT {_LIST}{_FROM}"
         f" WHERE (%(after)s::uuid IS NULL OR i.id {compare} %(after)s)"
-        " AND (%(customer)s::text IS NULL OR i.customer = %(customer)s)"
+        f"{f' AND {CONCERNS}' if customer is not None else ''}"
         " AND (%(type)s::text IS NULL OR i.type = %(type)s)"
         " AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s)"
         " AND (%(since)s::date IS NULL OR i.issued_on >= %(since)s)"

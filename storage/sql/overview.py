@@ -18,6 +18,7 @@ import psycopg
 
 from billing.errors import InvalidInput
 from storage.sql.database import Connection
+from storage.sql.invoices import CONCERNS
 
 ZERO = Decimal(0)
 LIMIT_MAX = 200_000
@@ -127,10 +128,10 @@ def _where(chosen: InvoiceFilter, *, kind: bool = True) -> tuple[str, dict[str, 
     if chosen.month:
         given["month"] = f"{chosen.month}-01"
         conditions.append("i.issued_on >= %(month)s::date AND i.issued_on < %(month)s::date + interval '1 month'")
-    for name, column in (("currency", "i.currency"), ("customer", "i.customer")):
+    for name, condition in (("currency", "i.currency = %(currency)s"), ("customer", CONCERNS)):
         if getattr(chosen, name):
             given[name] = getattr(chosen, name)
-            conditions.append(f"{column} = %({name})s")
+            conditions.append(condition)
     if chosen.run:
         given["run"] = chosen.run
         conditions.append("i.run_id = %(run)s::uuid")
@@ -230,11 +231,16 @@ def credit_notes_of(connection: Connection, number: str) -> list[InvoiceRow]:
 def documents_of(connection: Connection, customer: str, *, limit: int) -> InvoicePage:
     """The newest documents of a customer, how many there are, and what they took from prepaid value."""
     page = invoices(connection, InvoiceFilter(customer=customer), limit=limit)
-    count = connection.execute("SELECT count(*) AS n FROM invoices WHERE customer = %s", (customer,)).fetchone()
-    prepaid = connection.execute(
-        f"SELECT i.currency, sum({_SIGN} * i.prepaid) AS used FROM invoices i WHERE i.customer = %s"
-        " GROUP BY i.currency",
-        (customer,),
+    given = {"customer": customer}
+    count = connection.execute(f"SELECT count(*) AS n FROM invoices i WHERE {CONCERNS}", given).fetchone()
+    prepaid = connection.execute(  # from his own wallet: a payer's document uses that of his children, too
+        f"SELECT u.currency, sum(u.used) AS used FROM ("
+        f" SELECT i.currency, {_SIGN} * i.prepaid AS used FROM invoices i WHERE i.customer = %(customer)s UNION ALL"
+        f" SELECT i.currency, -{_SIGN} * m.prepaid FROM invoices i JOIN invoice_members m ON m.invoice_id = i.id"
+        f" WHERE i.customer = %(customer)s UNION ALL"
+        f" SELECT i.currency, {_SIGN} * m.prepaid FROM invoices i JOIN invoice_members m ON m.invoice_id = i.id"
+        f" WHERE m.customer = %(customer)s) u GROUP BY u.currency",
+        given,
     ).fetchall()
     return InvoicePage(
         page.items,

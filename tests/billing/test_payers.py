@@ -145,6 +145,25 @@ def test_a_document_made_again_has_the_lines_of_all_its_customers() -> None:
     assert [tax["category"] for tax in new["taxes"]] == ["AE"]  # the payer's treatment, not the child's
 
 
+def test_the_first_usage_of_a_billed_period_makes_the_invoice_of_the_payer_of_that_run_again() -> None:
+    """January had no usage of c, so no line tells where it was billed: the run's document of its payer of that day."""
+    steps = [
+        subscribe(day(0), "s", customer="c"),
+        subscribe(day(0), "t", customer="d"),
+        run(day(31)),
+        customer("c", day(33), payer=None),
+        used(day(35), (day(20), "2"), customer="c"),
+        run(day(36)),
+    ]
+    plans = [plan(flat("10", timing="arrears"), usage(), minimum="11")]
+    form = life(plans, steps, customers=[PARENT, CHILD, OTHER], tenant={"late_usage": "reissue"})
+    old, note, new = documents(form)
+    both = [("c", "base", "10.00"), ("c", "minimum", "1.00"), ("d", "base", "10.00"), ("d", "minimum", "1.00")]
+    assert shown(old) == shown(note) == both
+    assert (new["customer"], new["refers_to"]) == ("p", "1")
+    assert shown(new) == [("c", "base", "10.00"), ("c", "n", "2.00"), *both[2:]]
+
+
 def test_discounts_and_minimum_stay_with_the_subscription() -> None:
     """Each child's 4.00 off counts once for each; the minimum of one child is not reached by the other's lines."""
     steps = [

@@ -172,7 +172,7 @@ def test_a_new_rate_changes_the_tax_and_not_the_price() -> None:
 
 
 def test_an_agreed_minimum_is_meant_with_tax_where_the_prices_are() -> None:
-    """119.00 a month: 10 used at 3.57 are 35.70 with 19 %, the minimum adds 83.30. Five more, late, take 17.85 of it."""
+    """119.00 a month: 10 used at 3.57 are 35.70 with 19 %, 83.30 to the minimum. Five more, late, take 17.85 of it."""
     charges = [{**usage("3.57"), "tax": "vat"}]
     plans = [{**plan(*charges, minimum="119.00"), "tax_behavior": "inclusive"}]
     steps = [

@@ -25,7 +25,7 @@ from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
 from storage.sources.tables import read_table
-from storage.sql import invoices, steps, tenants
+from storage.sql import invoices, overview, steps, tenants
 from storage.sql.database import Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
@@ -273,6 +273,8 @@ def test_a_parent_pays_prices_that_contain_the_tax_and_the_run_is_proven(
         *({"customer": {"code": code, "name": code.upper()}} for code in ("alone", "parent", "zoe")),
         *({"customer": {"code": code, "name": code.upper(), "payer": "parent"}} for code in ("ann", "bob")),
         {"top_up": {"customer": "ann", "amount": "5", "kind": "promotional"}},
+        {"top_up": {"customer": "ann", "amount": "2", "kind": "purchased"}},
+        {"top_up": {"customer": "parent", "amount": "1", "kind": "purchased"}},
         *(
             {"subscribe": {"code": f"s-{code}", "customer": code, "plan": "p", "quantities": {"seat": "3"}}}
             for code in ("alone", "ann", "bob", "zoe")
@@ -304,6 +306,21 @@ def test_a_parent_pays_prices_that_contain_the_tax_and_the_run_is_proven(
     (correction,) = world.documents(tenant)[3:]
     assert (correction.customer, correction.gross) == ("parent", Decimal("23.80"))
     assert [(line.customer, line.correction, line.corrects.line) for line in correction.lines] == [("ann", True, 3)]
+    with world.database.tenant(tenant) as connection:
+
+        def numbers(customer: str) -> list[str]:
+            return [one["number"] for one in invoices.page(connection, descending=False, customer=customer)]
+
+        assert numbers("parent") == numbers("ann") == ["RE-2026-000002", "RE-2026-000004"]
+        assert numbers("bob") == ["RE-2026-000002"]
+        assert numbers("zoe") == ["RE-2026-000003"]
+        found = overview.documents_of(connection, "ann", limit=5)
+        assert ([one.number for one in found.items], found.total, dict(found.prepaid)) == (
+            ["RE-2026-000004", "RE-2026-000002"],
+            2,
+            {"EUR": Decimal("2.00")},
+        )
+        assert overview.documents_of(connection, "parent", limit=5).prepaid == {"EUR": Decimal("1.00")}
     for run in (first, second):
         proof = verify_run(world.database, world.store, world.masters, tenant, run["id"])
         assert (proof.findings, proof.gaps) == ((), ())
