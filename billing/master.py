@@ -475,9 +475,8 @@ class _Builder:
             code = parse_tax_code(form.fields, form.pointer)
         except InvalidInput as error:
             return mistakes.take(error)
-        self.tax_codes[code.code] = replace(
-            code, step=self.step_count
-        )  # a new percent from a date is a new form of the same code
+        # A new percent from a date is a new form of the same code.
+        self.tax_codes[code.code] = replace(code, step=self.step_count)
 
     def _meter(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
         try:

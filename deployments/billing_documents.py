@@ -288,6 +288,15 @@ _INVOICE = _ROW | {
     "allowances": [],
     "taxes": [{"category": "S", "percent": "19", "base": "68.00", "amount": "12.92"}],
     "referred_by": [],
+    "rests_on": {
+        "master": 812,
+        "data_versions": {
+            "product": "0.1.0",
+            "time_zones": "2025b of the system",
+            "currencies": "ISO 4217, list one of 2026-01-01",
+            "tax_codes": "none (step 2), standard (step 1)",
+        },
+    },
 }
 
 
@@ -438,13 +447,16 @@ def invoice_xml(request: Request, number: str, caller: Caller = Depends(may("bil
     **described(answer=_INVOICE, also=(404,)),
 )
 def read_invoice(request: Request, number: str, caller: Caller = Depends(may("billing:read"))) -> Response:
-    """Each line explains its amount: events, tiers, proration, rounding."""
+    """Each line explains its amount: events, tiers, proration, rounding. `rests_on` names the versions of master data,
+    time zones, currencies and tax codes of its bill run (null for a credit note by hand)."""
     services: Services = request.app.state.services
     with services.database.tenant(caller.tenant_id) as connection:
         row = invoices.get(connection, number)
+        run = bill_runs.get(connection, str(row["run_id"])) if row["run_id"] is not None else None
     body = _shown_row(row) | shown_document(row["document"], caller.timezone)
     body |= {"buyer": plain(row["buyer"]), "referred_by": plain(row["referred_by"])}
-    return json_response(body)
+    rests_on = {"master": run["master_number"], "data_versions": run["data_versions"]} if run is not None else None
+    return json_response(body | {"rests_on": rests_on})
 
 
 @router.post(

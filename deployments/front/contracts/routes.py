@@ -13,7 +13,7 @@ from billing.contracts import ContractStep, Subscription
 from billing.errors import NotFound
 from billing.master import Customer, MasterData
 from deployments.front import usage_view
-from deployments.front.contracts import budgets, view
+from deployments.front.contracts import budgets, terms, view
 from deployments.front.formats import Formats
 from deployments.front.lists import EXPORT_ROWS_MAX, Sort, export, window
 from deployments.front.page import Front, Visit
@@ -177,6 +177,8 @@ def routes(front: Front) -> APIRouter:
             charges=prices.charge_lines(plan, dict(master.meters), t, f),
             facts=_subscription_facts(one, view.end_of(contract), master, t, f),
             past=_past(master, one, t, f),
+            phases=terms.phases_of_contract(contract, visit.now, t, f),
+            add_ons=terms.add_ons_of(master, one, visit.now, t, f),
         )
 
     return router
@@ -294,6 +296,11 @@ def _past(master: MasterData, one: Subscription, t: Texts, f: Formats) -> list[t
         )
     ]
     past += [(step.at, _step_words(step, t, f)) for step in one.steps]
+    for add_on in one.add_ons:
+        plan = add_on.plan.name or add_on.plan.code
+        past.append(
+            (add_on.start, t("subscription.step.add_on", add_on=add_on.code, plan=plan, version=add_on.plan.version))
+        )
     return sorted(past, key=lambda entry: entry[0], reverse=True)
 
 
@@ -304,4 +311,4 @@ def _step_words(step: ContractStep, t: Texts, f: Formats) -> str:
         return t("subscription.step.change", plan=name, version=step.plan.version, when=when)
     if step.kind == "quantity":
         return t("subscription.step.quantity", charge=step.charge, quantity=f.number(step.quantity))
-    return t(f"subscription.step.{step.kind}", charge=step.charge, when=when)
+    return t(f"subscription.step.{step.kind}", charge=step.charge, when=when, add_on=step.add_on)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from billing.contracts import FOREVER, Contract, Segment, Subscription
+from billing.contracts import FOREVER, Contract, Segment, Subscription, contracts_of
 from billing.master import Customer, MasterData
 from deployments.front.formats import Formats
 from deployments.front.texts import Texts
@@ -72,6 +72,7 @@ class Stretch:
 @dataclass(frozen=True)
 class Lane:
     code: str
+    shown: str  # the code, or the add-on's
     name: str
     label: str
     stretches: tuple[Stretch, ...]
@@ -98,7 +99,7 @@ def state_of(contract: Contract, now: datetime) -> str:
 
 
 def contract_of(master: MasterData, subscription: Subscription) -> Contract:
-    return Contract(subscription, master.tenant.timezone)
+    return contracts_of(subscription, master.tenant.timezone)[0]
 
 
 def customer_row(master: MasterData, customer: Customer, now: datetime) -> CustomerRow:
@@ -129,7 +130,7 @@ def time_line(master: MasterData, codes: Sequence[str], now: datetime, t: Texts,
     """The subscriptions' plan segments side by side: a year back (or from the first start) to half a year ahead."""
     if not codes:
         return None
-    contracts = [contract_of(master, master.subscriptions[code]) for code in codes]
+    contracts = [one for code in codes for one in contracts_of(master.subscriptions[code], master.tenant.timezone)]
     year, month = f.local(now).year, f.local(now).month
     earliest = min(contract.subscription.start for contract in contracts)
     first = max(_month(year, month - 12), min(_floor(f.local(earliest)), _month(year, month - 3)))
@@ -152,9 +153,11 @@ def time_line(master: MasterData, codes: Sequence[str], now: datetime, t: Texts,
             width = at(end) - x
             label = segment_label(segment) if width >= 14 else ""
             stretches.append(Stretch(style, x, width, label, x + Decimal("1")))
-        code = contract.subscription.code
+        code, add_on = contract.key
         label = "; ".join(segment_words(segment, contract, t, f) for segment in contract.segments)
-        lanes.append(Lane(code, segment_label(contract.segments[-1]), label, tuple(stretches)))
+        lanes.append(
+            Lane(code, f"+ {add_on}" if add_on else code, segment_label(contract.segments[-1]), label, tuple(stretches))
+        )
     ticks: list[tuple[Decimal, str]] = []
     moment = first
     while moment < last:
@@ -168,7 +171,10 @@ def time_line(master: MasterData, codes: Sequence[str], now: datetime, t: Texts,
 
 
 def segment_label(segment: Segment) -> str:
-    return f"{segment.plan.name or segment.plan.code} {segment.plan.version}"
+    """Plan, version and phase."""
+    plan = segment.plan
+    phase = next((one.name or one.code for one in plan.whole.phases if one.code == plan.phase), "")
+    return f"{plan.name or plan.code} {plan.version}{', ' if phase else ''}{phase}"
 
 
 def segment_words(segment: Segment, contract: Contract, t: Texts, f: Formats) -> str:

@@ -12,6 +12,7 @@ from billing.errors import NotFound
 from billing.master import MasterData
 from billing.money import parse_number
 from deployments.front import charts
+from deployments.front.contracts.terms import phases_of_plan
 from deployments.front.contracts.view import contract_of, state_of
 from deployments.front.lists import EXPORT_ROWS_MAX, Rows, Sort, export, window
 from deployments.front.page import Front, Visit
@@ -185,6 +186,7 @@ def routes(front: Front) -> APIRouter:
             try_wrong=wrong,
             charges=lines if all else lines[:ROWS_FIRST],
             more=0 if all else max(0, len(lines) - ROWS_FIRST),
+            phases=phases_of_plan(chosen, t, f),
             versions=[
                 VersionRow(
                     one.version, _published(master, one, visit), len(one.charges), counts[code, one.version],
