@@ -26,7 +26,7 @@ from billing.periods import local_date, show_moment
 from billing.rate_uses import rate_uses, suspense_reasons
 from billing.reservations import reserve
 from billing.scenario_compare import Difference, document_form, line_form, play
-from billing.scenario_form import EPOCH, Correction, Credited, Reserved, Scenario, Spent, Step, read_scenario
+from billing.scenario_form import EPOCH, Correction, Credited, Reserved, Scenario, Spent, Step, moved, read_scenario
 from billing.scenario_prices import check_prices
 from billing.settle import BilledDocument
 from billing.spending import Spending, level_costs
@@ -176,7 +176,10 @@ class Run:
         notes = [b.document for b in self.billed if b.document.refers_to == billed.number]
         if any(note.type == "invoice" for note in notes):
             _refuse(here, f"document {asked.document} was replaced by a new invoice")
-        note = credit_note(billed, local_date(self.now, self.timezone), notes, asked.lines)
+        try:
+            note = credit_note(billed, local_date(self.now, self.timezone), notes, asked.lines)
+        except InvalidInput as error:
+            raise moved(error, "", f"{place}/credit_note") from error
         if asked.lines is None:
             self.wallets.give_back(billed.number)
         self.billed.append(BilledDocument(str(len(self.billed) + 1), note, 0, self.now))

@@ -23,7 +23,7 @@ from billing.errors import BillingError, FieldError, InvalidInput, Unavailable
 from billing.money import decimal_text
 from billing.price_preview import PricePreview
 from billing.scenario_compare import Difference, play
-from billing.scenario_form import EPOCH, Scenario, Step, read_scenario
+from billing.scenario_form import EPOCH, Scenario, Step, moved, read_scenario
 from billing.scenario_prices import PriceCase, check_prices
 from cluster.client import Client, path_part
 
@@ -218,10 +218,11 @@ class RestPlayer:
     def _correct(self, step: Step) -> None:
         correction = step.read
         changes = {key: _json(key, value) for key, value in correction.changes.items()}
-        self._client.post(
-            "/v1/usage/suspense/corrections",
-            {"corrections": [{"source": correction.source, "id": correction.id, **changes}]},
-        )
+        body = {"corrections": [{"source": correction.source, "id": correction.id, **changes}]}
+        try:
+            self._client.post("/v1/usage/suspense/corrections", body)
+        except InvalidInput as error:
+            raise moved(error, "/corrections/0", "") from error
 
     def _bill_run(self, step: Step) -> Mapping[str, Any]:
         body = {key: step.form[key] for key in ("up_to", "document_date") if key in step.form}
