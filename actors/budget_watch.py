@@ -46,6 +46,11 @@ ALERTS_MAX = 1_000  # of one answer
 STATES_MAX = 1_000
 
 
+# Rows that change the state, and those that only say what it has come to.
+_CHANGING = frozenset(int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED, RowKind.CLOCK_SET))
+_ALERTING = frozenset({int(RowKind.THRESHOLD_CROSSED)})
+
+
 @dataclass
 class _Known:
     number: int
@@ -99,8 +104,9 @@ class BudgetWatch:
     def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
         found: list[pl.DataFrame] = []
         for tenant_id, part in _by_tenant(rows):
-            watch = self._watch_to_take_on(tenant_id, part, moment)
-            if watch is None and tenant_id not in self._tenants:
+            kinds = frozenset(part["kind"].to_list())
+            watch = self._watch_to_take_on(tenant_id, part, kinds, moment)
+            if watch is None and (tenant_id not in self._tenants or kinds.isdisjoint(_CHANGING)):
                 continue
             step = self._step(tenant_id, part, moment, watch)
             planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number))
@@ -113,6 +119,10 @@ class BudgetWatch:
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
         for tenant_id, part in _by_tenant(rows):
+            kinds = frozenset(part["kind"].to_list())
+            is_known = tenant_id in self._tenants and not kinds.isdisjoint(_CHANGING | _ALERTING)
+            if int(RowKind.MASTER_SEEN) not in kinds and not is_known:
+                continue
             own = _of_kind(part, RowKind.MASTER_SEEN, RowKind.THRESHOLD_CROSSED)
             pending = self._pending.pop(tenant_id, None)
             if pending is not None and (pending.number, pending.others) == (moment.number, part.height - own.height):
@@ -207,14 +217,15 @@ class BudgetWatch:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def _watch_to_take_on(self, tenant_id: str, rows: pl.DataFrame, moment: LogMoment) -> Watch | None:
+    def _watch_to_take_on(
+        self, tenant_id: str, rows: pl.DataFrame, kinds: frozenset[int], moment: LogMoment
+    ) -> Watch | None:
         """The master data to look by in this segment, None for no look. One look a segment: it holds for all of it."""
-        asked = self._watch_in(tenant_id, rows)
-        if asked is not None:
-            return asked
+        if int(RowKind.MASTER_SEEN) in kinds:
+            return self._watch_in(tenant_id, rows)
         if self._last.get(tenant_id) == moment.number:
             return None
-        moved = _of_kind(rows, RowKind.CLOCK_SET).height > 0
+        moved = int(RowKind.CLOCK_SET) in kinds
         watch = self._newest(tenant_id, fresh=moved)
         state = self._tenants.get(tenant_id)
         if watch is None or state is None:
