@@ -164,6 +164,32 @@ def test_the_first_usage_of_a_billed_period_makes_the_invoice_of_the_payer_of_th
     assert shown(new) == [("c", "base", "10.00"), ("c", "n", "2.00"), *both[2:]]
 
 
+def test_a_part_of_a_family_is_billed_by_what_its_payers_documents_say() -> None:
+    """A preview of one child: the payer's document with that child's lines only, and what was billed there counts."""
+    steps = [
+        subscribe(day(0), "s", customer="c"),
+        subscribe(day(0), "t", customer="d"),
+        run(day(0)),
+        {"at": day(20), "cancel": {"subscription": "s", "when": "now"}},
+    ]
+    form = life([plan(flat("31"))], steps, customers=[PARENT, CHILD, OTHER])
+    billed = documents_of(form)
+    master = MasterData.start(form["tenant"]).apply_all(
+        [
+            *({"tax_code": one} for one in form["tax_codes"]),
+            *({"meter": one} for one in form["meters"]),
+            *({"publish": {"plan": one}} for one in form["plans"]),
+            *({"customer": one} for one in form["customers"]),
+            *form["timeline"],
+        ]
+    )
+    now = parse_moment(day(31), "Europe/Berlin")
+    events = pl.DataFrame(schema=EVENT_SCHEMA)
+    made = bill(master, ["c"], up_to=now, now=now, billed=billed, events=events).documents
+    assert [(one.customer, one.type, one.net) for one in made] == [("p", "credit_note", Decimal("11.00"))]
+    assert [(line.customer, line.corrects.document) for line in made[0].lines if line.corrects] == [("c", "1")]
+
+
 def test_discounts_and_minimum_stay_with_the_subscription() -> None:
     """Each child's 4.00 off counts once for each; the minimum of one child is not reached by the other's lines."""
     steps = [
@@ -228,6 +254,7 @@ def test_wallets_replayed_from_documents_know_whose_credit_was_used() -> None:
     master = MasterData.start(form["tenant"]).apply_all(
         [
             *({"tax_code": one} for one in form["tax_codes"]),
+            *({"meter": one} for one in form["meters"]),
             *({"publish": {"plan": one}} for one in form["plans"]),
             *({"customer": one} for one in form["customers"]),
             *form["timeline"][:-1],
@@ -372,6 +399,16 @@ def test_what_the_engine_says_it_needs_is_enough_for_families_too(
         payer = data.draw(st.sampled_from(["p", "d", None]))
         form["timeline"].insert(place + 1, customer("c", form["timeline"][place]["at"], payer=payer))
     assert as_the_platform_bills(form) == [b.document for b in documents_of(form)]
+
+
+def test_master_data_of_a_child_has_its_family_and_one_wallet_asks_for_all_documents_of_it() -> None:
+    steps = [customer(code, day(0)) for code in "abcd"]
+    steps += [customer("a", day(0), payer="b"), customer("b", day(0), payer="c")]
+    master = MasterData.start({}).apply_all([*steps, wallet("a", "5", "purchased")])
+    part = MasterData.from_bytes(master.subset(["a"]).to_bytes())
+    assert part.payer_at("a", parse_moment(day(1), "UTC")) == "c"
+    assert sorted(part.customers) == ["a", "b", "c"]
+    assert [master.needs_all_documents(code) for code in "cbad"] == [True, True, True, False]
 
 
 def test_chunks_never_part_a_family_and_give_the_same_documents() -> None:
