@@ -81,6 +81,7 @@ _ENTRIES: dict[int, type[Entry]] = {
     int(RowKind.WALLET_FREED): Freed,
     int(RowKind.WALLET_RESTORED): Restored,
 }
+_KINDS_HERE = frozenset(_ENTRIES)
 _DECODERS = {kind: msgspec.json.Decoder(entry) for kind, entry in _ENTRIES.items()}
 _KINDS: dict[type[Any], RowKind] = {entry: RowKind(kind) for kind, entry in _ENTRIES.items()}
 
@@ -135,10 +136,16 @@ class Accounts:
         return NO_ROWS
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
-        mine = rows.filter(pl.col("kind").is_in(list(_ENTRIES))).select("tenant", "kind", "id", "customer", "detail")
-        times = {tenant_id: instant_of(moment.now_us(tenant_id)) for tenant_id in mine["tenant"].unique()}
-        for tenant_id, kind, id, customer, detail in mine.iter_rows():
-            self._take(tenant_id, customer, id, _DECODERS[kind].decode(detail), times[tenant_id])
+        kinds = rows["kind"].to_list()  # lists, not filters: most calls bring one row
+        if _KINDS_HERE.isdisjoint(kinds):
+            return
+        columns = (rows[name].to_list() for name in ("tenant", "id", "customer", "detail"))
+        times: dict[str, datetime] = {}
+        for kind, tenant_id, id, customer, detail in zip(kinds, *columns, strict=True):
+            if kind in _ENTRIES:
+                if tenant_id not in times:
+                    times[tenant_id] = instant_of(moment.now_us(tenant_id))
+                self._take(tenant_id, customer, id, _DECODERS[kind].decode(detail), times[tenant_id])
 
     def _take(self, tenant_id: str, customer: str, id: str, entry: Entry, now: datetime) -> None:
         tenant = self._tenants.setdefault(tenant_id, _Tenant())

@@ -7,20 +7,25 @@ loops (HTTP), `RunDesk` for bill runs, which wait in threads.
 from __future__ import annotations
 
 import asyncio
+import collections
 import threading
+import weakref
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import msgspec
 
 from actors.amendment_desk import AmendmentDesk
 from actors.router import UsageRouter
-from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound
+from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound, Overloaded
 from billing.run_credit import CreditState, Move, RunAnswer, RunCredit, RunHold
 from storage.usage_log.reader import UsageLogReader
 
 CUSTOMERS_MAX = 1_000  # of one call to a lane
+CALLS_MAX = 2  # to a lane, of one tenant and decision; meanwhile others wait and then travel together
+TOGETHER_MAX = 2_000  # entries of one call
+WAITING_MAX = 10_000  # requests
 T = TypeVar("T")
 _ERRORS: dict[str, type[BillingError]] = {error.code: error for error in (Conflict, InvalidInput, NotFound)}
 
@@ -42,11 +47,33 @@ class Problem:
 Outcome = dict[str, Any] | Problem  # a reservation as the lane shows it, or why not
 
 
+_LineKey = tuple[str, str, int, int]
+
+
+@dataclass
+class _Waiting:
+    entries: Sequence[tuple[str, Any]]  # customer, form
+    outcome: asyncio.Future[Sequence[Outcome]]
+
+
+@dataclass
+class _Line:
+    """Requests for one decision in one lane; `calls` of them are under way."""
+
+    waiting: collections.deque[_Waiting] = field(default_factory=collections.deque)
+    calls: int = 0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
 class AccountsDesk:
     """Reservations and wallets of all customers, wherever they are at home."""
 
     def __init__(self, router: UsageRouter) -> None:
         self._router = router
+        # Of each event loop: what waits to travel together, by tenant, decision, lane and master number.
+        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_LineKey, _Line]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     async def reserve(self, tenant_id: str, forms: Sequence[Any], *, master: int = 0) -> list[Outcome]:
         """One outcome a form, in order. A form without a customer's code goes to any lane, which says what is wrong."""
@@ -120,14 +147,62 @@ class AccountsDesk:
             places.setdefault(lane, []).append(place)
         outcomes: list[Outcome] = [{}] * len(forms)
 
-        async def ask(mine: Sequence[int]) -> None:
-            payload = msgspec.json.encode({"entries": [forms[place] for place in mine], "master": master})
-            answer = await self._router.decide(tenant_id, customers[mine[0]], name, payload)
-            for place, one in zip(mine, msgspec.json.decode(answer), strict=True):
-                outcomes[place] = one["ok"] if "ok" in one else _problem(one["problem"])
+        async def ask(lane: int, mine: Sequence[int]) -> None:
+            entries = [(customers[place], forms[place]) for place in mine]
+            for place, outcome in zip(mine, await self._travel((tenant_id, name, lane, master), entries), strict=True):
+                outcomes[place] = outcome
 
-        await asyncio.gather(*(ask(mine) for mine in places.values()))
+        await asyncio.gather(*(ask(lane, mine) for lane, mine in places.items()))
         return outcomes
+
+    async def _travel(self, key: _LineKey, entries: Sequence[tuple[str, Any]]) -> Sequence[Outcome]:
+        """Entries of one request to their lane, with those of others that wait while two calls are under way."""
+        loop = asyncio.get_running_loop()
+        lines = self._lines.setdefault(loop, {})
+        line = lines.setdefault(key, _Line())
+        if len(line.waiting) >= WAITING_MAX:
+            raise Overloaded("Too many reservations wait for this lane. Send the same again with the same ids.")
+        request = _Waiting(entries, loop.create_future())
+        line.waiting.append(request)
+        if line.calls < CALLS_MAX:
+            line.calls += 1
+            # A task of its own: a client that goes away must not take others' entries with it.
+            task = loop.create_task(self._carry(key, line, lines))
+            line.tasks.add(task)
+            task.add_done_callback(line.tasks.discard)
+        return await request.outcome
+
+    async def _carry(self, key: _LineKey, line: _Line, lines: dict[_LineKey, _Line]) -> None:
+        """Call after call, until nothing waits."""
+        tenant_id, name, _, master = key
+        try:
+            while line.waiting:
+                together: list[_Waiting] = []
+                count = 0
+                while line.waiting and (not together or count + len(line.waiting[0].entries) <= TOGETHER_MAX):
+                    request = line.waiting.popleft()
+                    together.append(request)
+                    count += len(request.entries)
+                entries = [entry for request in together for entry in request.entries]
+                try:
+                    payload = msgspec.json.encode({"entries": [form for _, form in entries], "master": master})
+                    answer = await self._router.decide(tenant_id, entries[0][0], name, payload)
+                    found = [
+                        one["ok"] if "ok" in one else _problem(one["problem"]) for one in msgspec.json.decode(answer)
+                    ]
+                except Exception as error:  # noqa: BLE001 - goes to every waiting request, none may wait for ever
+                    for request in together:
+                        if not request.outcome.done():
+                            request.outcome.set_exception(error)
+                    continue
+                for request in together:
+                    mine, found = found[: len(request.entries)], found[len(request.entries) :]
+                    if not request.outcome.done():
+                        request.outcome.set_result(mine)
+        finally:
+            line.calls -= 1
+            if not line.calls and not line.waiting and lines.get(key) is line:
+                del lines[key]
 
     def _by_lane(self, tenant_id: str, customers: Sequence[str]) -> list[list[str]]:
         lanes: dict[int, list[str]] = {}
@@ -194,6 +269,9 @@ class RunDesk:
 
     def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
         return self._wait(self._desk.run_move(tenant_id, moves))
+
+    def finish_amendments(self, tenant_id: str, reader: UsageLogReader) -> int:
+        return self._wait(AmendmentDesk(self._router, reader).finish(tenant_id))
 
     def void_reused(
         self, tenant_id: str, reader: UsageLogReader, names: Sequence[tuple[str, str]]

@@ -20,6 +20,7 @@ from storage.usage_log.segment import RowKind
 AMEND, AMEND_PARTS = "amend", "amend_parts"
 ITEMS_MAX = 5_000  # of one decision
 
+_CHANGES = frozenset((int(RowKind.AMENDED), int(RowKind.VOIDED)))
 # Of each event that was ever amended: nth, id of the amendment, and the key that has it now ("": voided).
 _Newest = tuple[int, str, str]
 
@@ -41,6 +42,11 @@ class Amendments:
         return NO_ROWS
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
+        if _CHANGES.isdisjoint(rows["kind"].to_list()):
+            return
+        # Decisions of all kinds come by here, most of them one row: a list is looked at sooner than a frame is filtered.
+        if not {int(RowKind.AMENDED), int(RowKind.VOIDED)} & set(rows["kind"].to_list()):
+            return
         changes = rows.filter(pl.col("kind").is_in([int(RowKind.AMENDED), int(RowKind.VOIDED)]))
         for tenant_id, id_, detail in changes.select("tenant", "id", "detail").iter_rows():
             amendment = amendment_of(detail)

@@ -33,6 +33,8 @@ class TenantClocks:
         return NO_ROWS
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
+        if int(RowKind.CLOCK_SET) not in rows["kind"].to_list():
+            return
         set_ = rows.filter(pl.col("kind") == int(RowKind.CLOCK_SET)).select("tenant", pl.col("time").to_physical())
         if set_.height:
             times = dict(self.times)

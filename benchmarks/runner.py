@@ -25,7 +25,10 @@ from typing import Any
 
 import psutil
 
-NAMES = ("rating", "documents", "bill_run", "recovery", "dedup", "ingest_log", "ingest", "ingest_single")
+NAMES = (
+    *("rating", "documents", "bill_run", "recovery", "dedup", "ingest_log"),
+    *("ingest", "ingest_single", "reservations"),
+)
 VERSIONS = ("ray", "polars", "pyarrow", "psycopg", "fastapi", "typst")
 SECONDS_MAX = {"small": 300, "normal": 1_800, "long": 7_200}
 QUIET_LOAD = 0.5  # per core; above it a figure is printed, but says so

@@ -256,7 +256,7 @@ def test_fifty_callers_never_overdraw_while_shards_die(here: Place, seed: int) -
         here.masters.apply(customer(code), top_up(code, "40.00"), top_up(code, "15.00", kind="promotional"))
     world = _World(here, chance)
     asyncio.run(world.live())
-    assert world.kills > 3
+    assert world.kills > 2
     _check_rows(here)
     # What callers were told is what the rows say, for every request and every repeat of it.
     recorded = {row["id"]: json.loads(row["detail"]) for _, row in rows_of(here, RowKind.RESERVED)}
@@ -294,7 +294,7 @@ class _World:
     async def _killer(self) -> None:
         """Nobody tells the old shards: they find out at their next put, if they have one."""
         while self.left:
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(0.3)
             self.here.clock.now += timedelta(seconds=self.chance.choice((-30, 20, 60)))
             self.desk = await asyncio.to_thread(self._open)
             self.kills += 1
