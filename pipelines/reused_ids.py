@@ -22,6 +22,10 @@ LISTED_MAX = 100  # events that a run's finding names
 class Voider(Protocol):
     """The way to the lanes that decide (actors/accounts_desk.py, RunDesk)."""
 
+    def finish_amendments(self, tenant_id: str, reader: UsageLogReader) -> int:
+        """Complete amendments that a crash left half written; how many."""
+        ...
+
     def void_reused(
         self, tenant_id: str, reader: UsageLogReader, names: Sequence[tuple[str, str]]
     ) -> list[dict[str, str]]:
@@ -32,6 +36,7 @@ class Voider(Protocol):
 def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: MasterData) -> list[dict[str, Any]]:
     """One pass over what came since the last one; findings for the run's record."""
     reader = UsageLogReader(store)
+    voider.finish_amendments(tenant_id, reader)
     passes = ReusedIds(store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
     found = passes.look(tenant_id, reader.now(), but_sources=_unique_within_customer(master))
     voided = voider.void_reused(tenant_id, reader, found.names) if found.names else []
