@@ -11,9 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from billing.catalog import parse_plan
+from billing.catalog import Plan, parse_plan
 from billing.errors import Conflict, FieldError, InvalidInput, NotAllowed
 from billing.periods import TimeInvalid, parse_moment
+from billing.plan_warnings import plan_warnings
 from deployments import examples
 from deployments.access import Caller, may
 from deployments.bodies import json_form, known_keys
@@ -301,6 +302,7 @@ _resource("budgets", "budget", ("a budget", "budgets"), "contracts", "Contracts"
 # --- plans: draft, then published versions that never change
 
 _PLAN_ERRORS = (400, 409, 412, 413, 415, 422)
+_PUBLISHED = examples.record(examples.PLAN) | {"warnings": []}
 
 
 @router.get(
@@ -325,7 +327,7 @@ def list_plans(
     "/plans",
     tags=["Catalog"],
     summary="Publish a plan or a new version of it",
-    **described(request=examples.PLAN, answer=examples.record(examples.PLAN), status=201, also=_PLAN_ERRORS),
+    **described(request=examples.PLAN, answer=_PUBLISHED, status=201, also=_PLAN_ERRORS),
 )
 def publish_plan(
     request: Request,
@@ -333,7 +335,8 @@ def publish_plan(
     form: Any = Depends(json_form),
     at: str | None = Query(None, max_length=40, description="When it takes effect; in the past, default now."),
 ) -> Response:
-    """A published version never changes; running subscriptions keep theirs, new ones take the newest."""
+    """A published version never changes; running subscriptions keep theirs, new ones take the newest. `warnings` name
+    price rows and bands that are never used, because one above them takes all of theirs."""
     write = Write(request)
 
     def work(connection: Connection) -> Answer:
@@ -351,10 +354,21 @@ def _published(write: Write, connection: Connection, caller: Caller, form: Any, 
         fields = [FieldError(each.pointer.removeprefix("/plan"), each.detail) for each in error.errors]
         raise InvalidInput(error.detail, errors=fields) from error
     record = master_records.get(connection, "plan", _code_of(form))
-    return Answer(shown(record), 201, {"ETag": etag(record["version"])}, change.number)
+    body = shown(record) | {"warnings": _warnings(change.master.plan(_code_of(form)))}
+    return Answer(body, 201, {"ETag": etag(record["version"])}, change.number)
 
 
-_DRAFT = {"code": "basic", "version": 1, "form": examples.PLAN, "updated_at": "2026-01-10T08:00:00Z"}
+def _warnings(plan: Plan) -> list[dict[str, str]]:
+    return [{"pointer": one.pointer, "detail": one.detail} for one in plan_warnings(plan)]
+
+
+_DRAFT = {
+    "code": "basic",
+    "version": 1,
+    "form": examples.PLAN,
+    "updated_at": "2026-01-10T08:00:00Z",
+    "warnings": [{"pointer": "/charges/1/prices/4", "detail": "is never used: row 0 above takes all of its usage"}],
+}
 
 
 def _shown_draft(draft: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,7 +377,16 @@ def _shown_draft(draft: Mapping[str, Any]) -> dict[str, Any]:
         "version": draft["version"],
         "form": plain(draft["form"]),
         "updated_at": rfc3339(draft["updated_at"]),
+        "warnings": _warnings_of_draft(draft["form"]),
     }
+
+
+def _warnings_of_draft(form: Any) -> list[dict[str, str]]:
+    """A draft may have been stored under older rules: what is wrong with it by today's is shown as well."""
+    try:
+        return _warnings(parse_plan(form))
+    except InvalidInput as error:
+        return [{"pointer": one.pointer, "detail": one.detail} for one in error.errors]
 
 
 @router.get(
@@ -385,7 +408,7 @@ def list_drafts(
     "/plan-drafts/{code:path}/publish",
     tags=["Catalog"],
     summary="Publish a draft",
-    **described(request={}, answer=examples.record(examples.PLAN), status=201, also=(404, *_PLAN_ERRORS)),
+    **described(request={}, answer=_PUBLISHED, status=201, also=(404, *_PLAN_ERRORS)),
 )
 def publish_draft(
     request: Request,

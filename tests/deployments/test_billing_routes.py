@@ -74,6 +74,7 @@ def test_a_bill_run_ends_with_an_invoice_whose_files_are_archived(billed: Any) -
     assert [(each["customer"], each["net"], each["gross"]) for each in listed] == [("acme", "1.20", "1.43")]
     number = listed[0]["number"]
     invoice = billed.get(f"/v1/invoices/{number}").json()
+    assert set(invoice["rests_on"]["data_versions"]) == {"product", "time_zones", "currencies", "tax_codes"}
     assert invoice["lines"][0]["amount"] == "1.20"
     assert invoice["lines"][0]["explanation"]["events"] == 2
     pdf = billed.get(f"/v1/invoices/{number}/pdf")

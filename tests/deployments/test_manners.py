@@ -294,6 +294,12 @@ def test_a_phased_plan_and_an_add_on_over_http(api: Any) -> None:
     published = tenant.post("/v1/plans", plan)
     assert published.status_code == 201, published.text
     assert [phase["code"] for phase in published.json()["form"]["phases"]] == ["trial", "regular"]
+    assert published.json()["warnings"] == []
+    bands = {"model": "bands", "bands": [{"unit": "1"}, {"unit": "2", "days": ["sun"]}], "otherwise": "3"}
+    metered = {"code": "n", "kind": "usage", "meter": "n", "tax": "none", "price": bands}
+    draft = tenant.put("/v1/plan-drafts/odd", {**plan, "code": "odd", "charges": [metered]})
+    hidden = {"pointer": "/charges/0/price/bands/1", "detail": "is never used: bands above cover all of its hours"}
+    assert draft.json()["warnings"] == [hidden]
     assert tenant.post("/v1/plans", {**plan, "code": "extra", "phases": None, "trial_end": None}).status_code == 201
     subscribed = {"code": "s", "customer": "c", "plan": "p", "trial_end": "continue"}
     assert tenant.post("/v1/subscriptions", subscribed).status_code == 201
