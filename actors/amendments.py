@@ -44,9 +44,6 @@ class Amendments:
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
         if _CHANGES.isdisjoint(rows["kind"].to_list()):
             return
-        # Decisions of all kinds come by here, most of them one row: a list is looked at sooner than a frame is filtered.
-        if not {int(RowKind.AMENDED), int(RowKind.VOIDED)} & set(rows["kind"].to_list()):
-            return
         changes = rows.filter(pl.col("kind").is_in([int(RowKind.AMENDED), int(RowKind.VOIDED)]))
         for tenant_id, id_, detail in changes.select("tenant", "id", "detail").iter_rows():
             amendment = amendment_of(detail)
