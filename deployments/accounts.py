@@ -100,6 +100,40 @@ async def post_reservations(
 
 
 @router.post(
+    "/reservations/commit",
+    summary="Commit many reservations at once",
+    **described(
+        request=[{"id": "call-4711", "amount": "4.20", "customer": "acme"}],
+        answer={"items": [_SPENT]},
+        also=(400, 409, 413, 415, 422),
+    ),
+)
+async def post_commits(
+    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("usage:write"))
+) -> Response:
+    """A list of up to 10,000; each is answered in its place by the reservation or a `problem`, as one by one."""
+    entries = _entries(form, ("id", "amount", "customer"), ("id", "amount"))
+    return _items(request, await desk_of(request).commit(caller.tenant_id, entries))
+
+
+@router.post(
+    "/reservations/release",
+    summary="Give many reservations back at once",
+    **described(
+        request=[{"id": "call-4711", "customer": "acme"}],
+        answer={"items": [_RESERVATION | {"state": "released"}]},
+        also=(400, 409, 413, 415, 422),
+    ),
+)
+async def post_releases(
+    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("usage:write"))
+) -> Response:
+    """A list of up to 10,000; each is answered in its place by the reservation or a `problem`, as one by one."""
+    entries = _entries(form, ("id", "customer"), ("id",))
+    return _items(request, await desk_of(request).release(caller.tenant_id, entries))
+
+
+@router.post(
     "/reservations/{id}/commit",
     summary="Spend of a reservation what was used",
     **described(request={"amount": "4.20", "customer": "acme"}, answer=_SPENT, also=(400, 404, 409, 413, 415, 422)),
@@ -208,6 +242,22 @@ async def read_wallets(
 def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
+
+
+def _entries(form: Any, keys: Sequence[str], needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a list with these keys only; every mistake with the place of its entry."""
+    if not isinstance(form, list):
+        raise InvalidInput("a list is needed", errors=[FieldError("", "a list is needed")])
+    _check_batch(form)
+    errors: list[FieldError] = []
+    for place, entry in enumerate(form):
+        try:
+            known_keys(entry, keys, needed)
+        except InvalidInput as error:
+            errors += [FieldError(f"/{place}{one.pointer}", one.detail) for one in error.errors]
+    if errors:
+        raise InvalidInput(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
+    return form
 
 
 def _check_batch(form: list[Any]) -> None:

@@ -79,6 +79,29 @@ def test_a_batch_answers_each_in_its_place(tenant: Tenant) -> None:
     assert {one["pointer"] for one in problem["errors"]} == {"/2/customer", "/2/amount"}
 
 
+def test_many_are_committed_and_released_at_once(tenant: Tenant) -> None:
+    code = customer(tenant, {"amount": "10.00"})
+    tenant.post("/v1/reservations", [{"customer": code, "id": f"{code}-{n}", "amount": "2.00"} for n in range(4)])
+    asked = [
+        {"id": f"{code}-0", "amount": "1.00"},
+        {"id": "none", "amount": "1.00"},
+        {"id": f"{code}-1", "amount": "9"},
+    ]
+    items = tenant.post("/v1/reservations/commit", asked).json()["items"]
+    assert [one.get("committed") for one in items] == ["1.00", None, "2.00"]
+    assert items[1]["problem"]["status"] == 404
+    asked = [{"id": f"{code}-{n}", "customer": code} for n in (0, 2, 3)]
+    items = tenant.post("/v1/reservations/release", asked).json()["items"]
+    assert [one.get("state") for one in items] == [None, "released", "released"]
+    assert items[0]["problem"]["status"] == 409
+    [wallet] = tenant.get(f"/v1/wallets/{code}").json()["wallets"]
+    assert (wallet["balance"], wallet["reserved"], wallet["committed"]) == ("7.00", "0.00", "3.00")
+    answer = tenant.post("/v1/reservations/commit", [{"id": "x"}, {"amount": "1", "more": "2", "id": "y"}])
+    assert answer.status_code == 422
+    assert {one["pointer"] for one in answer.json()["errors"]} == {"/0/amount", "/1/more"}
+    assert tenant.post("/v1/reservations/release", {"id": "x"}).status_code == 422
+
+
 def test_what_is_wrong_is_said_with_its_place_and_leaves_the_id_free(tenant: Tenant) -> None:
     code = customer(tenant, {"amount": "10.00"})
     wrong = {"customer": code, "id": f"{code}-1", "amount": "1.00", "usage": {"meter": "nope", "quantity": "-1"}}
