@@ -242,7 +242,7 @@ class LiveFigures:
         for segment in walk(self._store, self._lane, first, last):
             if tenant_id in segment.head.counters:
                 part = segment.rows().filter(pl.col("tenant") == tenant_id)
-                if segment.head.counters[tenant_id].decided:
+                if tenant_id in segment.head.changed:
                     met.append(_changes_in(part))
                 waiting.append(part.filter(_IS_USAGE).select(EVENT_SCHEMA.names()))
                 rows += part.height

@@ -14,9 +14,6 @@ import polars as pl
 from billing.amendments import ORIGIN_SCHEMA, Amended, fold_amendments
 from storage.object_store import ObjectStore
 from storage.usage_log.reader import DECIDED_SCHEMA, SCAN_SCHEMA, Cut, UsageLogReader
-from storage.usage_log.segment import RowKind
-
-CHANGES = (RowKind.AMENDED, RowKind.VOIDED)
 
 
 def mark_amended(store: ObjectStore, tenant_id: str) -> None:
@@ -30,7 +27,7 @@ def amendments_at(
     """What amendments say at a cut, and their rows (DECIDED_SCHEMA); with `since` those that came after it alone."""
     frames: list[pl.DataFrame] = []
     if reader.store.exists(_mark(tenant_id)):
-        frames = list(reader.scan_decided(tenant_id, cut, CHANGES, since=since))
+        frames = list(reader.scan_changes(tenant_id, cut, since=since))
     rows = pl.concat(frames) if frames else pl.DataFrame(schema=DECIDED_SCHEMA)
     return fold_amendments(rows), rows
 

@@ -160,14 +160,12 @@ class UsageLogReader:
             tenant_id, cut, since or NOTHING, wanted, pl.all_horizontal(conditions), SCAN_SCHEMA.names()
         )
 
-    def scan_decided(
-        self, tenant_id: str, cut: Cut, kinds: Sequence[RowKind], *, since: Cut | None = None
-    ) -> Iterator[pl.DataFrame]:
-        """Rows that the lanes' writers decided, with their `detail`: frames of DECIDED_SCHEMA. Few among many."""
-        assert RowKind.USAGE not in kinds, "usage is read by scan"
-        condition = (pl.col("tenant") == tenant_id) & pl.col("kind").is_in([int(kind) for kind in kinds])
+    def scan_changes(self, tenant_id: str, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
+        """AMENDED and VOIDED rows with their `detail`: frames of DECIDED_SCHEMA. Few among many; heads name them."""
+        kinds = [int(RowKind.AMENDED), int(RowKind.VOIDED)]
+        condition = (pl.col("tenant") == tenant_id) & pl.col("kind").is_in(kinds)
         columns = DECIDED_SCHEMA.names()
-        yield from self._scan(tenant_id, cut, since or NOTHING, set(range(256)), condition, columns, decided_only=True)
+        yield from self._scan(tenant_id, cut, since or NOTHING, set(range(256)), condition, columns, changes_only=True)
 
     def scan_all(self, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
         """Rows of all tenants, with tenant and partition: for sealing and verification."""
@@ -190,14 +188,14 @@ class UsageLogReader:
         condition: pl.Expr,
         columns: list[str],
         *,
-        decided_only: bool = False,
+        changes_only: bool = False,
     ) -> Iterator[pl.DataFrame]:
         done: set[str] = set()
         for _ in range(READINGS_MAX):
             manifest = self._chain.newest()
             try:
                 yield from self._scan_once(
-                    manifest, tenant_id, cut, since, partitions, condition, columns, done, decided_only
+                    manifest, tenant_id, cut, since, partitions, condition, columns, done, changes_only
                 )
                 return
             except StoreUnavailable:
@@ -216,7 +214,7 @@ class UsageLogReader:
         condition: pl.Expr,
         columns: list[str],
         done: set[str],
-        decided_only: bool,
+        changes_only: bool,
     ) -> Iterator[pl.DataFrame]:
         pending: list[pl.DataFrame] = []
         rows = 0
@@ -243,7 +241,7 @@ class UsageLogReader:
                     continue
                 if tenant_id is not None and tenant_id not in head.counters:
                     continue
-                if decided_only and tenant_id is not None and head.counters[tenant_id].decided == 0:
+                if changes_only and tenant_id not in head.changed:
                     continue
                 segment = segment or self._segment(lane, number)
                 frame = with_positions(segment.rows(), segment.head).filter(condition).select(columns)

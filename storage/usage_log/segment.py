@@ -106,6 +106,7 @@ class SegmentHead:
     counters: Mapping[str, Counters] = field(default_factory=dict)  # by tenant id
     controls: Sequence[Control] = ()
     clocks: Mapping[str, int] = field(default_factory=dict)  # tenants with a time of their own -> their received_at
+    changed: frozenset[str] = frozenset()  # tenants with AMENDED or VOIDED rows
 
     @property
     def log_time(self) -> datetime:
@@ -128,6 +129,8 @@ class SegmentHead:
         }
         if self.clocks:
             form["clocks"] = dict(self.clocks)
+        if self.changed:
+            form["changed"] = sorted(self.changed)
         return json.dumps(form, separators=(",", ":"))
 
     @classmethod
@@ -147,6 +150,7 @@ class SegmentHead:
             counters={tenant: Counters(*counts) for tenant, counts in form["counters"].items()},
             controls=tuple(Control(**control) for control in form["controls"]),
             clocks=form.get("clocks", {}),
+            changed=frozenset(form.get("changed", ())),
         )
 
 
@@ -192,7 +196,8 @@ def encode_segment(head: SegmentHead, rows: pl.DataFrame | None) -> bytes:
     if rows is None or rows.height == 0:
         frame, head = pl.DataFrame(schema=ROW_SCHEMA), replace(head, rows=0, ranges={})
     else:
-        frame, head = rows, replace(head, rows=rows.height, ranges=_ranges(rows["partition"].to_numpy()))
+        ranges = _ranges(rows["partition"].to_numpy())
+        frame, head = rows, replace(head, rows=rows.height, ranges=ranges, changed=_changed(head, rows))
     buffer = io.BytesIO()
     frame.write_parquet(
         buffer,
@@ -203,6 +208,14 @@ def encode_segment(head: SegmentHead, rows: pl.DataFrame | None) -> bytes:
         metadata={HEAD_KEY: head.to_text()},
     )
     return buffer.getvalue()
+
+
+def _changed(head: SegmentHead, rows: pl.DataFrame) -> frozenset[str]:
+    if not any(count.decided for count in head.counters.values()):
+        return frozenset()
+    kinds = rows["kind"].to_numpy()
+    changes = np.flatnonzero((kinds == RowKind.AMENDED) | (kinds == RowKind.VOIDED))
+    return frozenset(rows["tenant"].gather(changes)) if len(changes) else frozenset()
 
 
 def decode_segment(data: bytes) -> StoredSegment:

@@ -206,7 +206,7 @@ def test_a_tenant_without_amendments_pays_one_look(store: LocalObjectStore, monk
     def never(*_: object, **__: object) -> Sequence[pl.DataFrame]:
         raise AssertionError("nobody needs to read the log for amendments")
 
-    monkeypatch.setattr(reader, "scan_decided", never)
+    monkeypatch.setattr(reader, "scan_changes", never)
     assert sum(frame.height for frame in scan_counting(reader, TENANT, reader.now())) == 10
 
 
