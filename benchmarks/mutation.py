@@ -1,8 +1,9 @@
 """`make mutation`: change the core on purpose and see whether a test notices. The score is the share of those noticed.
 
 A driver around mutmut: it copies the project, lets mutmut make every mutant of `billing/`, draws a sample by a seed,
-and lets mutmut run the tests of `tests/billing` that reach the changed function. Everything drawn counts: a mutant that
-no test reaches has survived, one that changes nothing that can be seen has, too; one that never ends was noticed.
+and lets mutmut run those tests of the core (`[tool.mutmut]`) that reach the changed function. Everything drawn counts:
+a mutant that no test reaches has survived, one that changes nothing that can be seen has, too; one that never ends was
+noticed.
 `python -m benchmarks.mutation [--sample 400] [--seed 1] [--folder DIR] [FILES...]`, such as `'billing/pricing/*'`; the
 last line is JSON. A kept folder spares the next run most of the five minutes that it takes to make the mutants.
 """
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -26,12 +28,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("billing", "storage", "cluster", "actors", "pipelines", "deployments", "tests", "docs", "examples",
           "README.md")  # fmt: skip
+TESTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"][
+    "pytest_add_cli_args_test_selection"
+]
 SMALLEST = "billing/pricing/flat.py"  # mutmut makes all mutants on its first run, even if it is to try those of one
-NOTICED, SURVIVED = ("killed", "timeout"), ("survived", "no tests")
+NOTICED = ("killed", "timeout")
 # Forked test processes hang on their first column if the process that they come from has used Polars' threads.
 THREADS = """
 import pathlib, sys, pytest
-if pytest.main(["--collect-only", "-qqq", "-p", "no:cacheprovider", "tests/billing"]):
+if pytest.main(["--collect-only", "-qqq", "-p", "no:cacheprovider", *sys.argv[1:]]):
     sys.exit("the tests cannot be collected")
 names = {(task / "comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()}
 if any(name.startswith("polars-") and name[7:].isdigit() for name in names):
@@ -139,22 +144,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         copy_project(folder, options.files)
         subprocess.run(
-            [sys.executable, "-c", THREADS], cwd=folder, env=environment(folder), stdout=sys.stderr, check=True
+            [sys.executable, "-c", THREADS, *TESTS], cwd=folder, env=environment(folder), stdout=sys.stderr, check=True
         )
-        mutmut(
-            folder,
-            "run",
-            "--max-children",
-            str(options.children),
-            SMALLEST.removesuffix(".py").replace("/", ".") + ".*",
-        )
+        children = ("--max-children", str(options.children))
+        mutmut(folder, "run", *children, SMALLEST.removesuffix(".py").replace("/", ".") + ".*")
         names = sorted(verdicts(folder, options.files))
         if not names:
             raise SystemExit("there is nothing to change in such files")
         if 0 < options.sample < len(names):
             names = random.Random(options.seed).sample(names, options.sample)
         print(f"trying {len(names)} mutants; tail -f {folder / 'mutmut.log'}", file=sys.stderr, flush=True)
-        mutmut(folder, "run", "--max-children", str(options.children), *names)
+        mutmut(folder, "run", *children, *names)
         found = verdicts(folder, options.files)
         for name in sorted(names):
             if found[name] not in NOTICED:
