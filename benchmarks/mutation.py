@@ -31,7 +31,7 @@ COPIED = ("billing", "storage", "cluster", "actors", "pipelines", "deployments",
 TESTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"][
     "pytest_add_cli_args_test_selection"
 ]
-SMALLEST = "billing/pricing/flat.py"  # mutmut makes all mutants on its first run, even if it is to try those of one
+SMALLEST = "billing/einvoice/units.py"  # mutmut makes all mutants on its first run, even if it is to try those of one
 NOTICED = ("killed", "timeout")
 # Forked test processes hang on their first column if the process that they come from has used Polars' threads.
 THREADS = """
