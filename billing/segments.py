@@ -114,6 +114,8 @@ class Until:
 
     moment: datetime = FOREVER
     step: int = 0
+    cancelled: bool = False  # by a cancellation that waited for the end of a period of the subscription
+    refund_unused: bool = True
 
 
 def course(subscription: Subscription, timezone: str, first_grid: Grid | None, until: Until) -> Course:
@@ -226,7 +228,8 @@ class _Course:
             number, refund = max(ending.number, self.subscription.number), ending.refund_unused
             now = ending.kind == "pause" or (ending.kind == "cancel" and ending.when == "now")
         elif until is not None:
-            number = until.step
+            number, refund = until.step, until.refund_unused
+            now = until.cancelled and self.grid.at(moment).start != moment  # not at the end of a period of its own
         place, plan = len(self.segments), self.running
         self.segments.append(
             Segment(place, plan, self.grid, self.start, moment, self.step, number, refund, now, self.root)
@@ -285,7 +288,8 @@ def add_on_terms(
     if paused is not None:
         own.insert(0, replace(paused, at=add_on.start, add_on=add_on.code))
     if run.end < end.moment:
-        end = Until(run.end, run.end_step)
+        last = next((one for one in subscription.steps if one.number == run.end_step), None)
+        end = Until(run.end, run.end_step, last is not None, last is None or last.refund_unused)
     base = [one for one in run.segments if one.start <= add_on.start] or list(run.segments[:1])
     origin = base[-1].grid
     same_grid = origin if origin.interval == add_on.plan.interval else _with_interval(origin, add_on.plan)

@@ -355,6 +355,23 @@ def test_an_add_on_of_a_yearly_plan_keeps_to_the_day_of_its_subscription() -> No
     assert of_add_on(life(plans, steps)) == [("base", "2026-03-10", "2027-01-10", "1", "306.00")]
 
 
+@pytest.mark.parametrize(("refund", "taken_back"), [(True, [("2026-05-01", "2027-01-01", "-245.00")]), (False, [])])
+def test_a_yearly_add_on_ends_with_a_monthly_subscription(refund: bool, taken_back: list[tuple[str, ...]]) -> None:
+    """Cancelled to the end of April: 245 of 365 days of the add-on are unused."""
+    steps = [
+        subscribe("2026-01-01"),
+        extended(at="2026-01-01"),
+        run("2026-04-01"),
+        step("2026-04-10", "cancel", when="period_end", refund_unused=refund),
+        run("2026-05-01"),
+        run("2027-02-01"),
+    ]
+    made = of_add_on(life([plan(flat("1")), plan(flat("365"), code="q", interval="year")], steps))
+    assert made[0] == ("base", "2026-01-01", "2027-01-01", "1", "365.00")
+    signed = [(line[1], line[2], f"-{line[4]}") for line in made[1:]]  # on a credit note
+    assert signed == taken_back
+
+
 def test_a_pause_that_holds_when_an_add_on_begins_holds_for_it() -> None:
     steps = [
         subscribe("2026-01-01"),
