@@ -25,7 +25,7 @@ SCOPES: dict[str, str] = {
     "contracts:read": "customers, subscriptions, budgets, wallets",
     "contracts:write": "change customers, subscriptions, budgets, wallets",
     "billing:read": "bill runs, invoices, credit notes, archive",
-    "billing:write": "start and cancel bill runs, write credit notes",
+    "billing:write": "start and cancel bill runs, write credit notes, amend and void events that count",
     "access:read": "keys, users, settings, the record of changes",
     "access:write": "make and end keys and users, change settings, move a test clock",
 }

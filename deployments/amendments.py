@@ -125,12 +125,13 @@ async def post_corrections(
 async def post_amendments(
     request: Request,
     dry_run: bool = _DRY_RUN,
-    caller: Caller = Depends(may("usage:write")),
+    caller: Caller = Depends(may("billing:write")),
     form: Any = Depends(json_form),
 ) -> Response:
     """As for corrections, for any event, or `void: true` to let it count no more. A `reason` is needed, one for all or
     one each. Where the event's period is billed already, the next bill run has the difference as late usage has it,
-    also in a tenant that rejects late usage: somebody decided this. Who, when and why stay readable with the event.
+    also in a tenant that rejects late usage: somebody decided this. Who, when and why stay readable with the event. A
+    key that only sends usage may not do this.
     """
     return await _change(request, caller, form, dry_run, is_correction=False)
 

@@ -86,7 +86,7 @@ def test_what_counts_is_what_the_last_change_of_each_event_says(store: LocalObje
     async def scene(router: LocalUsageRouter, first: int) -> None:
         desk = AmendmentDesk(router, UsageLogReader(store))
         await router.ingest(TENANT, events.slice(first, 20))
-        for _ in range(8):
+        for _ in range(6):
             id_ = f"event-{chance.randrange(first + 20)}"
             now = look(desk, id_)
             state = now.state or now.sent

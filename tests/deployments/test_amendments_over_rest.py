@@ -188,8 +188,9 @@ def test_what_cannot_be_changed_is_refused_with_its_place(tenant: Tenant) -> Non
     no_reason = tenant.post("/v1/usage/amendments", {"amendments": [{"source": "a", "id": "x1", "void": True}]})
     assert no_reason.json()["errors"][0]["pointer"] == "/amendments/0/reason"
     assert tenant.get("/v1/usage/trail?source=a&id=nobody").status_code == 404
-    reader = tenant.key_with("usage:read")
-    assert tenant.post("/v1/usage/amendments", {}, key=reader).status_code == 403
+    gateway = tenant.key_with("usage:write", "usage:read")
+    assert tenant.post("/v1/usage/amendments", {}, key=gateway).status_code == 403
+    assert tenant.post("/v1/usage/suspense/corrections", {}, key=gateway).status_code == 422
 
 
 def test_one_id_under_two_customers_is_billed_once_and_told_with_the_run(tenant: Tenant) -> None:
