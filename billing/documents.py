@@ -49,7 +49,7 @@ class Line:
     tax_code: str = ""
     name: str = ""  # what the customer reads, of the charge
     unit: str = ""  # of the quantity, as the meter or charge names it
-    unit_price: Decimal | None = None  # where quantity x unit_price = amount + allowance before rounding
+    unit_price: Decimal | None = None  # where quantity x unit_price = stated amount + allowance, unrounded
     correction: bool = False
     corrects: Corrects | None = None
     explanation: Mapping[str, Any] = field(default_factory=dict[str, Any])  # tiers, proration, rounding, events

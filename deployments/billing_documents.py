@@ -279,6 +279,8 @@ _INVOICE = _ROW | {
             "quantity": "150",
             "amount": "15.00",
             "allowance": "0",
+            "gross": None,
+            "customer": None,
             "tax": {"category": "S", "percent": "19"},
             "correction": False,
             "corrects": None,
@@ -286,6 +288,7 @@ _INVOICE = _ROW | {
         }
     ],
     "allowances": [],
+    "members": [],
     "taxes": [{"category": "S", "percent": "19", "base": "68.00", "amount": "12.92"}],
     "referred_by": [],
     "rests_on": {
@@ -323,6 +326,10 @@ def shown_document(document: Document, timezone: str) -> dict[str, Any]:
                 "tax": {"category": each.tax_category, "percent": plain(each.tax_percent)},
             }
             for each in document.allowances
+        ],
+        # Whose lines these are beside the customer's own (who pays for them), and what their own credit paid.
+        "members": [
+            {"customer": each.code, "name": each.name, "prepaid": plain(each.prepaid)} for each in document.members
         ],
         "taxes": [
             {
@@ -473,6 +480,7 @@ def post_credit_note(
     request: Request, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
 ) -> Response:
     """Without `lines` the whole invoice is credited. A line without `amount` is credited with all that is left of it.
+    Of a line whose price contains the tax (it has a `gross`) the amount is with the tax.
     What was billed stays billed: later corrections of usage compare with the invoice's lines."""
     write = Write(request)
     services = write.services
