@@ -205,6 +205,8 @@ class AccountsDesk:
                 del lines[key]
 
     def _by_lane(self, tenant_id: str, customers: Sequence[str]) -> list[list[str]]:
+        if len(customers) == 1:
+            return [list(customers)]
         lanes: dict[int, list[str]] = {}
         for customer, lane in zip(customers, self._router.lanes_of(tenant_id, customers), strict=True):
             lanes.setdefault(lane, []).append(customer)

@@ -3,7 +3,6 @@
 All data comes through the product's own ways: steps of master data, the usage router, bill runs, rendered documents.
 """
 
-import asyncio
 import io
 import socket
 import threading
@@ -76,23 +75,6 @@ def sign_in(client: httpx.Client, email: str = EMAIL, password: str = PASSWORD) 
     return client.post("/sign-in", data=form)
 
 
-class LazyRouter:
-    """Opens the shards on the application's own event loop, at the first use."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-        self._router: LocalUsageRouter | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*arguments: Any, **options: Any) -> Any:
-            if self._router is None:
-                masters = MasterChain(self._store)
-                self._router = await asyncio.to_thread(LocalUsageRouter.open, self._store, shards=1, master=masters)
-            return await getattr(self._router, name)(*arguments, **options)
-
-        return call
-
-
 def start(
     directory: Path,
     *,
@@ -127,7 +109,7 @@ def start(
         thread.start()
         threads.append(thread)
 
-    router = LazyRouter(store)
+    router = LocalUsageRouter.open(store, shards=1, master=MasterChain(store))
     services = Services(
         database=database,
         router=router,

@@ -13,7 +13,7 @@ from billing.contracts import ContractStep, Subscription
 from billing.errors import NotFound
 from billing.master import Customer, MasterData
 from deployments.front import usage_view
-from deployments.front.contracts import budgets, terms, view
+from deployments.front.contracts import budgets, terms, view, wallets
 from deployments.front.formats import Formats
 from deployments.front.lists import EXPORT_ROWS_MAX, Sort, export, window
 from deployments.front.page import Front, Visit
@@ -106,7 +106,7 @@ def routes(front: Front) -> APIRouter:
             usage=usage_view.so_far(front, visit, master, code, explain=explain),
             days=usage_view.days(front, visit, master, today - timedelta(days=USAGE_DAYS - 1), today, customer=code),
             wallet=_wallet(master, code, documents.prepaid),
-            top_ups=[one for one in master.top_ups if one.customer == code],
+            wallets=wallets.of_customer(front, visit, master, code),
             budgets=budgets.of_customer(front, visit, master, code),
         )
 
