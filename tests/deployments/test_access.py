@@ -20,7 +20,14 @@ pytestmark = pytest.mark.postgres
 UNGUARDED = {"/v1/health/live", "/v1/health/ready"}
 
 # Values for the parameters in paths; in the tests below each names something of the first tenant.
-PARAMETERS = {"code": "acme", "number": "none", "run_id": "", "key_id": "", "user_id": ""}
+PARAMETERS = {
+    **{"code": "acme", "customer": "acme", "id": "r1", "number": "none", "line": "1"},
+    **{"run_id": "", "simulation_id": "", "key_id": "", "user_id": ""},
+}
+
+
+PRICES = {"code": "basic", "charges": [{"code": "storage", "price": {"model": "per_unit", "unit": "0.2"}}]}
+SIMULATION = {"prices": PRICES, "from": "2026-01", "to": "2026-01"}
 
 
 def all_routes() -> Iterator[tuple[str, APIRoute]]:
@@ -54,7 +61,12 @@ def world(api: Any) -> dict[str, Any]:
             {"code": "fee", "kind": "recurring", "price": {"model": "flat", "amount": "1"}, "tax": "standard"}
         ]
         assert first.put(f"/v1/plan-drafts/{code}", plan).status_code == 200
+    reserved = first.post("/v1/reservations", {"customer": "acme", "id": "r1", "amount": "1.00"})
+    assert reserved.status_code == 200, reserved.text
+    simulation = first.post("/v1/simulations", SIMULATION)
+    assert simulation.status_code == 202, simulation.text
     values = PARAMETERS | {"run_id": run["id"], "key_id": key["id"], "user_id": user.json()["id"]}
+    values["simulation_id"] = simulation.json()["id"]
     return {"first": first, "second": second, "values": values}
 
 
