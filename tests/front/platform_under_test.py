@@ -19,6 +19,7 @@ import httpx
 import polars as pl
 import uvicorn
 
+from actors.accounts_desk import RunDesk
 from actors.router import LocalUsageRouter
 from billing.usage import EVENT_SCHEMA
 from deployments.access import PLATFORM_SCOPES
@@ -93,7 +94,8 @@ def start(
     open_log(store, lanes=1)
     masters = MasterChain(store)
     archive = Archive(database, store, clock=lambda: now)
-    driver = BillRunDriver(database, store, masters, archive, lambda: now)
+    router = LocalUsageRouter.open(store, shards=1, master=MasterChain(store))
+    driver = BillRunDriver(database, store, masters, archive, lambda: now, desk=RunDesk(router))
     threads: list[threading.Thread] = []
 
     def drive(tenant_id: str, run_id: str, approve: bool | None = None) -> None:
@@ -109,7 +111,6 @@ def start(
         thread.start()
         threads.append(thread)
 
-    router = LocalUsageRouter.open(store, shards=1, master=MasterChain(store))
     services = Services(
         database=database,
         router=router,
