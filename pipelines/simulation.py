@@ -257,6 +257,7 @@ class Simulations:
         with self._database.tenant(tenant_id) as connection:
             last = bill_runs.last_finalised(connection)
         simulation_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
+        chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         facts = {
             "id": simulation_id,
             "name": name,
@@ -264,7 +265,7 @@ class Simulations:
             "instead_of": to_form(master.plans[plan.code][-1]),
             "months": [month.isoformat() for month in months],
             "asked_customers": None if customers is None else sorted(set(customers)),
-            "chunks": [chosen[start : start + size] for start in range(0, len(chosen), size)],
+            "chunks": [len(chunk) for chunk in chunks],
             "master_number": master_number,
             "cut": json.loads(UsageLogReader(self._store).now("simulation").to_json()),
             "previous_cut": last["cut"] if last else None,
@@ -273,6 +274,8 @@ class Simulations:
             "created_at": self._clock().isoformat(),
             "created_by": actor,
         }
+        # Who is in which chunk apart, and first: lists read the facts of all simulations, and find by them.
+        self._store.create(f"{folder(tenant_id, simulation_id)}customers.json", msgspec.json.encode(chunks))
         self._store.create(f"{folder(tenant_id, simulation_id)}facts.json", msgspec.json.encode(facts))
         self._note(tenant_id, simulation_id, "planned", 0)
         return self.get(tenant_id, simulation_id)
@@ -295,13 +298,14 @@ class Simulations:
     def _drive(self, tenant_id: str, simulation_id: str) -> str:
         facts = self._facts(tenant_id, simulation_id)
         here = folder(tenant_id, simulation_id)
-        chunks: list[list[str]] = facts["chunks"]
+        chunks: list[list[str]] = msgspec.json.decode(self._store.get(f"{here}customers.json") or b"[]")
+        assert [len(chunk) for chunk in chunks] == facts["chunks"], "the customers of a simulation are put before it"
         done = {chunk for chunk in range(len(chunks)) if self._store.exists(_chunk_key(here, chunk))}
         if (state := self._state(here)["state"]) in ("cancelled", "done"):
             return state
         self._note(tenant_id, simulation_id, "running", len(done))
         tasks = (
-            self._task(tenant_id, facts, chunk)
+            self._task(tenant_id, facts, chunk, chunks[chunk])
             for chunk in range(len(chunks))
             if chunk not in done and not self._cancelled(here)
         )
@@ -320,13 +324,13 @@ class Simulations:
         self._note(tenant_id, simulation_id, "done", len(done))
         return "done"
 
-    def _task(self, tenant_id: str, facts: Mapping[str, Any], chunk: int) -> SimulationTask:
+    def _task(self, tenant_id: str, facts: Mapping[str, Any], chunk: int, customers: Sequence[str]) -> SimulationTask:
         previous = facts["previous_cut"]
         return SimulationTask(
             tenant_id,
             facts["id"],
             chunk,
-            tuple(facts["chunks"][chunk]),
+            tuple(customers),
             facts["plan"]["form"],
             facts["plan"]["version"],
             tuple(date.fromisoformat(month) for month in facts["months"]),
@@ -343,7 +347,7 @@ class Simulations:
         facts = self._facts(tenant_id, simulation_id)
         here = folder(tenant_id, simulation_id)
         state = self._state(here)
-        sizes = [len(chunk) for chunk in facts["chunks"]]
+        sizes: list[int] = facts["chunks"]
         summary = self._store.get(f"{here}summary.json")
         shown = {key: value for key, value in facts.items() if key not in ("chunks", "cut", "previous_cut", "now")}
         return {
