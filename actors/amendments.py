@@ -7,13 +7,13 @@ both succeed. The rows in other partitions only follow from the decision and are
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
-from actors.followers import NO_ROWS, Decided, LogMoment, LogRow, log_rows
+from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
 from billing.amendments import SOURCE, Amendment, AmendmentRow, EventState, amendment_of, rows_of
 from storage.usage_log.segment import RowKind
 
@@ -32,7 +32,7 @@ class Amendments:
     version = 1
 
     def __init__(self) -> None:
-        self.decisions = {AMEND: self._amend, AMEND_PARTS: self._parts}
+        self.decisions: Mapping[str, Decision] = {AMEND: self._amend, AMEND_PARTS: self._parts}
         self._newest: dict[tuple[str, str, str, str], _Newest] = {}
 
     def watches(self, tenant_id: str) -> bool:

@@ -17,6 +17,7 @@ import polars as pl
 from billing.errors import Conflict, Unavailable
 from billing.rating import LiveState
 from storage.usage_log.checkpoints import FrozenFollower
+from storage.usage_log.partitions import EventIds
 from storage.usage_log.segment import ROW_SCHEMA, RowKind, instant_of
 
 NO_ROWS = pl.DataFrame(schema=ROW_SCHEMA)
@@ -199,16 +200,22 @@ class FollowerSet:
                 found.extend(follower.due())
         return found
 
-    def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
-        frames: list[pl.DataFrame] = []
+    def propose(
+        self,
+        rows: pl.DataFrame,
+        moment: LogMoment,
+        place: Callable[[pl.DataFrame], tuple[pl.DataFrame, EventIds]],
+    ) -> list[tuple[pl.DataFrame, EventIds]]:
+        """What each follower proposes, placed by the shard: where that is not possible, it is the follower's fault."""
+        found: list[tuple[pl.DataFrame, EventIds]] = []
         for follower in self._followers.values():
             with self._aside(follower):
                 wanted = self._wanted(follower, rows)
                 if wanted.height:
                     proposed = follower.propose(wanted, moment)
                     if proposed.height:
-                        frames.append(proposed.select(ROW_SCHEMA.names()))
-        return pl.concat(frames) if frames else NO_ROWS
+                        found.append(place(proposed))
+        return found
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
         for follower in self._followers.values():

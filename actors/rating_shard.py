@@ -469,18 +469,21 @@ class RatingShard:
             owner = int(self._lane_of[item.partition])
             item.future.set_result(encode_moved(self.lane, int(self._generation[item.partition]), owner))
             return
+        placed: tuple[pl.DataFrame, EventIds] | None = None
         try:
             decided = item.decide(group.moment)
+            if decided.rows.height:
+                tenants = set(decided.rows["tenant"].to_list())
+                assert tenants == {item.tenant_id}, f"a decision of {item.tenant_id} wrote for another tenant"
+                placed = self._placed(decided.rows, item.tenant_id)
         except BillingError as error:
             item.fail(error)
             return
         except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - a fault must not stop the lane
             item.fail(BillingError(f"The decision failed: {type(error).__name__}: {error}. Nothing was written."))
             return
-        if decided.rows.height:
-            tenants = set(decided.rows["tenant"].to_list())
-            assert tenants == {item.tenant_id}, f"a decision of {item.tenant_id} wrote for another tenant"
-            rows, ids = self._placed(decided.rows, item.tenant_id)
+        if placed is not None:
+            rows, ids = placed
             is_new = self._add_ids(group, ids)
             if not is_new.all():
                 self._recent.take_back(group.ids.pop())
@@ -494,9 +497,7 @@ class RatingShard:
 
     def _follow(self, group: _Group, rows: pl.DataFrame, *, at_once: bool) -> None:
         """Show rows to the followers, and what they propose for the same segment; what is in the log already is not."""
-        proposed = self._followers.propose(rows, group.moment)
-        if proposed.height:
-            placed, ids = self._placed(proposed)
+        for placed, ids in self._followers.propose(rows, group.moment, self._placed):
             new = placed.filter(pl.Series(self._add_ids(group, ids)))
             if new.height:
                 group.frames.append(new)

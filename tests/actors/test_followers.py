@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
@@ -433,3 +434,25 @@ def test_an_answer_that_must_be_true_now_waits_for_a_put_that_a_zombie_loses(
     now = decode_decided(successor.decide(TENANT, 0, lambda _: Decided(NO_ROWS, b"now", forces_put=True)).result(20))
     assert (now.body, now.number) == (b"now", before + 1)
     assert kinds(store) == []
+
+
+def test_rows_that_belong_elsewhere_are_the_fault_of_who_made_them_and_the_lane_goes_on(
+    store: LocalObjectStore, opened: Opener
+) -> None:
+    open_log(store, lanes=2)
+    shard, purse = opened()
+    seed = open_log(store).seed
+    foreign = next(f"c-{n}" for n in range(99) if partition_of(seed, TENANT, f"c-{n}") % 2 == 1)
+    row = LogRow(RowKind.RESERVED, SOURCE, "x", foreign, 0, {"amount": 1})
+    for rows in (log_rows(TENANT, [row]), log_rows(OTHER_TENANT, [row])):
+        answer = decode_decided(shard.decide(TENANT, 0, lambda _, rows=rows: Decided(rows, b"")).result(20))  # type: ignore[misc]
+        assert answer.error is not None
+        assert "AssertionError" in answer.error.detail
+    purse.propose = lambda rows, moment: log_rows(TENANT, [row])  # type: ignore[method-assign]
+    shard._refold_at_s = time.monotonic() + 60  # else it is folded again before the next group
+    send(shard, make_events(20))
+    at_home = next(f"c-{n}" for n in range(99) if partition_of(seed, TENANT, f"c-{n}") % 2 == 0)
+    with pytest.raises(Unavailable, match="another lane"):
+        look(shard, at_home)
+    assert shard.serving
+    assert {kind for _, kind, _ in kinds(store)} == {RowKind.USAGE}
