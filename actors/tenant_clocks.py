@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import polars as pl
 
-from actors.followers import NO_ROWS, Decided, LogMoment, LogRow, log_rows
+from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
 from storage.usage_log.segment import RowKind
 
 SET_CLOCK = "set_clock"
@@ -23,7 +23,7 @@ class TenantClocks:
     version = 1
 
     def __init__(self) -> None:
-        self.decisions = {SET_CLOCK: self._set}
+        self.decisions: Mapping[str, Decision] = {SET_CLOCK: self._set}
         self.times: Mapping[str, int] = {}  # tenant -> microseconds; replaced, never changed in place
 
     def watches(self, tenant_id: str) -> bool:
