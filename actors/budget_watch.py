@@ -20,6 +20,7 @@ import msgspec
 import polars as pl
 
 from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
+from actors.lane_past import LanePast, NotRead
 from actors.live_figures import MasterSource
 from billing.amendments import fold_amendments_of_lane, states_before
 from billing.budget_state import ARRIVED, NO_EVENTS, Planned, Step, TenantBudgets, Watch
@@ -31,9 +32,8 @@ from billing.periods import Period
 from billing.usage import INSTANT
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import Genesis, read_genesis
-from storage.usage_log.lane import walk
 from storage.usage_log.partitions import partitions_of
-from storage.usage_log.segment import RowKind, instant_of, microseconds_of, with_positions
+from storage.usage_log.segment import RowKind, instant_of, microseconds_of
 
 SOURCE = "cloudbilling:budget"  # of ids; no sender may use it
 LOOK = "budgets.look"
@@ -84,12 +84,18 @@ class BudgetWatch:
     version = 1
 
     def __init__(
-        self, lane: int, master: MasterSource, store: ObjectStore, now_s: Callable[[], float] = time.monotonic
+        self,
+        lane: int,
+        master: MasterSource,
+        store: ObjectStore,
+        now_s: Callable[[], float] = time.monotonic,
+        past: LanePast | None = None,
     ) -> None:
         self._lane = lane
         self._master = master
         self._store = store
         self._now_s = now_s
+        self._past = past or LanePast(lane, store)
         self._genesis: Genesis | None = None
         self._known: dict[str, _Known] = {}
         self._watches: dict[str, Watch] = {}
@@ -108,12 +114,16 @@ class BudgetWatch:
             watch = self._watch_to_take_on(tenant_id, part, kinds, moment)
             if watch is None and (tenant_id not in self._tenants or kinds.isdisjoint(_CHANGING)):
                 continue
+            is_asked = int(RowKind.MASTER_SEEN) in kinds
+            if watch is not None and not is_asked and not self._is_read(tenant_id, watch, moment):
+                watch = None  # it is taken on when what came before has been read; until then all stays as it is
+                if tenant_id not in self._tenants or kinds.isdisjoint(_CHANGING):
+                    continue
             step = self._step(tenant_id, part, moment, watch)
             planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number))
             self._pending[tenant_id] = _Pending(
                 moment.number, part.height - _of_kind(part, RowKind.MASTER_SEEN).height, planned
             )
-            is_asked = _of_kind(part, RowKind.MASTER_SEEN).height > 0
             found.append(_proposed(tenant_id, None if is_asked else watch, planned, moment))
         return pl.concat(found) if found else NO_ROWS
 
@@ -141,7 +151,8 @@ class BudgetWatch:
             if self._open.get(tenant_id, (-1, []))[0] != moment.number:
                 self._open[tenant_id] = moment.number, []
             self._open[tenant_id][1].append(_placed(part, moment.number, moment.now_us(tenant_id)))
-            if _of_kind(own, RowKind.MASTER_SEEN).height:
+            if int(RowKind.MASTER_SEEN) in kinds:
+                self._past.drop(tenant_id)
                 self._looked_s[tenant_id] = self._now_s()
             self._record(tenant_id, state, own, moment)
 
@@ -207,7 +218,10 @@ class BudgetWatch:
             if watch is None or budget.customer not in watch.budgets:
                 raise Unavailable(f"Budget {budget.code!r} is not known in lane {self._lane} yet; try again.")
             step = Step(now, watch=watch)
-            planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, None))
+            try:
+                planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, None, wait=False))
+            except NotRead as error:
+                raise _being_read(budget.code) from error
             return planned.spending.budgets.left(budget, now)
         return state.spending.budgets.left(budget, now)
 
@@ -268,22 +282,19 @@ class BudgetWatch:
         assert step.watch is not None, "a tenant is watched from its first look on"
         return TenantBudgets.empty(step.watch)
 
-    def _history(self, tenant_id: str, before: int | None) -> Callable[[Sequence[str]], pl.DataFrame]:
-        """Usage of customer keys in this lane, below a number (None: all that is committed)."""
+    def _history(
+        self, tenant_id: str, before: int | None, *, wait: bool = True
+    ) -> Callable[[Sequence[str]], pl.DataFrame]:
+        """Usage of customer keys in this lane, below a number (None: all that is committed).
+
+        Without `wait` a long lane is read by a thread: NotRead until that is done.
+        """
 
         def history(keys: Sequence[str]) -> pl.DataFrame:
-            found: list[pl.DataFrame] = []
-            kinds = [int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED)]
-            wanted = (pl.col("tenant") == tenant_id) & pl.col("kind").is_in(kinds)
-            wanted = wanted & pl.col("customer").is_in(list(keys))
-            for segment in walk(self._store, self._lane, 0, None if before is None else before - 1):
-                if segment.head.rows and tenant_id in segment.head.counters:
-                    rows = with_positions(segment.rows(), segment.head).filter(wanted)
-                    if rows.height:
-                        found.append(rows)
+            found = self._past.rows(tenant_id, keys, before, wait=wait)
             number, open_rows = self._open.get(tenant_id, (-1, []))
             if number == before:  # rows of this group that are not in the log yet
-                found += [rows.filter(wanted) for rows in open_rows]
+                found += [rows.filter(pl.col("customer").is_in(list(keys))) for rows in open_rows]
             if not found:
                 return NO_EVENTS
             rows = pl.concat(found, how="diagonal_relaxed")
@@ -294,6 +305,18 @@ class BudgetWatch:
             return pl.concat([_arrived(known.without(usage)), _corrected(known.events)]).sort("number", "row")
 
         return history
+
+    def _is_read(self, tenant_id: str, watch: Watch, moment: LogMoment) -> bool:
+        """Whether master data can be taken on without reading a long lane on the thread that commits."""
+        state = self._tenants.get(tenant_id)
+        if moment.number <= self._past.inline_max or (state is not None and state.watch.number == watch.number):
+            return True
+        step = Step(instant_of(moment.now_us(tenant_id)), watch=watch)
+        try:
+            self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number, wait=False))
+        except NotRead:
+            return False
+        return True
 
     def _record(self, tenant_id: str, state: TenantBudgets, own: pl.DataFrame, moment: LogMoment) -> None:
         """Alerts are what the log recorded."""
@@ -362,6 +385,8 @@ class BudgetWatch:
                 return Decided(NO_ROWS, b"done")
         if self._last.get(tenant_id) == moment.number:
             return Decided(NO_ROWS, b"again")
+        if not self._is_read(tenant_id, watch, moment):
+            raise _being_read("of this tenant")
         return Decided(log_rows(tenant_id, [_seen(self._lane, watch, moment)]), b"done")
 
     def _read(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
@@ -395,6 +420,10 @@ class BudgetWatch:
             if len(forms) >= min(asked.limit, ALERTS_MAX):
                 break
         return Decided(NO_ROWS, msgspec.json.encode(forms))
+
+
+def _being_read(what: str) -> Unavailable:
+    return Unavailable(f"What was spent before is being read from the log for the budget {what}; try again.")
 
 
 class _Which(msgspec.Struct):

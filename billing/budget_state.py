@@ -203,6 +203,8 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         levels_from = first if levels_from is None else min(levels_from, first)
     asked = set(watch.budgets) if is_look else touched
     part = state.spending.part(asked)
+    if is_look and watch.number != state.watch.number:
+        part.fit(watch.master, earlier)  # whatever has to be read from the log again is read by looks
     part.unbook(watch.master, touched, removed.select(EVENT_SCHEMA.names()), earlier)
     part.book(watch.master, touched, released.select(EVENT_SCHEMA.names()), earlier)
     looked_at = state.looked_at

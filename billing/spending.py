@@ -89,17 +89,7 @@ class Spending:
 
     def _fit(self, master: MasterData, view: _View, customers: Sequence[str], earlier: Earlier) -> None:
         """Fold usage (again) where it is missing, or where other cells are asked for than it was folded for."""
-        stale: list[str] = []
-        for customer in customers:
-            known = self.followed.get(customer)
-            if known is not None and known.master is not master:
-                same = known.asked == view.asked and known.keys == master.keys_of(customer)
-                if same and not spans_a_cut(known.usage, view.book):
-                    known.master, known.costs = master, {}
-                else:
-                    known = None
-            if known is None:
-                stale.append(customer)
+        stale = [customer for customer in customers if not self._fits(master, view, customer)]
         if not stale:
             return
         before = _of_watched(master, stale, earlier(stale)).partition_by("owner", as_dict=True)
@@ -130,6 +120,20 @@ class Spending:
                 customer: fold_days(left.get((customer,), nothing), view.book) for customer in part["owner"].unique()
             }
             self._price_run(master, view, part, usage)
+
+    def _fits(self, master: MasterData, view: _View, customer: str) -> bool:
+        known = self.followed.get(customer)
+        if known is None or known.master is master:
+            return known is not None
+        same = known.asked == view.asked and known.keys == master.keys_of(customer)
+        if not same or (_contracts_changed(known.master, master, customer) and spans_a_cut(known.usage, view.book)):
+            return False
+        known.master, known.costs = master, {}
+        return True
+
+    def fit(self, master: MasterData, earlier: Earlier) -> None:
+        """Compare all customers with newer master data, and fold again who does not fit any more."""
+        self._fit(master, _view(master), list(self.followed), earlier)
 
     def _book_runs(self, master: MasterData, view: _View, events: pl.DataFrame) -> None:
         """Add several runs: each piece is priced as it is after every run that it has a part in, all at once."""
@@ -180,6 +184,14 @@ class Spending:
             known[customer].costs[_key(use)] = cost
         for customer, cost in added.items():
             self.budgets.add(customer, midnight(days[customer], master.tenant.timezone), cost)
+
+
+def _contracts_changed(old: MasterData | None, new: MasterData, customer: str) -> bool:
+    """False only if surely not: what no step has touched is the same value in the next state of master data."""
+    codes = new.subscriptions_of.get(customer, ())
+    if old is None or old.subscriptions_of.get(customer, ()) != codes:
+        return True
+    return any(old.subscriptions[code] is not new.subscriptions[code] for code in codes)
 
 
 def _after_runs(

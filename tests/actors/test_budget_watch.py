@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 
 from actors.amendment_desk import AmendmentDesk
 from actors.budget_watch import ALERTS, LOOK, READ, BudgetWatch
+from actors.lane_past import LanePast
 from actors.router import LocalUsageRouter
 from billing.amendments import Amendment
 from billing.errors import BillingError, InvalidInput, NotFound
@@ -240,7 +242,9 @@ def test_spent_and_alerts_are_what_an_oracle_finds_in_the_log(tmp_path: Path, se
     watches: list[BudgetWatch] = []
 
     def followers(lane: int, master: Any, there: Any) -> list[BudgetWatch]:
-        watches.append(BudgetWatch(lane, master, there))
+        # With odd seeds a lane is long from its third number on: its past is read by a thread.
+        past = LanePast(lane, there, inline_max=2 if seed % 2 else 1_000)
+        watches.append(BudgetWatch(lane, master, there, past=past))
         return watches[-1:]
 
     async def scene() -> None:
@@ -455,6 +459,40 @@ def test_an_idle_tenant_is_looked_at_after_a_minute(tmp_path: Path) -> None:
                 break
             await asyncio.sleep(0.1)
         assert crossed(await alerts(router)) == [("b", "50"), ("late", "100")]
+        await router.close()
+
+    asyncio.run(scene())
+
+
+def test_the_past_of_a_long_lane_is_read_by_a_thread_while_usage_goes_on(tmp_path: Path) -> None:
+    store = LocalObjectStore(tmp_path / "store")
+    chain = Chain([*catalog(), *customer("acme")])
+    reading, read_on = threading.Event(), threading.Event()
+    watches: list[BudgetWatch] = []
+
+    def slow(what: str, key: str) -> None:
+        if threading.current_thread().name == "lane-past":
+            reading.set()
+            assert read_on.wait(20.0)
+
+    def followers(lane: int, master: Any, there: Any) -> list[BudgetWatch]:
+        watches.append(BudgetWatch(lane, master, there, past=LanePast(lane, Hooked(there, slow), inline_max=2)))
+        return watches[-1:]
+
+    async def scene() -> None:
+        router = LocalUsageRouter.open(store, master=chain, followers=followers)
+        for day in range(1, 6):
+            await router.ingest(TENANT, events((str(day), "acme", f"2026-05-0{day}T12:00:00+02:00", "10")))
+        chain.change(budget("b", "acme", "100", "50", "70"))
+        await asyncio.sleep(1.1)  # the follower asks for master data once a second
+        await router.ingest(TENANT, events(("6", "acme", "2026-05-06T12:00:00+02:00", "10")))
+        assert await asyncio.to_thread(reading.wait, 20.0)
+        await router.ingest(TENANT, events(("7", "acme", "2026-05-07T12:00:00+02:00", "10")))
+        assert watches[-1].state(TENANT) is None, "nothing is taken on before the past is known"
+        read_on.set()
+        await look(router)
+        assert crossed(await alerts(router)) == [("b", "50"), ("b", "70")]
+        check(watches[-1], expected(store, TENANT, chain))
         await router.close()
 
     asyncio.run(scene())

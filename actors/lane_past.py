@@ -1,0 +1,123 @@
+"""What customer keys sent before, read from the lane: at once where that is short, else by a thread of its own.
+
+Owns the reading and what it has found until it is used. Rows that a thread has read are rows of the log: it does not
+matter who reads them, only up to which number. No Ray in here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import polars as pl
+
+from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.lane import walk
+from storage.usage_log.segment import RowKind, with_positions
+
+INLINE_MAX = 1_000  # numbers of a lane that the caller waits for: about a second
+log = logging.getLogger("cloudbilling.budgets")
+_KINDS = [int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED)]
+
+
+class NotRead(Exception):
+    """The past of some keys is being read; ask again."""
+
+
+class LanePast:
+    """Used by the thread that commits; at most one reading a tenant at a time."""
+
+    def __init__(self, lane: int, store: ObjectStore, inline_max: int = INLINE_MAX) -> None:
+        self.inline_max = inline_max
+        self._lane = lane
+        self._store = store
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str], tuple[int, list[pl.DataFrame]]] = {}  # (tenant, key): read up to a number
+        self._threads: dict[str, threading.Thread] = {}
+
+    def rows(self, tenant_id: str, keys: Sequence[str], before: int | None, *, wait: bool) -> list[pl.DataFrame]:
+        """Usage and its changes of keys below a number (None: all there is), with positions, in order.
+
+        Raises NotRead if that is long and the caller does not `wait`.
+        """
+        with self._lock:
+            known = {key: self._known.get((tenant_id, key), (-1, [])) for key in keys}
+        first = min((number for number, _ in known.values()), default=-1) + 1
+        missing = None if before is None else before - first
+        if not wait and (missing is None or missing > self.inline_max) and not self._is_short(first):
+            self._start(tenant_id, keys)
+            raise NotRead
+        parts = [(number, frame) for number, frames in known.values() for frame in frames]
+        fresh = self._walk(tenant_id, keys, first, None if before is None else before - 1)
+        # Of keys that were read further than others, what they have already counts once.
+        ahead = {key: number for key, (number, _) in known.items() if number >= first}
+        for number, frame in fresh:
+            late = frame
+            for key, upto in ahead.items():
+                if number <= upto:
+                    late = late.filter(pl.col("customer") != key)
+            if late.height:
+                parts.append((number, late))
+        found = [frame for _, frame in parts if frame.height]
+        if not found:
+            return []
+        return [pl.concat(found, how="diagonal_relaxed").sort("number", "row")]
+
+    def drop(self, tenant_id: str) -> None:
+        """Forget what was read: it has been used, and newer rows follow it."""
+        if not self._known:
+            return
+        with self._lock:
+            for known in [one for one in self._known if one[0] == tenant_id]:
+                del self._known[known]
+
+    def _is_short(self, first: int) -> bool:
+        return not any(True for _ in walk(self._store, self._lane, first + self.inline_max, first + self.inline_max))
+
+    def _start(self, tenant_id: str, keys: Sequence[str]) -> None:
+        thread = self._threads.get(tenant_id)
+        if thread is not None and thread.is_alive():
+            return
+        thread = threading.Thread(target=self._read, args=(tenant_id, list(keys)), name="lane-past", daemon=True)
+        self._threads[tenant_id] = thread
+        thread.start()
+
+    def _read(self, tenant_id: str, keys: Sequence[str]) -> None:
+        try:
+            self._read_on(tenant_id, keys)
+        except StoreUnavailable as error:  # whoever asks again starts again
+            log.warning("the past of lane %s cannot be read: %s", self._lane, error.detail)
+
+    def _read_on(self, tenant_id: str, keys: Sequence[str]) -> None:
+        with self._lock:
+            known = {key: self._known.get((tenant_id, key), (-1, [])) for key in keys}
+        first = min(number for number, _ in known.values()) + 1
+        frames: dict[str, list[pl.DataFrame]] = {key: list(known[key][1]) for key in keys}
+        last = first - 1
+        for segment in walk(self._store, self._lane, first):
+            last = segment.head.number
+            if segment.head.rows and tenant_id in segment.head.counters:
+                rows = with_positions(segment.rows(), segment.head).filter(_wanted(tenant_id, keys))
+                for (key,), part in rows.partition_by("customer", as_dict=True).items():
+                    if last > known[str(key)][0]:
+                        frames[str(key)].append(part)
+        with self._lock:
+            for key in keys:
+                self._known[tenant_id, key] = max(last, known[key][0]), frames[key]
+
+    def _walk(
+        self, tenant_id: str, keys: Sequence[str], first: int, last: int | None
+    ) -> list[tuple[int, pl.DataFrame]]:
+        found: list[tuple[int, pl.DataFrame]] = []
+        for segment in walk(self._store, self._lane, first, last):
+            if segment.head.rows and tenant_id in segment.head.counters:
+                rows = with_positions(segment.rows(), segment.head).filter(_wanted(tenant_id, keys))
+                if rows.height:
+                    found.append((segment.head.number, rows))
+        return found
+
+
+def _wanted(tenant_id: str, keys: Sequence[str]) -> pl.Expr:
+    is_one = pl.col("kind").is_in(_KINDS) & pl.col("customer").is_in(list(keys))
+    return (pl.col("tenant") == tenant_id) & is_one
