@@ -130,3 +130,27 @@ def test_a_change_that_lies_ahead_is_previewed_and_a_bad_one_named_with_its_plac
     assert answer.json()["errors"][0]["pointer"] == "/customers"
     assert tenant.get("/v1/customers/none/next-invoice").status_code == 404
     assert tenant.get("/v1/customers/acme/next-invoice?up_to=2999-01-01").status_code == 422
+
+
+def test_a_payer_sees_the_lines_of_whom_he_pays_for_before_and_after_they_are_billed(api: Any) -> None:
+    tenant = start(api)
+    steps = [
+        {"at": "2026-01-01", "customer": {"code": "parent", "name": "Parent SE", "country": "DE"}},
+        {"at": "2026-01-01", "customer": {"code": "acme", "payer": "parent"}},
+    ]
+    assert tenant.post("/v1/steps", steps).status_code == 201
+    seen = [
+        tenant.get(f"/v1/customers/{code}/next-invoice?up_to=2026-03-10").json()["documents"]
+        for code in ("parent", "acme")
+    ]
+    assert [one["customer"] for one in seen[0]] == ["parent"]
+    # What corrects January, which acme was billed for himself, is a document of his own.
+    assert [one["customer"] for one in seen[1]] == ["acme", "parent"]
+    assert seen[1][1] == seen[0][0]
+    made = billed(tenant, "2026-03-10")
+    assert [cut_down(document) for document in seen[1]] == made
+    number = tenant.get("/v1/invoices?customer=parent").json()["items"][0]["number"]
+    for place in range(1, len(made[1]["lines"]) + 1):
+        why = tenant.get(f"/v1/invoices/{number}/lines/{place}/explanation").json()
+        assert why["derived"]["agrees"], why["derived"]
+        assert why["customer"] == "parent"
