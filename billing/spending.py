@@ -69,6 +69,10 @@ class Spending:
         self._fit(master, view, frame["owner"].unique(maintain_order=True).to_list(), earlier)
         last = frame["run"].max()
         assert isinstance(last, int)
+        if last == 0:  # nearly always: what a sender brings at once is of one day
+            more = _by_owner(fold_days(frame, view.book), master)
+            usage = {customer: merge_live(self.followed[customer].usage, live) for customer, live in more.items()}
+            return self._price_run(master, view, frame, usage)
         for first in range(0, last + 1, RUNS_AT_ONCE):
             self._book_runs(master, view, frame.filter(pl.col("run").is_between(first, first + RUNS_AT_ONCE - 1)))
 
