@@ -21,7 +21,7 @@ from billing.periods import parse_moment, show_moment
 from billing.phases import phase_times
 from billing.rate_uses import usage_piece
 from billing.rating import fold_days, rate, rate_live
-from billing.scenario import documents_of
+from billing.scenario import check_scenario, documents_of
 from billing.usage import EVENT_SCHEMA
 
 FEW = settings(max_examples=12, deadline=None)
@@ -209,6 +209,23 @@ def test_a_change_written_later_takes_back_what_was_billed_of_a_phase_at_the_pri
     assert found.charge.price == parse_plan(phased({"prices": {"base": price}})).in_phase(0).charges[0].price
 
 
+def test_what_a_plan_chosen_in_the_trial_brings_is_due_also_when_it_comes_to_be_known_after_a_run() -> None:
+    """The run of 1 February saw a contract that ended on 15 January; that it goes on is written later."""
+    steps: list[dict[str, Any]] = [
+        *({"tax_code": one} for one in (TAX, NO_TAX)),
+        {"meter": METER},
+        {"publish": {"plan": phased(TRIAL, {}, trial_end="cancel")}},
+        {"customer": {"code": "c"}},
+        subscribe("2026-01-01"),
+        run("2026-02-01"),
+        step("2026-01-10", "change", plan="p", when="period_end"),
+    ]
+    master = MasterData.start({"currency": "EUR", "timezone": BERLIN}).apply_all(steps)
+    found = due(master, "c", parse_moment("2026-02-01", BERLIN), None)
+    pieces = [(show_moment(piece.start, BERLIN), show_moment(piece.end, BERLIN)) for _, piece in found.fees]
+    assert pieces == [("2026-01-15", "2026-02-01"), ("2026-02-01", "2026-03-01")]
+
+
 def test_the_tax_of_a_phase_is_that_of_its_own_last_moment() -> None:
     """16 % until the end of 2020: the phase that ends with the year has it, the rest of January does not."""
     german = [("2020-07-01", "16"), ("2021-01-01", "19")]
@@ -383,6 +400,51 @@ def test_a_pause_that_holds_when_an_add_on_begins_holds_for_it() -> None:
     assert of_add_on(life([plan(flat("31")), ADD_ON_PLAN], steps)) == [
         ("base", "2026-01-22", "2026-02-01", "1", "1.00")
     ]
+
+
+def test_an_add_on_of_a_subscription_that_stays_paused_is_never_billed() -> None:
+    steps = [subscribe("2026-01-01"), extended(at="2026-01-01", start="2026-01-11"), step("2026-01-05", "pause")]
+    assert of_add_on(life([plan(flat("31")), ADD_ON_PLAN], [*steps, run("2026-03-01")])) == []
+
+
+def test_usage_that_no_row_of_an_add_on_prices_waits_in_suspense() -> None:
+    """What is outside the add-on's time costs nothing and waits for nothing."""
+    prices = [{"when": {"r": "a"}, "price": {"model": "per_unit", "unit": "1"}}]
+    steps = [
+        subscribe("2026-01-01"),
+        extended(),
+        used("2026-01-12", ("2026-01-05", "1"), data={"v": "1", "r": "b"}),
+        used("2026-01-20", ("2026-01-20", "1"), data={"v": "1", "r": "b"}),
+        used("2026-01-21", ("2026-01-21", "1"), data={"v": "1", "r": "a"}, subscription="s"),
+        run("2026-02-01"),
+    ]
+    plans = [plan(flat("31", timing="arrears")), plan(usage(price_by=["r"], prices=prices), code="q")]
+    expect = {"ingest": {"accepted": "2", "suspense": "1"}, "suspense": [{"reason": "no_price"}]}
+    assert check_scenario(life(plans, steps, expect=expect)) == []
+    assert of_add_on(life(plans, steps)) == [("n", "2026-01-11", "2026-02-01", "1", "1.00")]
+
+
+def test_live_figures_are_cut_where_an_add_on_begins_within_a_day() -> None:
+    noon = "2026-01-11T12:00:00+01:00"
+    steps: list[dict[str, Any]] = [
+        *({"tax_code": one} for one in (TAX, NO_TAX)),
+        {"meter": METER},
+        {"publish": {"plan": plan(flat("31"))}},
+        {"publish": {"plan": plan(usage(), code="q")}},
+        {"customer": {"code": "c"}},
+        subscribe("2026-01-01"),
+        extended(at=noon),
+    ]
+    master = MasterData.start({"currency": "EUR", "timezone": BERLIN}).apply_all(steps)
+    events = used("2026-01-11", ("2026-01-11T11:00:00+01:00", "5"), ("2026-01-11T13:00:00+01:00", "7"))["usage"]
+    rows = [
+        {**one, "subscription": None, "time": parse_moment(one["time"], BERLIN), "data": json.dumps(one["data"])}
+        for one in events
+    ]
+    table = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+    pieces = [usage_piece(master, use) for use in due(master, "c", parse_moment("2026-02-01", BERLIN), None).uses]
+    book = master.rating_book()
+    assert [row.quantity for row in rate_live(pieces, fold_days(table, book), book).rows()] == [7]
 
 
 def test_a_phased_plan_as_an_add_on_counts_from_its_own_start() -> None:
