@@ -6,16 +6,20 @@ import asyncio
 import os
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psutil
 import pytest
 
 from billing.errors import Unavailable
 from billing.usage import Verdict
 from storage.object_store import LocalObjectStore, StoreAddress
-from tests.usage_log_support import TENANT, logged_ids, make_events
+from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.segment import RowKind
+from tests.usage_log_support import OTHER_TENANT, TENANT, logged_ids, make_events
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 NAMESPACE = "usage-log-test"
@@ -53,7 +57,10 @@ def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_
         again = await router.ingest(TENANT, make_events(3_000))
         assert (again.verdicts == Verdict.DUPLICATE).all()
 
+        clock = datetime(2027, 1, 1, tzinfo=UTC)
+        await router.advance_clock(OTHER_TENANT, clock)
         os.kill(pid_of(0), signal.SIGKILL)
+        await router.advance_clock(OTHER_TENANT, clock + timedelta(days=1))  # repeated until a successor has decided
         after_kill_s = await ingest_until_known(router, 3_000, 300)
 
         frozen = pid_of(1)
@@ -83,3 +90,8 @@ def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_
         stop_usage_log(NAMESPACE)
     ids = logged_ids(LocalObjectStore(tmp_path / "store"))
     assert len(ids) == len(set(ids)) == 3_600
+    reader = UsageLogReader(LocalObjectStore(tmp_path / "store"))
+    clocks = pl.concat(reader.scan(OTHER_TENANT, reader.now(), kinds=(RowKind.CLOCK_SET,)))
+    assert sorted(clocks.select("lane", pl.col("time").dt.year()).rows()) == [
+        (lane, 2027) for lane in (0, 1, 2) for _ in range(2)
+    ], "each lane has each time once, whoever served it"
