@@ -259,6 +259,57 @@ def test_the_commands_of_the_readme_do_what_it_says(platform: Running) -> None:
     assert "16.71" in done.stdout, done.stdout[-2000:]
 
 
+# One of each kind of thing that a platform does otherwise than the core: steps, lanes, credit, lateness, documents.
+SCENARIOS = (
+    *("saas-month", "telco-month", "iot-month", "energy-month", "cloud-provider-month", "several-currencies"),
+    *("suspense-and-correction", "duplicates", "event-for-two-subscriptions", "time-weighted-level", "meters-all"),
+    *(
+        "late-usage-delta",
+        "late-usage-reissue",
+        "late-usage-reject",
+        "credit-note-whole-with-wallet",
+        "wallet-both-kinds",
+    ),
+    *("budget-blocks-reservations", "budget-one-event-crosses-three", "reserve-commit-release", "price-by-rows"),
+)
+
+
+def test_scenarios_come_out_over_http_as_in_process(platform: Running) -> None:
+    cases = ROOT / "tests" / "cases"
+    files = [str(cases / "scenarios" / f"{name}.yaml") for name in SCENARIOS] + [str(cases / "prices" / "bands.yaml")]
+    key_file = str(platform.folder / "data" / "admin.key")
+    done = platform.command(
+        "scenario", "--url", platform.url, "--api-key-file", key_file, "--json", *files, check=False
+    )
+    answer = json.loads(done.stdout)
+    assert [one for one in answer["files"] if not one["agrees"]] == []
+    assert (done.returncode, len(answer["files"])) == (0, 21)
+
+
+def test_a_scenario_that_differs_says_where_and_a_key_that_is_refused_says_why(
+    platform: Running, tmp_path: Path
+) -> None:
+    text = (ROOT / "tests" / "cases" / "scenarios" / "fourteen-of-31-days.yaml").read_text(encoding="utf-8")
+    wrong = tmp_path / "wrong.yaml"
+    assert 'net: "145.16"' in text
+    wrong.write_text(text.replace('net: "145.16"', 'net: "123456.78"'))
+    done = platform.command("scenario", "--url", platform.url, "--keep", str(wrong), check=False)  # key: that of `up`
+    assert done.returncode == 1, done.stderr
+    assert "expected  123456.78" in done.stdout
+    code, key = re.search(r"kept: tenant (\S+), key (\S+)", done.stdout).groups()  # type: ignore[union-attr]
+    with Client(platform.url, key) as kept:
+        shown = kept.get("/v1/tenant")
+    assert (shown["code"], shown["kind"]) == (code, "test")
+    for bad in (key, "cb_" + "x" * 43):  # a tenant's key, no key of ours
+        file = tmp_path / "key"
+        file.write_text(bad)
+        refused = platform.command(
+            "scenario", "--url", platform.url, "--api-key-file", str(file), str(wrong), check=False
+        )
+        assert refused.returncode == 2
+        assert "key" in refused.stderr
+
+
 def test_what_is_ours_listens_on_loopback_only(platform: Running) -> None:
     """Ray's own ports are not ours (SECURITY.md); HTTP, HAProxy, dashboard and PostgreSQL are."""
     by_port: dict[int, set[str]] = {}
