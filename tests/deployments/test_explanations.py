@@ -130,3 +130,23 @@ def test_an_unknown_document_or_line_is_not_found_and_needs_a_scope(billed: Any)
     assert billed.get("/v1/invoices/none/lines/1/explanation").status_code == 404
     key = billed.key_with("usage:read")
     assert billed.get(f"/v1/invoices/{number}/lines/1/explanation", key=key).status_code == 403
+
+
+def test_of_several_documents_of_one_run_each_line_is_derived_from_its_own(api: Any) -> None:
+    tenant = api.tenant(kind="test", test_clock="2026-02-02")
+    tenant.catalog()
+    fee = {"code": "base", "kind": "recurring", "timing": "arrears", "tax": "standard"}
+    plan = {"code": "dollars", "currency": "USD", "interval": "month",
+            "charges": [{**fee, "price": {"model": "flat", "amount": "7.00"}}]}  # fmt: skip
+    assert tenant.post("/v1/plans?at=2026-01-01", plan).status_code == 201
+    subscribe = {"code": "s2", "customer": "acme", "plan": "dollars", "anchor": "calendar"}
+    assert tenant.post("/v1/subscriptions?at=2026-01-01", subscribe).status_code == 201
+    assert tenant.usage(event("e1", "2026-01-11T10:00:00Z", "120")).status_code == 200
+    assert tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}).status_code == 202
+    rows = tenant.get("/v1/invoices").json()["items"]
+    why = {row["currency"]: explained(tenant, row["number"], 1) for row in rows}
+    assert {currency: (one["charge"], one["amount"]["net"]) for currency, one in why.items()} == {
+        "EUR": ("storage", "12.00"),
+        "USD": ("base", "7.00"),
+    }
+    assert all(one["derived"]["agrees"] for one in why.values())
