@@ -32,6 +32,7 @@ TESTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["to
     "pytest_add_cli_args_test_selection"
 ]
 SMALLEST = "billing/einvoice/units.py"  # mutmut makes all mutants on its first run, even if it is to try those of one
+NOT_RUN = 255  # pytest did not take the names of the tests: mutmut would call that a time-out
 NOTICED = ("killed", "timeout")
 # Forked test processes hang on their first column if the process that they come from has used Polars' threads.
 THREADS = """
@@ -103,6 +104,8 @@ def verdicts(folder: Path, files: Sequence[str]) -> dict[str, str]:
         if files and not any(fnmatch(name, pattern) for pattern in files):
             continue
         codes: Mapping[str, int | None] = json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
+        if NOT_RUN in codes.values():
+            raise SystemExit(f"mutmut could not run the tests of {name}: is there a backslash in the name of a test?")
         found.update((name, status_by_exit_code[code]) for name, code in codes.items())
     return found
 

@@ -54,7 +54,7 @@ def test_a_number_is_read_digit_for_digit(given_value: object, number: str) -> N
     ["", " 5", "5 ", "many", "NaN", "Infinity", "-inf", "1,5", "0x10", "1_000", "５", "0.1234567890123", "1e-13",
      "1.0000000000000000000000000000001", "1" * 27, "1" * 40, "1e26", "1e9999", "1e999999999", "0" * 101,
      10**5000, 1.5, True, None, [], {}],
-    ids=lambda value: str(value)[:20] if not isinstance(value, int) or value < 10**20 else "huge",
+    ids=lambda value: ascii(value)[:20].replace("\\", "") if not isinstance(value, int) or value < 10**20 else "huge",
 )  # fmt: skip
 def test_what_is_no_exact_number_within_the_limits_is_refused(given_value: object) -> None:
     assert parse_number(given_value) is None
