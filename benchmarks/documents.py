@@ -131,10 +131,8 @@ def as_html(d: dict[str, Any]) -> str:
         for one in group["lines"]:
             start = [one["position"], one["name"], one["period"], one["quantity"][0]]
             body.append(f"<tr>{cells([*start, one['unit'], one['price'][0], one['amount']])}</tr>")
-        if group["subtotal"]:
-            body.append(
-                f"<tr><td colspan=6>{html.escape(group['subtotal'][0])}</td>{cells(group['subtotal'][1:])}</tr>"
-            )
+        for label, net, _ in group["sums"]:
+            body.append(f"<tr><td colspan=6>{html.escape(label)}</td>{cells([net])}</tr>")
     footer = "".join(f"<div>{'<br>'.join(map(html.escape, column))}</div>" for column in d["letterhead"]["columns"])
     return (
         f"<html lang=de><title>{d['title']}</title><style>@page{{size:A4;margin:27mm 20mm 31mm 25mm;"
