@@ -163,6 +163,9 @@ class FollowerSet:
     def stale(self) -> bool:
         return bool(self._stale)
 
+    def is_stale(self, name: str) -> bool:
+        return name in self._stale
+
     @property
     def last_error(self) -> str:
         return "; ".join(f"{name}: {error}" for name, error in sorted(self._errors.items()))

@@ -373,11 +373,13 @@ class RatingShard:
             raise
 
     def _commit_or_raise(self, items: list[Item]) -> None:
+        if not self._followers.is_stale(self._clocks.name):
+            self._times = self._clocks.times  # else those from before: a clock that is folded again moves nowhere
         moment = LogMoment(
             self.lane,
             self._writer.position.number + 1,
             self._writer.next_log_time_us(),
-            self._clocks.times,
+            self._times,
             self._is_recorded,
             self._usage_of,
         )
@@ -626,6 +628,7 @@ class RatingShard:
         self._checkpoint_number = -1
         self._checkpoint_at_s = time.monotonic()
         self._followers.clear()
+        self._times: Mapping[str, int] = {}  # of test tenants, by committed rows; also while their follower is stale
         if self._figures is not None:
             self._figures.clear()
 

@@ -15,13 +15,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from actors.decisions import DecisionAnswer, DecisionRequest, decode_decided, encode_request
+from actors.decisions import ANY_PARTITION, DecisionAnswer, DecisionRequest, decode_decided, encode_request
 from actors.followers import NO_ROWS, Decided, LogMoment, LogRow, log_rows
 from actors.rating_shard import RatingShard, ShardSettings
 from actors.router import LocalUsageRouter
+from actors.tenant_clocks import SET_CLOCK
 from billing.errors import Conflict, InvalidInput, NotFound, Unavailable
 from billing.usage import Verdict
-from storage.object_store import LocalObjectStore, ObjectStore, StoreRefused
+from storage.object_store import LocalObjectStore, ObjectStore, StoreRefused, StoreUnavailable
 from storage.usage_log.genesis import open_log
 from storage.usage_log.lane import walk
 from storage.usage_log.manifest import ManifestChain
@@ -384,6 +385,50 @@ def test_the_clock_of_a_test_tenant_is_in_every_lane_and_never_goes_back(store: 
     for shard in again.shards.values():
         assert shard._clocks.times == {TENANT: microseconds_of(at)}
     again.stop()
+
+
+@pytest.mark.parametrize("cause", ["a follower raised", "the store refused"])
+def test_a_test_clock_stands_while_followers_cannot_be_folded_again(
+    store: LocalObjectStore, opened: Opener, cause: str
+) -> None:
+    at = datetime(2027, 3, 1, tzinfo=UTC)
+    full, away = False, False
+
+    def before(call: str, key: str) -> None:
+        if full and call == "create" and "/lanes/" in key:
+            raise StoreRefused("disk full")
+        if away and call == "get" and "/lanes/" in key:
+            raise StoreUnavailable("the network is away")
+
+    def move(to: datetime) -> DecisionAnswer:
+        asked = DecisionRequest(TENANT, ANY_PARTITION, SET_CLOCK, str(microseconds_of(to)).encode())
+        return decode_decided(shard.decide_named(encode_request(asked)).result(20))
+
+    shard, purse = opened(Hooked(store, before))
+    assert move(at).error is None
+    if cause == "a follower raised":
+        purse.poison = "event-3"
+        send(shard, make_events(10))
+        with pytest.raises(Unavailable, match="purse"):
+            look(shard)  # usage is answered before it is applied, a decision waits for both
+        purse.poison = None
+    else:
+        full = True
+        assert isinstance(move(at + timedelta(days=9)).error, StoreRefused)
+        full = False
+    away = True
+    shard._refold_at_s = 0.0
+    send(shard, make_events(10, 10))  # the fold fails in front of this group
+    send(shard, make_events(10, 20))
+    assert isinstance(move(at + timedelta(days=1)).error, Unavailable)
+    away = False
+    shard._refold_at_s = 0.0
+    send(shard, make_events(10, 30))
+    assert look(shard, "customer-32") == [1, 0]
+    assert shard._clocks.times == {TENANT: microseconds_of(at)}
+    assert purse.events["customer-12"] == purse.events["customer-22"] == 1
+    reader = UsageLogReader(store)
+    assert set(pl.concat(reader.scan(TENANT, reader.now()))["received_at"]) == {at}, "rows have a time that never was"
 
 
 def test_a_router_asks_the_lane_of_the_key_and_repeats_until_there_is_an_answer(store: LocalObjectStore) -> None:
