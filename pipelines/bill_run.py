@@ -311,13 +311,13 @@ class BillRunDriver:
                     continue  # another driver was here
                 data = self._store.get(row["result"])
                 assert data is not None, "the result of a computed chunk is never deleted"
-                documents, _ = unpack(data)
+                documents, parked = unpack(data)
                 finals = self._finals(connection, tenant_id, run, documents)
                 numbered = invoices.finalise(connection, tenant_id, finals, self._clock())
                 keys, holders = unpack_credit(data)
                 if holders:
                     numbers = {key: one.number for key, one in zip(keys, numbered, strict=True)}
-                    moves = settling(run_id, holders, numbers)
+                    moves = settling(run_id, holders, numbers, {one["customer"] for one in parked})
                     wallet_moves.add(connection, tenant_id, moves, self._clock())
                 self._checkpoint("chunk finalising")
                 bill_runs.set_chunk(connection, run_id, chunk, "finalised", self._clock())

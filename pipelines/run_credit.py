@@ -62,7 +62,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Billed:
-    """A bill with its credit: `holders` names the documents (by key) for which each customer's credit is held."""
+    """A bill with its credit: `holders` names the documents (by key) for which each customer's credit is held.
+
+    None are named of a customer whose hold only takes invoices back: their credit returns when it is settled.
+    """
 
     result: BillResult
     holders: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -96,7 +99,8 @@ def bill_with_credit(
     result = bill([one for one in customers if one not in parked], CreditOfRun({}, recorded))
     words = "the wallet changes faster than it can be billed: the next run tries again"
     late = tuple(Parked(one, words, Conflict.code) for one in sorted(parked) if one in set(customers))
-    return Billed(replace(result, parked=(*result.parked, *late)), _holders(result, recorded))
+    result = replace(result, parked=(*result.parked, *late))
+    return Billed(result, _holders(result, recorded))
 
 
 def read_credit(
@@ -144,6 +148,9 @@ def _hold(
 
 def _holders(result: BillResult, recorded: Mapping[str, Mapping[str, Use]]) -> dict[str, tuple[str, ...]]:
     made = set(result.keys)
+    parked = {one.customer for one in result.parked}
+    for customer, uses in recorded.items():
+        assert customer in parked or uses.keys() <= made, f"{customer} holds credit for documents that are not made"
     return {customer: tuple(sorted(uses.keys() & made)) for customer, uses in recorded.items()}
 
 
@@ -163,17 +170,19 @@ def _top_ups(master: MasterData, customers: Collection[str]) -> dict[str, list[T
 
 
 def settling(
-    run_id: str, holders: Mapping[str, Sequence[str]], numbers: Mapping[str, str]
+    run_id: str, holders: Mapping[str, Sequence[str]], numbers: Mapping[str, str], parked: Collection[str]
 ) -> list[wallet_moves.WalletMove]:
-    """The moves of a chunk whose documents got their numbers (by key). Credit held for none of them is freed."""
+    """The moves of a chunk whose documents got their numbers (by key). Only who is parked has none: that is freed.
+
+    A hold that uses no credit is settled too: it may take an invoice back, whose credit returns by that alone.
+    """
     moves: list[wallet_moves.WalletMove] = []
     for customer, keys in sorted(holders.items()):
-        documents = {key: numbers[key] for key in keys if key in numbers}
-        if documents and len(documents) == len(keys):
-            moves.append(wallet_moves.WalletMove("settle", customer, run_id, {"documents": documents}))
-        else:
-            assert not documents, f"only some documents of {customer} became final"
+        if customer in parked:
             moves.append(wallet_moves.WalletMove("free", customer, run_id))
+        else:
+            documents = {key: numbers[key] for key in keys}
+            moves.append(wallet_moves.WalletMove("settle", customer, run_id, {"documents": documents}))
     return moves
 
 

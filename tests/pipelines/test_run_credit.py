@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import polars as pl
 import pytest
 
 from actors.accounts_desk import AccountsDesk, RunDesk
 from actors.router import LocalUsageRouter
 from billing.errors import Unavailable
 from billing.run_credit import Move, RunCredit, RunHold
+from billing.usage import EVENT_SCHEMA, Verdict
 from pipelines.bill_run import BillRunDriver
 from pipelines.run_credit import WalletDesk, bring_moves
 from pipelines.verify_invoices import verify_run
@@ -75,6 +77,14 @@ class World:
             change = steps.append_steps(connection, tenant_id, [{"at": at, **form} for form in forms], "test")
         self.masters.project(self.database, tenant_id, up_to=change.number)
 
+    def use(self, tenant_id: str, id: str, customer: str, amount: str) -> None:
+        names = {"source": "s", "id": id, "type": "use", "customer": customer, "subscription": None}
+        event = {**names, "time": datetime(2026, 9, 10, tzinfo=UTC), "data": json.dumps({"amount": amount})}
+        number, _ = self.masters.newest(tenant_id)
+        events = pl.DataFrame([event], schema=EVENT_SCHEMA)
+        result = asyncio.run(self.router.ingest(tenant_id, events, master_number=number))
+        assert [Verdict(int(one)) for one in result.verdicts] == [Verdict.ACCEPTED]
+
     def driver(self, desk: WalletDesk | None = None, **options: Any) -> BillRunDriver:
         archive = Archive(self.database, self.store)
         way = desk or RunDesk(self.router)
@@ -103,6 +113,7 @@ class World:
     def settled(self, tenant_id: str) -> Decimal:
         """What the lanes say that documents used, read from the rows themselves."""
         used, held = Decimal(0), dict[str, dict[str, Any]]()
+        used_by = dict[tuple[str, str], Decimal]()  # by customer and number of the document
         for lane in range(count_lanes(self.store)):
             for segment in walk(self.store, lane, 0):
                 for row in segment.rows().iter_rows(named=True):
@@ -110,10 +121,14 @@ class World:
                         continue
                     detail = json.loads(row["detail"])
                     if row["kind"] == RowKind.WALLET_HELD:
-                        held[f"{detail['run']}/{row['customer']}"] = detail["uses"]
+                        held[f"{detail['run']}/{row['customer']}"] = detail
                     elif row["kind"] == RowKind.WALLET_SETTLED:
-                        uses = held[f"{detail['run']}/{row['customer']}"].values()
-                        used += sum(Decimal(use["promotional"]) + Decimal(use["purchased"]) for use in uses)
+                        hold = held[f"{detail['run']}/{row['customer']}"]
+                        used -= sum(used_by.pop((row["customer"], number), Decimal(0)) for number in hold["restores"])
+                        for key, use in hold["uses"].items():
+                            amount = Decimal(use["promotional"]) + Decimal(use["purchased"])
+                            used_by[row["customer"], detail["documents"][key]] = amount
+                            used += amount
                     elif row["kind"] == RowKind.WALLET_RESTORED:
                         used -= sum((Decimal(part) for _, part in detail["parts"]), Decimal(0))
         return used
@@ -306,3 +321,44 @@ def test_a_tenant_without_wallets_never_asks_a_lane(world: World) -> None:
     assert world.bill(tenant, date(2026, 9, 1), desk=desk)["state"] == "done"
     assert asked == []
     assert bring_moves(world.database, desk, world.masters, tenant, lambda: NOW) == 0
+
+
+USAGE: list[dict[str, Any]] = [
+    {"meter": {"code": "use", "event_type": "use", "aggregation": "sum", "value": "amount"}},
+    {"publish": {"plan": {"code": "u", "currency": "EUR", "interval": "month", "charges": [
+        {"code": "c", "kind": "usage", "meter": "use", "tax": "t", "price": {"model": "per_unit", "unit": "2"}}]}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("late", ["-5", "-7"])
+def test_credit_of_an_invoice_that_is_made_again_without_need_of_any_comes_back(world: World, late: str) -> None:
+    tenant = world.tenant(late_usage="reissue")
+    world.apply(tenant, *USAGE, {"customer": {"code": "a", "name": "a", "country": "DE"}}, {"top_up": top_up("a", "9")})
+    world.apply(tenant, {"subscribe": {"code": "a", "customer": "a", "plan": "u"}}, at="2026-09-01")
+    world.use(tenant, "1", "a", "5")
+    world.bill(tenant, date(2026, 10, 1))
+    assert world.prepaid(tenant) == [("a", "9.00")]
+    world.use(tenant, "2", "a", late)
+    world.bill(tenant, date(2026, 10, 1))
+    made = [(row["document"].refers_to is not None, row["type"]) for row in world.documents(tenant)]
+    assert made == [(False, "invoice"), (True, "credit_note"), (True, "invoice" if late == "-5" else "credit_note")]
+    assert world.wallet(tenant, "a") == ("9.00", "0.00", "0.00")
+    world.assert_consistent(tenant)
+
+
+def test_credit_of_a_member_comes_back_when_only_the_payer_has_lines_on_what_is_made_again(world: World) -> None:
+    tenant = world.tenant(late_usage="reissue")
+    world.apply(tenant, *USAGE)
+    for code, more in (("p", {}), ("m", {"payer": "p"})):
+        world.apply(tenant, {"customer": {"code": code, "name": code, "country": "DE", **more}})
+        world.apply(tenant, {"subscribe": {"code": code, "customer": code, "plan": "u"}}, at="2026-09-01")
+        world.apply(tenant, {"top_up": top_up(code, "9")})
+        world.use(tenant, f"{code}1", code, "3")
+    world.bill(tenant, date(2026, 10, 1))
+    assert world.prepaid(tenant) == [("p", "14.40")]
+    assert world.wallet(tenant, "m") == ("1.80", "0.00", "0.00")
+    world.use(tenant, "m2", "m", "-3")
+    world.bill(tenant, date(2026, 10, 1))
+    assert world.prepaid(tenant) == [("p", "14.40"), ("p", "14.40"), ("p", "7.20")]
+    assert (world.wallet(tenant, "p")[0], world.wallet(tenant, "m")[0]) == ("1.80", "9.00")
+    world.assert_consistent(tenant)
