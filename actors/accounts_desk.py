@@ -272,8 +272,9 @@ class RunDesk:
     def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
         return self._wait(self._desk.run_move(tenant_id, moves))
 
-    def finish_amendments(self, tenant_id: str, reader: UsageLogReader) -> int:
-        return self._wait(AmendmentDesk(self._router, reader).finish(tenant_id))
+    def finish_amendments(self, tenant_id: str, reader: UsageLogReader) -> list[dict[str, str]]:
+        stuck = self._wait(AmendmentDesk(self._router, reader).finish(tenant_id))
+        return [{"source": one.event.source, "id": one.event.id, "customer": one.event.key} for one in stuck]
 
     def void_reused(
         self, tenant_id: str, reader: UsageLogReader, names: Sequence[tuple[str, str]]

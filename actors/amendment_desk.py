@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +20,12 @@ import polars as pl
 from actors.amendments import AMEND, AMEND_PARTS, ITEMS_MAX, encode_amendments, part_to_form
 from actors.router import UsageRouter
 from billing.amendments import ID_REUSED, Amendment, EventName, EventState, amendment_of, rows_of
+from billing.errors import BillingError
 from storage.usage_log.counting import amendments_at, mark_amended
 from storage.usage_log.reader import SCAN_SCHEMA, UsageLogReader
 from storage.usage_log.segment import RowKind, instant_of, microseconds_of
 
+LOG = logging.getLogger("cloudbilling.amendments")
 _BEHIND_ALL = (1 << 62) - 1  # a number behind every cut: how an amendment that is not written yet is judged
 
 
@@ -141,11 +145,19 @@ class AmendmentDesk:
             await self.finish(tenant_id)
         return [outcomes[place] for place in range(len(amendments))]
 
-    async def finish(self, tenant_id: str) -> int:
-        """Complete amendments of which a row is missing; how many there were."""
+    async def finish(self, tenant_id: str) -> list[Amendment]:
+        """Complete amendments of which a row is missing; those that cannot be completed, which stay pending.
+
+        They stop no others and no caller. A lane that is away does: that passes.
+        """
         pending = await asyncio.to_thread(self._pending, tenant_id)
-        await self._follow(tenant_id, pending)
-        return len(pending)
+        if not pending:
+            return []
+        if not await self._can_follow(tenant_id, pending):
+            for one in pending:
+                await self._can_follow(tenant_id, [one])
+        still = set(await asyncio.to_thread(self._pending, tenant_id))
+        return [one for one in pending if one in still]
 
     async def void_reused(self, tenant_id: str, names: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
         """Of events that came under several customer keys let the first that is not voided count; void the others.
@@ -166,8 +178,20 @@ class AmendmentDesk:
 
     def _pending(self, tenant_id: str) -> list[Amendment]:
         amended, rows = amendments_at(self._reader, tenant_id, self._reader.now())
-        decisions = rows.filter(pl.col("id").is_in(list(amended.pending)))
-        return [amendment_of(detail) for detail in decisions["detail"]]
+        named = pl.col("detail").str.json_path_match("$.amendment").is_in(list(amended.pending))
+        found = [(id_, amendment_of(detail)) for id_, detail in rows.filter(named).select("id", "detail").iter_rows()]
+        there = Counter(one for _, one in found)  # an id may name amendments of events of several keys
+        return [one for id_, one in found if id_ == one.id and there[one] < len(rows_of(one))]
+
+    async def _can_follow(self, tenant_id: str, decided: Sequence[Amendment]) -> bool:
+        try:
+            await self._follow(tenant_id, decided)
+        except BillingError as error:
+            if error.retryable:
+                raise
+            LOG.warning("amendments %s stay pending: %s", ", ".join(one.id for one in decided[:10]), error.detail)
+            return False
+        return True
 
     async def _follow(self, tenant_id: str, decided: Sequence[Amendment]) -> None:
         parts = [row for one in decided for row in rows_of(one)[1:]]

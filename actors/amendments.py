@@ -71,6 +71,7 @@ class Amendments:
         exists = moment.is_recorded(tenant_id, [one.event.identity for one in asked])
         used = moment.is_recorded(tenant_id, [(one.event.key, SOURCE, one.id) for one in asked])
         fresh: dict[tuple[str, str, str, str], _Newest] = {}
+        taken: set[tuple[str, str]] = set()
         rows: list[LogRow] = []
         answers: list[dict[str, Any]] = []
         for one, is_there, is_used in zip(asked, exists, used, strict=True):
@@ -82,19 +83,23 @@ class Amendments:
                 answers.append({"refused": "there is no such event"})
             elif is_used:
                 answers.append({"refused": "this amendment was made before, and the event was changed again since"})
+            elif (one.event.key, one.id) in taken:
+                answers.append({"refused": "another event has an amendment of this id in the same request"})
             elif one.nth != (newest[0] if newest else 0) + 1:
                 answers.append({"refused": "the event was changed meanwhile: look at it again"})
             else:
                 holder = newest[2] if newest else one.event.key
                 decided = replace(one, at_us=moment.now_us(tenant_id), holder=holder)
                 rows.append(log_row(rows_of(decided)[0]))
+                taken.add((one.event.key, one.id))
                 fresh[name] = (one.nth, one.id, "" if one.after is None else one.after.customer)
                 answers.append({"decided": decided.to_form()})
         return Decided(log_rows(tenant_id, rows), json.dumps(answers).encode())
 
     def _parts(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
-        """Rows that follow from decisions elsewhere; those that are there already are left out."""
-        asked = [part_of(form) for form in json.loads(payload)]
+        """Rows that follow from decisions elsewhere; those that are there already, or twice in here, are left out."""
+        named = {(one.customer, one.id): one for one in (part_of(form) for form in json.loads(payload))}
+        asked = list(named.values())
         there = moment.is_recorded(tenant_id, [(one.customer, SOURCE, one.id) for one in asked])
         rows = [log_row(one) for one, is_there in zip(asked, there, strict=True) if not is_there]
         return Decided(log_rows(tenant_id, rows), str(len(rows)).encode())

@@ -147,13 +147,15 @@ def rows_of(amendment: Amendment) -> list[AmendmentRow]:
     """The rows that an amendment consists of; the first is the decision, the others only follow from it.
 
     An event that goes to another key is voided where it was and amended where it goes: both count once all are there.
+    Senders may name amendments of events of several keys alike, so the ids of what follows name the event's place, too.
     """
     key, after = amendment.event.key, amendment.after
+    place = f"{amendment.event.lane}:{amendment.event.number}:{amendment.event.row}"
     here = after is not None and after.customer == key
-    elsewhere = [] if here or after is None else [(True, f"{amendment.id}#to", after.customer)]
+    elsewhere = [] if here or after is None else [(True, f"{amendment.id}#to:{place}", after.customer)]
     left = amendment.holder
     if left and left != key and (after is None or left != after.customer):
-        elsewhere.append((False, f"{amendment.id}#from", left))
+        elsewhere.append((False, f"{amendment.id}#from:{place}", left))
     parts = [(here, amendment.id, key), *elsewhere]
     detail = amendment.to_form() | {"parts": len(parts)}
     return [

@@ -273,6 +273,7 @@ def _parse(form: Any, timezone: str, *, is_correction: bool) -> list[_Asked]:
     top = Form(whole, "", mistakes)
     reason = top.text("reason", "", REASON_LENGTH_MAX)
     found: list[_Asked] = []
+    ids: set[str] = set()
     for place, (pointer, entry) in enumerate(top.items(name, most=ITEMS_MAX)):
         one = Form(entry, pointer, mistakes)
         changes: dict[str, Any] = {}
@@ -296,13 +297,17 @@ def _parse(form: Any, timezone: str, *, is_correction: bool) -> list[_Asked]:
             one.wrong("void", "an event is voided or changed, not both")
         if not is_void and not changes:
             mistakes.add(pointer, f"says nothing to change: {', '.join(CHANGES)}")
+        amendment = one.code("amendment") if "amendment" in one.fields else str(uuid.uuid4())
+        if amendment in ids:
+            one.wrong("amendment", "is the id of another amendment in this request")
+        ids.add(amendment)
         found.append(
             _Asked(
                 place,
                 one.code("source"),
                 one.code("id"),
                 one.code("key") if "key" in one.fields else None,
-                one.code("amendment") if "amendment" in one.fields else str(uuid.uuid4()),
+                amendment,
                 changes,
                 is_void,
                 why,

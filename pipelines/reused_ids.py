@@ -22,8 +22,8 @@ LISTED_MAX = 100  # events that a run's finding names
 class Voider(Protocol):
     """The way to the lanes that decide (actors/accounts_desk.py, RunDesk)."""
 
-    def finish_amendments(self, tenant_id: str, reader: UsageLogReader) -> int:
-        """Complete amendments that a crash left half written; how many."""
+    def finish_amendments(self, tenant_id: str, reader: UsageLogReader) -> list[dict[str, str]]:
+        """Complete amendments that a crash left half written; the events of those that cannot be completed."""
         ...
 
     def void_reused(
@@ -36,15 +36,17 @@ class Voider(Protocol):
 def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: MasterData) -> list[dict[str, Any]]:
     """One pass over what came since the last one; findings for the run's record."""
     reader = UsageLogReader(store)
-    voider.finish_amendments(tenant_id, reader)
+    findings: list[dict[str, Any]] = []
+    if stuck := voider.finish_amendments(tenant_id, reader):
+        findings.append({"code": "amendments_pending", "events": len(stuck), "listed": stuck[:LISTED_MAX]})
     passes = ReusedIds(store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
     found = passes.look(tenant_id, reader.now(), but_sources=_unique_within_customer(master))
     voided = voider.void_reused(tenant_id, reader, found.names) if found.names else []
     if not found.more:  # else the next run goes on with the rest
         passes.note(tenant_id, found)
-    if not voided:
-        return []
-    return [{"code": "id_reused", "events": len(voided), "listed": voided[:LISTED_MAX]}]
+    if voided:
+        findings.append({"code": "id_reused", "events": len(voided), "listed": voided[:LISTED_MAX]})
+    return findings
 
 
 def _unique_within_customer(master: MasterData) -> list[str]:

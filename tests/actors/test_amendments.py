@@ -18,7 +18,7 @@ from actors.amendments import AMEND_PARTS
 from actors.rating_shard import ShardSettings
 from actors.router import LocalUsageRouter
 from billing.amendments import Amendment, EventState
-from billing.errors import Unavailable
+from billing.errors import Conflict, Unavailable
 from billing.master import MasterData
 from billing.rating import rate
 from billing.usage import EVENT_SCHEMA
@@ -150,7 +150,7 @@ def test_an_event_on_its_way_to_another_lane_counts_once_where_it_was_until_both
         assert counting(store).filter(pl.col("id") == "event-1")["customer"].to_list() == [target]
         now = look(desk, "event-1")
         assert (now.pending, now.nth) == (frozenset(), 1)
-        assert await desk.finish(TENANT) == 0
+        assert await desk.finish(TENANT) == []
         reader = UsageLogReader(store)
         rows = amendments_at(reader, TENANT, reader.now())[1].height
         await desk.decide(TENANT, [wanted])
@@ -233,6 +233,75 @@ def test_of_one_id_under_several_keys_the_first_counts_and_a_second_pass_changes
         rows = amendments_at(reader, TENANT, reader.now())[1].height
         assert await desk.void_reused(TENANT, names) == voided
         assert amendments_at(reader, TENANT, reader.now())[1].height == rows == 4
+        await router.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_amendments_of_one_id_move_two_events_of_two_keys_to_one_customer(
+    store: LocalObjectStore, at_once: bool
+) -> None:
+    router = LocalUsageRouter.open(store, shards=2, master=chain())
+
+    async def scene() -> None:
+        desk = AmendmentDesk(router, UsageLogReader(store))
+        await router.ingest(TENANT, make_events(6, customers=6))
+        moves = [
+            amendment(now, replace(now.sent, customer="customer-5"), id_="fix-1")
+            for now in (look(desk, "event-0"), look(desk, "event-1"))
+        ]
+        for some in [moves] if at_once else [moves[:1], moves[1:]]:
+            assert all(outcome.decided is not None for outcome in await desk.decide(TENANT, some))
+        moved = counting(store).filter(pl.col("id").is_in(["event-0", "event-1"]))
+        assert moved["customer"].to_list() == ["customer-5"] * 2
+        assert (look(desk, "event-0").pending, look(desk, "event-1").pending) == (frozenset(), frozenset())
+        assert await desk.finish(TENANT) == []
+        await router.close()
+
+    asyncio.run(scene())
+
+
+def test_two_amendments_of_one_id_under_one_key_in_one_request_are_not_both_decided(store: LocalObjectStore) -> None:
+    router = LocalUsageRouter.open(store)
+
+    async def scene() -> None:
+        desk = AmendmentDesk(router, UsageLogReader(store))
+        await router.ingest(TENANT, make_events(4, customers=1))
+        voids = [amendment(look(desk, f"event-{number}"), None, id_="fix-1") for number in range(2)]
+        first, second = await desk.decide(TENANT, voids)
+        assert (first.decided is not None, second.decided) == (True, None)
+        await router.close()
+
+    asyncio.run(scene())
+
+
+def test_an_amendment_that_cannot_be_completed_is_named_and_stops_no_other(store: LocalObjectStore) -> None:
+    router = LocalUsageRouter.open(store, shards=2, master=chain())
+
+    async def scene() -> None:
+        desk = AmendmentDesk(router, UsageLogReader(store))
+        await router.ingest(TENANT, make_events(6, customers=6))
+        original, refused = router.decide, b"#to"
+
+        async def refusing(tenant_id: str, key: str, name: str, payload: bytes) -> bytes:
+            if name == AMEND_PARTS and refused in payload:
+                raise Conflict("these rows are there already")
+            return await original(tenant_id, key, name, payload)
+
+        router.decide = refusing  # type: ignore[method-assign]
+        moves = [
+            amendment(now, replace(now.sent, customer="customer-5"), id_=f"fix-{number}")
+            for number, now in enumerate((look(desk, "event-0"), look(desk, "event-1")))
+        ]
+        with pytest.raises(Conflict):
+            await desk.decide(TENANT, moves)
+        refused = b"fix-0#to"
+        assert [one.id for one in await desk.finish(TENANT)] == ["fix-0"]
+        assert (look(desk, "event-0").pending, look(desk, "event-1").pending) == ({"fix-0"}, frozenset())
+        assert counting(store).filter(pl.col("id") == "event-1")["customer"].to_list() == ["customer-5"]
+        router.decide = original  # type: ignore[method-assign]
+        assert await desk.finish(TENANT) == []
         await router.close()
 
     asyncio.run(scene())

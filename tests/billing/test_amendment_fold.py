@@ -147,10 +147,10 @@ def test_an_event_that_leaves_its_key_is_voided_there_and_amended_where_it_goes(
     there, back = replace(state, customer="b"), replace(state, customer="a", data="{}")
     first, second, third = history(0, [there, back, None])
     assert [(row.is_amended, row.id, row.customer) for row in rows_of(first)] == [
-        (False, "m0-1", "a"), (True, "m0-1#to", "b")
+        (False, "m0-1", "a"), (True, "m0-1#to:0:0:0", "b")
     ]  # fmt: skip
     assert [(row.is_amended, row.id, row.customer) for row in rows_of(second)] == [
-        (True, "m0-2", "a"), (False, "m0-2#from", "b")
+        (True, "m0-2", "a"), (False, "m0-2#from:0:0:0", "b")
     ]  # fmt: skip
     assert [(row.is_amended, row.id, row.customer) for row in rows_of(third)] == [(False, "m0-3", "a")]
     assert amendment_of(json.dumps(rows_of(first)[1].detail)) == first

@@ -213,3 +213,12 @@ def test_one_id_under_two_customers_is_billed_once_and_told_with_the_run(tenant:
     run(tenant, "2026-03-01")
     newest = tenant.get("/v1/bill-runs").json()["items"][0]
     assert newest["findings"] == []
+
+
+def test_one_amendment_id_twice_in_a_request_is_refused_with_its_place(tenant: Tenant) -> None:
+    send(tenant, event("f1"), event("f2"))
+    voids = [{"source": "a", "id": id_, "void": True, "amendment": "fix-1"} for id_ in ("f1", "f2")]
+    answer = amend(tenant, *voids)
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/amendments/1/amendment"]
+    assert totals(tenant)["voided"] == 0
