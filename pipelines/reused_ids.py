@@ -41,12 +41,23 @@ def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: 
         findings.append({"code": "amendments_pending", "events": len(stuck), "listed": stuck[:LISTED_MAX]})
     passes = ReusedIds(store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
     found = passes.look(tenant_id, reader.now(), but_sources=_unique_within_customer(master))
+    if found.too_many:  # not noted: each run says so again until the source is named in the settings
+        return [*findings, _reused_often(found.too_many)]
     voided = voider.void_reused(tenant_id, reader, found.names) if found.names else []
-    if not found.more:  # else the next run goes on with the rest
-        passes.note(tenant_id, found)
+    passes.note(tenant_id, found)
     if voided:
         findings.append({"code": "id_reused", "events": len(voided), "listed": voided[:LISTED_MAX]})
     return findings
+
+
+def _reused_often(counts: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    return {
+        "code": "id_reused_often",
+        "ids": sum(count for _, count in counts),
+        "sources": [{"source": source, "ids": count} for source, count in counts[:LISTED_MAX]],
+        "detail": "so many ids came under several customers that nothing was voided: all these events count. If a "
+        "source numbers its events per customer, name it in the tenant's settings as unique_within_customer",
+    }
 
 
 def _unique_within_customer(master: MasterData) -> list[str]:

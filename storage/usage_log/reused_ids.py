@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from storage.object_store import ObjectStore
+from storage.usage_log.counting import amendments_at
 from storage.usage_log.genesis import open_log
 from storage.usage_log.id_runs import merge_runs, open_run, sort_ids, write_run
 from storage.usage_log.manifest import IdRun
@@ -24,7 +25,7 @@ from storage.usage_log.partitions import NO_IDS, EventIds, event_ids, partitions
 from storage.usage_log.reader import NOTHING, Cut, UsageLogReader
 
 RUNS_MAX = 8  # of a tenant; then they are merged
-SUSPECTS_MAX = 10_000  # of one pass; more is no slip but a sender that numbers per customer
+SUSPECTS_MAX = 10_000  # of one pass; more is no slip but a sender that numbers per customer: that is told, not voided
 
 _HASH = np.uint64(8)  # bits that the partition takes below the hash
 
@@ -40,13 +41,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class Reused:
-    """What a pass found: (source, id) that came under several keys, and the ids to note once that is dealt with."""
+    """What a pass found: (source, id) that came under several keys, and the ids to note once that is dealt with.
+
+    If there are more than SUSPECTS_MAX, `names` is empty and `too_many` says how many of which source.
+    """
 
     before: Pass
     cut: Cut
     names: tuple[tuple[str, str], ...]
     ids: EventIds
-    more: bool = False  # beyond SUSPECTS_MAX
+    too_many: tuple[tuple[str, int], ...] = ()
 
     @property
     def nothing_new(self) -> bool:
@@ -67,14 +71,36 @@ class ReusedIds:
         if not parts:
             return Reused(before, cut, (), NO_IDS)
         ids = EventIds(np.concatenate([one.high for one in parts]), np.concatenate([one.low for one in parts]))
-        suspects = np.union1d(_twice(ids), self._in_runs(ids, before.runs))
-        names: dict[tuple[str, str], None] = {}
-        if len(suspects):
-            for frame, of_frame in self._new(tenant_id, before.cut, cut, but_sources):
-                met = np.isin(of_frame.high >> _HASH, suspects)
-                if met.any():
-                    names.update(dict.fromkeys(frame.filter(pl.Series(met)).select("source", "id").iter_rows()))
-        return Reused(before, cut, tuple(names)[:SUSPECTS_MAX], ids, len(names) > SUSPECTS_MAX)
+        old = self._in_runs(ids, before.runs)
+        suspects = np.union1d(_twice(ids), old)
+        if not len(suspects):
+            return Reused(before, cut, (), ids)
+        met: list[pl.DataFrame] = []
+        for frame, of_frame in self._new(tenant_id, before.cut, cut, but_sources):
+            hashes = of_frame.high >> _HASH
+            rows = frame.select("customer", "source", "id").with_columns(is_old=pl.Series(np.isin(hashes, old)))
+            met.append(rows.filter(pl.Series(np.isin(hashes, suspects))))
+        found = pl.concat(met)
+        waiting = self._waiting(tenant_id, cut, found)
+        if waiting.height > SUSPECTS_MAX:
+            counts = waiting.group_by("source").len().sort(["len", "source"], descending=[True, False])
+            return Reused(before, cut, (), ids, tuple(counts.iter_rows()))
+        # A pass that begins again tells what it voided before, too.
+        settled = found.select("source", "id").unique(maintain_order=True).join(
+            waiting, on=["source", "id"], how="anti", maintain_order="left"
+        )  # fmt: skip
+        return Reused(before, cut, (*waiting.iter_rows(), *settled.head(SUSPECTS_MAX).iter_rows()), ids)
+
+    def _waiting(self, tenant_id: str, cut: Cut, found: pl.DataFrame) -> pl.DataFrame:
+        """(source, id) of which several events still count: what was voided already is left out."""
+        touched = amendments_at(self._reader, tenant_id, cut)[0].touched
+        counting = found.join(
+            touched.filter("voided"), left_on=["customer", "source", "id"], right_on=["key", "source", "id"], how="anti"
+        )
+        keys = counting.group_by("source", "id", maintain_order=True).agg(
+            keys=pl.col("customer").n_unique() + pl.col("is_old").any().cast(pl.UInt32)
+        )
+        return keys.filter(pl.col("keys") > 1).select("source", "id")
 
     def note(self, tenant_id: str, found: Reused) -> None:
         """What was found is dealt with: the next pass begins behind this one."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from storage.usage_log import reused_ids
 from tests.deployments.conftest import Api, Tenant
 
 
@@ -221,4 +222,20 @@ def test_one_amendment_id_twice_in_a_request_is_refused_with_its_place(tenant: T
     answer = amend(tenant, *voids)
     assert answer.status_code == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/amendments/1/amendment"]
+    assert totals(tenant)["voided"] == 0
+
+
+def test_a_sender_that_numbers_per_customer_loses_nothing_and_each_run_says_what_to_do(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reused_ids, "SUSPECTS_MAX", 1)
+    assert tenant.post("/v1/customers", {"code": "globex", "name": "Globex", "country": "DE"}).status_code == 201
+    for customer in ("acme", "globex"):
+        send(tenant, *(event(id_, customer=customer) for id_ in ("n1", "n2")))
+    for up_to in ("2026-02-01", "2026-03-01"):
+        run(tenant, up_to)
+        (finding,) = tenant.get("/v1/bill-runs").json()["items"][0]["findings"]
+        assert (finding["code"], finding["ids"]) == ("id_reused_often", 2)
+        assert finding["sources"] == [{"source": "a", "ids": 2}]
+        assert "unique_within_customer" in finding["detail"]
     assert totals(tenant)["voided"] == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from actors.amendment_desk import AmendmentDesk
 from actors.rating_shard import RatingShard
+from actors.router import LocalUsageRouter
 from storage.object_store import LocalObjectStore
 from storage.usage_log import reused_ids
 from storage.usage_log.genesis import open_log
@@ -81,3 +84,39 @@ def test_a_pass_that_was_not_noted_finds_the_same_again_and_sources_of_their_own
     passes.note(TENANT, found)  # a second process that did the same
     assert passes.look(TENANT, reader.now(), but_sources=own).names == ()
     shard.stop()
+
+
+def test_more_than_a_slip_is_told_by_source_and_what_is_voided_is_not_counted(
+    store: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reused_ids, "SUSPECTS_MAX", 3)
+    router = LocalUsageRouter.open(store)
+
+    async def scene() -> None:
+        reader = UsageLogReader(store)
+        desk, passes = AmendmentDesk(router, reader), ReusedIds(store, reader, tmp_path / "runs")
+        await router.ingest(TENANT, make_events(8, customers=1))
+        passes.note(TENANT, passes.look(TENANT, reader.now()))  # from now on they are met in the runs
+        await router.ingest(TENANT, under(make_events(3), "another"))
+        few = passes.look(TENANT, reader.now())
+        assert (len(few.names), few.too_many) == (3, ())
+        voided = await desk.void_reused(TENANT, few.names)
+        assert len(voided) == 3
+        await router.ingest(TENANT, under(make_events(3, 3), "another"))
+        some = passes.look(TENANT, reader.now())
+        assert (len(some.names), some.too_many) == (6, ()), "three wait, and three were voided before"
+        assert len(await desk.void_reused(TENANT, some.names)) == 6
+        own = make_events(2, source="per-customer")
+        for customer in ("one", "two"):
+            await router.ingest(TENANT, under(own, customer))
+            await router.ingest(TENANT, under(make_events(2, 6), customer))
+        many = passes.look(TENANT, reader.now())
+        assert (many.names, many.too_many) == ((), (("gateway", 2), ("per-customer", 2)))
+        rest = passes.look(TENANT, reader.now(), but_sources=["per-customer"])
+        assert len(rest.names) == 2 + 3, "of what was voided before no more than the limit"
+        await desk.void_reused(TENANT, rest.names)
+        passes.note(TENANT, rest)
+        assert passes.look(TENANT, reader.now(), but_sources=["per-customer"]).nothing_new
+        await router.close()
+
+    asyncio.run(scene())
