@@ -195,6 +195,7 @@ class BudgetWatch:
         self._looked_s: dict[str, float] = {}
         self._due_at_s = 0.0
         self._pending: dict[str, _Pending] = {}
+        self._past.clear()
 
     def due(self) -> Sequence[tuple[str, str]]:
         """A look at each tenant with budgets that nobody has looked at for a while."""

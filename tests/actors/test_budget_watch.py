@@ -19,7 +19,7 @@ import pytest
 
 from actors.amendment_desk import AmendmentDesk
 from actors.budget_watch import ALERTS, LOOK, READ, BudgetWatch
-from actors.lane_past import LanePast
+from actors.lane_past import LanePast, NotRead
 from actors.router import LocalUsageRouter
 from billing.amendments import Amendment
 from billing.errors import BillingError, InvalidInput, NotFound
@@ -492,6 +492,42 @@ def test_the_past_of_a_long_lane_is_read_by_a_thread_while_usage_goes_on(tmp_pat
         read_on.set()
         await look(router)
         assert crossed(await alerts(router)) == [("b", "50"), ("b", "70")]
+        check(watches[-1], expected(store, TENANT, chain))
+        await router.close()
+
+    asyncio.run(scene())
+
+
+def test_a_lane_that_is_folded_again_does_not_count_what_a_thread_had_read_ahead(tmp_path: Path) -> None:
+    store = LocalObjectStore(tmp_path / "store")
+    chain = Chain([*catalog(), *customer("acme")])
+    watches: list[BudgetWatch] = []
+    past: list[LanePast] = []
+
+    def followers(lane: int, master: Any, there: Any) -> list[BudgetWatch]:
+        past.append(LanePast(lane, there, inline_max=3))
+        watches.append(BudgetWatch(lane, master, there, past=past[-1]))
+        return watches[-1:]
+
+    async def scene() -> None:
+        router = LocalUsageRouter.open(store, master=chain, followers=followers)
+        await router.advance_clock(TENANT, datetime(2026, 5, 20, tzinfo=UTC))
+        await router.ingest(TENANT, events(("1", "acme", "2026-05-01T12:00:00+02:00", "10")))
+        chain.change(budget("b", "acme", "100", "50", "70"))
+        await look(router)
+        for day in range(2, 6):
+            await router.ingest(TENANT, events((str(day), "acme", f"2026-05-0{day}T12:00:00+02:00", "10")))
+        chain.change(budget("c", "acme", "10", "100", period="day"), *customer("bolt"), budget("d", "bolt", "10"))
+        with contextlib.suppress(NotRead):  # as a look that must read the past of a lane that is long
+            past[-1].rows(TENANT, ["acme", "bolt"], None, wait=False)
+        past[-1]._threads[TENANT].join(20.0)
+        first = past[-1].rows(TENANT, ["acme"], 3, wait=True)
+        assert [frame["id"].to_list() for frame in first] == [["1"]], "the past of a number is what came before it"
+        shard = router.shards[0]
+        shard._followers.not_stored()  # as after a group that the store refused
+        shard._refold_at_s = 0.0
+        assert spent_of(await read(router))["b"] == "50.00"
+        await look(router)
         check(watches[-1], expected(store, TENANT, chain))
         await router.close()
 
