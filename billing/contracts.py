@@ -263,7 +263,7 @@ def _spans(contract: Contract, segment: Segment, place: int, charge: Charge) -> 
     current = charge if price is None else charge.with_price(price)
     begin, step = start, segment.step
     for moment, cut in (*cuts, (end, None)):
-        paid_to = _paid_to(segment, current, moment, cut)
+        paid_to = _paid_to(contract, segment, current, moment, cut)
         number = end_step if cut is None else cut.number
         yield Span(segment, current, place, quantity, begin, moment, paid_to, step, number)
         if cut is None:
@@ -347,12 +347,21 @@ def _cuts(
     return quantity, price, cuts
 
 
-def _paid_to(segment: Segment, charge: Charge, end: datetime, cut: ContractStep | None) -> datetime:
-    """A cancellation that gives nothing back owes the whole started period of a charge in advance."""
-    owes = segment.cancelled_now and (not segment.refund_unused or _waits(charge))
-    if cut is None and owes and charge.kind == "recurring" and charge.timing == "advance" and end == segment.end:
+def _paid_to(contract: Contract, segment: Segment, charge: Charge, end: datetime, cut: ContractStep | None) -> datetime:
+    """Up to when a charge in advance is owed: a cancellation may give nothing back of the started period.
+
+    With `refund_unused: false` that is what was to come of it anyway: up to the end of its phase, or of the add-on.
+    """
+    if cut is not None or charge.kind != "recurring" or charge.timing != "advance":
+        return end
+    if _waits(charge) and segment is not contract.segments[-1] and contract.segments[-1].cancelled_now:
+        # It waits for the end of the period, over a change and over the cancellation that came before that end.
+        return max(end, _boundary(segment.grid, segment.end, segment.start)) if end == contract.end else end
+    if not segment.cancelled_now or end != segment.end:
+        return end
+    if _waits(charge):
         return segment.grid.at(end).end
-    return end
+    return end if segment.refund_unused else min(segment.grid.at(end).end, max(end, segment.planned_end))
 
 
 def pieces_of_span(span: Span, after: datetime, up_to: datetime) -> Iterator[Piece]:

@@ -817,7 +817,10 @@ def _price(table: _Pieces, state: MeterState, singles: pl.DataFrame) -> RatedPie
         aggregations, on="meter", how="left", maintain_order="left"
     )
     rated, odd = finish(state, groups, _BY_SLOT)
-    rated = rated.with_row_index("line")
+    # A level of 0 that nothing happened to is no usage: its price row has no line, and owes no minimum for ever after.
+    rowed = pl.Series([n for n, charge in enumerate(table.charges.charges) if charge.price is None], dtype=pl.UInt32)
+    idle_row = pl.col("charge").is_in(rowed.implode()) & (pl.col("events") == 0) & (pl.col("quantity") == 0)
+    rated = rated.filter(~idle_row.fill_null(False)).with_row_index("line")
     rows, prices = _rows_in_use(rated, table)
     rated = rated.join(prices, on=["charge", "price_row"], how="left", maintain_order="left")
     odd_quantities: dict[int, Fraction] = {}

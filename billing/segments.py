@@ -97,6 +97,7 @@ class Segment:
     refund_unused: bool = True  # of the cancellation that ended it
     cancelled_now: bool = False  # ended by a cancellation that did not wait, or by a pause
     root: int = 0  # the segment in which its plan began: after a pause or phase it goes on with what was agreed there
+    planned_end: datetime = FOREVER  # known before it began: the end of its phase, or of an add-on
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Until:
     step: int = 0
     cancelled: bool = False  # by a cancellation that waited for the end of a period of the subscription
     refund_unused: bool = True
+    agreed: datetime = FOREVER  # of an add-on, where its subscription is cancelled before
 
 
 def course(subscription: Subscription, timezone: str, first_grid: Grid | None, until: Until) -> Course:
@@ -131,6 +133,7 @@ def course(subscription: Subscription, timezone: str, first_grid: Grid | None, u
     if trial_end is not None and stay is None and trial_end < until.moment:
         until = Until(trial_end)
     run = _Course(subscription, timezone, first_grid, trial_end, 0 if stay is None else stay.number)
+    run.agreed_end = until.agreed if until.cancelled else until.moment
     waiting: tuple[datetime, ContractStep] | None = None
     for step in (*(one for one in subscription.steps if one.add_on == subscription.add_on), None):
         if waiting is not None and (step is None or waiting[0] <= step.at) and waiting[0] <= until.moment:
@@ -193,6 +196,7 @@ class _Course:
         self.step = subscription.number
         self.root = 0
         self.paused = False
+        self.agreed_end = FOREVER
         self.phases: tuple[PhaseTime, ...] = ()
         self.place = 0  # in `phases`
         self._enter(self.plan, self.start)
@@ -231,8 +235,10 @@ class _Course:
             number, refund = until.step, until.refund_unused
             now = until.cancelled and self.grid.at(moment).start != moment  # not at the end of a period of its own
         place, plan = len(self.segments), self.running
+        following = self.phases[self.place + 1].start if self.place + 1 < len(self.phases) else FOREVER
+        planned = min(following, self.agreed_end)
         self.segments.append(
-            Segment(place, plan, self.grid, self.start, moment, self.step, number, refund, now, self.root)
+            Segment(place, plan, self.grid, self.start, moment, self.step, number, refund, now, self.root, planned)
         )
 
     def pause(self, step: ContractStep) -> None:
@@ -289,7 +295,7 @@ def add_on_terms(
         own.insert(0, replace(paused, at=add_on.start, add_on=add_on.code))
     if run.end < end.moment:
         last = next((one for one in subscription.steps if one.number == run.end_step), None)
-        end = Until(run.end, run.end_step, last is not None, last is None or last.refund_unused)
+        end = Until(run.end, run.end_step, last is not None, last is None or last.refund_unused, add_on.end)
     base = [one for one in run.segments if one.start <= add_on.start] or list(run.segments[:1])
     origin = base[-1].grid
     same_grid = origin if origin.interval == add_on.plan.interval else _with_interval(origin, add_on.plan)
