@@ -374,7 +374,10 @@ class Accounts:
         return Decided(log_rows(tenant_id, batch.rows), msgspec.json.encode(answers))
 
     def _run_move(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
-        """What became of documents: settle, free, restore. All of it may be sent again; how many rows it made."""
+        """What became of documents: settle, free, restore. All of it may be sent again; how many rows it made.
+
+        That there is nothing to move is answered after a put: a lane that was overtaken may not know of the hold.
+        """
         moves = msgspec.json.decode(payload, type=list[Move])
         batch = self._batch(tenant_id, moment)
         seen: set[str] = set()
@@ -386,7 +389,7 @@ class Accounts:
             if entry is not None:
                 source = {Settled: SETTLE, Freed: FREE, Restored: RESTORE}[type(entry)]
                 batch.rows.append(batch.row(source, row_id(move.id, move.customer), move.customer, entry))
-        return Decided(log_rows(tenant_id, batch.rows), str(len(batch.rows)).encode())
+        return Decided(log_rows(tenant_id, batch.rows), str(len(batch.rows)).encode(), forces_put=True)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from billing.accounts import Account, Freed, Held, Part, Restored, Settled, Use
-from billing.errors import Conflict
+from billing.errors import Conflict, Unavailable
 from billing.master import TopUp
 from billing.wallets import Wallets
 
@@ -198,11 +198,16 @@ def until_step(top_ups: Iterable[TopUp], steps: int) -> list[TopUp]:
 
 
 def entry_of(account: Account, move: Move) -> Settled | Freed | Restored | None:
-    """What to record for a move, None where it is recorded already or there is nothing to move."""
+    """What to record for a move, None where it is recorded already or there is nothing to move.
+
+    Raises Unavailable for a run to settle that is unknown.
+    """
     run = account.runs.get(move.id)
     match move.kind:
         case "settle":
-            if run is None or run.state == "settled":
+            if run is None:  # only what was held is settled, so this lane has not seen all rows
+                raise Unavailable(f"Bill run {move.id} of {move.customer!r} is not known here: ask again.")
+            if run.state == "settled":
                 return None
             if run.state == "freed" or run.held is None:
                 raise Conflict(f"Bill run {move.id} of {move.customer!r} was given up and cannot be settled.")

@@ -241,6 +241,26 @@ def test_a_run_that_was_given_up_holds_nothing_and_one_that_is_settled_stays_so(
         way.run_hold(TENANT, RunHold("other", asks, START, 99))
 
 
+def test_an_overtaken_lane_that_knows_nothing_of_a_hold_moves_nothing_and_says_so(here: Place) -> None:
+    here.masters.apply(customer("acme"), top_up("acme", "10.00"))
+    here.open()
+    assert here.router is not None
+    zombie = RunDesk(here.router)
+    zombie_router = here.router
+    zombie_router._deadline_s = 0.5
+    balances(here.open())
+    way = RunDesk(here.router)
+    asks = {"acme": [Ask("d", "EUR", "purchased", Decimal("4.00"), Decimal("4.00"))]}
+    assert way.run_hold(TENANT, RunHold("run", asks, START, 99))["acme"].held
+    settle = Move("settle", "run", "acme", {"d": "RE-1"})
+    restore = Move("restore", "GS-1", "acme", invoice="RE-1")
+    for move in (settle, restore):
+        with pytest.raises(Unavailable):
+            zombie.run_move(TENANT, [move])
+        assert way.run_move(TENANT, [move]) == 1
+    zombie_router.stop()
+
+
 # -- many callers, and shards that die -------------------------------------------------------------------------------
 
 CALLERS, CALLS = 50, 4

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from billing.accounts import Account, Committed, Freed, Held, Released, Reserved, Restored, Settled, Use
-from billing.errors import Conflict
+from billing.errors import Conflict, Unavailable
 from billing.master import TopUp
 from billing.run_credit import (
     Ask,
@@ -266,7 +266,8 @@ def test_a_settled_run_must_name_every_document_that_used_credit() -> None:
 def test_moves_are_recorded_once_and_only_where_there_is_something_to_move() -> None:
     account, pots = Account(), [top_up(1, "10.00")]
     settle, free = Move("settle", "run", "acme", {"d": "RE-1"}), Move("free", "run", "acme")
-    assert entry_of(account, settle) is None  # it never held anything of this customer
+    with pytest.raises(Unavailable, match="Bill run run of 'acme' is not known here: ask again"):
+        entry_of(account, settle)
     held = hold(account, pots, ask("d", "purchased", "1.00", "1.00"))
     assert held is not None
     assert entry_of(account, Move("free", "other", "acme")) == Freed("other")
