@@ -62,6 +62,8 @@ IDLE_S = 0.5
 DECISION_BYTES = 1_024  # what a decision counts for in fairness and in a group
 REFOLD_EVERY_S = 10.0  # tries to fold a follower again that raised
 
+_LOOKS = frozenset({int(RowKind.MASTER_SEEN), int(RowKind.CLOCK_SET)})  # with them followers ask for master data anew
+
 
 @dataclass(frozen=True)
 class ShardSettings:
@@ -122,6 +124,7 @@ class _Group:
     judged: list[_Judged] = field(default_factory=list)
     decided: list[tuple[DecisionItem, bytes]] = field(default_factory=list)
     unapplied: list[pl.DataFrame] = field(default_factory=list)  # for the followers, after the commit
+    unseen: set[str] = field(default_factory=set)  # tenants with usage here that no follower wanted
     forces_put: bool = False  # also without rows
     is_applied: bool = False  # followers saw rows of it before the put
 
@@ -329,10 +332,10 @@ class RatingShard:
         reason = "stopped"
         try:
             while (group := self._next_group()) is not None:
-                if group:
+                while group:
                     if self._followers.stale and time.monotonic() >= self._refold_at_s:
                         self._refold()
-                    self._commit(group)
+                    group = self._commit(group)
                 self._follow_checkpoint()
                 self._checkpoint_if_due()
                 for tenant_id, name in self._followers.due():
@@ -357,12 +360,14 @@ class RatingShard:
                 self._condition.wait(self.settings.window_s)
             return self._queue.take(self.settings.group_rows_max, self.settings.group_bytes_max)
 
-    def _commit(self, items: list[Item]) -> None:
+    def _commit(self, items: list[Item]) -> list[Item]:
+        """Commit a group of the first items; returns those that must be another one."""
         try:
-            self._commit_or_raise(items)
+            return self._commit_or_raise(items)
         except StoreRefused as error:
             for item in items:
                 item.fail(error, refused=True)
+            return []
         except BillingError as error:
             for item in items:
                 item.fail(error)
@@ -372,7 +377,7 @@ class RatingShard:
                 item.fail(Unavailable(f"Lane {self.lane} stopped: {type(error).__name__}"))
             raise
 
-    def _commit_or_raise(self, items: list[Item]) -> None:
+    def _commit_or_raise(self, items: list[Item]) -> list[Item]:
         if not self._followers.is_stale(self._clocks.name):
             self._times = self._clocks.times  # else those from before: a clock that is folded again moves nowhere
         moment = LogMoment(
@@ -386,13 +391,13 @@ class RatingShard:
         group = _Group(moment)
         has_decisions = any(isinstance(item, DecisionItem) for item in items)
         # Decisions and usage in their order. Followers see rows before the put only where a decision may rest on them.
-        for is_usage, run in itertools.groupby(items, lambda item: isinstance(item, UsageItem)):
-            if is_usage:
-                self._take_usage(group, [item for item in run if isinstance(item, UsageItem)], has_decisions)
-            else:
-                for item in run:
-                    assert isinstance(item, DecisionItem)
-                    self._take_decision(group, item)
+        taken = 0
+        for _, run in itertools.groupby(items, lambda item: isinstance(item, UsageItem)):
+            part = list(run)
+            count = self._take_run(group, part, has_decisions)
+            taken += count
+            if count < len(part):
+                break
         rows, head = self._put(group)
         if rows is not None and head is not None and self._figures is not None:
             self._figures.take(rows, head.number)  # before the answer: who reads after it sees what was acknowledged
@@ -402,6 +407,22 @@ class RatingShard:
                 self._followers.apply(frame, moment)
             if head.number % self.settings.hint_every == 0:
                 write_hint(self._store, self.lane, head.number)
+        return items[taken:]
+
+    def _take_run(self, group: _Group, run: Sequence[Item], has_decisions: bool) -> int:
+        """Take usage or decisions; how many of them, for the first that must not be in this group ends it."""
+        usage = [item for item in run if isinstance(item, UsageItem)]
+        if usage:
+            again = group.unseen.intersection(item.tenant_id for item in usage)
+            if again and self._followers.watch(again):
+                return 0
+            self._take_usage(group, usage, has_decisions)
+            return len(usage)
+        for count, item in enumerate(run):
+            assert isinstance(item, DecisionItem)
+            if not self._take_decision(group, item):
+                return count
+        return len(run)
 
     def _put(self, group: _Group) -> tuple[pl.DataFrame, SegmentHead] | tuple[None, None]:
         """Put what a group has, in the order of partitions; nothing if it has no rows."""
@@ -463,14 +484,18 @@ class RatingShard:
         group.frames.append(rows)
         for tenant_id, count in _counters(items, is_mine, is_new).items():
             group.counters[tenant_id] = group.counters.get(tenant_id, Counters()) + count
-        if self._followers.watch({item.tenant_id for item in items}):
+        tenant_ids = {item.tenant_id for item in items}
+        if has_decisions:
+            group.unseen |= {tenant_id for tenant_id in tenant_ids if not self._followers.watch([tenant_id])}
+        if self._followers.watch(tenant_ids):
             self._follow(group, rows, at_once=has_decisions)
 
-    def _take_decision(self, group: _Group, item: DecisionItem) -> None:
+    def _take_decision(self, group: _Group, item: DecisionItem) -> bool:
+        """Whether it was taken; if not, nothing has happened, and it is decided anew in the next group."""
         if item.partition != ANY_PARTITION and not self._owned[item.partition]:
             owner = int(self._lane_of[item.partition])
             item.future.set_result(encode_moved(self.lane, int(self._generation[item.partition]), owner))
-            return
+            return True
         placed: tuple[pl.DataFrame, EventIds] | None = None
         try:
             decided = item.decide(group.moment)
@@ -480,22 +505,32 @@ class RatingShard:
                 placed = self._placed(decided.rows, item.tenant_id)
         except BillingError as error:
             item.fail(error)
-            return
+            return True
         except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - a fault must not stop the lane
             item.fail(BillingError(f"The decision failed: {type(error).__name__}: {error}. Nothing was written."))
-            return
+            return True
         if placed is not None:
             rows, ids = placed
+            if item.tenant_id in group.unseen and self._is_first_look(rows, item.tenant_id):
+                return False
             is_new = self._add_ids(group, ids)
             if not is_new.all():
                 self._recent.take_back(group.ids.pop())
                 item.fail(forgotten(rows.filter(pl.Series(~is_new))["id"].to_list()))
-                return
+                return True
             group.frames.append(rows)
             group.count(rows)
             self._follow(group, rows, at_once=True)
         group.forces_put = group.forces_put or decided.forces_put
         group.decided.append((item, decided.answer))
+        return True
+
+    def _is_first_look(self, rows: pl.DataFrame, tenant_id: str) -> bool:
+        """Whether with these rows a follower may begin with a tenant whose usage in the same group it did not see.
+
+        It would lack that usage: it is not in the log yet, and a replay of the segment counts it.
+        """
+        return not _LOOKS.isdisjoint(rows["kind"].to_list()) or self._followers.watch([tenant_id])
 
     def _follow(self, group: _Group, rows: pl.DataFrame, *, at_once: bool) -> None:
         """Show rows to the followers, and what they propose for the same segment; what is in the log already is not."""

@@ -534,6 +534,66 @@ def test_a_lane_that_is_folded_again_does_not_count_what_a_thread_had_read_ahead
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("first", ["look", "clock"])
+def test_usage_in_front_of_the_first_look_counts_though_nobody_watched_when_it_came(tmp_path: Path, first: str) -> None:
+    """All wait while a put is held: without a look between them they would make one group."""
+    store = LocalObjectStore(tmp_path / "store")
+    chain = Chain([*catalog(), *customer("acme")])
+    watches: list[BudgetWatch] = []
+    holds, held, release = False, threading.Event(), threading.Event()
+
+    def before(call: str, key: str) -> None:
+        if holds and call == "create" and "/lanes/" in key:
+            held.set()
+            assert release.wait(20.0)
+
+    def followers(lane: int, master: Any, there: Any) -> list[BudgetWatch]:
+        watches.append(BudgetWatch(lane, master, there, now_s=lambda: 0.0))  # what is known grows no older
+        return watches[-1:]
+
+    async def scene() -> None:
+        nonlocal holds
+        router = LocalUsageRouter.open(Hooked(store, before), master=chain, followers=followers)
+
+        def send(day: int) -> asyncio.Task[Any]:
+            batch = events((str(day), "acme", f"2026-05-0{day}T12:00:00+02:00", "10"))
+            return asyncio.create_task(router.ingest(TENANT, batch))
+
+        async def wait_for(rows: int) -> None:
+            for _ in range(2_000):
+                if router.shards[0]._queue.rows >= rows:
+                    return
+                await asyncio.sleep(0.01)
+            raise AssertionError("nothing waits")
+
+        clock = datetime(2026, 5, 20, tzinfo=UTC)
+        await router.advance_clock(TENANT, clock)
+        await send(1)
+        holds = True
+        asked = [send(2)]
+        assert await asyncio.to_thread(held.wait, 20.0)
+        chain.change(budget("b", "acme", "100", "30", "40"))
+        asked.append(send(3))
+        await wait_for(1)
+        looks = look(router) if first == "look" else router.advance_clock(TENANT, clock + timedelta(days=1))
+        looking = asyncio.create_task(looks)
+        await wait_for(2)
+        asked.append(send(4))
+        await wait_for(3)
+        release.set()
+        await asyncio.gather(looking, *asked)
+        assert spent_of(await read(router)) == {"b": "40.00"}
+        assert crossed(await alerts(router)) == [("b", "30"), ("b", "40")]
+        wanted = expected(store, TENANT, chain)
+        check(watches[-1], wanted)
+        await router.close()
+        again = LocalUsageRouter.open(store, master=chain, followers=followers)
+        check(watches[-1], wanted)
+        await again.close()
+
+    asyncio.run(scene())
+
+
 def test_a_tenant_without_budgets_is_not_watched(tmp_path: Path) -> None:
     chain = Chain([*catalog(), *customer("acme")])
     store = LocalObjectStore(tmp_path / "store")
