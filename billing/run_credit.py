@@ -114,13 +114,17 @@ def hold_for_run(
 
 
 class RunCredit(msgspec.Struct, frozen=True):
-    """What does a run start from? Top-ups of later steps than `steps` are not the run's."""
+    """What does a run start from? Top-ups of later steps than `steps` are not the run's.
+
+    `only_looks`: nothing will be held, so who was parked (his claim is given up) may be asked for as well.
+    """
 
     run: str
     customers: list[str]
     as_of: datetime
     steps: int
     master: int = 0
+    only_looks: bool = False
 
 
 class RunHold(msgspec.Struct, frozen=True):
@@ -174,8 +178,10 @@ class Move(msgspec.Struct, frozen=True, omit_defaults=True):
 def state_for_run(
     account: Account, customer: str, top_ups: Sequence[TopUp], asked: RunCredit, now: datetime
 ) -> CreditState:
-    """The answers recorded for a run, or the state of the wallets. Conflict for a run that was given up."""
-    recorded = recorded_uses(account, asked.run)
+    """The answers recorded for a run, or the state of the wallets. Conflict for who would hold for a run given up."""
+    run = account.runs.get(asked.run)
+    given_up = run is not None and run.state == "freed"
+    recorded = None if given_up and asked.only_looks else recorded_uses(account, asked.run)
     if recorded is not None:
         return CreditState(recorded)
     wallets = account.wallets(customer, until_step(top_ups, asked.steps), now, as_of=asked.as_of)

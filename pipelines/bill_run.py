@@ -315,9 +315,11 @@ class BillRunDriver:
                 finals = self._finals(connection, tenant_id, run, documents)
                 numbered = invoices.finalise(connection, tenant_id, finals, self._clock())
                 keys, holders = unpack_credit(data)
-                if holders:
-                    numbers = {key: one.number for key, one in zip(keys, numbered, strict=True)}
-                    moves = settling(run_id, holders, numbers, {one["customer"] for one in parked})
+                with_wallet = self._chain.at(tenant_id, run["master_number"]).wallet_customers
+                without = {one["customer"] for one in parked if one["customer"] in with_wallet}
+                if holders or without:
+                    numbers = dict(zip(keys, (one.number for one in numbered), strict=False))  # old results: no keys
+                    moves = settling(run_id, holders, numbers, without)
                     wallet_moves.add(connection, tenant_id, moves, self._clock())
                 self._checkpoint("chunk finalising")
                 bill_runs.set_chunk(connection, run_id, chunk, "finalised", self._clock())

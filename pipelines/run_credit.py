@@ -118,8 +118,9 @@ def _read(
 ) -> CreditOfRun:
     states: Mapping[str, CreditState] = {}
     if customers:
+        number = max(facts.master_number, 0)
         asked = RunCredit(
-            facts.run_id, list(customers), facts.as_of, facts.master.step_count, max(facts.master_number, 0)
+            facts.run_id, list(customers), facts.as_of, facts.master.step_count, number, only_looks=not exact
         )
         states = desk.run_credit(facts.tenant_id, asked)
     top_ups = _top_ups(facts.master, states)
@@ -175,13 +176,14 @@ def settling(
     """The moves of a chunk whose documents got their numbers (by key). Only who is parked has none: that is freed.
 
     A hold that uses no credit is settled too: it may take an invoice back, whose credit returns by that alone.
+    `parked` are those with a wallet, also without a hold here: a process whose result was not taken may have made one.
     """
     moves: list[wallet_moves.WalletMove] = []
-    for customer, keys in sorted(holders.items()):
+    for customer in sorted(holders.keys() | set(parked)):
         if customer in parked:
             moves.append(wallet_moves.WalletMove("free", customer, run_id))
         else:
-            documents = {key: numbers[key] for key in keys}
+            documents = {key: numbers[key] for key in holders[customer]}
             moves.append(wallet_moves.WalletMove("settle", customer, run_id, {"documents": documents}))
     return moves
 

@@ -17,7 +17,7 @@ import pytest
 from actors.accounts_desk import AccountsDesk, RunDesk
 from actors.router import LocalUsageRouter
 from billing.errors import Unavailable
-from billing.run_credit import Move, RunCredit, RunHold
+from billing.run_credit import Ask, Move, RunCredit, RunHold
 from billing.usage import EVENT_SCHEMA, Verdict
 from pipelines.bill_run import BillRunDriver
 from pipelines.run_credit import WalletDesk, bring_moves
@@ -292,6 +292,30 @@ def test_a_wallet_that_never_stands_still_parks_its_customer_alone(world: World)
     assert world.prepaid(tenant) == [("b", "12.00")]
     world.bill(tenant, date(2026, 9, 1))
     assert [customer for customer, _ in world.prepaid(tenant)] == ["b", "a"]
+    world.assert_consistent(tenant)
+
+
+def test_credit_held_by_a_process_whose_result_was_not_taken_is_freed(world: World) -> None:
+    """Two compute one chunk: the one that parks the customer stores its result, the other one holds his credit."""
+    tenant = world.tenant("a", top_ups=[top_up("a", "10.00")])
+    count = iter(range(1000))
+    held: list[Any] = []
+
+    def reserve_one_more() -> None:
+        world.desk("reserve", tenant, {"customer": "a", "id": f"m{next(count)}", "amount": "0.50"})
+
+    def hold_elsewhere(passed: str) -> None:
+        if passed == "chunk computed" and not held:
+            asks = {"a": [Ask("a/EUR/0", "EUR", "purchased", Decimal("5.00"), Decimal("5.00"))]}
+            held.append(RunDesk(world.router).run_hold(tenant, RunHold(run["id"], asks, NOW, 10**6)))
+            assert held[0]["a"].held
+
+    desk = Meddling(RunDesk(world.router), reserve_one_more)
+    driver = world.driver(desk=desk, checkpoint=hold_elsewhere)
+    run = driver.plan(tenant, date(2026, 9, 1), "test")
+    assert [one["customer"] for one in driver.drive(tenant, run["id"])["parked"]] == ["a"]
+    assert held
+    assert world.wallet(tenant, "a")[0] == "10.00"
     world.assert_consistent(tenant)
 
 
