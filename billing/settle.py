@@ -101,14 +101,12 @@ class Ledger:
     """
 
     def __init__(self, billed: Sequence[BilledDocument]) -> None:
-        replaced = {b.document.refers_to for b in billed if b.document.type == "invoice" and b.document.refers_to}
+        replaced = {b.document.refers_to: b for b in billed if b.document.type == "invoice" and b.document.refers_to}
         by_hand = {b.document.refers_to for b in billed if b.document.type == "credit_note" and b.document.refers_to}
-        self.credited_by_hand = by_hand - replaced
-        self.documents = [
-            b
-            for b in billed
-            if b.number not in replaced and not (b.document.type == "credit_note" and b.document.refers_to)
-        ]
+        self.credited_by_hand = by_hand - replaced.keys()
+        self.replaced_by = replaced
+        self.made = [b for b in billed if not (b.document.type == "credit_note" and b.document.refers_to)]
+        self.documents = [b for b in self.made if b.number not in replaced]
         self.by_key: dict[LineKey, _Billed] = {}
         self.by_piece: dict[PieceKey, list[LineKey]] = {}
         # With number of the line and sign:
@@ -133,6 +131,15 @@ class Ledger:
             known.quantity += sign * line.quantity
             known.amount += sign * line.stated
             known.allowance += sign * line.stated_allowance
+
+    def made_by(self, run: int, customer: str, currency: str) -> BilledDocument | None:
+        """The last document that a run made for a customer in a currency, or what stands for it by now."""
+        for one in reversed(self.made):
+            if one.run == run and one.document.customer == customer and one.document.currency == currency:
+                while one.number in self.replaced_by:
+                    one = self.replaced_by[one.number]
+                return one
+        return None
 
     def of_piece(self, piece: PieceKey) -> dict[LineKey, _Billed]:
         """What was billed for one piece of a usage charge, by price row."""
@@ -569,13 +576,8 @@ class _Settlement:
         return None if document.number in self.ledger.credited_by_hand else document
 
     def _made_by(self, run: RunMark, contract: Contract, currency: str) -> BilledDocument | None:
-        """The last document that a run made with the lines of a contract's customer in a currency."""
-        wanted = (self._payer_in(run, contract), currency)
-        found = None
-        for one in self.ledger.documents:
-            if one.run == run.number and (one.document.customer, one.document.currency) == wanted:
-                found = one
-        return found
+        """The document that a run made with the lines of a contract's customer in a currency, made again or not."""
+        return self.ledger.made_by(run.number, self._payer_in(run, contract), currency)
 
     def _payer_in(self, run: RunMark, contract: Contract) -> str:
         """Who got the document of a run with the lines of a contract."""
@@ -667,15 +669,8 @@ class _Settlement:
 
     def _reissue_of_minimum(self, part: Part, run: RunMark, known: _Billed | None) -> Reissue | None:
         """The document made again that a minimum belongs on: where it was billed, or where the run put the rest."""
-        wanted = (self._payer_in(run, part.contract), part.segment.plan.currency)
-        for reissue in self.found.reissues:
-            billed = reissue.billed
-            if known is not None and known.document is billed:
-                return reissue
-            same = billed.run == run.number and (billed.document.customer, billed.document.currency) == wanted
-            if known is None and same:
-                return reissue
-        return None
+        billed = known.document if known else self._made_by(run, part.contract, part.segment.plan.currency)
+        return next((one for one in self.found.reissues if one.billed is billed), None)
 
     def _net_billed(self, part: Part) -> Decimal:
         """Sum of the billed lines of this plan and period in the terms of its prices, minimum left out."""
