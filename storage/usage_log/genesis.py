@@ -27,6 +27,11 @@ class Genesis:
         return partition % self.lanes
 
 
+def new_seed() -> int:
+    """What keys and ids are hashed with: secret, so that nobody can make them meet on purpose."""
+    return secrets.randbits(63)
+
+
 def open_log(store: ObjectStore, *, lanes: int = 1) -> Genesis:
     """The log's genesis, created with `lanes` lanes if there is none. Probes the store first, every time."""
     assert 1 <= lanes <= LANES_MAX, lanes
@@ -37,7 +42,7 @@ def open_log(store: ObjectStore, *, lanes: int = 1) -> Genesis:
             "format": FORMAT,
             "partitions": PARTITIONS,
             "hash": HASH,
-            "seed": secrets.randbits(63),
+            "seed": new_seed(),
             "lanes": lanes,
         }
         store.create(GENESIS_KEY, json.dumps(form).encode())  # a lost race is fine: the winner's counts
