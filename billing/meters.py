@@ -17,7 +17,7 @@ from typing import Any, cast
 import polars as pl
 
 from billing.catalog import AGGREGATIONS
-from billing.money import NUMBER, parse_number
+from billing.money import NUMBER, parse_number, whole_up_to
 from billing.usage import INSTANT
 
 # Sums of values below this fit 38 digits for 10^8 events; larger ones go to the run and are added up in fractions.
@@ -326,10 +326,10 @@ def _levels(
         .with_columns(from_=pl.max_horizontal("time", "start"), inside=pl.col("time") >= pl.col("start"))
         .with_columns(held_us=(pl.col("until") - pl.col("from_")).dt.total_microseconds().clip(0, None))
     )
-    # level x microseconds fits 38 digits below this; a level above it is integrated in fractions.
-    fits = (
-        (pl.col("value").cast(pl.Float64).abs() * pl.col("held_us").cast(pl.Float64)).sum() < 9.0e25
-    ).over(by)  # fmt: skip
+    # level x microseconds has 26 digits before the point; a level that might not fit is integrated in fractions. All is
+    # whole and bounded by 128 bits: a level by 10^20, what it may hold by 10^18 (30,000 years), each part by 10^26.
+    level = whole_up_to(pl.col("value"), 10**20)
+    fits = ((level * pl.col("held_us").cast(pl.Int128)).clip(None, 10**26).sum() < 10**26).over(by)
     steps = steps.with_columns(fits=fits)
     level_us = pl.when("fits").then(pl.col("value")).otherwise(None) * pl.col("held_us").cast(NUMBER)
     sums = (

@@ -46,6 +46,12 @@ MINOR_DIGITS: dict[str, int] = {
 }
 
 
+def whole_up_to(number: pl.Expr, most: int) -> pl.Expr:
+    """The size of NUMBERs rounded up to a whole number, at most `most`, in 128 bits: exact bounds without a float."""
+    # Cut off first: the largest NUMBERs, rounded up, would need a 39th digit.
+    return number.abs().clip(None, pl.lit(Decimal(most), NUMBER)).ceil().cast(pl.Int128)
+
+
 def parse_number(
     value: object, *, integer_digits: int = INTEGER_DIGITS_MAX, places: int = PLACES_MAX
 ) -> Decimal | None:

@@ -15,7 +15,7 @@ import polars as pl
 
 from billing.catalog import Band, Bands
 from billing.money import NUMBER, PRODUCT
-from billing.pricing.exact import SAFE_MAX, sum_of_fees
+from billing.pricing.exact import SAFE_MAX, sum_of_fees, whole
 
 
 def exactly(
@@ -46,7 +46,7 @@ def columns(events: pl.DataFrame, prices: Sequence[tuple[Bands, str]]) -> pl.Dat
     """`events` has line, price, time, value, included, and is in order within each line; a price goes with its zone."""
     value, zero = pl.col("value"), pl.lit(Decimal(0), NUMBER)
     if bool(events.select((pl.col("included") > 0).any()).item()):
-        small = (value.cast(pl.Float64).abs().sum().over("line") < SAFE_MAX).alias("small")
+        small = (whole(value).sum().over("line") <= SAFE_MAX).alias("small")
         positive = pl.when("small").then(value.clip(zero, None)).otherwise(zero)
         left = (pl.col("included") - positive.cum_sum().over("line") + positive).clip(zero, None)
         events = events.with_columns(small).with_columns(paid=value - pl.min_horizontal(left, positive))
@@ -57,9 +57,8 @@ def columns(events: pl.DataFrame, prices: Sequence[tuple[Bands, str]]) -> pl.Dat
         for number, (price, timezone) in enumerate(prices)
     ]
     frame = pl.concat(priced) if priced else events.with_columns(unit=zero)
-    size = pl.col("paid").cast(pl.Float64).abs()
-    fee_size = size * pl.col("unit").cast(pl.Float64).abs()
-    safe = pl.col("small") & (size < SAFE_MAX) & (fee_size < SAFE_MAX)
+    fee_size = whole(pl.col("paid")) * whole(pl.col("unit"))
+    safe = pl.col("small") & (fee_size <= SAFE_MAX) & (whole(pl.col("paid")) <= SAFE_MAX)
     fee = pl.when(safe).then(pl.col("paid")).otherwise(None).cast(PRODUCT) * pl.col("unit")
     return sum_of_fees(frame.with_columns(safe=safe, fee_size=fee_size, fee=fee))
 

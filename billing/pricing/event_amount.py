@@ -8,7 +8,7 @@ from fractions import Fraction
 import polars as pl
 
 from billing.money import PRODUCT
-from billing.pricing.exact import SAFE_MAX, sum_of_fees
+from billing.pricing.exact import SAFE_MAX, sum_of_fees, whole
 
 
 def exactly(amounts: Sequence[Fraction]) -> Fraction:
@@ -17,8 +17,8 @@ def exactly(amounts: Sequence[Fraction]) -> Fraction:
 
 def columns(events: pl.DataFrame) -> pl.DataFrame:
     """`events` has line and value (the event's own amount)."""
-    size = pl.col("value").cast(pl.Float64).abs()
-    safe = size < SAFE_MAX
+    size = whole(pl.col("value"))
+    safe = size <= SAFE_MAX
     return sum_of_fees(
         events.with_columns(
             safe=safe, fee_size=size, fee=pl.when(safe).then(pl.col("value")).otherwise(None).cast(PRODUCT)

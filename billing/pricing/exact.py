@@ -13,11 +13,11 @@ from fractions import Fraction
 
 import polars as pl
 
-from billing.money import NUMBER, PRODUCT
+from billing.money import NUMBER, PRODUCT, whole_up_to
 
-# A product of two numbers with 12 places has 24, so 14 digits are left before the point. The guard looks at binary
-# approximations, which are off by less than one part in 10^15: only the choice of the path rests on them, no digit.
-SAFE_MAX = 9.0e13
+# A product of two numbers with 12 places has 24, so 14 digits are left before the point.
+SAFE_MAX = 99_999_999_999_999
+WHOLE_MAX = 10**15  # above what is safe, and small enough: two of them times each other, 10^8 times, fit 128 bits
 TIERS_SCHEMA = pl.Schema(
     {
         "line": pl.UInt32,
@@ -47,10 +47,14 @@ def number_column(name: str, values: Sequence[Decimal | None]) -> pl.Series:
     return pl.Series(name, values, dtype=NUMBER)
 
 
+def whole(number: pl.Expr) -> pl.Expr:
+    """The size rounded up to a whole number, at most WHOLE_MAX: a product of bounds is a bound of the product."""
+    return whole_up_to(number, WHOLE_MAX)
+
+
 def product_is_safe(quantity: pl.Expr, bound: pl.Expr) -> pl.Expr:
     """Whether quantity x price, and the quantity alone, surely fit 14 digits before the point."""
-    size = quantity.cast(pl.Float64).abs()
-    return (size * bound.cast(pl.Float64).abs() < SAFE_MAX) & (size < SAFE_MAX)
+    return (whole(quantity) * whole(bound) <= SAFE_MAX) & (whole(quantity) <= SAFE_MAX)
 
 
 def product(left: pl.Expr, right: pl.Expr, safe: pl.Expr) -> pl.Expr:
@@ -66,8 +70,11 @@ def joined(lines: pl.DataFrame, table: dict[str, pl.Series]) -> pl.DataFrame:
 
 
 def sum_of_fees(events: pl.DataFrame) -> pl.DataFrame:
-    """Sum `fee` by line; null for a line with an event that is not `safe`, or whose `fee_size`s might not fit."""
-    fits = (pl.col("safe").all() & (pl.col("fee_size").sum() < SAFE_MAX)).over("line")
+    """Sum `fee` by line; null for a line with an event that is not `safe`, or whose `fee_size`s might not fit.
+
+    `fee_size` is a whole number that the fee does not exceed.
+    """
+    fits = (pl.col("safe").all() & (pl.col("fee_size").sum() <= SAFE_MAX)).over("line")
     return (
         events.with_columns(fits=fits)
         .group_by("line", maintain_order=True)

@@ -13,7 +13,7 @@ import polars as pl
 
 from billing.catalog import Graduated
 from billing.money import NUMBER, PRODUCT
-from billing.pricing.exact import SAFE_MAX, TierPart, product_is_safe
+from billing.pricing.exact import SAFE_MAX, TierPart, product_is_safe, whole
 from billing.pricing.tiers import tier_table
 
 
@@ -40,14 +40,11 @@ def columns(lines: pl.DataFrame, prices: Sequence[Graduated]) -> tuple[pl.DataFr
     """Amounts, and the parts of them by tier."""
     table = tier_table([price.tiers for price in prices])
     bounds = table.group_by("price").agg(
-        pl.col("unit").abs().max().alias("unit_max"), pl.col("flat").abs().cast(pl.Float64).sum().alias("flat_sum")
+        pl.col("unit").abs().max().alias("unit_max"), whole(pl.col("flat")).sum().alias("flats")
     )
     guarded = lines.join(bounds, on="price", how="left", maintain_order="left").with_columns(
         safe=product_is_safe(pl.col("quantity"), pl.col("unit_max"))
-        & (
-            pl.col("quantity").cast(pl.Float64).abs() * pl.col("unit_max").cast(pl.Float64) + pl.col("flat_sum")
-            < SAFE_MAX
-        )
+        & (whole(pl.col("quantity")) * whole(pl.col("unit_max")) + pl.col("flats") <= SAFE_MAX)
     )
     quantity, lower, upper = pl.col("quantity"), pl.col("lower"), pl.col("up_to")
     entered = (quantity > lower) | ((pl.col("tier") == 0) & (quantity < 0))

@@ -14,7 +14,7 @@ import polars as pl
 
 from billing.catalog import Percentage
 from billing.money import NUMBER, PRODUCT, parse_number
-from billing.pricing.exact import SAFE_MAX, joined, number_column, sum_of_fees
+from billing.pricing.exact import SAFE_MAX, joined, number_column, sum_of_fees, whole
 
 
 def exactly(price: Percentage, values: Sequence[Fraction]) -> Fraction:
@@ -54,7 +54,7 @@ def columns(events: pl.DataFrame, prices: Sequence[Percentage]) -> pl.DataFrame:
     if any(price.free_value or price.free_events for price in prices):
         positive = value.clip(zero, None)
         # A line whose values are huge is left to fractions, so the running sum cannot overflow.
-        small = (value.cast(pl.Float64).abs().sum().over("line") < SAFE_MAX).alias("small")
+        small = (whole(value).sum().over("line") <= SAFE_MAX).alias("small")
         frame = frame.with_columns(small).with_columns(
             place=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("line"),
             left=pl.when("small")
@@ -68,10 +68,10 @@ def columns(events: pl.DataFrame, prices: Sequence[Percentage]) -> pl.DataFrame:
         )  # fmt: skip
     else:
         frame = frame.with_columns(small=pl.lit(True), is_free=pl.lit(False), paid=value)
-    size = pl.col("paid").cast(pl.Float64).abs()
-    fee_size = size * pl.col("rate").cast(pl.Float64).abs() + pl.col("per_event").cast(pl.Float64).abs()
-    safe = pl.col("small") & pl.col("rate").is_not_null() & (size < SAFE_MAX) & (fee_size < SAFE_MAX)
-    frame = frame.with_columns(safe=safe, fee_size=fee_size + pl.col("least").cast(pl.Float64).fill_null(0.0))
+    fee_size = whole(pl.col("paid")) * whole(pl.col("rate")) + whole(pl.col("per_event"))
+    fits = (fee_size <= SAFE_MAX) & (whole(pl.col("paid")) <= SAFE_MAX)
+    safe = pl.col("small") & pl.col("rate").is_not_null() & fits
+    frame = frame.with_columns(safe=safe, fee_size=fee_size + whole(pl.col("least")).fill_null(0))
     fee = pl.when("safe").then(pl.col("paid")).otherwise(None).cast(PRODUCT) * pl.col("rate") + pl.col(
         "per_event"
     ).cast(PRODUCT)

@@ -10,7 +10,7 @@ import polars as pl
 
 from billing.catalog import Volume
 from billing.money import NUMBER, PRODUCT
-from billing.pricing.exact import SAFE_MAX, TierPart, product_is_safe
+from billing.pricing.exact import SAFE_MAX, TierPart, product_is_safe, whole
 from billing.pricing.tiers import tier_table
 
 
@@ -39,11 +39,7 @@ def columns(lines: pl.DataFrame, prices: Sequence[Volume]) -> tuple[pl.DataFrame
         .with_columns(flat=pl.when(quantity > 0).then(pl.col("flat")).otherwise(pl.lit(Decimal(0), NUMBER)))
         .with_columns(
             safe=product_is_safe(quantity, pl.col("unit"))
-            & (
-                quantity.cast(pl.Float64).abs() * pl.col("unit").cast(pl.Float64).abs()
-                + pl.col("flat").cast(pl.Float64).abs()
-                < SAFE_MAX
-            )
+            & (whole(quantity) * whole(pl.col("unit")) + whole(pl.col("flat")) <= SAFE_MAX)
         )
         .with_columns(
             amount=pl.when("safe").then(quantity).otherwise(None).cast(PRODUCT) * pl.col("unit")

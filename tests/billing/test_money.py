@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -24,6 +26,7 @@ from billing.money import (
     rounded,
     shown_quantity,
     split_by_largest_remainder,
+    whole_up_to,
 )
 from tests.oracle import pricing as oracle
 
@@ -117,3 +120,30 @@ def test_the_parts_of_a_split_add_up_and_are_off_by_less_than_a_unit(cents: int,
     whole = sum(map(Fraction, weights))
     for part, weight in zip(parts, weights, strict=True):
         assert abs(Fraction(part) - Fraction(total) * Fraction(weight) / whole) < Fraction(1, 100)
+
+
+CORE = Path(__file__).parents[2] / "billing"
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
+def test_no_float_is_in_the_core(path: Path) -> None:
+    """Neither as a number nor as a type, also where it would only choose a path: bounds are whole numbers."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        is_number = isinstance(node, ast.Constant) and isinstance(node.value, float)
+        named = getattr(node, "id", None) or getattr(node, "attr", None)
+        assert not is_number, f"line {node.lineno}"
+        assert named not in ("float", "Float32", "Float64"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("number", "bound"),
+    [("0", 0), ("-0.000000000001", 1), ("7", 7), ("-7.5", 8), ("99.5", 100), ("100.1", 100), ("-1e25", 100)],
+)
+def test_a_whole_bound_is_never_below_the_number_unless_it_is_the_limit(number: str, bound: int) -> None:
+    column = pl.DataFrame({"number": pl.Series([Decimal(number), None], dtype=NUMBER)})
+    assert column.select(whole_up_to(pl.col("number"), 100)).to_series().to_list() == [bound, None]
+
+
+def test_the_largest_number_has_a_bound_as_well() -> None:
+    column = pl.DataFrame({"number": pl.Series([Decimal("99999999999999999999999999.999999999999")], dtype=NUMBER)})
+    assert column.select(whole_up_to(pl.col("number"), 10**20)).item() == 10**20

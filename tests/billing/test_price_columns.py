@@ -179,43 +179,43 @@ def test_events_of_a_line_add_up(price: int, amount: str) -> None:
 
 # -- Where 38 digits do not suffice ------------------------------------------------------------------------------------
 
-BIG = "89999999999999"  # 9 x 10^13 less one: the largest that columns hold
-OVER = "90000000000000"
+BIG = "99999999999999"  # 10^14 less one: the largest that columns hold
+OVER = "100000000000000"
 LIMITS: list[tuple[PriceRow, str, bool]] = [
     (row({"model": "per_unit", "unit": "1"}), BIG, True),
     (row({"model": "per_unit", "unit": "1"}), OVER, False),
     (row({"model": "per_unit", "unit": "-1"}), "-" + BIG, True),
     (row({"model": "per_unit", "unit": "0.001"}), OVER, False),  # the quantity alone must fit, too
-    (row({"model": "per_unit", "unit": "10"}), "8999999999999.9", True),
-    (row({"model": "per_unit", "unit": "10"}), "9000000000000", False),
+    (row({"model": "per_unit", "unit": "10"}), "9999999999998.1", True),
+    (row({"model": "per_unit", "unit": "10"}), "9999999999999.1", False),
     (row({"model": "package", "size": "1", "amount": "1"}), BIG, True),
     (row({"model": "package", "size": "1", "amount": "1"}), OVER, False),
-    (row({"model": "package", "size": "0.000000000001", "amount": "1"}), "89.9", True),
-    (row({"model": "package", "size": "0.000000000001", "amount": "1"}), "90", False),
-    (row({"model": "package", "size": "1", "amount": "100"}), "900000000000", False),
+    (row({"model": "package", "size": "0.000000000001", "amount": "1"}), "99", True),
+    (row({"model": "package", "size": "0.000000000001", "amount": "1"}), "99.1", False),
+    (row({"model": "package", "size": "1", "amount": "100"}), "1000000000000", False),
     (row({"model": "graduated", "tiers": [{"up_to": None, "unit": "1"}]}), BIG, True),
     (row({"model": "graduated", "tiers": [{"up_to": None, "unit": "1"}]}), OVER, False),
     (row({"model": "graduated", "tiers": [{"up_to": "5", "unit": "100"}, {"up_to": None, "unit": "0"}]}),
-     "900000000000", False),  # as if the dearest tier priced all of it
+     "1000000000000", False),  # as if the dearest tier priced all of it
     (row({"model": "graduated", "tiers": [{"up_to": None, "unit": "1", "flat": "50000000000000"}]}),
-     "39999999999999", True),
+     "49999999999999", True),
     (row({"model": "graduated", "tiers": [{"up_to": None, "unit": "1", "flat": "50000000000000"}]}),
-     "40000000000000", False),
+     "50000000000000", False),
     (row({"model": "volume", "tiers": [{"up_to": None, "unit": "1"}]}), BIG, True),
     (row({"model": "volume", "tiers": [{"up_to": None, "unit": "1"}]}), OVER, False),
     (row({"model": "volume", "tiers": [{"up_to": "5", "unit": "100"}, {"up_to": None, "unit": "1"}]}),
      "900000000000", True),  # only the tier that holds it counts
     (row({"model": "volume", "tiers": [{"up_to": None, "unit": "1", "flat": "50000000000000"}]}),
-     "39999999999999", True),
+     "49999999999999", True),
     (row({"model": "volume", "tiers": [{"up_to": None, "unit": "1", "flat": "50000000000000"}]}),
-     "40000000000000", False),
+     "50000000000000", False),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("price", "quantity", "held"), LIMITS, ids=[f"{case[0].price.model} {case[1]}" for case in LIMITS]
 )
-def test_columns_are_used_up_to_nine_times_ten_to_the_thirteen_and_fractions_beyond(
+def test_columns_are_used_below_ten_to_the_fourteen_and_fractions_from_there(
     price: PriceRow, quantity: str, held: bool
 ) -> None:
     made = priced([price], [(0, quantity, "1")])
@@ -226,6 +226,14 @@ def test_columns_are_used_up_to_nine_times_ten_to_the_thirteen_and_fractions_bey
         assert made.fractions == {0: exact}
         assert list(made.tier_parts[0]) == parts
         assert made.tiers.height == 0
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)))
+def test_the_largest_quantity_that_a_column_holds_is_priced_in_fractions(number: int) -> None:
+    largest = "99999999999999999999999999.999999999999"
+    for quantity in (largest, "-" + largest):
+        exact, _ = row_exactly(ROWS[number], Decimal(quantity), units=Decimal(1))
+        assert Fraction(amounts(priced([ROWS[number]], [(0, quantity, "1")]))[0]) == exact
 
 
 def test_units_beyond_what_columns_hold_go_to_fractions() -> None:
