@@ -95,18 +95,27 @@ def axis(top: Decimal, most: int = 4) -> tuple[Decimal, tuple[Decimal, ...]]:
 
 def stacked(columns: Sequence[Column], *, height: int = 260, labels: bool = True) -> Bars:
     """Bars from zero; a negative total is drawn as nothing (its table shows it)."""
+    return side_by_side([[column] for column in columns], height=height, labels=labels)
+
+
+def side_by_side(groups: Sequence[Sequence[Column]], *, height: int = 260, labels: bool = True) -> Bars:
+    """Bars from zero, those of a group next to each other; the tick of a group's first bar is that of the group."""
     head, foot = 14, 26
     base = height - foot
+    columns = [column for group in groups for column in group]
     sums = [sum((max(value, Decimal(0)) for _, value in column.parts), Decimal(0)) for column in columns]
     top, values = axis(max(sums, default=Decimal(0)))
     room = Decimal(base - head)
     left = LEFT_PERCENT if labels else Decimal(0)
-    slot = (100 - left) / max(len(columns), 1)
-    width = min(slot * Decimal("0.72"), Decimal(9)).quantize(Decimal("0.01"))
+    slot = (100 - left) / max(len(groups), 1)
+    most = max((len(group) for group in groups), default=1)
+    width = min(slot * Decimal("0.72") / most, Decimal(9)).quantize(Decimal("0.01"))
     bars: list[Bar] = []
     ticks: list[Tick] = []
-    for place, column in enumerate(columns):
-        x = (left + slot * place + (slot - width) / 2).quantize(Decimal("0.01"))
+    placed = [(place, nth, column) for place, group in enumerate(groups) for nth, column in enumerate(group)]
+    for place, nth, column in placed:
+        middle = left + slot * place + slot / 2
+        x = (middle - width * len(groups[place]) / 2 + width * nth).quantize(Decimal("0.01"))
         parts: list[Part] = []
         y = Decimal(base)
         for style, value in column.parts:
@@ -116,7 +125,7 @@ def stacked(columns: Sequence[Column], *, height: int = 260, labels: bool = True
                 parts.append(Part(style, y, part))
         bars.append(Bar(x, width, column.title, tuple(parts), column.marked))
         if column.tick:
-            ticks.append(Tick((x + width / 2).quantize(Decimal("0.01")), column.tick))
+            ticks.append(Tick(middle.quantize(Decimal("0.01")), column.tick))
     rules = tuple(Rule((base - value * room / top).quantize(TENTH), value) for value in values) if labels else ()
     return Bars(height, base, rules, tuple(bars), tuple(ticks))
 

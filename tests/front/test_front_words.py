@@ -144,6 +144,17 @@ def test_bars_stand_on_the_base_and_never_leave_the_picture() -> None:
             assert part.y + part.height <= chart.base
 
 
+def test_bars_of_a_group_touch_and_its_tick_stands_in_the_middle_below_them() -> None:
+    groups = [[charts.Column(side, [("f0", Decimal(5))], tick) for side, tick in (("a", "Oct"), ("b", ""))]] * 3
+    chart = charts.side_by_side(groups)
+    assert len(chart.bars) == 6
+    assert len(chart.ticks) == 3
+    for first, second, tick in zip(chart.bars[::2], chart.bars[1::2], chart.ticks, strict=True):
+        assert abs(first.x + first.width - second.x) <= Decimal("0.02")
+        assert abs(tick.x - second.x) <= Decimal("0.02")
+    assert chart.bars[2].x - chart.bars[1].x > chart.bars[0].width
+
+
 def test_a_cell_that_looks_like_a_formula_is_only_text_in_a_spreadsheet() -> None:
     assert csv_text("=HYPERLINK(1)") == "'=HYPERLINK(1)"
     assert csv_text("@x") == "'@x"

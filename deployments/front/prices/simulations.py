@@ -374,18 +374,17 @@ def _people(found: Sequence[Mapping[str, str]], master: MasterData) -> list[Amou
 
 
 def _chart(months: Sequence[Mapping[str, str]], visit: Visit) -> charts.Bars:
-    """Two bars a month, before and after, and room between the months."""
+    """Two bars a month, before and after."""
     f, t = visit.formats, visit.texts
-    columns: list[charts.Column] = []
+    groups: list[list[charts.Column]] = []
     step = max(1, -(-len(months) // 12))
     for place, one in enumerate(months):
         month = date.fromisoformat(f"{one['month']}-01")
+        tick = f.month_short(month) if place % step == 0 else ""
+        group: list[charts.Column] = []
         for side, style in (("before", "f0"), ("after", "fp")):
-            words = t(f"simulation.{side}")
             value = Decimal(one[side])
-            title = f"{f.month(month)}, {words}: {f.number(value, 2)}"
-            tick = f.month_short(month) if side == "after" and place % step == 0 else ""
-            columns.append(charts.Column(title, [(style, value)], tick))
-        if place + 1 < len(months):
-            columns.append(charts.Column("", []))
-    return charts.stacked(columns, height=260)
+            title = f"{f.month(month)}, {t(f'simulation.{side}')}: {f.number(value, 2)}"
+            group.append(charts.Column(title, [(style, value)], "" if group else tick))
+        groups.append(group)
+    return charts.side_by_side(groups, height=260)
