@@ -7,7 +7,6 @@ is read from the log again. So folding never holds up a commit, and a query is a
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import threading
@@ -22,8 +21,8 @@ import polars as pl
 
 from actors.batches import NO_REASON, REASONS, UNJUDGED
 from billing.amendments import Amended, fold_amendments_of_lane, states_before
-from billing.catalog import EventAmount
 from billing.errors import NotFound, Unavailable
+from billing.live_cells import cells_asked_for, spans_a_cut
 from billing.master import MasterData
 from billing.rating import LiveState, RatingBook, classify, fold_days, merge_live
 from billing.usage import EVENT_SCHEMA, Reason
@@ -199,8 +198,8 @@ class LiveFigures:
         """Bring a tenant's state up to what was committed before; returns the number it then has."""
         with tenant.lock:
             if tenant.master_number != book.number:
-                signature = _signature(book.book)
-                if tenant.signature != signature or any(_spans_a_cut(part, book.book) for part in tenant.parts):
+                signature = cells_asked_for(book.book)
+                if tenant.signature != signature or any(spans_a_cut(part, book.book) for part in tenant.parts):
                     tenant.parts, tenant.folded_to = [], -1  # other cells are wanted now: all again, from the log
                 tenant.signature, tenant.master_number = signature, book.number
             with self._lock:
@@ -326,28 +325,6 @@ def _of_keys(live: LiveState, keys: Sequence[str] | None) -> LiveState:
     return LiveState(
         type(state)(state.by, state.small.filter(wanted), state.sets.filter(wanted), state.runs.filter(wanted))
     )
-
-
-def _signature(book: RatingBook) -> str:
-    """What of the master data decides the cells, but for cuts: when it changes, the tenant is folded again."""
-    asked: set[tuple[str, str, str]] = set()
-    for charge in (charge for plan in book.plans for charge in plan):
-        asked.update((charge.meter, "dimension", name) for name in charge.price_by)
-        for row in charge.rows:
-            if isinstance(row.price, EventAmount):
-                asked.add((charge.meter, "amount", row.price.property))
-            elif row.price.model in ("percentage", "bands"):
-                asked.add((charge.meter, "single events", ""))
-    return hashlib.sha256(repr((book.meters, sorted(asked), book.timezone)).encode()).hexdigest()
-
-
-def _spans_a_cut(live: LiveState, book: RatingBook) -> bool:
-    """Whether usage on both sides of a cut was folded into one cell, because the cut came later."""
-    if book.cuts.height == 0:
-        return False
-    cuts = book.cuts.join(book.customers, on="customer", how="inner").select("key", pl.col("at").alias("cut"))
-    met = live.state.small.select("key", "first", "last").join(cuts, on="key", how="inner")
-    return met.filter((pl.col("first") < pl.col("cut")) & (pl.col("last") >= pl.col("cut"))).height > 0
 
 
 def _to_bytes(frozen: Sequence[tuple[str, int, str, Sequence[LiveState]]]) -> bytes:
