@@ -27,12 +27,11 @@ from storage.object_store import LocalObjectStore, StoreAddress
 from storage.usage_log.genesis import open_log
 from storage.usage_log.lane import count_lanes
 from storage.usage_log.reader import UsageLogReader
-from storage.usage_log.sealing import seal, tail_is_long
+from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
 
 SUPERVISOR_NAME = "usage-supervisor"
 BEAT_S = 1.0
 BEAT_TIMEOUT_S = 2.0
-SEAL_EVERY_S = 60.0
 SEAL_S_MAX = 600.0
 
 
@@ -45,6 +44,8 @@ class UsageLogSettings:
     cache_directory: str  # for files that are mapped, where the store is remote
     shards: int = 0  # 0: half the cores; counts only for a log that is new
     shard: ShardSettings = ShardSettings()  # noqa: RUF009 - frozen
+    seal_every_s: float = 60.0
+    tail_numbers: int = TAIL_NUMBERS_MAX  # that readers may have to open before the tail is sealed
 
 
 class RayShardHost:
@@ -93,7 +94,7 @@ class SupervisorActor:
         self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
         self._thread.start()
         self._maintenance = threading.Thread(
-            target=self._maintain, args=(settings.address,), name="usage-maintenance", daemon=True
+            target=self._maintain, args=(settings,), name="usage-maintenance", daemon=True
         )
         self._maintenance.start()
         if isinstance(store, LocalObjectStore):  # drafts that crashes left behind; a walk, so beside the loop
@@ -122,13 +123,13 @@ class SupervisorActor:
             except Exception as error:  # noqa: BLE001 - the next round tries again; the health page shows it
                 self._last_error = f"{type(error).__name__}: {error}"
 
-    def _maintain(self, address: StoreAddress) -> None:
+    def _maintain(self, settings: UsageLogSettings) -> None:
         """Seals the tail of the log when it is long: in a process of its own, which gives its memory back."""
-        store = address.open()
-        while not self._stopping.wait(SEAL_EVERY_S):
+        store = settings.address.open()
+        while not self._stopping.wait(settings.seal_every_s):
             try:
-                if tail_is_long(store):
-                    ray.get(_seal.remote(address), timeout=SEAL_S_MAX)
+                if tail_is_long(store, numbers=settings.tail_numbers):
+                    ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
                 self._maintenance_error = ""
             except (RayError, BillingError) as error:  # readers open more objects until the next round
                 self._maintenance_error = f"sealing: {type(error).__name__}: {error}"

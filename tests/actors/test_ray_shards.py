@@ -17,6 +17,7 @@ import pytest
 from billing.errors import Unavailable
 from billing.usage import Verdict
 from storage.object_store import LocalObjectStore, StoreAddress
+from storage.usage_log.manifest import ManifestChain
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.segment import RowKind
 from tests.usage_log_support import OTHER_TENANT, TENANT, logged_ids, make_events
@@ -27,15 +28,24 @@ NAMESPACE = "usage-log-test"
 
 def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_here: Any, tmp_path: Path) -> None:
     from actors.rating_shard_actor import shard_name
-    from actors.supervisor_actor import RayUsageRouter, UsageLogSettings, start_usage_log, stop_usage_log
+    from actors.supervisor_actor import (
+        SUPERVISOR_NAME,
+        RayUsageRouter,
+        UsageLogSettings,
+        start_usage_log,
+        stop_usage_log,
+    )
 
     address = StoreAddress(str(tmp_path / "store"))
-    settings = UsageLogSettings(address, NAMESPACE, str(tmp_path / "cache"), shards=3)
+    settings = UsageLogSettings(address, NAMESPACE, str(tmp_path / "cache"), shards=3, seal_every_s=0.5, tail_numbers=3)
     start_usage_log(settings)
 
     def pid_of(lane: int) -> int:
         actor = ray_here.get_actor(shard_name(lane), namespace=NAMESPACE)
         return int(ray_here.get(actor.process_id.remote(), timeout=10))
+
+    def supervisor_error() -> str:
+        return ray_here.get(ray_here.get_actor(SUPERVISOR_NAME, namespace=NAMESPACE).last_error.remote(), timeout=10)
 
     async def ingest_until_known(router: RayUsageRouter, first: int, rows: int) -> float:
         """What a client does: the same ids again until it has an answer. Returns how long that took."""
@@ -56,6 +66,12 @@ def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_
         assert set(result.positions) == {0, 1, 2}
         again = await router.ingest(TENANT, make_events(3_000))
         assert (again.verdicts == Verdict.DUPLICATE).all()
+        manifest = ManifestChain(address.open())
+        for _ in range(150):  # sealing runs in a process of its own, which has to start
+            if all(manifest.newest().sealed_to(lane) >= result.positions[lane] for lane in range(3)):
+                break
+            await asyncio.sleep(0.2)
+        assert sum(file.rows for file in manifest.newest().files) >= 3_000, supervisor_error()
 
         clock = datetime(2027, 1, 1, tzinfo=UTC)
         await router.advance_clock(OTHER_TENANT, clock)
