@@ -354,9 +354,9 @@ def _paid_to(contract: Contract, segment: Segment, charge: Charge, end: datetime
     """
     if cut is not None or charge.kind != "recurring" or charge.timing != "advance":
         return end
-    if _waits(charge) and segment is not contract.segments[-1] and contract.segments[-1].cancelled_now:
+    if _waits(charge) and end == contract.end and contract.segments[-1].cancelled_now and not segment.cancelled_now:
         # It waits for the end of the period, over a change and over the cancellation that came before that end.
-        return max(end, _boundary(segment.grid, segment.end, segment.start)) if end == contract.end else end
+        return max(end, _boundary(segment.grid, segment.end, segment.start))
     if not segment.cancelled_now or end != segment.end:
         return end
     if _waits(charge):
