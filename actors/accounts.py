@@ -39,10 +39,10 @@ from billing.accounts import (
 from billing.due import Use as UsePiece
 from billing.errors import BillingError, Conflict, InvalidInput, NotFound
 from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
+from billing.live_state import LiveState, fold_days, merge_live, rate_live
 from billing.master import Budget, MasterData, TopUp
 from billing.money import decimal_text, minor_digits
 from billing.rate_uses import usage_piece
-from billing.rating import LiveState, fold_days, merge_live, rate_live
 from billing.reservations import SOURCE as RESERVE
 from billing.reservations import Asked, check_money, parse_reservation, reserve
 from billing.run_credit import (

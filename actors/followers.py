@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import polars as pl
 
 from billing.errors import Conflict, Unavailable
-from billing.rating import LiveState
+from billing.live_state import LiveState
 from storage.usage_log.checkpoints import FrozenFollower
 from storage.usage_log.partitions import EventIds
 from storage.usage_log.segment import ROW_SCHEMA, RowKind, instant_of

@@ -23,9 +23,11 @@ from actors.batches import NO_REASON, REASONS, UNJUDGED
 from billing.amendments import Amended, fold_amendments_of_lane, states_before
 from billing.errors import NotFound, Unavailable
 from billing.live_cells import cells_asked_for, spans_a_cut
+from billing.live_state import LiveState, fold_days, merge_live
 from billing.master import MasterData
-from billing.rating import LiveState, RatingBook, classify, fold_days, merge_live
+from billing.rating_book import RatingBook
 from billing.usage import EVENT_SCHEMA, Reason
+from billing.verdicts import classify
 from storage.object_store import ObjectStore
 from storage.usage_log.lane import walk
 from storage.usage_log.segment import RowKind, instant_of

@@ -44,7 +44,7 @@ from actors.live_figures import Figures, LiveFigures, MasterSource
 from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, items_of
 from actors.tenant_clocks import SET_CLOCK, TenantClocks
 from billing.errors import BillingError, NotFound, Overloaded, Unavailable
-from billing.rating import LiveState
+from billing.live_state import LiveState
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot

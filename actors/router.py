@@ -38,7 +38,7 @@ from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
 from actors.shard_followers import shard_followers
 from actors.tenant_clocks import SET_CLOCK
 from billing.errors import BillingError, Overloaded, Unavailable
-from billing.rating import LiveState, merge_live
+from billing.live_state import LiveState, merge_live
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.clock import Clock
@@ -76,7 +76,7 @@ class RouterStatus:
 
 @dataclass(frozen=True)
 class LiveUsage:
-    """What billing.rating.rate_live prices; `live` is None where there is no usage at all."""
+    """What billing.live_state.rate_live prices; `live` is None where there is no usage at all."""
 
     live: LiveState | None
     positions: dict[int, int]  # as of: lane -> number

@@ -22,7 +22,7 @@ from actors.rating_shard_actor import RatingShardActor, shard_name
 from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
 from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
 from billing.errors import BillingError, Unavailable
-from billing.rating import LiveState
+from billing.live_state import LiveState
 from storage.object_store import LocalObjectStore, StoreAddress
 from storage.usage_log.genesis import open_log
 from storage.usage_log.lane import count_lanes

@@ -18,7 +18,7 @@ from billing.contracts import FOREVER, Contract, Subscription, contracts_of, pie
 from billing.due import BEGINNING
 from billing.master import MasterData
 from billing.periods import local_date, midnight
-from billing.rating import BILLED_SCHEMA, CONTRACTS_SCHEMA, CUTS_SCHEMA, KEYS_SCHEMA, PAUSES_SCHEMA, RatingBook
+from billing.rating_book import BILLED_SCHEMA, CONTRACTS_SCHEMA, CUTS_SCHEMA, KEYS_SCHEMA, PAUSES_SCHEMA, RatingBook
 
 
 def rating_book(master: MasterData) -> RatingBook:

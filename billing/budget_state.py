@@ -19,11 +19,12 @@ import msgspec
 import polars as pl
 
 from billing.budgets import Alert, Budgets
+from billing.live_state import LiveState
 from billing.master import Budget, MasterData
 from billing.periods import Period
-from billing.rating import LiveState, classify
 from billing.spending import LEVEL, Followed, Spending, level_costs
 from billing.usage import EVENT_SCHEMA, INSTANT, Reason
+from billing.verdicts import classify
 
 # An event and where it lies in the log: events that count at last do so in the order in which they came.
 ARRIVED = pl.Schema(

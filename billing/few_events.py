@@ -1,4 +1,4 @@
-"""The verdict on few events, one by one: what `billing.rating.classify` says in columns, without a dozen small frames.
+"""The verdict on few events, one by one: what `verdicts.classify` says in columns, without a dozen small frames.
 
 A frame costs a tenth of a millisecond whatever it holds, so a lone event would pay for all of them. Owns the tables by
 customer that such an answer needs; they are made once per book. A property test holds both ways together.
@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import polars as pl
 
 from billing.catalog import Charge, EventAmount, Meter
 from billing.meters import properties_of
 from billing.money import parse_number
+from billing.rating_book import RatingBook
 from billing.usage import Reason
-
-if TYPE_CHECKING:  # the book makes these tables
-    from billing.rating import RatingBook
 
 EVENTS_MAX = 128  # beyond it columns are cheaper
 
@@ -123,6 +120,15 @@ class FewEvents:
                 found.add(Reason.LATE)
             found |= _price_of(charge, event.text)
         return found
+
+
+def few_events_of(book: RatingBook) -> FewEvents:
+    """The tables of a book, made once for it."""
+    found = book.__dict__.get("_few_events")
+    if found is None:
+        found = FewEvents(book)
+        book.__dict__["_few_events"] = found  # a cache beside the frozen fields, not a change of the value
+    return found
 
 
 _IN_ORDER = (Reason.MISSING_PROPERTY, Reason.INVALID_VALUE, Reason.FUTURE, Reason.LATE, Reason.NO_PRICE, Reason.PAUSED)

@@ -2,7 +2,7 @@
 
 Owns the rule for tenants that reject late usage: an event is late if a run whose cut lies before it has billed its
 period. By position in the log, never by time, and for good: what was late when run two was made stays late in run
-three. Everything else is `billing.rating.classify`.
+three. Everything else is `billing.verdicts.classify`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import polars as pl
 
 from billing.book import book_after
 from billing.master import MasterData
-from billing.rating import classify
+from billing.verdicts import classify
 
 
 def reasons_of(events: pl.DataFrame, master: MasterData, now: datetime) -> pl.Series:

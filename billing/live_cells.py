@@ -1,7 +1,7 @@
 """Which cells folded usage has, and whether it still fits the master data that asks for it.
 
 Owns the comparison only: prices, plans and contracts may change without folding again, but a new dimension, a first
-price per event on a meter, or a new cut of time inside a day asks for other cells (`billing/rating.py`, live figures).
+price per event on a meter, or a new cut of time inside a day asks for other cells (`billing/live_state.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import polars as pl
 
 from billing.catalog import EventAmount
-from billing.rating import LiveState, RatingBook
+from billing.live_state import LiveState
+from billing.rating_book import RatingBook
 
 
 def cells_asked_for(book: RatingBook) -> str:

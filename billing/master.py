@@ -56,7 +56,7 @@ from billing.periods import (
 from billing.phases import TRIAL_ENDS, TrialEnd
 
 if TYPE_CHECKING:
-    from billing.rating import RatingBook
+    from billing.rating_book import RatingBook
 
 LateUsage = Literal["delta", "reissue", "reject"]
 TaxTreatment = Literal["domestic", "reverse_charge", "intra_community", "export", "exempt", "outside_scope"]
@@ -349,7 +349,7 @@ class MasterData:
         )
 
     def rating_book(self) -> RatingBook:
-        """What `billing/rating.py` needs of this, in columns; computed once for each value."""
+        """What rating needs of this (`billing/rating_book.py`), in columns; computed once for each value."""
         return self._rating_book
 
     @cached_property

@@ -2,7 +2,7 @@
 
 `fold` makes a state from events, `merge` makes one of two, `finish` makes quantities. The result depends on the set of
 events alone, never on their order or on how they were cut into batches. Which event counts where is
-`billing/rating.py`; what a quantity costs is `billing/pricing/`.
+`billing/measured.py` and `billing/rating.py`; what a quantity costs is `billing/pricing/`.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from billing.master import MasterData
 from billing.meters import property_text
 from billing.money import decimal_text, shown_quantity
 from billing.periods import share
-from billing.rating import RatedPieces, UsagePiece, classify, rate
+from billing.rating import RatedPieces, UsagePiece, rate
 from billing.settle import RatedRow
+from billing.verdicts import classify
 
 
 def rate_uses(

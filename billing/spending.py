@@ -1,7 +1,7 @@
 """Spending: what usage of watched customers has cost, followed event by event with a running state.
 
 Owns what an event adds: the exact cost of the pieces that it counts for, after it less before it, under its own time,
-in the order in which events come. State is folded usage per customer (`billing/rating.py`), so one more event is not
+in the order in which events come. State is folded usage per customer (`live_state.py`), so one more event is not
 one more rating of all events. Levels cost by holding: `level_costs` looks at them whenever the clock has moved.
 """
 
@@ -18,11 +18,13 @@ from billing.budgets import Budgets, calendar
 from billing.contracts import Contract, Piece, Span, spans_of
 from billing.due import Use
 from billing.live_cells import cells_asked_for, spans_a_cut
+from billing.live_state import LiveState, fold_days, merge_live, rate_live
 from billing.master import MasterData
 from billing.meters import MeterState, regroup
 from billing.periods import Grid, Period, local_date, midnight
 from billing.rate_uses import rate_uses, usage_piece
-from billing.rating import LiveState, RatingBook, UsagePiece, fold_days, merge_live, rate_live
+from billing.rating import UsagePiece
+from billing.rating_book import RatingBook
 from billing.running import until
 from billing.usage import EVENT_SCHEMA
 

@@ -22,10 +22,10 @@ from billing.bill import bill, events_needed_from
 from billing.contracts import spans_of
 from billing.documents import Line
 from billing.lateness import reasons_of
+from billing.live_state import LiveState, fold_days, merge_live
 from billing.master import MasterData
 from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
-from billing.rating import LiveState, fold_days, merge_live
 from billing.usage_now import UsageNow, needed_from, usage_now
 from pipelines.bill_run_chunk import rateable
 from storage.sql import invoices

@@ -16,8 +16,9 @@ import pytest
 from actors.rating_shard import ShardSettings
 from actors.router import LocalUsageRouter
 from billing.errors import NotFound, Unavailable
+from billing.live_state import rate_live
 from billing.master import MasterData
-from billing.rating import UsagePiece, rate, rate_live
+from billing.rating import UsagePiece, rate
 from billing.usage import Verdict
 from storage.object_store import LocalObjectStore
 from storage.usage_log.reader import UsageLogReader

@@ -19,9 +19,9 @@ from billing.documents import Document
 from billing.master import MasterData
 from billing.money import round_amount
 from billing.periods import days_between, grid, parse_moment
-from billing.rating import classify
 from billing.scenario import documents_of
 from billing.usage import EVENT_SCHEMA
+from billing.verdicts import classify
 
 FEW = settings(max_examples=20, deadline=None)
 ZERO = Decimal(0)

@@ -16,11 +16,12 @@ from lives import METER, NO_TAX, TAX, documents, flat, life, lines, plan, run, s
 from billing.catalog import parse_plan, to_form
 from billing.contracts import contracts_of
 from billing.due import due
+from billing.live_state import fold_days, rate_live
 from billing.master import MasterData
 from billing.periods import parse_moment, show_moment
 from billing.phases import phase_times
 from billing.rate_uses import usage_piece
-from billing.rating import fold_days, rate, rate_live
+from billing.rating import rate
 from billing.scenario import check_scenario, documents_of
 from billing.usage import EVENT_SCHEMA
 

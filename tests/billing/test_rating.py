@@ -18,25 +18,11 @@ from hypothesis import strategies as st
 
 from billing.catalog import parse_charge, parse_meter
 from billing.few_events import EVENTS_MAX
-from billing.rating import (
-    BILLED_SCHEMA,
-    CONTRACTS_SCHEMA,
-    CUTS_SCHEMA,
-    KEYS_SCHEMA,
-    PAUSES_SCHEMA,
-    REASON,
-    LiveState,
-    RatedPieces,
-    RatingBook,
-    UsagePiece,
-    classify,
-    classify_columns,
-    fold_days,
-    merge_live,
-    rate,
-    rate_live,
-)
+from billing.live_state import LiveState, fold_days, merge_live, rate_live
+from billing.rating import RatedPieces, UsagePiece, rate
+from billing.rating_book import BILLED_SCHEMA, CONTRACTS_SCHEMA, CUTS_SCHEMA, KEYS_SCHEMA, PAUSES_SCHEMA, RatingBook
 from billing.usage import EVENT_SCHEMA
+from billing.verdicts import REASON, classify, classify_columns
 from tests.oracle import pricing as oracle
 
 START, MIDDLE, END = (datetime(2026, 3, day, tzinfo=UTC) for day in (1, 15, 31))

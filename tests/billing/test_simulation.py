@@ -17,7 +17,6 @@ from billing.catalog import parse_plan
 from billing.errors import InvalidInput, NotFound
 from billing.master import MasterData
 from billing.periods import parse_moment
-from billing.rating import classify
 from billing.scenario import documents_of
 from billing.simulation import (
     MonthLine,
@@ -30,6 +29,7 @@ from billing.simulation import (
     with_plan,
 )
 from billing.usage import EVENT_SCHEMA
+from billing.verdicts import classify
 
 FEW = settings(max_examples=15, deadline=None)
 MONTHS = [date(2026, 1, 1), date(2026, 2, 1), date(2026, 3, 1)]
