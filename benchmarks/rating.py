@@ -20,7 +20,8 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from billing.catalog import Charge, PriceRow, parse_charge, parse_meter
+from billing.catalog import Charge, PriceRow
+from billing.catalog_forms import parse_charge, parse_meter
 from billing.money import NUMBER
 from billing.pricing import price_lines
 from billing.rating import UsagePiece, rate

@@ -18,20 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 import zstandard
 
-from billing.catalog import (
-    TAX_BEHAVIORS,
-    Charge,
-    Meter,
-    Plan,
-    Price,
-    TaxCode,
-    check_references,
-    parse_meter,
-    parse_plan,
-    parse_price,
-    parse_tax_code,
-    price_misfit,
-)
+from billing.catalog import TAX_BEHAVIORS, Charge, Meter, Plan, Price, TaxCode
+from billing.catalog_forms import check_references, parse_meter, parse_plan, parse_price, parse_tax_code, price_misfit
 from billing.contracts import (
     FOREVER,
     AddOn,

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from billing.catalog import Charge, EventAmount, Meter, parse_charge
+from billing.catalog import Charge, EventAmount, Meter
+from billing.catalog_forms import parse_charge
 from billing.errors import InvalidInput
 from billing.forms import Form
 from billing.money import decimal_text, minor_digits, parse_number, round_amount, shown_quantity

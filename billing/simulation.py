@@ -17,7 +17,8 @@ from typing import Any, cast
 import polars as pl
 
 from billing.bill import BilledDocument, Parked, bill, events_needed_from
-from billing.catalog import Plan, check_references, parse_plan, to_form
+from billing.catalog import Plan
+from billing.catalog_forms import check_references, parse_plan, to_form
 from billing.contracts import Subscription, contracts_of
 from billing.documents import Document, Line
 from billing.errors import FieldError, InvalidInput, NotFound

@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from billing.catalog import Plan, parse_plan
+from billing.catalog import Plan
+from billing.catalog_forms import parse_plan
 from billing.errors import Conflict, FieldError, InvalidInput, NotAllowed
 from billing.periods import TimeInvalid, parse_moment
 from billing.plan_warnings import plan_warnings

@@ -21,7 +21,8 @@ import msgspec
 import polars as pl
 import uuid_utils
 
-from billing.catalog import EventAmount, Plan, parse_plan, to_form
+from billing.catalog import EventAmount, Plan
+from billing.catalog_forms import parse_plan, to_form
 from billing.errors import BillingError, Conflict, NotFound
 from billing.master import MasterData
 from billing.money import round_amount

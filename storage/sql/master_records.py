@@ -13,7 +13,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from billing.catalog import to_form
+from billing.catalog_forms import to_form
 from billing.errors import NotFound
 from billing.master import STEPS_OF_SUBSCRIPTIONS, MasterData
 from storage.sql.database import Connection

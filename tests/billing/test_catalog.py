@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from billing.catalog import (
+from billing.catalog_forms import (
     check_references,
     parse_charge,
     parse_meter,

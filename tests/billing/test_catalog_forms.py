@@ -22,6 +22,8 @@ from billing.catalog import (
     PriceRow,
     Tier,
     Volume,
+)
+from billing.catalog_forms import (
     check_references,
     parse_charge,
     parse_meter,

@@ -10,7 +10,8 @@ import pytest
 from lives import METER, NO_TAX, TAX, flat, plan, subscribe, usage
 
 from billing.bill import BilledDocument, bill
-from billing.catalog import PriceRow, parse_charge, parse_price
+from billing.catalog import PriceRow
+from billing.catalog_forms import parse_charge, parse_price
 from billing.documents import Document, Line
 from billing.explain import arithmetic, piece_of_line, price_words, span_of_line, tiers_filled
 from billing.master import MasterData

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import METER, NO_TAX, TAX, documents, flat, life, lines, plan, run, subscribe, usage, used
 
-from billing.catalog import parse_plan, to_form
+from billing.catalog_forms import parse_plan, to_form
 from billing.contracts import contracts_of
 from billing.due import due
 from billing.live_state import fold_days, rate_live

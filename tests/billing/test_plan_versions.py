@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lives import documents, flat, life, plan, run, subscribe
 
-from billing.catalog import parse_plan, to_form
+from billing.catalog_forms import parse_plan, to_form
 from billing.errors import InvalidInput
 
 FUTURE = plan(flat("12"), effective_from="2026-07-01")

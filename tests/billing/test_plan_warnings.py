@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import flat, plan, usage
 
-from billing.catalog import Band, Flat, PriceRow, parse_plan
+from billing.catalog import Band, Flat, PriceRow
+from billing.catalog_forms import parse_plan
 from billing.plan_warnings import hidden_bands, hidden_rows, plan_warnings
 
 PRICE = {"model": "per_unit", "unit": "1"}

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 import yaml
 
-from billing.catalog import PriceRow, parse_price
+from billing.catalog import PriceRow
+from billing.catalog_forms import parse_price
 from billing.money import NUMBER, minor_digits, round_amount
 from billing.pricing import LineEvents, price_lines, price_parts, row_exactly
 from billing.usage import INSTANT

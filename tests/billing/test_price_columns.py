@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from billing.catalog import PriceRow, parse_price
+from billing.catalog import PriceRow
+from billing.catalog_forms import parse_price
 from billing.money import NUMBER
 from billing.pricing import LineEvents, Priced, price_lines, price_parts, row_exactly
 from billing.usage import INSTANT

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing.catalog import parse_charge, parse_meter
+from billing.catalog_forms import parse_charge, parse_meter
 from billing.few_events import EVENTS_MAX
 from billing.live_state import LiveState, fold_days, merge_live, rate_live
 from billing.rating import RatedPieces, UsagePiece, rate

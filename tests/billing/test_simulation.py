@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from lives import METER, NO_TAX, TAX, flat, plan, usage
 from test_bill_properties import charges, lives, with_runs
 
-from billing.catalog import parse_plan
+from billing.catalog_forms import parse_plan
 from billing.errors import InvalidInput, NotFound
 from billing.master import MasterData
 from billing.periods import parse_moment

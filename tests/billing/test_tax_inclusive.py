@@ -17,7 +17,7 @@ from test_bill_properties import day, days, lives, with_runs
 
 from billing.assemble import AmountDiscount, assemble
 from billing.bill import BilledDocument
-from billing.catalog import parse_plan, to_form
+from billing.catalog_forms import parse_plan, to_form
 from billing.credit_notes import CreditLine, credit_note, mirror
 from billing.documents import Document, Line
 from billing.errors import InvalidInput

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from billing.catalog import Plan, to_form
+from billing.catalog import Plan
+from billing.catalog_forms import to_form
 from deployments.front.formats import Formats
 from deployments.front.prices.view import unit_of
 from deployments.front.texts import Texts

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 
-from billing.catalog import Plan, parse_plan
+from billing.catalog import Plan
+from billing.catalog_forms import parse_plan
 from billing.errors import Conflict, InvalidInput
 from billing.master import MasterData
 from billing.simulation import MONTHS_MAX
