@@ -33,7 +33,7 @@ from billing.verdicts import classify
 
 FEW = settings(max_examples=15, deadline=None)
 MONTHS = [date(2026, 1, 1), date(2026, 2, 1), date(2026, 3, 1)]
-BOUNDS = [31, 59, 90]  # the days after 1 January on which the months end
+BOUNDS = [0, 31, 59, 90]  # the days after 1 January on which runs come: advance fees first, then each month's end
 ZERO = Decimal(0)
 BERLIN = ZoneInfo("Europe/Berlin")
 Sums = dict[tuple[str, str, date], Decimal]
