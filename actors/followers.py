@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from billing.errors import Conflict, Unavailable
@@ -27,8 +29,21 @@ def _nobody_asked(_: str, __: Sequence[tuple[str, str, str]]) -> list[bool]:
     raise AssertionError("only a decision may ask which ids are recorded")
 
 
+def _nobody_sends(_: str, __: pl.DataFrame, ___: str, ____: Sequence[str]) -> JudgedRows:
+    raise AssertionError("only a decision takes events of a backfill")
+
+
 def _no_figures(_: str, __: Sequence[str], ___: int) -> LiveState | None:
     raise AssertionError("only a decision in a shard with master data may ask for usage")
+
+
+@dataclass(frozen=True)
+class JudgedRows:
+    """Events of a backfill: which lie in a partition of this lane, which are new, whose id was whose before."""
+
+    is_mine: npt.NDArray[np.bool_]
+    is_new: npt.NDArray[np.bool_]
+    again: pl.Series  # the reverted backfill that had the id; null: nobody
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,8 @@ class LogMoment:
     clocks: Mapping[str, int] = field(default_factory=dict)  # of test tenants: CLOCK_SET before this number
     # (customer, source, id) -> whether the log has it already; the ids of earlier rows of the group included.
     is_recorded: Callable[[str, Sequence[tuple[str, str, str]]], list[bool]] = _nobody_asked
+    # (tenant, events, their backfill, the reverted ones that it may take ids over from) -> what is new of them.
+    judge_backfilled: Callable[[str, pl.DataFrame, str, Sequence[str]], JudgedRows] = _nobody_sends
     # (tenant, keys, master number) -> committed usage of those of the keys that are at home in this lane.
     usage: Callable[[str, Sequence[str], int], LiveState | None] = _no_figures
 

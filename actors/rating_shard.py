@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from actors.amendments import Amendments
+from actors.backfills import Backfills
 from actors.batches import (
     NO_REASON,
     NOT_OWNED,
@@ -39,7 +40,16 @@ from actors.decisions import (
     encode_moved,
     encode_request,
 )
-from actors.followers import NO_ROWS, Decided, FollowerSet, FrozenFollower, LaneFollower, LogMoment, forgotten
+from actors.followers import (
+    NO_ROWS,
+    Decided,
+    FollowerSet,
+    FrozenFollower,
+    JudgedRows,
+    LaneFollower,
+    LogMoment,
+    forgotten,
+)
 from actors.live_figures import Figures, LiveFigures, MasterSource
 from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, items_of
 from actors.tenant_clocks import SET_CLOCK, TenantClocks
@@ -47,6 +57,7 @@ from billing.errors import BillingError, NotFound, Overloaded, Unavailable
 from billing.live_state import LiveState
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import ObjectStore, StoreRefused
+from storage.usage_log.backfills import ids_of_rows, marker_ids
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
 from storage.usage_log.clock import Clock, SystemClock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
@@ -60,6 +71,7 @@ from storage.usage_log.segment import ROW_SCHEMA, Control, Counters, RowKind, Se
 RECOVERIES_MAX = 100  # a newer manifest each time; more says that something deletes faster than it is read
 IDLE_S = 0.5
 DECISION_BYTES = 1_024  # what a decision counts for in fairness and in a group
+DECIDED_ROW_BYTES = 128  # of the payload of a bulky one: it counts for as many rows
 REFOLD_EVERY_S = 10.0  # tries to fold a follower again that raised
 
 _LOOKS = frozenset({int(RowKind.MASTER_SEEN), int(RowKind.CLOCK_SET)})  # with them followers ask for master data anew
@@ -154,7 +166,7 @@ class RatingShard:
         # Without master data there is nothing to rate by: all that is stored counts as accepted.
         self._figures = None if master is None else LiveFigures(lane, store, master)
         self._clocks = TenantClocks()
-        self._followers = FollowerSet([self._clocks, Amendments(), *followers])
+        self._followers = FollowerSet([self._clocks, Amendments(), Backfills(), *followers])
         self._refold_at_s = 0.0
         self._cache = cache_directory or Path("/tmp/cloudbilling-id-runs")  # noqa: S108 - only used with remote stores
         self._chain = ManifestChain(store)
@@ -256,13 +268,20 @@ class RatingShard:
         return self.submit(data).result()
 
     def decide(
-        self, tenant_id: str, partition: int, decider: Callable[[LogMoment], Decided], *, ends_group: bool = False
+        self,
+        tenant_id: str,
+        partition: int,
+        decider: Callable[[LogMoment], Decided],
+        *,
+        ends_group: bool = False,
+        size: int = DECISION_BYTES,
     ) -> Future[bytes]:
         """Decide on the commit thread, in the order of arrival with usage; answered after COMMITTED.
 
         The future gives an encoded answer (actors/decisions.py), also for errors.
         """
-        item = DecisionItem(Future(), tenant_id, partition, decider, DECISION_BYTES, ends_group)
+        rows = max(1, size // DECIDED_ROW_BYTES) if size > DECISION_BYTES else 1
+        item = DecisionItem(Future(), tenant_id, partition, decider, max(size, DECISION_BYTES), ends_group, rows)
         with self._condition:
             if not self._serving or self._stopping:
                 item.fail(Unavailable(f"Lane {self.lane} is not served here."))
@@ -270,7 +289,7 @@ class RatingShard:
                 item.fail(Unavailable(f"Lane {self.lane} holds too many ids in memory; its checkpoint is behind."))
             elif self._queue.rows >= self.settings.queue_rows_max:
                 item.fail(Unavailable(f"The queue of lane {self.lane} is full."))
-            elif self._is_full(tenant_id, 1):
+            elif self._is_full(tenant_id, item.rows):
                 item.fail(Overloaded("Too much of this tenant is waiting. Send the same again with the same ids."))
             else:
                 self._queue.put(item)
@@ -289,7 +308,8 @@ class RatingShard:
         def decider(moment: LogMoment) -> Decided:
             return decision(request.tenant_id, request.payload, moment)
 
-        return self.decide(request.tenant_id, request.partition, decider, ends_group=request.name == SET_CLOCK)
+        ends_group, size = request.name == SET_CLOCK, len(request.payload)
+        return self.decide(request.tenant_id, request.partition, decider, ends_group=ends_group, size=size)
 
     def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
         """The live figures of customer keys (None: all of the tenant in this lane)."""
@@ -386,6 +406,7 @@ class RatingShard:
             self._writer.next_log_time_us(),
             self._times,
             self._is_recorded,
+            self._judge_backfilled,
             self._usage_of,
         )
         group = _Group(moment)
@@ -516,7 +537,8 @@ class RatingShard:
             is_new = self._add_ids(group, ids)
             if not is_new.all():
                 self._recent.take_back(group.ids.pop())
-                item.fail(forgotten(rows.filter(pl.Series(~is_new))["id"].to_list()))
+                known = rows if len(ids) != rows.height else rows.filter(pl.Series(~is_new))
+                item.fail(forgotten(known["id"].to_list()))
                 return True
             group.frames.append(rows)
             group.count(rows)
@@ -556,7 +578,7 @@ class RatingShard:
             rows = rows.select(ROW_SCHEMA.names())
         tenants = tenant_id or rows["tenant"]
         partitions = partitions_of(self._genesis.seed, tenants, rows["customer"])
-        anywhere = [place for place, customer in enumerate(rows["customer"].to_list()) if customer == ""]
+        anywhere = np.flatnonzero((rows["customer"] == "").to_numpy())
         partitions[anywhere] = np.flatnonzero(self._owned)[0]
         assert self._owned[partitions].all(), "a decision wrote into a partition of another lane"
         if rows.height > 1:  # as a segment has them; of one partition in the order decided
@@ -564,7 +586,7 @@ class RatingShard:
             rows, partitions = rows[order], partitions[order]
             tenants = tenant_id or rows["tenant"]
         placed = rows.clone().replace_column(ROW_SCHEMA.names().index("partition"), pl.Series("partition", partitions))
-        return placed, event_ids(self._genesis.seed, tenants, placed, partitions)
+        return placed, ids_of_rows(self._genesis.seed, tenants, placed, partitions)
 
     def _add_ids(self, group: _Group, ids: EventIds) -> npt.NDArray[np.bool_]:
         """Which ids are new to the log; they are known from now on."""
@@ -583,8 +605,44 @@ class RatingShard:
         named = pl.DataFrame(wanted, schema={"customer": pl.String, "source": pl.String, "id": pl.String}, orient="row")
         partitions = partitions_of(self._genesis.seed, tenant_id, named["customer"])
         ids = event_ids(self._genesis.seed, tenant_id, named, partitions)
-        known: list[bool] = (self._runs.contains(ids) | self._recent.contains(ids)).tolist()
+        known: list[bool] = self._contains(ids).tolist()
         return known
+
+    def _judge_backfilled(self, tenant_id: str, events: pl.DataFrame, name: str, reverted: Sequence[str]) -> JudgedRows:
+        """For decisions: which events of a backfill are new to the log, or were those of a reverted one."""
+        assert self._genesis is not None
+        seed = self._genesis.seed
+        partitions = partitions_of(seed, tenant_id, events["customer"])
+        ids = event_ids(seed, tenant_id, events, partitions)
+        is_mine = self._owned[partitions]
+        firsts = pl.DataFrame({"high": ids.high, "low": ids.low}).select(pl.struct("high", "low").is_first_distinct())
+        candidates = is_mine & firsts.to_series().to_numpy()
+        is_known = self._contains(ids)
+        is_new = candidates & ~is_known
+        before = np.full(events.height, -1, np.int64)  # whose the id was, by place in `reverted`
+        open_ = np.flatnonzero(candidates & is_known)
+
+        def marked(one: str, *, again: bool) -> npt.NDArray[np.bool_]:
+            return self._contains(marker_ids(seed, tenant_id, events[open_], partitions[open_], one, again=again))
+
+        if reverted and len(open_):
+            open_ = open_[~marked(name, again=False)]
+        for place, one in enumerate(reverted):
+            if not len(open_):
+                break
+            free = marked(one, again=False) & ~marked(one, again=True)
+            is_new[open_[free]], before[open_[free]] = True, place
+            open_ = open_[~free]
+        places = pl.DataFrame({"place": before}).select(pl.when(pl.col("place") >= 0).then("place")).to_series()
+        again = pl.Series("again", [*reverted], dtype=pl.String)
+        return JudgedRows(
+            is_mine,
+            is_new,
+            again.gather(places) if reverted else pl.repeat(None, events.height, dtype=pl.String, eager=True),
+        )
+
+    def _contains(self, ids: EventIds) -> npt.NDArray[np.bool_]:
+        return self._runs.contains(ids) | self._recent.contains(ids)
 
     def _answer(self, group: _Group) -> None:
         for judged in group.judged:
@@ -697,7 +755,7 @@ class RatingShard:
         assert self._owned[partitions].all(), f"lane {self.lane} number {head.number} has rows it does not own"
         self._rows_since_checkpoint += head.rows
         if head.number > self._manifest.ids_covered(self.lane):
-            ids = event_ids(self._genesis.seed, rows["tenant"], rows, partitions)
+            ids = ids_of_rows(self._genesis.seed, rows["tenant"], rows, partitions)
             is_new = self._recent.add(ids, stamp_of(self.lane, head.number))
             assert is_new.all(), f"lane {self.lane} number {head.number} repeats an id"
         self._followers.apply(rows, _moment_of(head))

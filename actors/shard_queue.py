@@ -70,7 +70,7 @@ class DecisionItem:
     decide: Callable[[LogMoment], Decided]
     bytes: int
     ends_group: bool  # what comes after it is another group: a clock moves for later rows only
-    rows = 1
+    rows: int = 1  # that it counts for; one that brings many rows more
 
     def fail(self, error: BillingError, *, refused: bool = False) -> None:
         if not self.future.done():

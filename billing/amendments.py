@@ -59,13 +59,14 @@ class EventName:
     number: int
     row: int
     received_us: int
+    backfill: str = ""  # that it was sent under; its amendments count while that does
 
     @property
     def identity(self) -> tuple[str, str, str]:
         return self.key, self.source, self.id
 
     def to_form(self) -> dict[str, Any]:
-        return {
+        form = {
             "key": self.key,
             "source": self.source,
             "id": self.id,
@@ -74,11 +75,12 @@ class EventName:
             "row": self.row,
             "received_us": self.received_us,
         }
+        return form | ({"backfill": self.backfill} if self.backfill else {})
 
     @classmethod
     def from_form(cls, form: Mapping[str, Any]) -> EventName:
         names = ("key", "source", "id", "lane", "number", "row", "received_us")
-        return cls(*(form[name] for name in names))
+        return cls(*(form[name] for name in names), backfill=form.get("backfill", ""))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Usage as it counts: the events of a cut with their amendments in it, voided ones left out.
+"""Usage as it counts: the events of a cut, backfills among them, with their amendments in it, voided ones left out.
 
 Owns how amendments are read beside usage, and the mark that says whether a tenant has any at all: who has none pays
 one look into the store. What amendments mean is `billing/amendments.py`.
@@ -13,6 +13,7 @@ import polars as pl
 
 from billing.amendments import ORIGIN_SCHEMA, Amended, fold_amendments
 from storage.object_store import ObjectStore
+from storage.usage_log.backfills import backfills_at, scan_sent
 from storage.usage_log.reader import DECIDED_SCHEMA, SCAN_SCHEMA, Cut, UsageLogReader
 
 
@@ -29,6 +30,11 @@ def amendments_at(
     if reader.store.exists(_mark(tenant_id)):
         frames = list(reader.scan_changes(tenant_id, cut, since=since))
     rows = pl.concat(frames) if frames else pl.DataFrame(schema=DECIDED_SCHEMA)
+    of_backfill = pl.col("detail").str.json_path_match("$.event.backfill")
+    if rows.height and rows.select(of_backfill.is_not_null().any()).item():
+        # What was amended of a backfill counts no more once that is reverted.
+        counting = backfills_at(reader, tenant_id, cut).counting
+        rows = rows.filter(of_backfill.is_null() | of_backfill.is_in(list(counting)))
     return fold_amendments(rows), rows
 
 
@@ -42,12 +48,13 @@ def scan_counting(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """Events of a cut as they count, each once: frames of SCAN_SCHEMA, then one of SCAN_SCHEMA and ORIGIN_SCHEMA.
+    """Events of a cut as they count, each once: frames of SCAN_SCHEMA, then of SCAN_SCHEMA and ORIGIN_SCHEMA.
 
-    An amended event has the position of the row that gave it its state, and source and id as it was sent.
+    An amended event has the position of the row that gave it its state, and source and id as it was sent; one of a
+    backfill (its frames have the column `backfill`) that of the record that committed it.
     """
     known = amendments_at(reader, tenant_id, cut)[0] if amended is None else amended
-    for frame in reader.scan(tenant_id, cut, customers=customers, start=start, end=end):
+    for frame in scan_sent(reader, tenant_id, cut, customers=customers, start=start, end=end):
         counting = known.without(frame)
         if counting.height:
             yield counting

@@ -112,10 +112,12 @@ class UsageLogReader:
             changed = False
             for lane in list(closed):
                 for number in range(looked_at[lane] + 1, closed[lane] + 1):
-                    for control in self._head(lane, number).controls:
-                        if control.what == "acquired" and closed.get(control.lane, -1) < control.number:
-                            closed[control.lane] = control.number
-                            looked_at.setdefault(control.lane, -1)
+                    head = self._head(lane, number)
+                    needed = [(one.lane, one.number) for one in head.controls if one.what == "acquired"]
+                    for other, last in (*needed, *head.rests_on.items()):
+                        if closed.get(other, -1) < last:
+                            closed[other] = last
+                            looked_at.setdefault(other, -1)
                             changed = True
                 looked_at[lane] = max(looked_at[lane], closed[lane])
         return closed
@@ -166,6 +168,25 @@ class UsageLogReader:
         condition = (pl.col("tenant") == tenant_id) & pl.col("kind").is_in(kinds)
         columns = DECIDED_SCHEMA.names()
         yield from self._scan(tenant_id, cut, since or NOTHING, set(range(256)), condition, columns, changes_only=True)
+
+    def scan_rows(
+        self,
+        tenant_id: str,
+        cut: Cut,
+        condition: pl.Expr,
+        *,
+        since: Cut | None = None,
+        partitions: Sequence[int] | None = None,
+        changes_only: bool = False,
+    ) -> Iterator[pl.DataFrame]:
+        """Rows of a tenant, of whatever kind a condition takes, with their `detail`: frames of DECIDED_SCHEMA.
+
+        `changes_only`: the condition takes only kinds of segment.CHANGES; few numbers have any, and their heads say so.
+        """
+        wanted = set(range(256)) if partitions is None else set(partitions)
+        of_tenant = (pl.col("tenant") == tenant_id) & condition
+        columns = DECIDED_SCHEMA.names()
+        yield from self._scan(tenant_id, cut, since or NOTHING, wanted, of_tenant, columns, changes_only=changes_only)
 
     def scan_all(self, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
         """Rows of all tenants, with tenant and partition: for sealing and verification."""

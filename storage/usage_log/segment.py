@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from billing.backfills import positions_in
 from billing.usage import EVENT_SCHEMA, INSTANT
 
 HEAD_KEY = "cloudbilling"
@@ -46,7 +47,18 @@ class RowKind(IntEnum):
     WALLET_FREED = 13
     WALLET_RESTORED = 14
     MASTER_SEEN = 15  # budgets rest on this master number from the segment on
+    BACKFILLED = 16  # an event sent under a backfill: counts once that is committed (storage/usage_log/backfills.py)
+    BACKFILL_NOTED = 17  # a step of a backfill; 8 and 9 are those that decide
 
+
+CHANGES = (
+    RowKind.AMENDED,
+    RowKind.VOIDED,
+    RowKind.BACKFILL_COMMITTED,
+    RowKind.BACKFILL_REVERTED,
+    RowKind.BACKFILL_NOTED,
+)
+_CHANGES = [int(kind) for kind in CHANGES]
 
 # A row as it is stored. Its position (lane, number, row) is given by where it lies, `received_at` by the head.
 ROW_SCHEMA = pl.Schema(
@@ -106,7 +118,8 @@ class SegmentHead:
     counters: Mapping[str, Counters] = field(default_factory=dict)  # by tenant id
     controls: Sequence[Control] = ()
     clocks: Mapping[str, int] = field(default_factory=dict)  # tenants with a time of their own -> their received_at
-    changed: frozenset[str] = frozenset()  # tenants with AMENDED or VOIDED rows
+    changed: frozenset[str] = frozenset()  # tenants with rows that say how events count (CHANGES)
+    rests_on: Mapping[int, int] = field(default_factory=dict)  # other lanes' numbers: a cut with this one has them, too
 
     @property
     def log_time(self) -> datetime:
@@ -131,6 +144,8 @@ class SegmentHead:
             form["clocks"] = dict(self.clocks)
         if self.changed:
             form["changed"] = sorted(self.changed)
+        if self.rests_on:
+            form["rests_on"] = {str(lane): number for lane, number in self.rests_on.items()}
         return json.dumps(form, separators=(",", ":"))
 
     @classmethod
@@ -151,6 +166,7 @@ class SegmentHead:
             controls=tuple(Control(**control) for control in form["controls"]),
             clocks=form.get("clocks", {}),
             changed=frozenset(form.get("changed", ())),
+            rests_on={int(lane): number for lane, number in form.get("rests_on", {}).items()},
         )
 
 
@@ -197,7 +213,9 @@ def encode_segment(head: SegmentHead, rows: pl.DataFrame | None) -> bytes:
         frame, head = pl.DataFrame(schema=ROW_SCHEMA), replace(head, rows=0, ranges={})
     else:
         ranges = _ranges(rows["partition"].to_numpy())
-        frame, head = rows, replace(head, rows=rows.height, ranges=ranges, changed=_changed(head, rows))
+        changed = _changed(head, rows)
+        rests_on = _rests_on(rows) if changed else {}
+        frame, head = rows, replace(head, rows=rows.height, ranges=ranges, changed=changed, rests_on=rests_on)
     buffer = io.BytesIO()
     frame.write_parquet(
         buffer,
@@ -214,8 +232,13 @@ def _changed(head: SegmentHead, rows: pl.DataFrame) -> frozenset[str]:
     if not any(count.decided for count in head.counters.values()):
         return frozenset()
     kinds = rows["kind"].to_numpy()
-    changes = np.flatnonzero((kinds == RowKind.AMENDED) | (kinds == RowKind.VOIDED))
+    changes = np.flatnonzero(np.isin(kinds, _CHANGES))
     return frozenset(rows["tenant"].gather(changes)) if len(changes) else frozenset()
+
+
+def _rests_on(rows: pl.DataFrame) -> dict[int, int]:
+    committed = rows.filter(pl.col("kind") == int(RowKind.BACKFILL_COMMITTED))
+    return positions_in(committed["detail"]) if committed.height else {}
 
 
 def decode_segment(data: bytes) -> StoredSegment:
