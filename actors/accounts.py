@@ -8,7 +8,6 @@ was recorded. What is malformed, or of an unknown customer, is refused and leave
 from __future__ import annotations
 
 import collections
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +19,15 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
+from actors.account_rows import KINDS, AccountRows, KnownEntries
+from actors.followers import NO_ROWS, Decided, Decision, LogMoment
 from actors.live_figures import MasterSource
+from actors.plain_reservations import PlainReservations, PlainTerms
 from billing.accounts import (
     Account,
     Committed,
     Entry,
     Freed,
-    Held,
     PotState,
     Released,
     Reservation,
@@ -38,13 +38,14 @@ from billing.accounts import (
 )
 from billing.due import Use as UsePiece
 from billing.errors import BillingError, Conflict, InvalidInput, NotFound
-from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
+from billing.expiries import Expiries
+from billing.forms import Form, Mistakes
 from billing.live_state import LiveState, fold_days, merge_live, rate_live
 from billing.master import Budget, MasterData, TopUp
 from billing.money import decimal_text, minor_digits
 from billing.rate_uses import usage_piece
 from billing.reservations import SOURCE as RESERVE
-from billing.reservations import Asked, check_money, parse_reservation, reserve
+from billing.reservations import check_money, parse_reservation, reserve
 from billing.run_credit import (
     Move,
     RunAnswer,
@@ -57,7 +58,7 @@ from billing.run_credit import (
     until_step,
 )
 from billing.wallets import Wallets, first_of
-from storage.usage_log.segment import RowKind, instant_of
+from storage.usage_log.segment import instant_of
 
 COMMIT = "cloudbilling:commit"
 RELEASE = "cloudbilling:release"
@@ -71,19 +72,6 @@ CLOSED_MAX = 200_000  # closed reservations whose verdict a lane keeps in memory
 MASTER_AGE_S_MAX = 1.0
 LISTED_MAX = 1_000
 ZERO = Decimal(0)
-
-_ENTRIES: dict[int, type[Entry]] = {
-    int(RowKind.RESERVED): Reserved,
-    int(RowKind.COMMITTED): Committed,
-    int(RowKind.RELEASED): Released,
-    int(RowKind.WALLET_HELD): Held,
-    int(RowKind.WALLET_SETTLED): Settled,
-    int(RowKind.WALLET_FREED): Freed,
-    int(RowKind.WALLET_RESTORED): Restored,
-}
-_KINDS_HERE = frozenset(_ENTRIES)
-_DECODERS = {kind: msgspec.json.Decoder(entry) for kind, entry in _ENTRIES.items()}
-_KINDS: dict[type[Any], RowKind] = {entry: RowKind(kind) for kind, entry in _ENTRIES.items()}
 
 BudgetLeft = Callable[[str, MasterData, Budget, datetime], Fraction]  # in the running period, before reservations
 
@@ -99,6 +87,7 @@ class _Master:
     number: int
     master: MasterData
     top_ups: Mapping[str, Sequence[TopUp]]
+    plain: PlainTerms
     seen_s: float
 
 
@@ -115,6 +104,7 @@ class Accounts:
         self._budget_left = budget_left
         self._closed_max = closed_max
         self._masters: dict[str, _Master] = {}
+        self._known = KnownEntries()
         self.decisions: Mapping[str, Decision] = {
             "reserve": self._reserve,
             "commit": self._commit,
@@ -137,20 +127,26 @@ class Accounts:
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
         kinds = rows["kind"].to_list()  # lists, not filters: most calls bring one row
-        if _KINDS_HERE.isdisjoint(kinds):
+        if KINDS.isdisjoint(kinds):
             return
         columns = (rows[name].to_list() for name in ("tenant", "id", "customer", "detail"))
         times: dict[str, datetime] = {}
+        entry_of = self._known.entry
         for kind, tenant_id, id, customer, detail in zip(kinds, *columns, strict=True):
-            if kind in _ENTRIES:
-                if tenant_id not in times:
-                    times[tenant_id] = instant_of(moment.now_us(tenant_id))
-                self._take(tenant_id, customer, id, _DECODERS[kind].decode(detail), times[tenant_id])
+            if kind in KINDS:
+                now = times.get(tenant_id)
+                if now is None:
+                    now = times[tenant_id] = instant_of(moment.now_us(tenant_id))
+                self._take(tenant_id, customer, id, entry_of(kind, detail), now)
 
     def _take(self, tenant_id: str, customer: str, id: str, entry: Entry, now: datetime) -> None:
-        tenant = self._tenants.setdefault(tenant_id, _Tenant())
-        account = tenant.accounts.setdefault(customer, Account())
-        if isinstance(entry, Reserved):
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            tenant = self._tenants[tenant_id] = _Tenant()
+        account = tenant.accounts.get(customer)
+        if account is None:
+            account = tenant.accounts[customer] = Account()
+        if type(entry) is Reserved:
             tenant.owner[id] = customer
         for closed in account.apply(id, entry, now):
             self._closed.append((tenant_id, customer, closed))
@@ -194,17 +190,29 @@ class Accounts:
 
     def _reserve(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         batch, entries = self._call(tenant_id, payload, moment)
-        for form in entries:
-            batch.answer(self._reserve_one, form)
+        plain = PlainReservations(batch, batch.terms, self._used_before(batch, entries))
+        plain.reserve(entries, lambda form: batch.answer(self._reserve_one, form))
         return batch.decided()
 
+    def _used_before(self, batch: _Batch, entries: Sequence[Any]) -> frozenset[str]:
+        """Ids that the log has though their verdicts have left memory: one question for the whole call."""
+        if not self._forgot:
+            return frozenset()
+        named = [
+            (form["customer"], RESERVE, form["id"])
+            for form in entries
+            if isinstance(form, dict) and isinstance(form.get("customer"), str) and isinstance(form.get("id"), str)
+        ]
+        if not named:
+            return frozenset()
+        found = batch.moment.is_recorded(batch.tenant_id, named)
+        return frozenset(id for (_, _, id), known in zip(named, found, strict=True) if known)
+
     def _reserve_one(self, batch: _Batch, form: Any) -> dict[str, Any]:
-        asked = _plainly_asked(form, batch.master)
-        if asked is None:
-            mistakes = Mistakes()
-            asked = parse_reservation(Form(form, "", mistakes), batch.master)
-            mistakes.check()
-        owner = batch.owner_of(asked.id)
+        mistakes = Mistakes()
+        asked = parse_reservation(Form(form, "", mistakes), batch.master)
+        mistakes.check()
+        owner = batch.known_owner(asked.id)
         if owner is not None:
             if owner != asked.customer:
                 raise Conflict(f"The id {asked.id!r} is a reservation of another customer.", id=asked.id)
@@ -245,8 +253,10 @@ class Accounts:
 
     def _commit(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         batch, entries = self._call(tenant_id, payload, moment)
+        plain = PlainReservations(batch, batch.terms)
         for form in entries:
-            batch.answer(self._commit_one, form)
+            if not plain.commit(form):
+                batch.answer(self._commit_one, form)
         return batch.decided()
 
     def _commit_one(self, batch: _Batch, form: Any) -> dict[str, Any]:
@@ -271,8 +281,10 @@ class Accounts:
 
     def _release(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         batch, entries = self._call(tenant_id, payload, moment)
+        plain = PlainReservations(batch, batch.terms)
         for form in entries:
-            batch.answer(self._release_one, form)
+            if not plain.release(form):
+                batch.answer(self._release_one, form)
         return batch.decided()
 
     def _release_one(self, batch: _Batch, form: Any) -> dict[str, Any]:
@@ -369,9 +381,9 @@ class Accounts:
             if held is None:
                 answers[customer] = RunAnswer(False)
                 continue
-            batch.rows.append(batch.row(HOLD, row_id(asked.run, customer), customer, held))
+            batch.rows.add(HOLD, row_id(asked.run, customer), customer, held)
             answers[customer] = RunAnswer(True, held.uses)
-        return Decided(log_rows(tenant_id, batch.rows), msgspec.json.encode(answers))
+        return Decided(batch.frame(), msgspec.json.encode(answers))
 
     def _run_move(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """What became of documents: settle, free, restore. All of it may be sent again; how many rows it made.
@@ -388,8 +400,8 @@ class Accounts:
             entry = entry_of(batch.account(move.customer), move)
             if entry is not None:
                 source = {Settled: SETTLE, Freed: FREE, Restored: RESTORE}[type(entry)]
-                batch.rows.append(batch.row(source, row_id(move.id, move.customer), move.customer, entry))
-        return Decided(log_rows(tenant_id, batch.rows), str(len(batch.rows)).encode(), forces_put=True)
+                batch.rows.add(source, row_id(move.id, move.customer), move.customer, entry)
+        return Decided(batch.frame(), str(len(batch.rows)).encode(), forces_put=True)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -401,7 +413,7 @@ class Accounts:
 
     def _batch(self, tenant_id: str, moment: LogMoment, at_least: int = 0) -> _Batch:
         known = self._master(tenant_id, at_least)
-        return _Batch(tenant_id, self._tenants.get(tenant_id, _Tenant()), known, moment)
+        return _Batch(tenant_id, self._tenants.get(tenant_id, _Tenant()), known, moment, self._known)
 
     def _master(self, tenant_id: str, at_least: int) -> _Master:
         known = self._masters.get(tenant_id)
@@ -415,25 +427,28 @@ class Accounts:
         top_ups: dict[str, list[TopUp]] = {}
         for top_up in master.top_ups:
             top_ups.setdefault(top_up.customer, []).append(top_up)
-        fresh = self._masters[tenant_id] = _Master(number, master, top_ups, now_s)
+        fresh = self._masters[tenant_id] = _Master(number, master, top_ups, PlainTerms.of(master), now_s)
         return fresh
 
 
 class _Batch:
     """One call: its decisions see those before it, and the account sees none of them until they are rows."""
 
-    def __init__(self, tenant_id: str, tenant: _Tenant, known: _Master, moment: LogMoment) -> None:
+    def __init__(
+        self, tenant_id: str, tenant: _Tenant, known: _Master, moment: LogMoment, entries: KnownEntries
+    ) -> None:
         self.tenant_id = tenant_id
-        self.number, self.master = known.number, known.master
+        self.number, self.master, self.terms = known.number, known.master, known.plain
         self.moment = moment
         self.now_us = moment.now_us(tenant_id)
         self.now = instant_of(self.now_us)
-        self.rows: list[LogRow] = []
+        self.rows = AccountRows(tenant_id, self.now_us, entries)
+        self.plain: dict[str, list[tuple[str, Entry]]] = {}  # by customer: what was decided the short way
         self._tenant = tenant
         self._top_ups = known.top_ups
         self._scratch: dict[str, Account] = {}
         self._owner: dict[str, str] = {}
-        self._fresh: dict[str, Reservation] = {}  # what this call reserved
+        self._fresh: dict[str, Reserved] = {}  # what this call reserved
         self._wallets: dict[str, Wallets] = {}  # in a call that only reserves: with what it reserved
         self._answers: list[dict[str, Any]] = []
 
@@ -444,6 +459,8 @@ class _Batch:
         found = self._scratch.get(customer)
         if found is None:
             found = self._scratch[customer] = self._tenant.accounts.get(customer, Account()).scratch()
+            for id, entry in self.plain.get(customer, ()):
+                found.apply(id, entry, self.now)
         return found
 
     def wallets(self, customer: str) -> Wallets:
@@ -452,39 +469,57 @@ class _Batch:
         if found is None:
             account = self._tenant.accounts.get(customer) or Account()
             found = self._wallets[customer] = account.wallets(customer, self.top_ups(customer), self.now)
+            for _, entry in self.plain.get(customer, ()):
+                assert isinstance(entry, Reserved), "a call that only reserves"
+                found.hold(customer, entry.currency, entry.parts, entry.net)
         return found
 
-    def reserved(self, customer: str, id: str, entry: Reserved) -> dict[str, Any]:
-        self.rows.append(self.row(RESERVE, id, customer, entry))
-        self._owner[id] = customer
-        self._fresh[id] = Reservation(entry, self.now)
-        return reservation_form(customer, id, self._fresh[id])
+    # What the short way needs and leaves (actors/plain_reservations.py)
 
-    def owner_of(self, id: str) -> str | None:
+    def is_plain(self, customer: str) -> bool:
+        return customer not in self._scratch and customer not in self._wallets
+
+    def known_account(self, customer: str) -> Account | None:
+        return self._tenant.accounts.get(customer)
+
+    def known_owner(self, id: str) -> str | None:
         return self._owner.get(id) or self._tenant.owner.get(id)
+
+    def reserved_plainly(self, customer: str, id: str, entry: Reserved, shown: dict[str, Any]) -> None:
+        self.rows.add(RESERVE, id, customer, entry)
+        self._owner[id] = customer
+        self._fresh[id] = entry
+        self.plain.setdefault(customer, []).append((id, entry))
+        self._answers.append({"ok": shown})
+
+    def closed_plainly(self, customer: str, id: str, entry: Entry, one: Reservation) -> None:
+        self.rows.add(_SOURCES[type(entry)], id, customer, entry)
+        self.plain.setdefault(customer, []).append((id, entry))
+        self._answers.append({"ok": reservation_form(customer, id, one)})
+
+    def reserved(self, customer: str, id: str, entry: Reserved) -> dict[str, Any]:
+        self.rows.add(RESERVE, id, customer, entry)
+        self._owner[id] = customer
+        self._fresh[id] = entry
+        return reservation_form(customer, id, Reservation(entry, self.now))
 
     def find(self, id: str, customer: str) -> str:
         """Whose reservation this is. NotFound where it is none of this lane's."""
-        owner = self.owner_of(id)
+        owner = self.known_owner(id)
         if owner is None or (customer and owner != customer):
             if customer and self.moment.is_recorded(self.tenant_id, [(customer, RESERVE, id)])[0]:
                 raise Conflict(f"Reservation {id!r} was closed long ago, its verdict is no longer kept.", id=id)
             raise NotFound(f"There is no reservation {id!r}.", id=id)
         return owner
 
-    def row(self, source: str, id: str, customer: str, entry: Entry) -> LogRow:
-        kind = _KINDS[type(entry)]
-        detail: dict[str, Any] = msgspec.to_builtins(entry)
-        return LogRow(kind, source, id, customer, self.now_us, detail, type=kind.name.lower())
-
     def record(self, source: str, id: str, customer: str, entry: Entry) -> None:
-        self.rows.append(self.row(source, id, customer, entry))
+        self.rows.add(source, id, customer, entry)
         self.account(customer).apply(id, entry, self.now)
         self._owner[id] = customer
 
     def shown(self, customer: str, id: str) -> dict[str, Any]:
         if id in self._fresh:
-            return reservation_form(customer, id, self._fresh[id])
+            return reservation_form(customer, id, Reservation(self._fresh[id], self.now))
         account = self.account(customer)
         return reservation_form(customer, id, account.reservations[id], expired=account.is_expired(id, self.now))
 
@@ -498,24 +533,13 @@ class _Batch:
             self._answers.append({"problem": problem})
 
     def decided(self) -> Decided:
-        return Decided(log_rows(self.tenant_id, self.rows), msgspec.json.encode(self._answers))
+        return Decided(self.frame(), msgspec.json.encode(self._answers))
+
+    def frame(self) -> pl.DataFrame:
+        return self.rows.frame() if len(self.rows) else NO_ROWS
 
 
-_AMOUNT = re.compile(r"[0-9]{1,9}\.[0-9]{2}", re.ASCII)
-_PLAIN = ("customer", "id", "amount")
-
-
-def _plainly_asked(form: Any, master: MasterData) -> Asked | None:
-    """What most ask, read without ado: an amount in cents of the tenant's currency. None: read it with care."""
-    if not isinstance(form, dict) or len(form) != 3 or not all(isinstance(form.get(key), str) for key in _PLAIN):
-        return None
-    customer, id, amount = form["customer"], form["id"], form["amount"]
-    currency = master.tenant.currency
-    if not (0 < len(id) <= CODE_LENGTH_MAX and id.isprintable() and customer in master.customers):
-        return None
-    if minor_digits(currency) != 2 or not _AMOUNT.fullmatch(amount):
-        return None
-    return Asked(id, customer, currency, Decimal(amount))
+_SOURCES: dict[type[Any], str] = {Committed: COMMIT, Released: RELEASE}
 
 
 def _committed(batch: _Batch, account: Account, customer: str, id: str, amount: Decimal) -> Committed:
@@ -646,7 +670,9 @@ class _AccountState(msgspec.Struct, omit_defaults=True):
 
     def account(self) -> Account:
         pots = {number: PotState(*amounts) for number, amounts in self.pots.items()}
-        return Account(pots, self.reservations, self.runs, self.documents, self.nets, self.expiring)
+        ending = sum(one.state == "open" and one.verdict.expires is not None for one in self.reservations.values())
+        expiries = Expiries.of(self.expiring)
+        return Account(pots, self.reservations, self.runs, self.documents, self.nets, expiries, ending)
 
 
 class _State(msgspec.Struct):

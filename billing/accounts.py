@@ -7,7 +7,6 @@ verdict. What is granted is `billing/reservations.py`, in which order credit is 
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
 from collections import ChainMap
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from billing.expiries import Expiries
 from billing.master import TopUp
 from billing.wallets import Wallets
 
@@ -123,26 +123,42 @@ class Account:
     runs: dict[str, RunState] = field(default_factory=dict[str, RunState])
     documents: dict[str, tuple[Part, ...]] = field(default_factory=dict[str, tuple[Part, ...]])  # by number
     nets: dict[str, Decimal] = field(default_factory=dict[str, Decimal])  # of open reservations, by currency
-    expiring: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])  # in order of time
+    expiries: Expiries = field(default_factory=Expiries, compare=False)  # `expiring` is what of them counts
+    open_expiring: int = 0  # open reservations that end by themselves
 
     def scratch(self) -> Account:
         """A copy for decisions on reservations: the next one of a batch sees the one before, the account neither."""
         pots = {number: PotState(pot.gone, pot.held, pot.committed) for number, pot in self.pots.items()}
         reservations = ChainMap({}, self.reservations)
-        return Account(pots, reservations, self.runs, self.documents, dict(self.nets), list(self.expiring))
+        return Account(
+            pots,
+            reservations,
+            self.runs,
+            self.documents,
+            dict(self.nets),
+            self.expiries.scratch(),
+            self.open_expiring,
+        )
+
+    @property
+    def expiring(self) -> list[tuple[datetime, str]]:
+        """When open reservations end, in the order of time."""
+        return self.expiries.waiting(self._is_open)
+
+    def _is_open(self, id: str) -> bool:
+        one = self.reservations.get(id)
+        return one is not None and one.state == "open"
 
     def at(self, now: datetime) -> list[str]:
         """Reservations whose time is over are open no more: their ids."""
-        count = bisect_right(self.expiring, now, key=_moment)
-        over = [(moment, id) for moment, id in self.expiring[:count] if self.reservations[id].state == "open"]
-        del self.expiring[:count]
+        over = [(moment, id) for moment, id in self.expiries.take_due(now) if self._is_open(id)]
         for moment, id in over:
             self._close(id, "expired", moment)
         return [id for _, id in over]
 
     def apply(self, id: str, entry: Entry, now: datetime) -> list[str]:
         """Take one row; `id` is the reservation's, where it is about one. Gives the reservations that it closed."""
-        closed = self.at(now)
+        closed = self.at(now) if self.expiries else []
         match entry:
             case Reserved():
                 self._reserved(id, entry, now)
@@ -167,7 +183,7 @@ class Account:
         """Drop a closed reservation: its verdict is in the log only."""
         assert self.reservations[id].state != "open"
         del self.reservations[id]
-        self.expiring = [one for one in self.expiring if one[1] != id]
+        self.expiries.sweep(self._is_open, self.open_expiring)
 
     def is_empty(self) -> bool:
         return not (self.pots or self.reservations or self.runs or self.documents)
@@ -209,9 +225,9 @@ class Account:
         """What reservations hold whose time is over, though no row has said so yet; and the nets without them."""
         held: dict[int, Decimal] = {}
         nets = dict(self.nets)
-        for _, id in self.expiring[: bisect_right(self.expiring, now, key=_moment)]:
-            one = self.reservations[id]
-            if one.state == "open":
+        for _, id in self.expiries.due(now):
+            one = self.reservations.get(id)
+            if one is not None and one.state == "open":
                 nets[one.verdict.currency] -= one.verdict.net
                 for number, part in one.verdict.parts:
                     held[number] = held.get(number, ZERO) + part
@@ -227,7 +243,8 @@ class Account:
         for number, part in entry.parts:
             self._pot(number).held += part
         if entry.expires is not None:
-            insort(self.expiring, (entry.expires, id))
+            self.expiries.add(entry.expires, id)
+            self.open_expiring += 1
 
     def _committed(self, id: str, entry: Committed, now: datetime) -> None:
         if not entry.late:
@@ -245,6 +262,8 @@ class Account:
         assert one.state == "open", f"reservation {id} is {one.state}"
         self.reservations[id] = Reservation(one.verdict, one.at, state, one.spent, at)
         self.nets[one.verdict.currency] -= one.verdict.net
+        if one.verdict.expires is not None:
+            self.open_expiring -= 1
         for number, part in one.verdict.parts:
             self.pots[number].held -= part
 
@@ -282,7 +301,3 @@ class Account:
 
 
 _UNTOUCHED = PotState()
-
-
-def _moment(one: tuple[datetime, str]) -> datetime:
-    return one[0]

@@ -78,7 +78,7 @@ class Wallets:
         self.pots[top_up.number] = Pot(top_up, top_up.amount - gone, held, committed)
         numbers = self.of.setdefault((top_up.customer, top_up.currency), [])
         numbers.append(top_up.number)
-        numbers.sort(key=lambda number: _order(self.pots[number].top_up))
+        numbers.sort(key=lambda number: wallet_order(self.pots[number].top_up))
 
     def exists(self, customer: str, currency: str) -> bool:
         return (customer, currency) in self.of
@@ -164,6 +164,12 @@ class Wallets:
         self.nets[customer, currency] = self.held_net(customer, currency) + net
         return hold
 
+    def hold(self, customer: str, currency: str, parts: Iterable[tuple[int, Decimal]], net: Decimal) -> None:
+        """Hold what a reservation was granted elsewhere."""
+        for number, part in parts:
+            self.pots[number].held += part
+        self.nets[customer, currency] = self.held_net(customer, currency) + net
+
     def commit(self, id: str, amount: Decimal) -> Decimal:
         """Spend at most what was granted, promotional credit first; the rest of the reservation is released.
 
@@ -230,7 +236,7 @@ def first_of(parts: Iterable[tuple[int, Decimal]], amount: Decimal) -> list[tupl
     return found
 
 
-def _order(top_up: TopUp) -> tuple[int, datetime, datetime, int]:
+def wallet_order(top_up: TopUp) -> tuple[int, datetime, datetime, int]:
     kind = 0 if top_up.kind == "promotional" else 1
     return kind, top_up.expires or FOREVER, top_up.at, top_up.number
 
