@@ -45,6 +45,16 @@ class Problem:
 
 
 Outcome = dict[str, Any] | Problem  # a reservation as the lane shows it, or why not
+RawOutcome = msgspec.Raw | Problem  # the same as the lane encoded it: for whoever only passes it on
+
+
+class _Answered(msgspec.Struct):
+    ok: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    problem: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+_answered = msgspec.json.Decoder(list[_Answered])
+_shown = msgspec.json.Decoder()
 
 
 _LineKey = tuple[str, str, int, int]
@@ -53,7 +63,7 @@ _LineKey = tuple[str, str, int, int]
 @dataclass
 class _Waiting:
     entries: Sequence[tuple[str, Any]]  # customer, form
-    outcome: asyncio.Future[Sequence[Outcome]]
+    outcome: asyncio.Future[Sequence[RawOutcome]]
 
 
 @dataclass
@@ -77,12 +87,24 @@ class AccountsDesk:
 
     async def reserve(self, tenant_id: str, forms: Sequence[Any], *, master: int = 0) -> list[Outcome]:
         """One outcome a form, in order. A form without a customer's code goes to any lane, which says what is wrong."""
-        return await self._in_lanes(tenant_id, "reserve", forms, [_customer_of(form) for form in forms], master)
+        return _decoded(await self.reserve_raw(tenant_id, forms, [customer_of(form) for form in forms], master=master))
+
+    async def reserve_raw(
+        self, tenant_id: str, forms: Sequence[Any], customers: Sequence[str], *, master: int = 0
+    ) -> list[RawOutcome]:
+        """The same for forms of any kind that JSON has, with their customers ("": none)."""
+        return await self._in_lanes(tenant_id, "reserve", forms, customers, master)
 
     async def commit(self, tenant_id: str, forms: Sequence[Any]) -> list[Outcome]:
+        return _decoded(await self.commit_raw(tenant_id, forms))
+
+    async def commit_raw(self, tenant_id: str, forms: Sequence[Any]) -> list[RawOutcome]:
         return await self._close(tenant_id, "commit", forms)
 
     async def release(self, tenant_id: str, forms: Sequence[Any]) -> list[Outcome]:
+        return _decoded(await self.release_raw(tenant_id, forms))
+
+    async def release_raw(self, tenant_id: str, forms: Sequence[Any]) -> list[RawOutcome]:
         return await self._close(tenant_id, "release", forms)
 
     async def find(self, tenant_id: str, ids: Sequence[str], customer: str | None = None) -> list[dict[str, Any]]:
@@ -121,9 +143,9 @@ class AccountsDesk:
         found = {form["customer"]: form for answer in answers for form in msgspec.json.decode(answer)}
         return [found[customer] for customer in customers]
 
-    async def _close(self, tenant_id: str, name: str, forms: Sequence[Any]) -> list[Outcome]:
+    async def _close(self, tenant_id: str, name: str, forms: Sequence[Any]) -> list[RawOutcome]:
         """Commit or release: where the customer is not said, it is looked up in all lanes first."""
-        customers = [_customer_of(form) for form in forms]
+        customers = [customer_of(form) for form in forms]
         unknown = [str(form.get("id")) for form, customer in zip(forms, customers, strict=True) if not customer]
         if unknown:
             owners: dict[str, set[str]] = {}
@@ -140,12 +162,12 @@ class AccountsDesk:
 
     async def _in_lanes(
         self, tenant_id: str, name: str, forms: Sequence[Any], customers: Sequence[str], master: int = 0
-    ) -> list[Outcome]:
+    ) -> list[RawOutcome]:
         lanes = self._router.lanes_of(tenant_id, customers)
         places: dict[int, list[int]] = {}
         for place, lane in enumerate(lanes):
             places.setdefault(lane, []).append(place)
-        outcomes: list[Outcome] = [{}] * len(forms)
+        outcomes: list[RawOutcome] = [_NOTHING] * len(forms)
 
         async def ask(lane: int, mine: Sequence[int]) -> None:
             entries = [(customers[place], forms[place]) for place in mine]
@@ -155,7 +177,7 @@ class AccountsDesk:
         await asyncio.gather(*(ask(lane, mine) for lane, mine in places.items()))
         return outcomes
 
-    async def _travel(self, key: _LineKey, entries: Sequence[tuple[str, Any]]) -> Sequence[Outcome]:
+    async def _travel(self, key: _LineKey, entries: Sequence[tuple[str, Any]]) -> Sequence[RawOutcome]:
         """Entries of one request to their lane, with those of others that wait while two calls are under way."""
         loop = asyncio.get_running_loop()
         lines = self._lines.setdefault(loop, {})
@@ -187,18 +209,19 @@ class AccountsDesk:
                 try:
                     payload = msgspec.json.encode({"entries": [form for _, form in entries], "master": master})
                     answer = await self._router.decide(tenant_id, entries[0][0], name, payload)
-                    found = [
-                        one["ok"] if "ok" in one else _problem(one["problem"]) for one in msgspec.json.decode(answer)
-                    ]
+                    found = [_outcome(one) for one in _answered.decode(answer)]
+                    assert len(found) == len(entries), f"{len(entries)} entries asked, {len(found)} answered"
                 except Exception as error:  # noqa: BLE001 - goes to every waiting request, none may wait for ever
                     for request in together:
                         if not request.outcome.done():
                             request.outcome.set_exception(error)
                     continue
+                first = 0
                 for request in together:
-                    mine, found = found[: len(request.entries)], found[len(request.entries) :]
+                    last = first + len(request.entries)
                     if not request.outcome.done():
-                        request.outcome.set_result(mine)
+                        request.outcome.set_result(found[first:last])
+                    first = last
         finally:
             line.calls -= 1
             if not line.calls and not line.waiting and lines.get(key) is line:
@@ -289,9 +312,24 @@ class RunDesk:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
 
-def _customer_of(form: Any) -> str:
+def customer_of(form: Any) -> str:
+    """Whose lane decides; "" where that is not said."""
     customer = form.get("customer") if isinstance(form, dict) else None
     return customer if isinstance(customer, str) else ""
+
+
+_NOTHING = msgspec.Raw(b"null")
+
+
+def _outcome(one: _Answered) -> RawOutcome:
+    if isinstance(one.ok, msgspec.Raw):
+        return one.ok
+    assert isinstance(one.problem, dict), "an answer has either"
+    return _problem(one.problem)
+
+
+def _decoded(outcomes: Sequence[RawOutcome]) -> list[Outcome]:
+    return [one if isinstance(one, Problem) else _shown.decode(one) for one in outcomes]
 
 
 def _problem(form: Mapping[str, Any]) -> Problem:

@@ -11,11 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from actors.accounts_desk import AccountsDesk, Outcome, Problem, not_found
+from actors.accounts_desk import AccountsDesk, Problem, RawOutcome, customer_of, not_found
 from billing.errors import FieldError, InvalidInput
 from deployments.access import Caller, may
-from deployments.bodies import json_form, known_keys
+from deployments.bodies import json_body, json_form, known_keys, parse_json
 from deployments.manners import PageOf, described, json_response, page_of, paging, text_cursor
+from deployments.plain_entries import PlainEntry, plain_entries
 from deployments.problems import problem_body
 from deployments.services import Services
 from deployments.usage_ingest import newest_seen
@@ -76,9 +77,7 @@ def desk_of(request: Request) -> AccountsDesk:
     summary="Reserve credit before use, one or many at once",
     **described(request=_ASKED, answer=_RESERVATION, also=(400, 404, 409, 413, 415, 422)),
 )
-async def post_reservations(
-    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("usage:write"))
-) -> Response:
+async def post_reservations(request: Request, caller: Caller = Depends(may("usage:write"))) -> Response:
     """Hold what is there, at most what is asked: an `amount`, or what a quantity more of a meter will cost
     (`usage: {meter, quantity}`, with the tax that purchased credit must pay). Limits are those that exist: a wallet
     once topped up, every budget with `action: block`. A grant of `0.00` is a verdict, too.
@@ -92,11 +91,15 @@ async def post_reservations(
     """
     desk = desk_of(request)
     master = newest_seen(request, caller) or 0
+    body = await json_body(request)
+    plain = plain_entries(body)
+    form: Any = plain if plain is not None else parse_json(body)
+    forms: list[Any] = form if isinstance(form, list) else [form]
     if isinstance(form, list):
         _check_batch(form)
-        outcomes = await desk.reserve(caller.tenant_id, form, master=master)
-        return _items(request, outcomes)
-    return _one(await desk.reserve(caller.tenant_id, [form], master=master))
+    customers = [one.customer if isinstance(one, PlainEntry) else customer_of(one) for one in forms]
+    outcomes = await desk.reserve_raw(caller.tenant_id, forms, customers, master=master)
+    return _items(request, outcomes) if isinstance(form, list) else _one(outcomes)
 
 
 @router.post(
@@ -113,7 +116,7 @@ async def post_commits(
 ) -> Response:
     """A list of up to 10,000; each is answered in its place by the reservation or a `problem`, as one by one."""
     entries = _entries(form, ("id", "amount", "customer"), ("id", "amount"))
-    return _items(request, await desk_of(request).commit(caller.tenant_id, entries))
+    return _items(request, await desk_of(request).commit_raw(caller.tenant_id, entries))
 
 
 @router.post(
@@ -130,7 +133,7 @@ async def post_releases(
 ) -> Response:
     """A list of up to 10,000; each is answered in its place by the reservation or a `problem`, as one by one."""
     entries = _entries(form, ("id", "customer"), ("id",))
-    return _items(request, await desk_of(request).release(caller.tenant_id, entries))
+    return _items(request, await desk_of(request).release_raw(caller.tenant_id, entries))
 
 
 @router.post(
@@ -145,7 +148,7 @@ async def post_commit(
     the reservation is released. Committed again: the first answer. After `expires` it is taken from free credit, if
     that suffices, else 409. `customer` may be left out; with it the request finds its way without a detour."""
     entry = {**known_keys(form, ("amount", "customer"), ("amount",)), "id": id}
-    return _one(await desk_of(request).commit(caller.tenant_id, [entry]))
+    return _one(await desk_of(request).commit_raw(caller.tenant_id, [entry]))
 
 
 @router.post(
@@ -159,7 +162,7 @@ async def post_release(
     """Nothing is held any more. Released or expired before: the same answer again; committed: 409. The body is an
     object, and may be empty (`{}`)."""
     entry = {**known_keys(form, ("customer",)), "id": id}
-    return _one(await desk_of(request).release(caller.tenant_id, [entry]))
+    return _one(await desk_of(request).release_raw(caller.tenant_id, [entry]))
 
 
 @router.get(
@@ -265,14 +268,14 @@ def _check_batch(form: list[Any]) -> None:
         raise InvalidInput(f"a list of 1 to {BATCH_MAX} reservations is needed", errors=[FieldError("", "see there")])
 
 
-def _one(outcomes: Sequence[Outcome]) -> Response:
+def _one(outcomes: Sequence[RawOutcome]) -> Response:
     outcome = outcomes[0]
     if isinstance(outcome, Problem):
         raise outcome.error()
     return json_response(outcome)
 
 
-def _items(request: Request, outcomes: Sequence[Outcome]) -> Response:
+def _items(request: Request, outcomes: Sequence[RawOutcome]) -> Response:
     items = [
         {"problem": problem_body(one.error(f"/{place}"), request.url.path)} if isinstance(one, Problem) else one
         for place, one in enumerate(outcomes)

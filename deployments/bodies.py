@@ -52,6 +52,11 @@ def too_large(bytes_max: int) -> TooLarge:
 
 async def json_form(request: Request) -> Any:
     """A dependency: the JSON of a write. Numbers become exact text, never floats; a key twice is an error."""
+    return parse_json(await json_body(request))
+
+
+async def json_body(request: Request) -> bytes:
+    """The bytes of a JSON body, decompressed."""
     services: Services = request.app.state.services
     bytes_max = services.limits.form_bytes_max
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -59,7 +64,7 @@ async def json_form(request: Request) -> Any:
     if kind != "application/json" and not (kind == "" and not body):
         raise UnsupportedMediaType(f"Content-Type {kind or '(none)'!r} is not taken here; send application/json")
     request.state.body = body  # for Idempotency-Key: the same request has the same bytes
-    return parse_json(decompress(body, request.headers.get("content-encoding"), bytes_max))
+    return decompress(body, request.headers.get("content-encoding"), bytes_max)
 
 
 def parse_json(body: bytes) -> Any:

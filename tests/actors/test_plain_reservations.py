@@ -28,9 +28,9 @@ def masters() -> Masters:
     budget = {"code": "b", "customer": "cora", "period": "month", "amount": "5.00", "thresholds": [], "action": "block"}
     made.apply(
         *[customer(code) for code in CUSTOMERS[:-1]],
-        top_up("acme", "9.00", kind="promotional"),
-        top_up("acme", "20.00", expires="2026-05-10T12:20:00Z"),
         top_up("acme", "15.00"),
+        top_up("acme", "20.00", expires="2026-05-10T12:20:00Z"),
+        top_up("acme", "9.00", kind="promotional"),
         top_up("acme", "15.00", currency="USD"),
         top_up("bolt", "3.00"),
         {"budget": budget},
