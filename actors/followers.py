@@ -18,9 +18,10 @@ import polars as pl
 
 from billing.errors import Conflict, Unavailable
 from billing.live_state import LiveState
+from billing.usage import INSTANT
 from storage.usage_log.checkpoints import FrozenFollower
 from storage.usage_log.partitions import EventIds
-from storage.usage_log.segment import ROW_SCHEMA, RowKind, instant_of
+from storage.usage_log.segment import ROW_SCHEMA, RowKind
 
 NO_ROWS = pl.DataFrame(schema=ROW_SCHEMA)
 
@@ -134,21 +135,23 @@ def log_rows(tenant_id: str, rows: Sequence[LogRow]) -> pl.DataFrame:
     """Rows of one tenant as columns."""
     if not rows:
         return NO_ROWS
+    count = len(rows)
+    columns: dict[str, list[Any]] = {
+        "tenant": [tenant_id] * count,
+        "partition": [0] * count,
+        "kind": [int(row.kind) for row in rows],
+        "source": [row.source for row in rows],
+        "id": [row.id for row in rows],
+        "type": [row.type for row in rows],
+        "customer": [row.customer for row in rows],
+        "subscription": [row.subscription for row in rows],
+        "data": [row.data for row in rows],
+        "detail": [None if row.detail is None else json.dumps(row.detail, separators=(",", ":")) for row in rows],
+    }
+    times = pl.Series("time", [row.time_us for row in rows], pl.Int64).cast(INSTANT)
+    # Column by column: for one row that costs a quarter of what a frame with a schema does.
     return pl.DataFrame(
-        {
-            "tenant": [tenant_id] * len(rows),
-            "partition": [0] * len(rows),
-            "kind": [int(row.kind) for row in rows],
-            "source": [row.source for row in rows],
-            "id": [row.id for row in rows],
-            "type": [row.type for row in rows],
-            "customer": [row.customer for row in rows],
-            "subscription": [row.subscription for row in rows],
-            "time": [instant_of(row.time_us) for row in rows],
-            "data": [row.data for row in rows],
-            "detail": [None if row.detail is None else json.dumps(row.detail, separators=(",", ":")) for row in rows],
-        },
-        schema=ROW_SCHEMA,
+        [times if name == "time" else pl.Series(name, columns[name], dtype) for name, dtype in ROW_SCHEMA.items()]
     )
 
 
