@@ -21,6 +21,7 @@ from actors.amendments import AMEND, AMEND_PARTS, ITEMS_MAX, encode_amendments, 
 from actors.router import UsageRouter
 from billing.amendments import ID_REUSED, Amendment, EventName, EventState, amendment_of, rows_of
 from billing.errors import BillingError
+from storage.usage_log.backfills import scan_sent
 from storage.usage_log.counting import amendments_at, mark_amended
 from storage.usage_log.reader import SCAN_SCHEMA, UsageLogReader
 from storage.usage_log.segment import RowKind, instant_of, microseconds_of
@@ -80,9 +81,10 @@ class AmendmentDesk:
         ids = names["id"].to_list()
         cut = self._reader.now()
         frames = [
-            frame.join(names, on=["source", "id"], how="semi") for frame in self._reader.scan(tenant_id, cut, ids=ids)
+            _in_own_place(frame.join(names, on=["source", "id"], how="semi"))
+            for frame in scan_sent(self._reader, tenant_id, cut, ids=ids)
         ]
-        sent = pl.concat(frames) if frames else pl.DataFrame(schema=SCAN_SCHEMA)
+        sent = pl.concat(frames) if frames else pl.DataFrame(schema=_SENT_SCHEMA)
         amended, rows = amendments_at(self._reader, tenant_id, cut)
         of_these = rows.filter(pl.col("detail").str.json_path_match("$.event.id").is_in(ids))
         trails: dict[tuple[str, str, str], list[Amendment]] = {}
@@ -103,10 +105,11 @@ class AmendmentDesk:
         for row in sent.sort("received_at", "lane", "number", "row").iter_rows(named=True):
             event = EventName(
                 row["customer"], row["source"], row["id"], row["lane"], row["number"], row["row"],
-                microseconds_of(row["received_at"]),
+                microseconds_of(row["received_at"]), row["backfill"],
             )  # fmt: skip
             trail = tuple(sorted(trails.get(event.identity, ()), key=lambda one: one.nth))
-            counted = states.get((row["lane"], row["number"], row["row"]), row)
+            begins = {"lane": row["at_lane"], "number": row["at_number"], "counts_late": row["counts_late"]}
+            counted = states.get((row["lane"], row["number"], row["row"]), row | begins)
             found.setdefault((row["source"], row["id"]), []).append(
                 EventNow(
                     event=event,
@@ -237,6 +240,26 @@ def as_frame(events: Sequence[EventNow], states: Sequence[EventState] | None = N
         },
         schema=SCAN_SCHEMA,
     ).with_columns(counts_late=pl.Series([one.counts_late for one in events], dtype=pl.Boolean))
+
+
+_SENT_SCHEMA = pl.Schema(
+    {
+        **SCAN_SCHEMA,
+        "at_lane": pl.UInt16,  # from where on it counts: of a backfill's events the record that committed it
+        "at_number": pl.UInt64,
+        "counts_late": pl.Boolean,
+        "backfill": pl.String,
+    }
+)
+
+
+def _in_own_place(sent: pl.DataFrame) -> pl.DataFrame:
+    begins = sent.with_columns(at_lane="lane", at_number="number")
+    if "backfill" in sent.columns:
+        own = [pl.col(f"first_{name}").alias(name) for name in ("lane", "number", "row", "received_at")]
+        return begins.with_columns(*own).select(_SENT_SCHEMA.names())
+    plain = begins.with_columns(pl.lit(False).alias("counts_late"), pl.lit("").alias("backfill"))
+    return plain.select(_SENT_SCHEMA.names())
 
 
 def _state_of(row: Mapping[str, Any]) -> EventState:

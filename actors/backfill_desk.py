@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,9 +169,9 @@ class BackfillDesk:
         payload = json.dumps({"backfill": name}).encode()
         return _opened(await self._router.decide(tenant_id, HOME_KEY, CLOSE_DOWN, payload)).backfill
 
-    async def finish(self, tenant_id: str) -> None:
+    async def finish(self, tenant_id: str, found: Sequence[Backfill]) -> None:
         """Let live figures follow what is decided, where a crash kept them from it."""
-        for one in await self.list(tenant_id):
+        for one in found:
             await self._show(tenant_id, one)
 
     async def _show(self, tenant_id: str, one: Backfill) -> None:

@@ -21,6 +21,7 @@ import polars as pl
 
 from actors.batches import NO_REASON, REASONS, UNJUDGED
 from billing.amendments import Amended, fold_amendments_of_lane, states_before
+from billing.backfills import HIDDEN, SHOWN
 from billing.errors import NotFound, Unavailable
 from billing.live_cells import cells_asked_for, spans_a_cut
 from billing.live_state import LiveState, fold_days, merge_live
@@ -29,6 +30,7 @@ from billing.rating_book import RatingBook
 from billing.usage import EVENT_SCHEMA, Reason
 from billing.verdicts import classify
 from storage.object_store import ObjectStore
+from storage.usage_log.backfills import is_of
 from storage.usage_log.lane import walk
 from storage.usage_log.segment import RowKind, instant_of
 
@@ -214,7 +216,7 @@ class LiveFigures:
                 folded_to = pending_from
             frames = [frame for at, frame in pending if at > folded_to]
             rows = pl.concat(frames) if frames else None
-            if rows is not None and not _fits(rows, book):
+            if rows is not None and (_turns_of_backfills(rows).height or not _fits(rows, book)):
                 parts = []  # something that was folded counts otherwise now: all again, from the log
                 self._fold_from_log(tenant_id, parts, book, 0, number)
             elif rows is not None:
@@ -238,14 +240,16 @@ class LiveFigures:
         """Fold usage with the changes that are known, and these themselves; returns the changes met on the way."""
         waiting: list[pl.DataFrame] = []
         met: list[pl.DataFrame] = []
-        known = None if changes is None else fold_amendments_of_lane(changes)
+        shown = () if changes is None else _shown(changes)
+        known = None if changes is None else fold_amendments_of_lane(_changes_in(changes, shown))
+        counts = _IS_USAGE | is_of(shown) if shown else _IS_USAGE
         rows = 0
         for segment in walk(self._store, self._lane, first, last):
             if tenant_id in segment.head.counters:
                 part = segment.rows().filter(pl.col("tenant") == tenant_id)
                 if tenant_id in segment.head.changed:
-                    met.append(_changes_in(part))
-                waiting.append(part.filter(_IS_USAGE).select(EVENT_SCHEMA.names()))
+                    met += [_changes_in(part), _turns_of_backfills(part)]
+                waiting.append(part.filter(counts).select(EVENT_SCHEMA.names()))
                 rows += part.height
             if rows >= FOLD_ROWS:
                 _add(parts, _without(pl.concat(waiting), known), book)
@@ -278,11 +282,29 @@ class LiveFigures:
 
 
 _IS_USAGE = pl.col("kind") == int(RowKind.USAGE)
+_STEP = pl.col("detail").str.json_path_match("$.step")
 
 
-def _changes_in(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows that change events."""
-    return rows.filter(pl.col("kind").is_in([int(RowKind.AMENDED), int(RowKind.VOIDED)]))
+def _changes_in(rows: pl.DataFrame, shown: Sequence[str] | None = None) -> pl.DataFrame:
+    """The rows that change events; with `shown` those of backfills left out that count no more."""
+    changes = rows.filter(pl.col("kind").is_in([int(RowKind.AMENDED), int(RowKind.VOIDED)]))
+    if shown is None or changes.height == 0:
+        return changes
+    backfill = pl.col("detail").str.json_path_match("$.event.backfill")
+    return changes.filter(backfill.is_null() | backfill.is_in(list(shown)))
+
+
+def _turns_of_backfills(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows by which events of a backfill begin or cease to count in this lane."""
+    noted = rows.filter(pl.col("kind") == int(RowKind.BACKFILL_NOTED))
+    return noted.filter(_STEP.is_in([SHOWN, HIDDEN])) if noted.height else noted
+
+
+def _shown(changes: pl.DataFrame) -> list[str]:
+    """The backfills that count after these rows; they are in the order of the lane."""
+    turns = _turns_of_backfills(changes).select(pl.col("detail").str.json_path_match("$.backfill"), step=_STEP)
+    last = dict(turns.iter_rows())
+    return [name for name, step in last.items() if step == SHOWN]
 
 
 def _fits(rows: pl.DataFrame, book: _Book) -> bool:

@@ -7,11 +7,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from actors.accounts_desk import AccountsDesk
+from actors.backfill_desk import BackfillDesk
 from actors.budget_desk import BudgetDesk
 from deployments import (
     accounts,
     administration,
     amendments,
+    backfills,
     billing_documents,
     budgets,
     explanations,
@@ -39,6 +41,7 @@ PARTS = (
         usage_ingest,
         usage_queries,
         amendments,
+        backfills,
         explanations,
         previews,
         simulations,
@@ -99,6 +102,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.numbers = MasterNumbers()
     app.state.accounts = AccountsDesk(services.router)
     app.state.budgets = BudgetDesk(services.router)
+    app.state.backfills = BackfillDesk(services.router, services.store)
     app.state.queries = UsageQueries(services.log, services.database)
     problems.install(app)
     for part in PARTS:

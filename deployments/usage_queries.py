@@ -314,7 +314,8 @@ def _with_reasons(
     cut = services.log.now()
     for frame in scan_counting(services.log, caller.tenant_id, cut, customers=keys, start=start, end=end):
         reasons = reasons_of(frame, master, now).cast(pl.String).alias("reason")
-        yield in_place(frame.with_columns(reasons, amended=pl.lit("first_lane" in frame.columns)))
+        amended = "first_lane" in frame.columns and "backfill" not in frame.columns
+        yield in_place(frame.with_columns(reasons, amended=pl.lit(amended)))
 
 
 def in_place(frame: pl.DataFrame) -> pl.DataFrame:

@@ -29,6 +29,7 @@ from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import invoices
 from storage.sql.database import Database
+from storage.usage_log.backfills import earliest_backfilled
 from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import SCAN_SCHEMA, Cut, UsageLogReader
 
@@ -251,6 +252,9 @@ def _events_from(
             earliest = frame["time"].min()
             if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
                 late_since = earliest
+        earliest = earliest_backfilled(reader, task.tenant_id, previous, cut, keys)
+        if earliest is not None and (late_since is None or earliest < late_since):
+            late_since = earliest
         amended = amendments_at(reader, task.tenant_id, cut)[0].times.filter(pl.col("key").is_in(list(keys)))
         earliest = amended.filter(behind(amended, previous))["time"].min()
         if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):

@@ -30,6 +30,7 @@ from billing.usage_now import UsageNow, needed_from, usage_now
 from pipelines.bill_run_chunk import rateable
 from storage.sql import invoices
 from storage.sql.database import Database
+from storage.usage_log.backfills import backfills_at, changed_backfills
 from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
 
@@ -194,7 +195,8 @@ class UsageQueries:
         """Compare the events that were read with what the writers counted. Reads the head of every segment there is."""
         view = self._view(tenant_id, master, now)
         sums = [int(view.counts[name].sum()) for name in ("stored", "suspended", "voided")]
-        return Proof(*sums, counted=int(self._reader.counters(view.cut, tenant_id)["stored"].sum()))
+        counted = int(self._reader.counters(view.cut, tenant_id)["stored"].sum())
+        return Proof(*sums, counted=counted + backfills_at(self._reader, tenant_id, view.cut).events)
 
     def months(self, tenant_id: str, master: MasterData, now: datetime) -> list[date]:
         """The first days of the months that have events, newest first."""
@@ -293,6 +295,8 @@ class UsageQueries:
         """Whether events before a cut were changed after it: then what was folded counts no more."""
         if since.positions == cut.positions:
             return False
+        if changed_backfills(self._reader, tenant_id, since, cut):
+            return True
         return amendments_at(self._reader, tenant_id, cut, since=since)[1].height > 0
 
     def _frames(self, tenant_id: str, cut: Cut, since: Cut) -> Iterator[pl.DataFrame]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from billing.amendments import ORIGIN_SCHEMA
+from billing.amendments import ORIGIN_SCHEMA, fold_amendments
 from billing.backfills import HOME_KEY, SOURCE, Backfill, after_step
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import open_log
@@ -166,6 +166,29 @@ def scan_sent(
     """All events that count at a cut but for amendments, as they were sent: SCAN_SCHEMA, or BACKFILLED_SCHEMA."""
     yield from reader.scan(tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids)
     yield from scan_backfilled(reader, tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids)
+
+
+def earliest_backfilled(
+    reader: UsageLogReader, tenant_id: str, since: Cut, cut: Cut, keys: Sequence[str]
+) -> datetime | None:
+    """The earliest time from which on backfills that came or went between two cuts change what counts of these keys."""
+    changed = changed_backfills(reader, tenant_id, since, cut)
+    if not changed:
+        return None
+    times: list[datetime] = []
+    condition = is_of(sorted(changed)) & pl.col("customer").is_in(list(keys))
+    for frame in reader.scan_rows(tenant_id, cut, condition):
+        earliest = frame["time"].min()
+        assert isinstance(earliest, datetime)
+        times.append(earliest)
+    # An event may have been amended to another key or time, which the reverting takes back as well.
+    of_these = pl.col("detail").str.json_path_match("$.event.backfill").is_in(sorted(changed))
+    for frame in reader.scan_changes(tenant_id, cut):
+        moved = fold_amendments(frame.filter(of_these)).times.filter(pl.col("key").is_in(list(keys)))
+        earliest = moved["time"].min()
+        if isinstance(earliest, datetime):
+            times.append(earliest)
+    return min(times, default=None)
 
 
 def scan_waiting(reader: UsageLogReader, tenant_id: str, cut: Cut, name: str) -> Iterator[pl.DataFrame]:

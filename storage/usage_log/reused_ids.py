@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from storage.object_store import ObjectStore
+from storage.usage_log.backfills import scan_sent
 from storage.usage_log.counting import amendments_at
 from storage.usage_log.genesis import open_log
 from storage.usage_log.id_runs import merge_runs, open_run, sort_ids, write_run
@@ -115,12 +116,11 @@ class ReusedIds:
     def _new(
         self, tenant_id: str, since: Cut, cut: Cut, but_sources: Collection[str]
     ) -> Iterator[tuple[pl.DataFrame, EventIds]]:
-        for frame in self._reader.scan(tenant_id, cut, since=since):
-            if but_sources:
-                frame = frame.filter(~pl.col("source").is_in(list(but_sources)))
-            if frame.height:
-                ids = event_ids(self._seed, tenant_id, frame, partitions_of(self._seed, tenant_id, frame["customer"]))
-                yield frame, EventIds((ids.high << _HASH) | (ids.high >> np.uint64(56)), ids.low)
+        for frame in scan_sent(self._reader, tenant_id, cut, since=since):
+            chosen = frame.filter(~pl.col("source").is_in(list(but_sources))) if but_sources else frame
+            if chosen.height:
+                ids = event_ids(self._seed, tenant_id, chosen, partitions_of(self._seed, tenant_id, chosen["customer"]))
+                yield chosen, EventIds((ids.high << _HASH) | (ids.high >> np.uint64(56)), ids.low)
 
     def _in_runs(self, ids: EventIds, runs: tuple[IdRun, ...]) -> npt.NDArray[np.uint64]:
         """The hashes that a run holds, whatever the partition."""
@@ -135,6 +135,8 @@ class ReusedIds:
             active = np.flatnonzero(at < end)
             while len(active):
                 same = opened.low[at[active]] == low[active]
+                # The very same id is an event that was sent again after its backfill was reverted: no other key has it.
+                same &= opened.high[at[active]] != high[active]
                 found.append(high[active[same]] >> _HASH)
                 active = active[~same]
                 at[active] += 1
