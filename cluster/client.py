@@ -95,6 +95,11 @@ class Client:
         answer = self._send("POST", path, json=body, headers=headers, params=_given(parameters))
         return answer.json() if answer.content else None
 
+    def post_bytes(self, path: str, data: bytes, mime: str, **parameters: str | int | None) -> Any:
+        """Send a file; the answer's JSON."""
+        headers = {"Content-Type": mime}
+        return self._send("POST", path, content=data, headers=headers, params=_given(parameters)).json()
+
     def put(self, path: str, body: Any, **parameters: str | int | None) -> Any:
         """Create a thing or change it whole."""
         return self._send("PUT", path, json=body, params=_given(parameters)).json()

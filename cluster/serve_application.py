@@ -38,5 +38,6 @@ def build(_: dict[str, str]) -> Any:
         telemetry_endpoint=settings.otel_endpoint,
         log_level=settings.log_level,
         limits=Limits(body_bytes_max=settings.body_bytes_max),
+        signing=settings.archive_signing(),
     )
     return application(address, replicas=settings.replicas)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import (
@@ -63,6 +63,18 @@ class Settings(BaseSettings):
         "", description="OTLP/HTTP endpoint for traces and metrics (`http://127.0.0.1:4318`). Empty: none are made."
     )
 
+    archive_key_file: str = Field(
+        "",
+        description="File of the Ed25519 key that signs the archive's roots; the same on every node. Empty: "
+        "`archive-signing.key` in the data folder, made at the first start.",
+    )
+    archive_trusted_keys: str = Field(
+        "",
+        description="Public keys that signed roots before (hexadecimal, commas between them), after a change of key.",
+    )
+    timestamp_url: str = Field("", description="RFC 3161 authority that stamps the archive's roots. Empty: none.")
+    timestamp_certificates: str = Field("", description="PEM file with the root certificates of that authority.")
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -82,6 +94,17 @@ class Settings(BaseSettings):
         if file:
             sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(file)))
         return tuple(sources)
+
+    def archive_signing(self) -> Any:
+        """How this platform signs the roots of its archive (deployments.wiring.ArchiveSigning)."""
+        from deployments.wiring import ArchiveSigning  # here: it loads what the command line does not need
+
+        return ArchiveSigning(
+            Path(self.archive_key_file) if self.archive_key_file else self.data_dir / "archive-signing.key",
+            tuple(key.strip() for key in self.archive_trusted_keys.split(",") if key.strip()),
+            self.timestamp_url,
+            self.timestamp_certificates,
+        )
 
     @property
     def url(self) -> str:

@@ -142,6 +142,7 @@ class Platform:
             telemetry_endpoint=settings.otel_endpoint,
             log_level=settings.log_level,
             limits=Limits(body_bytes_max=settings.body_bytes_max),
+            signing=settings.archive_signing(),
         )
 
     def _start_shards_and_http(self, address: Any) -> None:

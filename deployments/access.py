@@ -24,8 +24,10 @@ SCOPES: dict[str, str] = {
     "catalog:write": "change tax codes, meters, plans",
     "contracts:read": "customers, subscriptions, budgets, wallets",
     "contracts:write": "change customers, subscriptions, budgets, wallets",
-    "billing:read": "bill runs, invoices, credit notes, archive",
+    "billing:read": "bill runs, invoices, credit notes, and their files in the archive",
     "billing:write": "start and cancel bill runs, write credit notes, amend and void events that count",
+    "archive:read": "find and read what is archived",
+    "archive:write": "put files into the archive, hold them, delete them after their time",
     "access:read": "keys, users, settings, the record of changes",
     "access:write": "make and end keys and users, change settings, move a test clock",
 }
@@ -66,6 +68,7 @@ class Caller:
     tenant_kind: str
     timezone: str
     currency: str
+    role: str = ""  # of a person
 
 
 class Gate:
@@ -170,6 +173,7 @@ def session_caller(who: users.SignedIn) -> Caller:
         tenant_kind=who.tenant_kind,
         timezone=who.timezone,
         currency=who.currency,
+        role=who.role,
     )
 
 

@@ -1,4 +1,4 @@
-"""Bill runs, invoices, credit notes and the archive over REST. The work is done by pipelines/ and storage/."""
+"""Bill runs, invoices and credit notes over REST. The work is done by pipelines/ and storage/."""
 
 import logging
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from billing.forms import decimal_of
 from billing.periods import TimeInvalid, parse_moment, zone
 from billing.settle import BilledDocument
 from deployments.access import Caller, may
+from deployments.archive import reader as archive_reader
 from deployments.bodies import json_form, known_keys, text_of
 from deployments.manners import (
     Answer,
@@ -420,7 +421,7 @@ def _file(request: Request, caller: Caller, number: str, kind: str, media: str) 
     if row["file_state"] != "archived":
         reason = f": {row['file_reason']}" if row["file_reason"] else ""
         raise NotFound(f"the files of {number} are not made yet ({row['file_state'] or 'wanted'}{reason})")
-    data = services.archive.get(caller.tenant_id, str(row["id"]), kind)
+    _, data = services.archive.read(caller.tenant_id, archive_reader(services, caller), str(row["id"]), kind)
     name = "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in number)
     headers = {
         "Content-Disposition": f'inline; filename="{name}.{kind}"',
@@ -559,71 +560,3 @@ def _credit_lines(value: Any) -> list[CreditLine] | None:
     if errors:
         raise InvalidInput(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
     return found
-
-
-# --- the archive
-
-_ARCHIVED = {
-    "position": 1,
-    "document_id": _ROW["id"],
-    "kind": "pdf",
-    "number": "RE-2026-000001",
-    "customer": "acme",
-    "document_date": "2026-02-01",
-    "amount": "80.92",
-    "currency": "EUR",
-    "byte_count": 54321,
-    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-    "archived_at": "2026-02-01T08:00:00Z",
-}
-
-
-@router.get(
-    "/archive",
-    summary="Search the archive",
-    **described(answer={"items": [_ARCHIVED], "next_cursor": None}, also=(422,)),
-)
-def search_archive(
-    request: Request,
-    page: PageOf = Depends(paging),
-    customer: str | None = Query(None, max_length=256, description="Only of this customer."),
-    number: str | None = Query(None, max_length=256, description="Beginning of the number."),
-    kind: str | None = Query(None, max_length=20, description="`pdf` or `xml`."),
-    since: date | None = Query(None, description="Dated on or after."),
-    until: date | None = Query(None, description="Dated on or before."),
-    caller: Caller = Depends(may("billing:read")),
-) -> Response:
-    services: Services = request.app.state.services
-    rows = services.archive.search(
-        caller.tenant_id,
-        customer=customer,
-        number=number,
-        kind=kind,
-        since=since,
-        until=until,
-        after=number_cursor(page) or 0,
-        limit=page.limit + 1,
-    )
-    return page_of(rows, page, lambda row: row.position, lambda row: plain(vars(row)))
-
-
-@router.get(
-    "/archive/verify",
-    summary="Prove that the archive is whole",
-    **described(
-        answer={"intact": True, "entries": 80, "bytes": 4_000_000, "head": "ab12", "findings": []}, also=(404,)
-    ),
-)
-def verify_archive(request: Request, caller: Caller = Depends(may("billing:read"))) -> Response:
-    """Reads every file again and follows the chain of hashes. Keep `head` elsewhere: it names the whole archive."""
-    services: Services = request.app.state.services
-    proof = services.archive.verify(caller.tenant_id)
-    return json_response(
-        {
-            "intact": proof.intact,
-            "entries": proof.entries,
-            "bytes": proof.bytes,
-            "head": proof.head,
-            "findings": [plain(vars(each)) for each in proof.findings[:1_000]],
-        }
-    )

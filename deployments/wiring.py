@@ -5,16 +5,36 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from deployments.services import Limits
 from pipelines import simulation
 from pipelines.bill_run import BillRunDriver, Executor
 from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
+from storage.archive.roots import Roots, SigningKey
+from storage.archive.timestamps import Rfc3161Timestamper
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
 from storage.sql.database import Database
 from storage.usage_log.reader import UsageLogReader
+
+
+@dataclass(frozen=True)
+class ArchiveSigning:
+    """How the archive's roots are signed: the key's file (the same on every node; made at the first start), public keys
+    of before (hexadecimal) and, if there is one, the time-stamping authority with its root's certificates."""
+
+    key_file: Path
+    trusted: tuple[str, ...] = ()
+    timestamp_url: str = ""
+    timestamp_certificates: str = ""
+
+    def roots(self, store: ObjectStore) -> Roots:
+        stamper = None
+        if self.timestamp_url:
+            stamper = Rfc3161Timestamper(self.timestamp_url, Path(self.timestamp_certificates))
+        return Roots(store, SigningKey.of_file(self.key_file), trusted=self.trusted, timestamper=stamper)
 
 
 @dataclass(frozen=True)
@@ -30,11 +50,13 @@ class PlatformAddress:
     telemetry_endpoint: str = ""
     log_level: str = "INFO"
     limits: Limits = field(default_factory=Limits)
+    signing: ArchiveSigning | None = None
 
     def open(self, *, connections_max: int = 10) -> "Stores":
         store = self.store.open()
         database = Database(self.dsn, size_max=connections_max)
-        return Stores(database, store, MasterChain(store), Archive(database, store), UsageLogReader(store))
+        archive = Archive(database, store, roots=self.signing.roots(store) if self.signing is not None else None)
+        return Stores(database, store, MasterChain(store), archive, UsageLogReader(store))
 
 
 @dataclass(frozen=True)

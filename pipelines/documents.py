@@ -244,11 +244,20 @@ def _files(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) 
     else:
         _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
     pdf = render_pdf(invoice, issuer.layout, _language(one.customer), seller=seller, xml=xml)
-    files = [] if xml is None else [_entry(one, XML, xml, "text/xml")]
-    return [*files, _entry(one, PDF, pdf, "application/pdf")]
+    words = _words(invoice)
+    files = [] if xml is None else [_entry(one, XML, xml, "text/xml", words)]
+    return [*files, _entry(one, PDF, pdf, "application/pdf", words)]
 
 
-def _entry(one: FinalDocument, kind: str, data: bytes, mime: str) -> Entry:
+def _words(invoice: Invoice) -> str:
+    """What the archive finds the document by: who, and what for."""
+    said = [invoice.buyer.name, invoice.buyer.address.city or "", invoice.order or "", invoice.buyer_reference or ""]
+    for line in invoice.lines:
+        said += [line.name, line.note or ""]
+    return " ".join(dict.fromkeys(one for one in said if one))
+
+
+def _entry(one: FinalDocument, kind: str, data: bytes, mime: str, text: str) -> Entry:
     document = one.document
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", one.number).strip("-.") or "document"
     return Entry(
@@ -263,6 +272,7 @@ def _entry(one: FinalDocument, kind: str, data: bytes, mime: str) -> Entry:
         data=data,
         mime=mime,
         file_name=f"{safe}.{kind}",
+        text=text,
     )
 
 

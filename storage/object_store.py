@@ -66,6 +66,10 @@ class ObjectStore(Protocol):
         """Keys that begin with `prefix`, in order of their characters. Decides nothing: it may lag."""
         ...
 
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        """A part of an object; shorter where the object ends before, None if it does not exist just now."""
+        ...
+
     def exists(self, key: str) -> bool: ...
 
     def settle(self, key: str) -> None:
@@ -153,6 +157,16 @@ class LocalObjectStore:
     def get(self, key: str) -> bytes | None:
         try:
             return self._path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _translated(error, key, open_outcome=True) from error
+
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        try:
+            with self._path(key).open("rb") as file:
+                file.seek(start)
+                return file.read(length)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -292,6 +306,14 @@ class S3ObjectStore:
     def get(self, key: str) -> bytes | None:
         try:
             return self._fs.cat_file(self._path(key))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._unavailable(error, key) from error
+
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        try:
+            return self._fs.cat_file(self._path(key), start=start, end=start + length) if length else b""
         except FileNotFoundError:
             return None
         except Exception as error:

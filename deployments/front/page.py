@@ -96,7 +96,7 @@ MODULES = (
         (
             Area("bill_runs", "/bill-runs", "billing:read"),
             Area("invoices", "/invoices", "billing:read"),
-            Area("archive", "/archive", "billing:read"),
+            Area("archive", "/archive", "archive:read"),
         ),
     ),
     Module(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Form, Query, Response
 
@@ -19,7 +20,8 @@ from deployments.front.lists import EXPORT_ROWS_MAX, LIMIT, Rows, Sort, cursor, 
 from deployments.front.page import DOCUMENT_POLICY, Front, Visit, json_text, path_of
 from deployments.front.texts import Texts
 from pipelines.bill_run import BillRunDriver
-from storage.archive import Archived
+from storage.archive import Archived, retention, rights
+from storage.archive.rights import Reader
 from storage.sql import bill_runs, invoices, overview
 from storage.sql.overview import InvoiceFilter, RunRow, RunTotal
 
@@ -278,15 +280,58 @@ def routes(front: Front) -> APIRouter:
     def archive(
         visit: Annotated[Visit, visitor],
         q: Annotated[str, Query(max_length=200)] = "",
-        kind: Annotated[str, Query(pattern="^(pdf|xml)?$")] = "",
+        kind: Annotated[str, Query(pattern="^([a-z][a-z0-9_-]{0,63})?$")] = "",
         after: str | None = None,
     ) -> Response:
-        visit.need("billing:read")
+        visit.need("archive:read")
         return _archive(front, visit, q, kind, after)
+
+    @router.get("/archive/files/{document_id}/{kind}/{version}")
+    def archived_file(visit: Annotated[Visit, visitor], document_id: str, kind: str, version: int) -> Response:
+        visit.need("archive:read")
+        found, data = services.archive.read(visit.tenant_id, _reader(front, visit), document_id, kind, version)
+        headers = {
+            "Content-Disposition": _attachment(found.number or document_id, kind),
+            "Content-Security-Policy": DOCUMENT_POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "private, no-store",
+        }
+        return Response(data, media_type=found.mime, headers=headers)
+
+    @router.post("/archive/holds")
+    def hold(
+        visit: Annotated[Visit, visitor],
+        reason: Annotated[str, Form()] = "",
+        customer: Annotated[str, Form()] = "",
+        form_token: Annotated[str, Form()] = "",
+    ) -> Response:
+        visit.need("archive:write")
+        front.check_form(visit, form_token)
+        actor, whose = f"user {visit.user.email}", customer.strip() or None
+        with services.database.tenant(visit.tenant_id) as connection:
+            retention.place_hold(connection, visit.tenant_id, reason=reason, actor=actor, now=visit.now, customer=whose)
+            rights.record(connection, visit.tenant_id, at=visit.now, actor=actor, action="hold",
+                          detail=f"{whose or 'all'}: {reason}")  # fmt: skip
+        return front.go(visit, "/archive")
+
+    @router.post("/archive/holds/{hold_id}/release")
+    def release(
+        visit: Annotated[Visit, visitor],
+        hold_id: UUID,
+        reason: Annotated[str, Form()] = "",
+        form_token: Annotated[str, Form()] = "",
+    ) -> Response:
+        visit.need("archive:write")
+        front.check_form(visit, form_token)
+        actor = f"user {visit.user.email}"
+        with services.database.tenant(visit.tenant_id) as connection:
+            retention.release_hold(connection, str(hold_id), reason=reason, actor=actor, now=visit.now)
+            rights.record(connection, visit.tenant_id, at=visit.now, actor=actor, action="release", detail=reason)
+        return front.go(visit, "/archive")
 
     @router.post("/archive/verify")
     def verify(visit: Annotated[Visit, visitor], form_token: Annotated[str, Form()] = "") -> Response:
-        visit.need("billing:read")
+        visit.need("archive:read")
         front.check_form(visit, form_token)
         begin = time.monotonic()
         proof = services.archive.verify(visit.tenant_id)
@@ -303,7 +348,7 @@ def _file(front: Front, visit: Visit, number: str, kind: str, *, download: bool)
         found = overview.invoice(connection, number)
     if found is None:
         raise NotFound(number)
-    data = front.services.archive.get(visit.tenant_id, found["row"].id, kind)
+    _, data = front.services.archive.read(visit.tenant_id, _reader(front, visit), found["row"].id, kind)
     media_type = "application/pdf" if kind == "pdf" else "application/xml"
     headers = {
         "Content-Disposition": _attachment(number, kind) if download else "inline",
@@ -603,6 +648,20 @@ def _parked_view(one: Mapping[str, Any], master: MasterData) -> dict[str, str]:
 
 
 # -- archive -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Kept:
+    """An archived file with the day until which it is kept by the rules of today."""
+
+    file: Archived
+    until: date
+    held: bool
+
+
+def _reader(front: Front, visit: Visit) -> Reader:
+    with front.services.database.tenant(visit.tenant_id) as connection:
+        return rights.reader_of(connection, f"user {visit.user.email}", visit.user.role)
+
+
 def _archive(
     front: Front,
     visit: Visit,
@@ -615,18 +674,20 @@ def _archive(
 ) -> Response:
     place = cursor_number(after) if after else 0
     archive = front.services.archive
+    who = _reader(front, visit)
     found: Sequence[Archived] = archive.search(
-        visit.tenant_id, number=search.strip() or None, kind=kind or None, after=place, limit=LIMIT + 1
+        visit.tenant_id, reader=who, text=search.strip() or None, kind=kind or None, after=place, limit=LIMIT + 1
     )
-    if search and not found:
-        found = archive.search(
-            visit.tenant_id, customer=search.strip(), kind=kind or None, after=place, limit=LIMIT + 1
-        )
     with front.services.database.tenant(visit.tenant_id) as connection:
         total = overview.archive_count(connection)
-    shown = found[:LIMIT]
+        years = retention.years_of(connection, visit.tenant_id)
+        holds = [each for each in retention.holds(connection) if each.released_at is None]
+    shown = [
+        Kept(each, retention.kept_until(each, years), any(hold.holds(each) for hold in holds)) for each in found[:LIMIT]
+    ]
     more = len(found) > LIMIT
-    rows = Rows(shown, total, total, cursor(shown[-1].position) if more else None, place == 0)
+    rows = Rows(shown, total, total, cursor(shown[-1].file.position) if more else None, place == 0)
+    signed = archive.roots.all(visit.tenant_id) if archive.roots is not None else []
     return front.page(
         visit,
         "documents/archive.html",
@@ -635,4 +696,9 @@ def _archive(
         filter={"search": search, "kind": kind},
         proof=proof,
         proof_seconds=proof_seconds,
+        holds=holds,
+        years=years,
+        root=signed[-1] if signed else None,
+        root_day=date.fromisoformat(signed[-1].day) if signed else None,
+        may_write=visit.may("archive:write"),
     )
