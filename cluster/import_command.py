@@ -23,7 +23,7 @@ def import_file(client: Client, file: Path, mapping_file: Path, *, progress: Pro
     """
     counts = {"rows": 0, "accepted": 0, "duplicates": 0, "suspended": 0, "rejected": 0}
     named: list[dict[str, Any]] = []
-    for events in _events(file, mapping_file):
+    for events in events_of(file, mapping_file):
         for start in range(0, events.height, EVENTS_A_CALL):
             answer = client.usage(events.slice(start, EVENTS_A_CALL))
             for verdict in ("accepted", "duplicates", "suspended", "rejected"):
@@ -65,7 +65,8 @@ def derive(file: Path, mapping_file: Path, business_file: Path, directory: Path)
     return written
 
 
-def _events(file: Path, mapping_file: Path) -> Iterator[Any]:
+def events_of(file: Path, mapping_file: Path) -> Iterator[Any]:
+    """The rows of a file as events, frame by frame."""
     import yaml
 
     from pipelines.usage_mapping import UsageMapping

@@ -125,7 +125,12 @@ def search_archive(
 @router.post(
     "/documents",
     summary="Put a file into the archive",
-    **described(request={"application/octet-stream": None}, answer=_ARCHIVED, status=201, also=_WRITE_ERRORS),
+    **described(
+        request={"application/pdf": "%PDF-1.7 ... (the bytes of the file)"},
+        answer=_ARCHIVED,
+        status=201,
+        also=_WRITE_ERRORS,
+    ),
 )
 async def put_document(
     request: Request,

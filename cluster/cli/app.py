@@ -25,6 +25,7 @@ tenants = typer.Typer(no_args_is_help=True, help="Tenants: who runs the billing.
 invoices = typer.Typer(no_args_is_help=True, help="Invoices and credit notes.", rich_markup_mode=None)
 archive = typer.Typer(no_args_is_help=True, help="The archive: find, fetch, keep, delete.", rich_markup_mode=None)
 verify = typer.Typer(no_args_is_help=True, help="Prove what is stored.", rich_markup_mode=None)
+usage_app = typer.Typer(help="What a customer has used, and what it costs so far; backfills.", rich_markup_mode=None)
 for name, group in (
     ("demo", demo),
     ("keys", keys),
@@ -32,6 +33,7 @@ for name, group in (
     ("invoices", invoices),
     ("archive", archive),
     ("verify", verify),
+    ("usage", usage_app),
 ):
     app.add_typer(group, name=name)
 
@@ -98,9 +100,10 @@ def import_(
     data.import_(file, mapping, business, derive, tenant, key, url, as_json)
 
 
-@app.command()
+@usage_app.callback(invoke_without_command=True)
 def usage(
-    customer: str = typer.Option(..., help="Code of the customer."),
+    call: typer.Context,
+    customer: str = typer.Option(None, help="Code of the customer."),
     since: str = typer.Option(None, help="By day, from this day on (2026-11-01); default: the running periods."),
     until: str = typer.Option(None, help="By day, to this day, included."),
     tenant: str = Tenant,
@@ -109,9 +112,48 @@ def usage(
     as_json: bool = AsJson,
 ) -> None:
     """What a customer has used, and what it costs so far."""
+    if call.invoked_subcommand is not None:
+        return
     from cluster.cli import data
 
+    if not customer:
+        context.fail("whose usage?", context.WRONG_CALL, "give --customer CODE")
     data.usage(customer, since, until, tenant, key, url, as_json)
+
+
+@usage_app.command("backfill")
+def usage_backfill(
+    file: Path = typer.Argument(..., exists=True, dir_okay=False, help="Lines of events, or a table with --mapping."),
+    mapping: Path = typer.Option(None, help="YAML that says which columns become an event (docs/importing.md)."),
+    name: str = typer.Option(None, help="Name of the backfill; default: of the file and its content."),
+    note: str = typer.Option("", help="What it is for; stays readable."),
+    commit: bool = typer.Option(False, "--commit", help="Let all of it count when everything is sent."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Send a file of usage that counts at once or not at all. The same call again goes on where it stopped."""
+    from cluster.cli import backfills
+
+    backfills.send(file, mapping, name, note, commit, tenant, key, url, as_json)
+
+
+@usage_app.command("backfills")
+def usage_backfills(
+    name: str = typer.Argument(None, help="One of them; default: all."),
+    commit: bool = typer.Option(False, "--commit", help="Let its events count, all at once."),
+    revert: bool = typer.Option(False, "--revert", help="Let its events count no more, for good."),
+    reason: str = typer.Option(None, help="Why it is reverted."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Backfills and their states; commit one, or revert it."""
+    from cluster.cli import backfills
+
+    backfills.backfills(name, commit, revert, reason, tenant, key, url, as_json)
 
 
 @app.command()

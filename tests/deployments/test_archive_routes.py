@@ -7,26 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Api, Tenant, bearer
 from test_billing_routes import EVENTS
 
 pytestmark = pytest.mark.postgres
 
 
-def put(tenant: Tenant, data: bytes, mime: str = "text/plain", **given: Any) -> Any:
+def put(tenant: Any, data: bytes, mime: str = "text/plain", **given: Any) -> Any:
     parameters = {"document_id": "contract-1", "kind": "txt", "date": "2026-05-04", **given}
-    return tenant.api.http.post(
-        "/v1/archive/documents", params=parameters, content=data, headers=bearer(tenant.key) | {"Content-Type": mime}
-    )
+    headers = {"Authorization": f"Bearer {tenant.key}", "Content-Type": mime}
+    return tenant.api.http.post("/v1/archive/documents", params=parameters, content=data, headers=headers)
 
 
 @pytest.fixture
-def tenant(api: Api) -> Tenant:
+def tenant(api: Any) -> Any:
     return api.tenant()
 
 
 @pytest.fixture
-def billed(api: Api) -> Tenant:
+def billed(api: Any) -> Any:
     tenant = api.tenant()
     tenant.catalog()
     assert tenant.usage(EVENTS).status_code == 200
@@ -34,7 +32,7 @@ def billed(api: Api) -> Tenant:
     return tenant
 
 
-def test_a_file_is_put_found_by_its_words_and_read_as_it_was(tenant: Tenant) -> None:
+def test_a_file_is_put_found_by_its_words_and_read_as_it_was(tenant: Any) -> None:
     made = put(tenant, "Mietvertrag für Halle 7".encode(), type="contract", customer="acme", amount="1200.50",
                currency="EUR", number="V-1")  # fmt: skip
     assert made.status_code == 201, made.text
@@ -58,7 +56,7 @@ def test_a_file_is_put_found_by_its_words_and_read_as_it_was(tenant: Tenant) -> 
     assert tenant.get("/v1/archive/documents/none/txt").status_code == 404
 
 
-def test_the_words_of_a_pdf_are_read_in_a_child_and_a_broken_one_is_kept_all_the_same(tenant: Tenant) -> None:
+def test_the_words_of_a_pdf_are_read_in_a_child_and_a_broken_one_is_kept_all_the_same(tenant: Any) -> None:
     import typst
 
     pdf = typst.compile(b"Angebot fuer Solarmodule", format="pdf")
@@ -82,14 +80,14 @@ def test_the_words_of_a_pdf_are_read_in_a_child_and_a_broken_one_is_kept_all_the
         ({"document_id": ""}, 422),
     ],
 )
-def test_bad_input_is_named(tenant: Tenant, given: dict[str, Any], status: int) -> None:
+def test_bad_input_is_named(tenant: Any, given: dict[str, Any], status: int) -> None:
     answer = put(tenant, given.pop("data", b"x"), **given)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert tenant.get("/v1/archive").json()["items"] == []
 
 
-def test_nothing_goes_before_its_time_or_under_a_hold_and_then_with_a_record(tenant: Tenant) -> None:
+def test_nothing_goes_before_its_time_or_under_a_hold_and_then_with_a_record(tenant: Any) -> None:
     put(tenant, b"old", date="2001-03-01", customer="acme", number="MARKER")
     put(tenant, b"new", document_id="contract-2")
     assert [one["document_id"] for one in tenant.get("/v1/archive/expired").json()["items"]] == ["contract-1"]
@@ -117,7 +115,7 @@ def test_nothing_goes_before_its_time_or_under_a_hold_and_then_with_a_record(ten
     assert len(tenant.get("/v1/archive/holds").json()["items"]) == 1
 
 
-def test_rules_rights_and_the_record_of_access(tenant: Tenant) -> None:
+def test_rules_rights_and_the_record_of_access(tenant: Any) -> None:
     assert tenant.put("/v1/archive/retention", {"document_type": "contract", "years": 30}).json()["years"] == {
         "invoice": 8, "credit_note": 8, "other": 10, "contract": 30,
     }  # fmt: skip
@@ -142,7 +140,7 @@ def test_rules_rights_and_the_record_of_access(tenant: Tenant) -> None:
     assert tenant.put("/v1/archive/rights", {"subject": start}).json()["items"] == []
 
 
-def test_a_customer_s_archive_is_one_zip_file(tenant: Tenant) -> None:
+def test_a_customer_s_archive_is_one_zip_file(tenant: Any) -> None:
     put(tenant, b"first", customer="acme", number='=cmd|"x"')
     put(tenant, b"other", document_id="d2", customer="b")
     answer = tenant.get("/v1/archive/export?customer=acme")
@@ -157,7 +155,7 @@ def test_a_customer_s_archive_is_one_zip_file(tenant: Tenant) -> None:
     assert tenant.get("/v1/archive/export?customer=nobody").status_code == 404
 
 
-def test_roots_are_signed_and_can_be_checked_elsewhere(api: Api, tenant: Tenant, tmp_path: Path) -> None:
+def test_roots_are_signed_and_can_be_checked_elsewhere(api: Any, tenant: Any, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     from storage.archive.roots import Roots, SigningKey

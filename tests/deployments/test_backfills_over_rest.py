@@ -1,10 +1,14 @@
 """Backfills over REST: what they change in figures, suspense, completeness and bills, committed and taken back."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from billing.errors import InvalidInput, Unavailable
+from cluster import backfill_command
+from cluster.client import Client
 from tests.deployments.conftest import Api, Tenant
 from tests.deployments.test_amendments_over_rest import amend, event, quantity, run, send, suspense, totals, trail
 
@@ -125,3 +129,44 @@ def test_what_cannot_be_done_with_a_backfill_is_refused_with_its_place(api: Api,
     other = api.tenant(kind="test", test_clock="2026-01-10")
     assert other.get("/v1/usage/backfills/b1").status_code == 404, "another tenant's"
     assert tenant.get("/v1/usage/backfills/b1").json()["state"] == "open"
+
+
+def test_a_file_that_was_cut_off_goes_on_where_it_stopped_and_counts_once(
+    tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_command, "EVENTS_A_CALL", 10)
+    file = tmp_path / "May of gateway 7.ndjson"
+    file.write_text("\n".join(json.dumps(event(f"f{number}")) for number in range(34)) + "\n\n" + '{"source": "a"}\n')
+    client = Client("http://testserver", tenant.key, http=tenant.api.http)
+
+    def sent() -> dict[str, Any]:
+        return backfill_command.send_file(client, file, None, name=None, note="", progress=lambda *_: None)
+
+    left = iter(range(2))
+    post = Client.post_bytes
+
+    def cut_off(self: Client, path: str, body: bytes, media_type: str) -> Any:
+        if next(left, None) is None:
+            post(self, path, body, media_type)  # stored, and the answer never comes
+            raise Unavailable("the line is cut")
+        return post(self, path, body, media_type)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "post_bytes", cut_off)
+        with pytest.raises(Unavailable):
+            sent()
+    result = sent()
+    assert result["skipped"] == 20
+    counted = {name: result[name] for name in ("received", "accepted", "duplicates", "rejected")}
+    assert counted == {"received": 35, "accepted": 24, "duplicates": 10, "rejected": 1}
+    assert [one["position"] for one in result["errors"]] == [35]
+    assert result["estimate"]["events"] == 34
+    assert sent()["received"] == 35, "the same call again sends nothing"
+    assert commit(tenant, result["backfill"])["events"] == 34
+    assert quantity(tenant) == "34"
+    with pytest.raises(InvalidInput):
+        sent()
+    other = tmp_path / "table.csv"
+    other.write_text("a,b\n1,2\n")
+    with pytest.raises(InvalidInput):
+        backfill_command.send_file(client, other, None, name=None, note="", progress=lambda *_: None)

@@ -93,24 +93,24 @@ def test_good_documents_are_archived_beside_bad_ones_that_are_parked_with_a_reas
     assert outcome.state == "archived"
 
 
-@pytest.mark.parametrize("survivors", [0, 1, 3])
-def test_a_chunk_cut_off_between_two_objects_ends_with_the_same_archive(
-    survivors: int, database: Database, store: LocalObjectStore, gate: ShapeGate, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["before the pack", "after the pack"])
+def test_a_chunk_cut_off_around_its_pack_ends_with_the_same_archive(
+    step: str, database: Database, store: LocalObjectStore, gate: ShapeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    survivors = step.split()[0]
     documents = [
         final(document([line(f"{number}.00")]), f"CUT-{survivors}-{number}", document_id=f"cut-{survivors}-{number}")
         for number in range(1, 4)
     ]
     archive = Archive(database, store)
-    create, written = store.create, [0]
+    create = store.create
 
-    def fails_after(key: str, data: bytes) -> bool:
-        if written[0] >= survivors:
-            raise StoreUnavailable("the store is away")
-        written[0] += 1
-        return create(key, data)
+    def fails(key: str, data: bytes) -> bool:
+        if step == "after the pack":
+            create(key, data)
+        raise StoreUnavailable("the store is away")
 
-    monkeypatch.setattr(store, "create", fails_after)
+    monkeypatch.setattr(store, "create", fails)
     with pytest.raises(Unavailable):
         render_and_archive(documents, ISSUER, archive, gate=gate)
     monkeypatch.undo()
