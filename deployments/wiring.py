@@ -11,6 +11,7 @@ from pipelines import simulation
 from pipelines.bill_run import BillRunDriver, Executor
 from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
+from storage.gateways.webhook_http import OutboundRules
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
 from storage.sql.database import Database
@@ -30,6 +31,7 @@ class PlatformAddress:
     telemetry_endpoint: str = ""
     log_level: str = "INFO"
     limits: Limits = field(default_factory=Limits)
+    outbound: OutboundRules = field(default_factory=OutboundRules)
 
     def open(self, *, connections_max: int = 10) -> "Stores":
         store = self.store.open()
