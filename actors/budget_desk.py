@@ -6,6 +6,7 @@ first, so that what was written to master data before he asked is in what he rea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
@@ -55,10 +56,16 @@ class BudgetDesk:
         budget: str | None = None,
         after: Position | None = None,
         limit: int = 100,
+        ids: Sequence[str] = (),
+        look: bool = True,
     ) -> list[dict[str, Any]]:
-        """Alerts in the order of the log; each with its `position`, which the next page begins behind."""
-        await self.look(tenant_id)
-        asked = {"customer": customer, "budget": budget, "after": after, "limit": limit}
+        """Alerts in the order of the log; each with its `position`, which the next page begins behind.
+
+        Without a `look` it is what the lanes have noticed by themselves.
+        """
+        if look:
+            await self.look(tenant_id)
+        asked = {"customer": customer, "budget": budget, "after": after, "limit": limit, "alerts": ids}
         found = await self._ask(tenant_id, ALERTS, asked)
         return sorted(found, key=lambda form: form["position"])[:limit]
 

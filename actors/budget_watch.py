@@ -30,6 +30,7 @@ from billing.master import Budget, MasterData
 from billing.money import decimal_text, round_amount, shown_quantity
 from billing.periods import Period
 from billing.usage import INSTANT
+from billing.webhooks import alert_id
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import Genesis, read_genesis
 from storage.usage_log.partitions import partitions_of
@@ -417,7 +418,10 @@ class BudgetWatch:
             budget = state.watch.master.budgets[one.alert.budget]
             if (asked.after is not None and place <= asked.after) or not asked.fits(budget):
                 continue
-            forms.append({**alert_form(one.alert, budget, state.watch.master.tenant.currency), "position": place})
+            form = alert_form(tenant_id, one.alert, budget, state.watch.master.tenant.currency)
+            if asked.alerts and form["id"] not in asked.alerts:
+                continue
+            forms.append({**form, "position": place})
             if len(forms) >= min(asked.limit, ALERTS_MAX):
                 break
         return Decided(NO_ROWS, msgspec.json.encode(forms))
@@ -432,6 +436,7 @@ class _Which(msgspec.Struct):
     budget: str | None = None
     after: tuple[int, int, int, int] | None = None
     limit: int = ALERTS_MAX
+    alerts: frozenset[str] = frozenset()  # only these, by their ids
     near: bool = False  # of budgets only those that have reached their first threshold (100 % without any)
 
     def fits(self, budget: Budget) -> bool:
@@ -500,8 +505,9 @@ def percent_text(part: Fraction, whole: Decimal) -> str:
     return decimal_text(Decimal(part * 10_000 / Fraction(whole) // 1).scaleb(-2))
 
 
-def alert_form(alert: Alert, budget: Budget, currency: str) -> dict[str, Any]:
+def alert_form(tenant_id: str, alert: Alert, budget: Budget, currency: str) -> dict[str, Any]:
     return {
+        "id": alert_id(tenant_id, alert.budget, alert.period.start, decimal_text(alert.threshold)),
         "budget": alert.budget,
         "customer": budget.customer,
         "action": budget.action,

@@ -7,6 +7,7 @@ have been committed; the router repeats it with the same ids.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import ray
@@ -34,7 +35,6 @@ class RatingShardActor:
     """Recovers and claims its lane before the first call is served."""
 
     def __init__(self, lane: int, address: StoreAddress, settings: ShardSettings, cache_directory: str) -> None:
-        telemetry.start(shard_name(lane))
         store = address.open()
         master = MasterChain(store)
         self._shard = RatingShard(
@@ -46,6 +46,8 @@ class RatingShardActor:
             cache_directory=Path(cache_directory),
         )
         self._shard.start()
+        # Behind the claim: what tells of the shard must not keep the lane waiting.
+        threading.Thread(target=telemetry.start, args=(shard_name(lane),), name="telemetry", daemon=True).start()
 
     @ray.method(concurrency_group="commit")
     def ingest(self, data: bytes) -> bytes:

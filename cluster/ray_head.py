@@ -91,6 +91,8 @@ class RayHead:
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(self.data / "haproxy-on-loopback"),
             # How long Ray waits for its own raylet; its default of 30 s is too short on a busy machine.
             "RAY_raylet_start_wait_time_s": "120",
+            # How long a call to an actor that died waits until it fails; with the default of 1 s its repeat comes late.
+            "RAY_timeout_ms_task_wait_for_death_info": "100",
             "POLARS_MAX_THREADS": "1",
         }
 

@@ -55,6 +55,17 @@ class Settings(BaseSettings):
     body_bytes_max: int = Field(
         64 * 1024 * 1024, ge=1024, description="Largest request body, before and after decompression, in bytes."
     )
+    key_requests_per_s: int = Field(
+        0, ge=0, description="Requests a second that a key without limits of its own may send. 0: any number."
+    )
+    key_events_per_s: int = Field(
+        0, ge=0, description="Events a second that a key without limits of its own may send. 0: any number."
+    )
+    webhook_networks: str = Field(
+        "",
+        description="Private networks that webhooks may reach, also by http (`10.1.0.0/16, 127.0.0.1/32`). Empty: none,"
+        " only public addresses by https.",
+    )
     demo: bool = Field(False, description="Load the demo tenants at the first start (`make run` does).")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severity that is logged."
@@ -79,6 +90,14 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        from storage.gateways.webhook_http import OutboundRules
+
+        OutboundRules.of(value)  # raises where one is none
+        return value
 
     @classmethod
     def settings_customise_sources(

@@ -119,6 +119,7 @@ class Platform:
         telemetry.pass_on(endpoint=settings.otel_endpoint, level=settings.log_level)
         from deployments.services import Limits
         from deployments.wiring import PlatformAddress
+        from storage.gateways.webhook_http import OutboundRules
         from storage.object_store import StoreAddress, probe
 
         store = StoreAddress(
@@ -141,8 +142,14 @@ class Platform:
             data_directory=str(self._data),
             telemetry_endpoint=settings.otel_endpoint,
             log_level=settings.log_level,
-            limits=Limits(body_bytes_max=settings.body_bytes_max),
             signing=settings.archive_signing(),
+            limits=Limits(
+                body_bytes_max=settings.body_bytes_max,
+                key_requests_per_s=settings.key_requests_per_s,
+                key_events_per_s=settings.key_events_per_s,
+                api_processes=settings.replicas,
+            ),
+            outbound=OutboundRules.of(settings.webhook_networks),
         )
 
     def _start_shards_and_http(self, address: Any) -> None:
@@ -192,7 +199,9 @@ class Platform:
     def _resume(self, address: Any) -> None:
         from deployments.bill_run_actor import resume_unfinished
         from deployments.simulation_actor import resume_simulations
+        from deployments.webhook_actor import start_webhooks
 
+        start_webhooks(address)
         for run_id in resume_unfinished(address):
             self._say(f"going on with bill run {run_id}")
         for simulation_id in resume_simulations(address):

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import Request
 
 from billing.errors import NotAllowed, NotAuthenticated, Unavailable
+from deployments.key_limits import KeyBuckets, KeyLimits
 from deployments.services import Services
 from storage.sql import keys, users
 
@@ -52,6 +53,7 @@ FRESH_S = 5.0
 STALE_S = 900.0
 AWAY_S = 5.0  # so long nobody asks SQL again after it did not answer, where a remembered key will do
 REMEMBERED_MAX = 10_000
+NO_LIMITS = KeyLimits()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Caller:
     timezone: str
     currency: str
     role: str = ""  # of a person
+    key_id: str = ""  # "" for a session
+    limits: KeyLimits = NO_LIMITS
 
 
 class Gate:
@@ -78,6 +82,9 @@ class Gate:
         self._services = services
         self._seen: OrderedDict[bytes, tuple[float, keys.Key]] = OrderedDict()
         self._away_until = 0.0
+        limits = services.limits
+        self._buckets = KeyBuckets(limits.api_processes)
+        self._limits = KeyLimits(limits.key_requests_per_s or None, None, limits.key_events_per_s or None, None)
 
     async def caller(self, request: Request, scope: str) -> Caller:
         """The caller, if they may. NotAuthenticated without a valid key, NotAllowed where the scope is missing."""
@@ -86,9 +93,24 @@ class Gate:
             found = await self._of_session(request)
         if found is None:
             raise NotAuthenticated("send an API key as `Authorization: Bearer KEY`")
+        self._count(request, found, "requests", 1)
         if scope not in found.scopes:
             raise NotAllowed(f"this needs the scope {scope}", scope=scope)
         return found
+
+    def count_events(self, request: Request, caller: Caller, events: int) -> None:
+        """Events of a request that are about to be stored. Overloaded (429) if the key has sent too many."""
+        self._count(request, caller, "events", events)
+
+    def _count(self, request: Request, caller: Caller, what: str, count: int) -> None:
+        if not caller.key_id or (caller.limits.none and self._limits.none):
+            return
+        counted: dict[str, Any] = request.state._state.setdefault("key_limits", {})
+        if what in counted:
+            return  # a route with alternatives asks the gate more than once
+        standing = self._buckets.take(caller.key_id, caller.limits.over(self._limits), what, count)
+        if standing is not None:
+            counted[what] = standing
 
     async def _of_key(self, request: Request, scope: str) -> Caller | None:
         header = request.headers.get("authorization")
@@ -157,6 +179,8 @@ def _key_caller(key: keys.Key) -> Caller:
         tenant_kind=key.tenant_kind or "",
         timezone=key.timezone,
         currency=key.currency or "",
+        key_id=key.id,
+        limits=KeyLimits.of(key.limits) if key.limits else NO_LIMITS,
     )
 
 

@@ -23,6 +23,7 @@ from deployments.access import (
     may,
 )
 from deployments.bodies import json_form, known_keys, text_of
+from deployments.key_limits import parse_limits
 from deployments.manners import (
     Answer,
     PageOf,
@@ -264,6 +265,7 @@ _KEY = {
     "created_by": "user ann@example.org",
     "expires_at": None,
     "revoked_at": None,
+    "limits": {"requests_per_s": 50, "events_per_s": 20_000, "events_burst": 100_000},
 }
 
 
@@ -281,7 +283,7 @@ def list_keys(
     "/keys",
     summary="Make an API key",
     **described(
-        request={"name": "metering gateway", "scopes": ["usage:write"]},
+        request={"name": "metering gateway", "scopes": ["usage:write"], "limits": {"events_per_s": 20_000}},
         answer=_KEY | {"key": _KEY_TEXT},
         status=201,
         also=(*_ERRORS, 404),
@@ -293,9 +295,12 @@ def post_key(
     form: Any = Depends(json_form),
 ) -> Response:
     """The key is in this answer and nowhere else; it is stored as a hash. Nobody gives away a scope that they do not
-    have. A platform key names the tenant (`tenant: CODE`), or makes another platform key without it."""
+    have. A platform key names the tenant (`tenant: CODE`), or makes another platform key without it. `limits`: how
+    many requests and events a second the key may send, and at once (`..._burst`, twice the rate if not said); beyond it
+    429 with `Retry-After`, and each answer says what is left (`RateLimit`)."""
     write = Write(request)
-    form = known_keys(form, ("tenant", "name", "scopes", "expires_at"), ("name", "scopes"))
+    form = known_keys(form, ("tenant", "name", "scopes", "expires_at", "limits"), ("name", "scopes"))
+    limits = parse_limits(form.get("limits"))
     name = text_of(form, "name")
     expires = form.get("expires_at")
     expires_at = _moment(expires, caller.timezone, "/expires_at") if expires is not None else None
@@ -315,6 +320,7 @@ def post_key(
             now=now,
             expires_at=expires_at,
             key=text,
+            limits=limits,
         )
         body = {
             "id": made.id,
@@ -325,6 +331,7 @@ def post_key(
             "created_by": caller.actor,
             "expires_at": rfc3339(expires_at),
             "revoked_at": None,
+            "limits": limits,
         }
         if tenant_id:
             tenants.enter(connection, tenant_id)
@@ -358,6 +365,35 @@ def _scopes(value: Any, allowed: frozenset[str]) -> list[str]:
     if errors:
         raise InvalidInput(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
     return sorted(set(value))
+
+
+@router.patch(
+    "/keys/{key_id}",
+    summary="Change how much an API key may ask",
+    **described(request={"limits": {"requests_per_s": 50, "events_per_s": 20_000}}, answer=_KEY, also=(*_ERRORS, 404)),
+)
+def patch_key(
+    request: Request,
+    key_id: UUID,
+    caller: Caller = Depends(may("access:write")),
+    form: Any = Depends(json_form),
+) -> Response:
+    """The limits as a whole: what is not named is what the platform allows every key. They hold within five seconds
+    everywhere."""
+    write = Write(request)
+    limits = parse_limits(known_keys(form, ("limits",), ("limits",))["limits"])
+    gate: Gate = request.app.state.gate
+
+    def work(connection: Connection) -> Answer:
+        now = write.services.clock()
+        made = keys.set_limits(connection, str(key_id), limits)
+        audit.record(connection, caller.tenant_id, at=now, actor=caller.actor, action="key limited",
+                     subject=str(key_id), after={"limits": limits})  # fmt: skip
+        return Answer(plain(made))
+
+    answer = write.run(caller, work)
+    gate.forget()
+    return answer
 
 
 @router.delete(

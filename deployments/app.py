@@ -26,9 +26,11 @@ from deployments import (
     simulations,
     usage_ingest,
     usage_queries,
+    webhooks,
 )
 from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
 from deployments.bodies import Room
+from deployments.key_limits import LimitHeaders
 from deployments.manners import MasterNumbers
 from deployments.services import Services
 from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
@@ -47,6 +49,7 @@ PARTS = (
         previews,
         simulations,
         budgets,
+        webhooks,
         master_data,
         prices,
         billing_documents,
@@ -113,6 +116,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
         from deployments.front import front_router
 
         app.include_router(front_router(services), include_in_schema=False)
+    app.add_middleware(LimitHeaders)
     app.add_middleware(Traced)  # added last, so outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -130,6 +134,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 {"name": "Usage", "description": "Events in, quantities and cost out."},
                 {"name": "Catalog", "description": "Tax codes, meters, plans."},
                 {"name": "Contracts", "description": "Customers, subscriptions, budgets, top-ups."},
+                {"name": "Webhooks", "description": "Who is told of alerts, and what became of it."},
                 {"name": "Wallets", "description": "Reserve, commit, release; what is left."},
                 {"name": "Billing", "description": "Bill runs, invoices, credit notes."},
                 {"name": "Archive", "description": "Files that no longer change: find, read, keep, prove."},

@@ -12,8 +12,9 @@ from starlette.responses import Response
 from actors.budget_desk import BudgetDesk, Position
 from billing.errors import FieldError, InvalidInput, NotFound
 from deployments.access import Caller, may
-from deployments.manners import PageOf, described, json_response, page_of, paging
+from deployments.manners import PageOf, described, json_response, page_of, paging, plain
 from deployments.services import Services
+from storage.sql import webhooks
 
 router = APIRouter(prefix="/v1", tags=["Contracts"])
 
@@ -40,6 +41,7 @@ _STATE = {
     "master": 12,
 }
 _ALERT = {
+    "id": "alert_5f3a9c0b8e7d6c5b4a39281706f5e4d3",
     "budget": "b1",
     "customer": "acme",
     "action": "notify",
@@ -49,7 +51,9 @@ _ALERT = {
     "to": "2026-06-01T00:00:00+02:00",
     "spent": "10.20",
     "currency": "EUR",
+    "acknowledged": {"at": "2026-05-09T09:02:00Z", "by": "user ann@example.org", "note": "talked to the customer"},
 }
+PAGES_MAX = 50  # of alerts that are looked through for open ones
 
 
 def desk_of(request: Request) -> BudgetDesk:
@@ -98,16 +102,33 @@ async def list_alerts(
     page: PageOf = Depends(paging),
     customer: str | None = Query(None, max_length=256, description="Only of this customer's budgets."),
     budget: str | None = Query(None, max_length=256, description="Only of this budget."),
+    open: bool = Query(False, description="Only alerts that nobody has acknowledged."),
     caller: Caller = Depends(may("contracts:read")),
 ) -> Response:
     """Each threshold once per budget and period, for ever: an alert stands in the log beside the usage that crossed it.
     `at` is the tenant's time (of a test tenant its clock), `spent` what had been spent then. New ones come at the end:
-    keep the last cursor and ask again."""
+    keep the last cursor and ask again. `acknowledged` is null until somebody has seen it
+    (`POST /v1/alerts/{id}/acknowledge`)."""
     await _check_customer(request, caller, customer)
-    found = await desk_of(request).alerts(
-        caller.tenant_id, customer=customer, budget=budget, after=_position(page), limit=page.limit + 1
-    )
+    services: Services = request.app.state.services
+    after, found = _position(page), list[dict[str, Any]]()
+    for _ in range(PAGES_MAX):
+        part = await desk_of(request).alerts(
+            caller.tenant_id, customer=customer, budget=budget, after=after, limit=page.limit + 1, look=not found
+        )
+        seen = await asyncio.to_thread(_acknowledged, services, caller.tenant_id, [form["id"] for form in part])
+        found += [form | {"acknowledged": seen.get(form["id"])} for form in part if not (open and form["id"] in seen)]
+        if len(found) > page.limit or len(part) <= page.limit:
+            break
+        after = part[-1]["position"]
     return page_of(found, page, lambda form: form["position"], _shown)
+
+
+def _acknowledged(services: Services, tenant_id: str, ids: list[str]) -> dict[str, Any]:
+    if not ids:
+        return {}
+    with services.database.tenant(tenant_id) as connection:
+        return {id: plain(one) for id, one in webhooks.acknowledged(connection, ids).items()}
 
 
 def _shown(form: dict[str, Any]) -> dict[str, Any]:

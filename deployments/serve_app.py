@@ -31,6 +31,7 @@ def services_of(address: PlatformAddress) -> Services:
         start_bill_run=lambda tenant_id, run_id, approve=None: start_bill_run(address, tenant_id, run_id, approve),
         start_simulation=lambda tenant_id, simulation_id: start_simulation(address, tenant_id, simulation_id),
         limits=address.limits,
+        outbound=address.outbound,
         about=lambda: {
             "version": address.version,
             "dashboard": address.dashboard,

@@ -8,6 +8,7 @@ from typing import Any
 from actors.accounts_desk import RunDesk
 from actors.router import UsageRouter
 from storage.archive import Archive
+from storage.gateways.webhook_http import OutboundRules
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql.database import Database
@@ -30,6 +31,10 @@ class Limits:
     page_max: int = 500
     # Requests whose bodies are held at the same time, by their bytes; more are told to come back.
     bytes_in_flight_max: int = 512 * 1024 * 1024
+    # What a key may ask that has no limits of its own (0: as much as it likes), and how many processes answer.
+    key_requests_per_s: int = 0
+    key_events_per_s: int = 0
+    api_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Services:
     # The way to the lanes for wallet credit that documents use; made of the router.
     desk: RunDesk = field(init=False)
     limits: Limits = field(default_factory=Limits)
+    # Whom webhooks may reach beside public https addresses.
+    outbound: OutboundRules = field(default_factory=OutboundRules)
     # What the health page shows of the platform around: version, dashboard address, demo state ...
     about: Callable[[], dict[str, Any]] = dict
 

@@ -14,7 +14,7 @@ from billing.errors import FieldError, InvalidInput
 from billing.usage import Verdict
 from billing.usage_formats import CONTENT_TYPES, ParsedUsage, decompress, parse
 from deployments import examples
-from deployments.access import Caller, may
+from deployments.access import Caller, Gate, may
 from deployments.bodies import Room, read_body
 from deployments.manners import described
 from deployments.problems import MEDIA_TYPE, problem_body
@@ -63,6 +63,8 @@ async def post_usage(request: Request, caller: Caller = Depends(may("usage:write
         del body
         result = None
         if parsed.events.height:
+            gate: Gate = request.app.state.gate
+            gate.count_events(request, caller, parsed.events.height)
             number = newest_seen(request, caller)
             result = await services.router.ingest(caller.tenant_id, parsed.events, master_number=number)
         return answer(parsed, result, request.url.path, limits.listed_max)

@@ -14,6 +14,7 @@ from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
 from storage.archive.roots import Roots, SigningKey
 from storage.archive.timestamps import Rfc3161Timestamper
+from storage.gateways.webhook_http import OutboundRules
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
 from storage.sql.database import Database
@@ -51,6 +52,7 @@ class PlatformAddress:
     log_level: str = "INFO"
     limits: Limits = field(default_factory=Limits)
     signing: ArchiveSigning | None = None
+    outbound: OutboundRules = field(default_factory=OutboundRules)
 
     def open(self, *, connections_max: int = 10) -> "Stores":
         store = self.store.open()

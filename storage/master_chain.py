@@ -10,22 +10,27 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import zstandard
 
 from billing.errors import NotFound, Unavailable
 from billing.master import MasterData
 from storage.object_store import ObjectStore
-from storage.sql import steps as sql_steps
-from storage.sql.database import Database
 
 BATCH = 100  # changes a round trip
 COMPLETE_EVERY = 32  # changes between complete entries
 CACHED = 256  # tenants of which a process keeps the newest master data
 CACHED_PAST = 4  # older states that a process keeps: a bill run asks for its own number once a chunk
 DECOMPRESSED_MAX = 1 << 30
+
+
+class TenantRows(Protocol):
+    """What a projection needs of storage/sql/database.py."""
+
+    def tenant(self, tenant_id: str) -> AbstractContextManager[Any]: ...
 
 
 class MasterChain:
@@ -81,11 +86,13 @@ class MasterChain:
                 self._past.popitem(last=False)
         return master
 
-    def project(self, database: Database, tenant_id: str, *, up_to: int | None = None) -> int:
+    def project(self, database: TenantRows, tenant_id: str, *, up_to: int | None = None) -> int:
         """Write committed changes that the chain lacks, in order; the newest number then in it.
 
         With `up_to`, returns as soon as that number is there. May run twice, in any number of processes.
         """
+        from storage.sql import steps as sql_steps  # here: a shard that comes back must not wait for SQL's driver
+
         with database.tenant(tenant_id) as connection:
             form = connection.execute("SELECT form FROM tenants WHERE id = %s", (tenant_id,)).fetchone()
         if form is None:

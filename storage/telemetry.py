@@ -12,7 +12,6 @@ import sys
 import threading
 from typing import Any
 
-import structlog
 from opentelemetry import metrics, trace
 from opentelemetry.propagate import extract, inject
 
@@ -66,6 +65,8 @@ def context_of(header: str | None) -> Any:
 
 
 def _start_logs(service: str, level: str) -> None:
+    import structlog  # here: it costs a third of a second of CPU time, which a shard that comes back does not have
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
+
+from psycopg.types.json import Jsonb
 
 from billing.errors import NotFound
 from storage.sql.database import Connection
@@ -44,6 +46,7 @@ class Key:
     timezone: str
     currency: str | None
     scopes: frozenset[str]
+    limits: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def hash_of(key: str) -> bytes:
@@ -60,14 +63,15 @@ def create(
     now: datetime,
     expires_at: datetime | None = None,
     key: str | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> NewKey:
     """Store a new key. `key` is given only by the installer, who has already written it to a file."""
     text = key or f"cb_{secrets.token_urlsafe(32)}"
     assert len(text) >= 43, "a key has 256 random bits"
     made = NewKey(new_id(), text, text[:START_LENGTH])
     connection.execute(
-        "INSERT INTO api_keys (id, tenant_id, name, start, hash, scopes, created_at, created_by, expires_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        "INSERT INTO api_keys (id, tenant_id, name, start, hash, scopes, created_at, created_by, expires_at, limits)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
             UUID(made.id),
             UUID(tenant_id) if tenant_id else None,
@@ -78,6 +82,7 @@ def create(
             now,
             actor,
             expires_at,
+            Jsonb(dict(limits or {})),
         ),
     )
     return made
@@ -86,8 +91,8 @@ def create(
 def find(connection: Connection, key: str, now: datetime) -> Key | None:
     """The valid key of that text (system role), or None."""
     row = connection.execute(
-        "SELECT k.id, k.start, k.tenant_id, k.scopes, t.code, t.name, t.kind, t.timezone, t.currency FROM api_keys k"
-        " LEFT JOIN tenants t ON t.id = k.tenant_id"
+        "SELECT k.id, k.start, k.tenant_id, k.scopes, k.limits, t.code, t.name, t.kind, t.timezone, t.currency"
+        " FROM api_keys k LEFT JOIN tenants t ON t.id = k.tenant_id"
         " WHERE k.hash = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > %s)",
         (hash_of(key), now),
     ).fetchone()
@@ -103,17 +108,30 @@ def find(connection: Connection, key: str, now: datetime) -> Key | None:
         timezone=row["timezone"] or "UTC",
         currency=row["currency"],
         scopes=frozenset(row["scopes"]),
+        limits=row["limits"],
     )
 
 
 def page(connection: Connection, *, after: str | None, limit: int) -> list[dict[str, Any]]:
     """Keys of the transaction's tenant in the order made; never their text or hash."""
     rows = connection.execute(
-        "SELECT id, name, start, scopes, created_at, created_by, expires_at, revoked_at FROM api_keys"
+        "SELECT id, name, start, scopes, created_at, created_by, expires_at, revoked_at, limits FROM api_keys"
         " WHERE %s::uuid IS NULL OR id > %s::uuid ORDER BY id LIMIT %s",
         (after, after, limit),
     ).fetchall()
     return [dict(row) for row in rows]
+
+
+def set_limits(connection: Connection, key_id: str, limits: Mapping[str, int]) -> dict[str, Any]:
+    """New limits of a key; the key as `page` shows it. NotFound if the tenant has none of that id."""
+    row = connection.execute(
+        "UPDATE api_keys SET limits = %s WHERE id = %s RETURNING id, name, start, scopes, created_at, created_by,"
+        " expires_at, revoked_at, limits",
+        (Jsonb(dict(limits)), UUID(key_id)),
+    ).fetchone()
+    if row is None:
+        raise NotFound("there is no such key")
+    return dict(row)
 
 
 def revoke(connection: Connection, key_id: str, now: datetime) -> None:

@@ -19,6 +19,7 @@ from deployments.services import Limits, Services
 from pipelines.bill_run import BillRunDriver
 from pipelines.simulation import Simulations
 from storage.archive import Archive
+from storage.gateways.webhook_http import OutboundRules
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
 from storage.sql import keys
@@ -157,6 +158,7 @@ def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]
             start_bill_run=drive,
             start_simulation=lambda tenant_id, name: simulations.drive(tenant_id, name),
             limits=Limits(),
+            outbound=OutboundRules.of("127.0.0.1/32"),
         )
         simulations = Simulations(database, store, masters, services.clock)
         with database.system() as connection:

@@ -22,6 +22,7 @@ UNGUARDED = {"/v1/health/live", "/v1/health/ready"}
 # Values for the parameters in paths; in the tests below each names something of the first tenant.
 PARAMETERS = {
     **{"code": "acme", "customer": "acme", "id": "r1", "number": "none", "line": "1"},
+    **{"name": "none", "alert_id": "alert_0", "endpoint_id": ""},
     **{"run_id": "", "simulation_id": "", "key_id": "", "user_id": ""},
 }
 
@@ -67,6 +68,9 @@ def world(api: Any) -> dict[str, Any]:
     assert simulation.status_code == 202, simulation.text
     values = PARAMETERS | {"run_id": run["id"], "key_id": key["id"], "user_id": user.json()["id"]}
     values["simulation_id"] = simulation.json()["id"]
+    hook = first.post("/v1/webhooks", {"url": "https://hooks.example.org/"})
+    assert hook.status_code == 201, hook.text
+    values["endpoint_id"] = hook.json()["id"]
     return {"first": first, "second": second, "values": values}
 
 
@@ -127,7 +131,7 @@ def test_another_tenants_key_sees_and_changes_nothing_of_the_first(api: Any, wor
             method,
             url_of(route, world["values"]),
             headers={"Authorization": f"Bearer {second.key}"},
-            json=body if method in ("POST", "PUT") else None,
+            json=body if method in ("POST", "PUT", "PATCH") else None,
         )
         assert answer.status_code < 500, (method, route.path, answer.text)
         if "{" in route.path_format:

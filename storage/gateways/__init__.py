@@ -1,0 +1,1 @@
+"""Ways out of the platform: one module a kind of other side."""
