@@ -92,6 +92,13 @@ def due(
     return found
 
 
+def due_of(master: MasterData, one: Contract, up_to: datetime) -> Due:
+    """What is due for one contract and not billed, of usage charges with events or without."""
+    found = Due(one.subscription.customer)
+    _contract(master, found, one, None, up_to, up_to)
+    return found
+
+
 def _contract(
     master: MasterData,
     found: Due,
@@ -102,7 +109,7 @@ def _contract(
 ) -> None:
     customer = found.customer
     found.contracts.append(one)
-    settled = _settled(master, customer, one)
+    settled = settled_to(master, customer, one)
     for span in _spans(one, customer, metered):
         _span(master, found, one, span, settled, up_to, events_from)
     for segment in one.segments:
@@ -142,7 +149,7 @@ def _fees_and_meters(plan: Plan) -> tuple[list[int], dict[str, list[int]]]:
     return found
 
 
-def _settled(master: MasterData, customer: str, one: Contract) -> datetime:
+def settled_to(master: MasterData, customer: str, one: Contract) -> datetime:
     """Everything of an unchanged contract that is due then or earlier is billed (a changed one is looked at whole)."""
     if one.changed:
         return BEGINNING
@@ -181,7 +188,7 @@ def first_unbilled_use(master: MasterData, one: Contract, up_to: datetime) -> li
     """When the first usage period of an unchanged contract begins that is due and not billed; of others `due` knows."""
     if one.changed:
         return []
-    settled = _settled(master, one.subscription.customer, one)
+    settled = settled_to(master, one.subscription.customer, one)
     for span in one.usage_span():
         for piece in pieces_of_span(span, settled, up_to):
             return [piece.start]

@@ -42,8 +42,8 @@ def rate_uses(
     prices: dict[tuple[int, int, Fraction], dict[str, Any]] = {}  # what lines of one price have in common
     frame = rated.frame.select(
         "line", "piece", "row", "quantity", "amount", "events",
-        _text("quantity").alias("metered"), _text("amount").alias("exact"),
-        _iso("first"), _iso("last"),
+        plain_text("quantity").alias("metered"), plain_text("amount").alias("exact"),
+        instant_text("first"), instant_text("last"),
     )  # fmt: skip
     for line, piece, row, quantity, amount, count, metered, exact, first, last in frame.iter_rows():
         if quantity is None:
@@ -60,19 +60,19 @@ def rate_uses(
             explanation["tiers"] = tiers[line]
         about = (id(usage.charge), int(row), usage.share)
         if about not in prices:
-            prices[about] = _explain_price(usage.charge, int(row), usage.share)
+            prices[about] = explain_price(usage.charge, int(row), usage.share)
         explanation.update(prices[about])
         shown = shown_quantity(quantity) if isinstance(quantity, Fraction) else Decimal(str(metered))
         found.setdefault(wanted[int(piece)], []).append(RatedRow(int(row), shown, quantity, amount, explanation))
     return found
 
 
-def _text(column: str) -> pl.Expr:
+def plain_text(column: str) -> pl.Expr:
     """A decimal as text without zeros at the end."""
     return pl.col(column).cast(pl.String).str.strip_chars_end("0").str.strip_chars_end(".").replace("-0", "0")
 
 
-def _iso(column: str) -> pl.Expr:
+def instant_text(column: str) -> pl.Expr:
     return pl.col(column).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")
 
 
@@ -80,7 +80,7 @@ def _tier_texts(rated: RatedPieces) -> dict[int, list[dict[str, Any]]]:
     """The tiers that each line filled, as text, by line."""
     found: dict[int, list[dict[str, Any]]] = {}
     names = ("up_to", "quantity", "unit", "flat", "amount")
-    for line, *values in rated.tiers.select("line", *(_text(name) for name in names)).iter_rows():
+    for line, *values in rated.tiers.select("line", *(plain_text(name) for name in names)).iter_rows():
         found.setdefault(line, []).append(dict(zip(names, values, strict=True)))
     for line, parts in rated.tier_parts.items():
         found[line] = [
@@ -104,7 +104,7 @@ def suspense_reasons(
     return classify(events, master.rating_book(), now, new=fresh).to_list()
 
 
-def _explain_price(charge: Charge, row: int, portion: Fraction) -> dict[str, Any]:
+def explain_price(charge: Charge, row: int, portion: Fraction) -> dict[str, Any]:
     """The price row's model and limits (decimals as text); limits of a part of a period are prorated."""
     price_row = charge.rows[row]
     price = price_row.price

@@ -8,7 +8,7 @@ object per event.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -45,6 +45,27 @@ class UsagePiece:
     share: Fraction = ONE
     quantity: Decimal = Decimal(1)
     keys: tuple[str, ...] = ()
+
+
+PIECES_SCHEMA = pl.Schema({
+    "of_subscription": pl.String, "charge": pl.UInt32, "start": INSTANT, "end": INSTANT, "units": NUMBER,
+    "owner": pl.UInt32,
+})  # fmt: skip
+KEYS_SCHEMA = pl.Schema({"key": pl.String, "owner": pl.UInt32})
+
+
+@dataclass(frozen=True)
+class PieceColumns:
+    """Pieces in columns (PIECES_SCHEMA), a piece by its place: for callers that have many alike.
+
+    `charge` is a place in `charges`, `owner` a number for the customer, `keys` (KEYS_SCHEMA) the event keys of each.
+    `shares` has the pieces, by place, that are not the whole of their period.
+    """
+
+    charges: Sequence[Charge]
+    frame: pl.DataFrame
+    keys: pl.DataFrame
+    shares: Mapping[int, Fraction] = field(default_factory=dict[int, Fraction])
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ class RatedPieces:
 
 
 def rate(
-    pieces: Sequence[UsagePiece],
+    pieces: Sequence[UsagePiece] | PieceColumns,
     events: pl.DataFrame | Iterable[pl.DataFrame],
     meters: RatingBook | Mapping[str, Meter] | Sequence[Meter],
     timezone: str = "UTC",
@@ -148,7 +169,7 @@ class Pieces:
 
     def __init__(
         self,
-        pieces: Sequence[UsagePiece],
+        pieces: Sequence[UsagePiece] | PieceColumns,
         meters: RatingBook | Mapping[str, Meter] | Sequence[Meter],
         timezone: str,
     ) -> None:
@@ -158,42 +179,20 @@ class Pieces:
             self.meters = tuple(meters.values()) if isinstance(meters, Mapping) else tuple(meters)
             self.timezone = timezone
         places = {meter.code: place for place, meter in enumerate(self.meters)}
-        # Pieces share few charges; a charge is told by its identity, since hashing 3,000 tiers per piece is not free.
-        numbers_of: dict[int, int] = {}
-        charges: list[Charge] = []
-        column: list[int] = []
-        for piece in pieces:
-            number = numbers_of.setdefault(id(piece.charge), len(charges))
-            if number == len(charges):
-                charges.append(piece.charge)
-            column.append(number)
-        self.pieces = pieces
+        columns = pieces if isinstance(pieces, PieceColumns) else columns_of(pieces)
+        charges = columns.charges
         self.charges = Charges(charges, places)
         levels = [self.meters[places[charge.meter]].aggregation == "time_weighted_sum" for charge in charges]
         charge_frame = self.charges.frame.select("charge", "meter").with_columns(
             is_level=pl.Series(levels, dtype=pl.Boolean)
         )
-        count = len(pieces)
-        self.frame = pl.DataFrame(
-            {
-                "piece": pl.int_range(count, dtype=pl.UInt32, eager=True),
-                "of_subscription": pl.Series([piece.subscription for piece in pieces], dtype=pl.String),
-                "charge": pl.Series(column, dtype=pl.UInt32),
-                "start": _shared([piece.start for piece in pieces], INSTANT),
-                "end": _shared([piece.end for piece in pieces], INSTANT),
-                "units": _shared([piece.quantity for piece in pieces], NUMBER),
-            }
-        ).join(charge_frame, on="charge", how="left", maintain_order="left")
-        # Customers get small numbers: joining millions of events on one whole number is much cheaper than on texts.
-        owners: dict[str, int] = {}
-        owner_of = [owners.setdefault(piece.customer, len(owners)) for piece in pieces]
-        self.frame = self.frame.with_columns(owner=pl.Series(owner_of, dtype=pl.UInt32))
-        several = {piece.customer: piece.keys for piece in pieces if piece.keys}
-        keys = [(key, number) for name, number in owners.items() for key in several.get(name, (name,))]
-        self.keys = pl.DataFrame(keys, schema={"key": pl.String, "owner": pl.UInt32}, orient="row")
+        self.shares, self.keys = columns.shares, columns.keys
+        self.frame = columns.frame.with_row_index("piece").join(
+            charge_frame, on="charge", how="left", maintain_order="left"
+        )
         # An event meets every piece of its customer and meter before times are compared: twelve unbilled months make
         # twelve rows of one event, so batches get smaller.
-        fan_out = self.frame.group_by(_owner_and_meter()).len()["len"].max() if pieces else 1
+        fan_out = self.frame.group_by(_owner_and_meter()).len()["len"].max() if columns.frame.height else 1
         assert isinstance(fan_out, int)
         self.batch_rows = max(BATCH_ROWS // fan_out, 50_000)
         used: list[int] = self.frame["meter"].unique().to_list()
@@ -213,6 +212,36 @@ class Pieces:
         lone = frame.filter(pl.len().over("owner_and_meter") == 1)
         lone = lone.with_columns(price_row=pl.lit(0, pl.UInt32))
         return lone.select("owner_and_meter", slot_column(), "start", "end")
+
+
+def columns_of(pieces: Sequence[UsagePiece]) -> PieceColumns:
+    """The same pieces in columns."""
+    # Pieces share few charges; a charge is told by its identity, since hashing 3,000 tiers per piece is not free.
+    numbers_of: dict[int, int] = {}
+    charges: list[Charge] = []
+    column: list[int] = []
+    for piece in pieces:
+        number = numbers_of.setdefault(id(piece.charge), len(charges))
+        if number == len(charges):
+            charges.append(piece.charge)
+        column.append(number)
+    # Customers get small numbers: joining millions of events on one whole number is much cheaper than on texts.
+    owners: dict[str, int] = {}
+    owner_of = [owners.setdefault(piece.customer, len(owners)) for piece in pieces]
+    frame = pl.DataFrame(
+        {
+            "of_subscription": pl.Series([piece.subscription for piece in pieces], dtype=pl.String),
+            "charge": pl.Series(column, dtype=pl.UInt32),
+            "start": _shared([piece.start for piece in pieces], INSTANT),
+            "end": _shared([piece.end for piece in pieces], INSTANT),
+            "units": _shared([piece.quantity for piece in pieces], NUMBER),
+            "owner": pl.Series(owner_of, dtype=pl.UInt32),
+        }
+    )
+    several = {piece.customer: piece.keys for piece in pieces if piece.keys}
+    keys = [(key, number) for name, number in owners.items() for key in several.get(name, (name,))]
+    shares = {number: piece.share for number, piece in enumerate(pieces) if piece.share != ONE}
+    return PieceColumns(charges, frame, pl.DataFrame(keys, schema=KEYS_SCHEMA, orient="row"), shares)
 
 
 def _shared(values: Sequence[Any], dtype: Any) -> pl.Series:
@@ -421,14 +450,10 @@ def _odd_shares(rated: pl.DataFrame, table: Pieces) -> dict[int, Fraction]:
     if not any(prorates):
         return {}
     prorated = pl.Series(
-        [
-            number
-            for number, (piece, charge) in enumerate(zip(table.pieces, table.frame["charge"], strict=True))
-            if prorates[charge] and piece.share != ONE
-        ],
+        [piece for piece in table.shares if prorates[int(table.frame["charge"][piece])]],
         dtype=pl.UInt32,
     )
     if prorated.len() == 0:
         return {}
     found = rated.filter(pl.col("piece").is_in(prorated.implode())).select("line", "piece")
-    return {line: table.pieces[int(piece)].share for line, piece in found.iter_rows()}
+    return {line: table.shares[int(piece)] for line, piece in found.iter_rows()}

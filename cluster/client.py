@@ -150,11 +150,22 @@ class Client:
                     if number.isdigit():
                         self._master = max(self._master or 0, int(number))
                     return answer
-                if answer.status_code not in REPEATABLE or time.monotonic() > end:
+                if not _is_repeatable(answer) or time.monotonic() > end:
                     raise problem(answer)
                 pause = max(pause, float(answer.headers.get("Retry-After") or 0))
             time.sleep(min(pause, 5.0))
             pause = min(pause * 2, 5.0)
+
+
+def _is_repeatable(answer: httpx.Response) -> bool:
+    """Whether the same request may be sent again: told so, or it was not the platform that answered.
+
+    Ray Serve answers for a replica that died with a bare 500, and with a bare 404 while it starts.
+    """
+    if answer.status_code in REPEATABLE:
+        return True
+    is_ours = answer.headers.get("Content-Type", "").startswith("application/problem+json")
+    return not is_ours and (answer.status_code >= 500 or answer.status_code == 404)
 
 
 def problem(answer: httpx.Response) -> BillingError:

@@ -9,16 +9,21 @@ at what is done already. One chunk's documents are `bill_run_chunk.py`, files ar
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
+from threading import Condition
 from typing import Any, Protocol
 from uuid import UUID
 
+import polars as pl
 import uuid_utils
 
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, Unavailable
@@ -28,19 +33,21 @@ from pipelines.bill_run_chunk import (
     CUSTOMERS,
     ChunkResult,
     ChunkTask,
+    GatherTask,
     chunk_sizes,
     compute_chunk,
-    unpack,
-    unpack_credit,
+    gather_usage,
 )
+from pipelines.chunk_results import unpack
 from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
 from pipelines.reused_ids import Voider, void_reused_ids
 from pipelines.run_credit import WalletDesk, bring_moves, settling
+from pipelines.run_usage import forget
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import bill_runs, invoices, steps, tenants, wallet_moves
+from storage.sql import bill_runs, finalising, invoices, steps, tenants, wallet_moves
 from storage.sql.database import Connection, Database
 from storage.sql.wallet_moves import WalletMove
 from storage.usage_log.reader import UsageLogReader
@@ -51,6 +58,7 @@ LOG = logging.getLogger("cloudbilling.bill_run")
 STEPS = (
     "before plan",
     "planned",
+    "usage gathered",
     "chunk computed",
     "chunk noted",
     "computed",
@@ -64,6 +72,8 @@ STEPS = (
     "before done",
 )
 
+FINALISING = 2  # chunks in a transaction of their own at the same time
+
 Clock = Callable[[], datetime]
 Checkpoint = Callable[[str], None]
 
@@ -72,6 +82,10 @@ class Executor(Protocol):
     """Runs chunk tasks and gives their results as they come, in any order."""
 
     def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]: ...
+
+    def gather(self, task: GatherTask) -> None:
+        """Read the usage of all chunks; a repeat is harmless."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,42 @@ class InProcess:
     def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
         for task in tasks:
             yield compute_chunk(task, self.store, self.database, self.chain, self.desk)
+
+    def gather(self, task: GatherTask) -> None:
+        gather_usage(task, self.store, self.database, self.chain)
+
+
+class Turns:
+    """Lets work that runs side by side pass one place in its order; whoever comes after a failure is turned away."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._stopped = False
+        self._changed = Condition()
+
+    @contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        """Work of this number: when it ends well the next one may pass, when it fails nobody does."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+        self.wait(number)
+        with self._changed:
+            self._next = number + 1
+            self._changed.notify_all()
+
+    def wait(self, number: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next >= number)
+            if self._stopped:
+                raise Unavailable("a chunk before this one could not be made final; drive the run again")
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
 
 def no_checkpoint(step: str) -> None:
@@ -231,6 +281,7 @@ class BillRunDriver:
             if not self._make_files(tenant_id, run_id):
                 return self.get(tenant_id, run_id)
             self._checkpoint("before done")
+            forget(self._store, usage_prefix(tenant_id, run_id))
             with self._database.tenant(tenant_id) as connection:
                 bill_runs.move(connection, run_id, expected=("finalised",), state="done", now=self._clock())
         return self.get(tenant_id, run_id)
@@ -239,10 +290,16 @@ class BillRunDriver:
         run_id = str(run["id"])
         with self._database.tenant(tenant_id) as connection:
             found = bill_runs.chunks(connection, run_id)
+        all_tasks = tasks_of(tenant_id, run, found)
+        gathered: str | None = None
+        if sum(chunk["state"] == "planned" for chunk in found) > 1:  # a single one reads its own usage
+            gathered = usage_prefix(tenant_id, run_id)
+            self._executor.gather(GatherTask(tuple(all_tasks), gathered))
+            self._checkpoint("usage gathered")
         tasks = (
-            self._task(tenant_id, run, found, chunk)
-            for chunk in range(len(found))
-            if found[chunk]["state"] == "planned" and self._may_go_on(tenant_id, run_id)
+            replace(task, gathered=gathered)
+            for task, chunk in zip(all_tasks, found, strict=True)
+            if chunk["state"] == "planned" and self._may_go_on(tenant_id, run_id)
         )
         for result in self._executor.compute(tasks):
             self._checkpoint("chunk computed")
@@ -300,55 +357,82 @@ class BillRunDriver:
         self._checkpoint("approved")
 
     def _finalise(self, tenant_id: str, run: Mapping[str, Any]) -> bool:
-        """Chunk after chunk, so that numbers follow the order of customers; each in one transaction."""
+        """Chunk after chunk, so that numbers follow the order of customers; each in one transaction.
+
+        While one chunk takes its numbers, the next is brought into its own transaction with all that needs none.
+        """
         run_id = str(run["id"])
-        for chunk in range(run["chunks"]):
-            if not self._may_go_on(tenant_id, run_id):
-                return False
-            with self._database.tenant(tenant_id) as connection:
-                row = bill_runs.chunk_for_update(connection, run_id, chunk)
-                if row["state"] != "computed":
-                    continue  # another driver was here
-                data = self._store.get(row["result"])
-                assert data is not None, "the result of a computed chunk is never deleted"
-                documents, parked = unpack(data)
-                finals = self._finals(connection, tenant_id, run, documents)
-                numbered = invoices.finalise(connection, tenant_id, finals, self._clock())
-                keys, holders = unpack_credit(data)
-                with_wallet = self._chain.at(tenant_id, run["master_number"]).wallet_customers
-                without = {one["customer"] for one in parked if one["customer"] in with_wallet}
-                if holders or without:
-                    numbers = dict(zip(keys, (one.number for one in numbered), strict=False))  # old results: no keys
-                    moves = settling(run_id, holders, numbers, without)
-                    wallet_moves.add(connection, tenant_id, moves, self._clock())
-                self._checkpoint("chunk finalising")
-                bill_runs.set_chunk(connection, run_id, chunk, "finalised", self._clock())
-            self._checkpoint("chunk finalised")
-            self._bring_moves(tenant_id)
-            self._checkpoint("credit settled")
+        order, turns = Turns(), Turns()
+        with ThreadPoolExecutor(FINALISING, "finalise") as pool:
+            waiting: deque[Future[None]] = deque()
+            try:
+                for chunk in range(run["chunks"]):
+                    if not self._may_go_on(tenant_id, run_id):
+                        return False
+                    waiting.append(pool.submit(self._finalise_chunk, tenant_id, run, chunk, order, turns))
+                    while len(waiting) >= FINALISING or (waiting and waiting[0].done()):
+                        self._finalised(tenant_id, waiting.popleft())
+                while waiting:
+                    self._finalised(tenant_id, waiting.popleft())
+            finally:
+                order.stop()
+                turns.stop()  # after a failure nobody else takes a number
+                while waiting:
+                    waiting.popleft().cancel()
         with self._database.tenant(tenant_id) as connection:
+            if any(chunk["state"] == "computed" for chunk in bill_runs.chunks(connection, run_id)):
+                return False
             bill_runs.move(connection, run_id, expected=("approved",), state="finalised", now=self._clock())
         self._checkpoint("finalised")
         return True
 
-    def _finals(
-        self, connection: Connection, tenant_id: str, run: Mapping[str, Any], documents: Sequence[Any]
-    ) -> list[invoices.Final]:
+    def _finalised(self, tenant_id: str, chunk: Future[None]) -> None:
+        chunk.result()
+        self._checkpoint("chunk finalised")
+        self._bring_moves(tenant_id)
+        self._checkpoint("credit settled")
+
+    def _finalise_chunk(self, tenant_id: str, run: Mapping[str, Any], chunk: int, order: Turns, turns: Turns) -> None:
+        run_id = str(run["id"])
+        with turns.of(chunk), self._database.tenant(tenant_id) as connection:
+            with order.of(chunk):  # ids rise with the numbers, too
+                row = bill_runs.chunk_for_update(connection, run_id, chunk)
+                if row["state"] != "computed":
+                    return  # another driver was here
+                data = self._store.get(row["result"])
+                assert data is not None, "the result of a computed chunk is never deleted"
+                result = unpack(data)
+                ids = finalising.new_ids(result.columns.count)
+            heads = self._heads(connection, tenant_id, run, result.columns.documents)
+            staged = finalising.stage(connection, tenant_id, ids, result.columns, heads, self._clock())
+            turns.wait(chunk)
+            numbers = finalising.number(connection, staged)
+            with_wallet = self._chain.at(tenant_id, run["master_number"]).wallet_customers
+            without = {one["customer"] for one in result.parked if one["customer"] in with_wallet}
+            if result.holders or without:
+                by_key = dict(zip(result.columns.documents["key"], numbers, strict=True))
+                moves = settling(run_id, result.holders, by_key, without)
+                wallet_moves.add(connection, tenant_id, moves, self._clock())
+            self._checkpoint("chunk finalising")
+            bill_runs.set_chunk(connection, run_id, chunk, "finalised", self._clock())
+
+    def _heads(
+        self, connection: Connection, tenant_id: str, run: Mapping[str, Any], documents: pl.DataFrame
+    ) -> pl.DataFrame:
+        """What the documents of a run need beside themselves to become invoices."""
         master = self._chain.at(tenant_id, run["master_number"])
         entity = tenants.legal_entity(connection)
         patterns = {**invoices.PATTERNS, **(entity["form"].get("series") or {})}
-        return [
-            invoices.Final(
-                document=document,
-                entity=entity["code"],
-                pattern=patterns[document.type],
-                buyer=_buyer(master.customers[document.customer]),
-                made_at=run["made_at"],
-                run_id=str(run["id"]),
-                run_mark=run["mark"],
-            )
-            for document in documents
-        ]
+        rows: list[tuple[Any, ...]] = []
+        for customer, type_, day in documents.select("customer", "type", "issued_on").iter_rows():
+            buyer = _buyer(master.customers[customer])
+            rows.append(
+                (
+                    entity["code"], patterns[type_], invoices.buyer_json(buyer), str(buyer.get("name") or customer),
+                    invoices.due_on(day, type_, buyer), run["made_at"], str(run["id"]), run["mark"], None,
+                )
+            )  # fmt: skip
+        return finalising.heads_of(rows)
 
     def _make_files(self, tenant_id: str, run_id: str) -> bool:
         while self._may_go_on(tenant_id, run_id):
@@ -356,24 +440,6 @@ class BillRunDriver:
                 return True
             self._checkpoint("files made")
         return False
-
-    def _task(
-        self, tenant_id: str, run: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]], chunk: int
-    ) -> ChunkTask:
-        return ChunkTask(
-            tenant_id,
-            str(run["id"]),
-            chunk,
-            sum(each["customers"] for each in chunks[:chunk]),
-            chunks[chunk]["customers"],
-            run["master_number"],
-            run["up_to"],
-            run["made_at"],
-            run["document_date"],
-            json.dumps(run["cut"]),
-            json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
-            run["data_versions"].get("time_zones"),
-        )
 
     def _may_go_on(self, tenant_id: str, run_id: str) -> bool:
         with self._database.tenant(tenant_id) as connection:
@@ -445,6 +511,33 @@ class BillRunDriver:
         """Runs that nobody may be driving any more, as (tenant, run): a starting platform drives them on."""
         with self._database.system() as connection:
             return bill_runs.unfinished(connection)
+
+
+def usage_prefix(tenant_id: str, run_id: str) -> str:
+    """Where the usage of a run lies in slices by chunk, until it is done."""
+    return f"runs/{tenant_id}/{run_id}/usage/"
+
+
+def tasks_of(tenant_id: str, run: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> list[ChunkTask]:
+    """The tasks of all chunks of a run, in their order: each begins where the one before ends."""
+    first = itertools.accumulate((each["customers"] for each in chunks), initial=0)
+    return [
+        ChunkTask(
+            tenant_id,
+            str(run["id"]),
+            chunk["chunk"],
+            place,
+            chunk["customers"],
+            run["master_number"],
+            run["up_to"],
+            run["made_at"],
+            run["document_date"],
+            json.dumps(run["cut"]),
+            json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
+            run["data_versions"].get("time_zones"),
+        )
+        for place, chunk in zip(first, chunks, strict=False)
+    ]
 
 
 def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, Any]:

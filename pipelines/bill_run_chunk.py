@@ -6,25 +6,26 @@ that the task alone determines. Runs in the driver's process or as a Ray task.
 
 from __future__ import annotations
 
-import io
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
-from decimal import Decimal
-from typing import Any
 
 import polars as pl
 
-from billing import lateness
 from billing.assemble import Credit
 from billing.bill import BilledDocument, BillResult, bill, events_needed_from
+from billing.bill_columns import bill_plain, plain
+from billing.document_columns import DocumentColumns, columns_of, together, totals_of
 from billing.documents import Document
 from billing.lateness import reasons_of
 from billing.master import MasterData
 from billing.wallets import Wallets, wallets_of
+from pipelines.chunk_results import Result, pack, unpack
 from pipelines.data_versions import check_time_zones
 from pipelines.run_credit import Billed, Facts, WalletDesk, bill_with_credit, read_credit
+from pipelines.run_usage import Facts as UsageFacts
+from pipelines.run_usage import behind, gather, read_usage, released, sliced, with_cut_of_last_run
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import invoices
@@ -52,6 +53,7 @@ class ChunkTask:
     cut: str  # JSON
     previous_cut: str | None
     time_zones: str | None = None  # version of the data that the run was planned with; None: whatever is here
+    gathered: str | None = None  # where its usage lies that was read for all chunks; None: it is read from the log
 
     @property
     def key(self) -> str:
@@ -60,6 +62,18 @@ class ChunkTask:
     @property
     def title(self) -> str:
         return f"bill run {self.run_id[-12:]}, chunk {self.chunk + 1}"
+
+
+@dataclass(frozen=True)
+class GatherTask:
+    """The usage of all chunks of a run, read together."""
+
+    chunks: tuple[ChunkTask, ...]
+    prefix: str
+
+    @property
+    def title(self) -> str:
+        return f"bill run {self.chunks[0].run_id[-12:]}, usage"
 
 
 @dataclass(frozen=True)
@@ -111,27 +125,103 @@ def compute_chunk(
     The wallet credit that they use is held through the desk before (without a desk it is replayed from the documents
     made before, which knows of no reservations: for tools and tests that run without shards).
     """
-    documents: Sequence[Document] = ()
-    parked: list[dict[str, str]] = []
     known = store.get(task.key)
     if known is None:
         check_time_zones(task.time_zones)
-        computed = _compute(task, store, database, chain, desk=desk, holds=True)
-        documents, parked = computed.billed.result.documents, _parked(computed.billed.result)
+        found = compute_columns(task, store, database, chain, desk=desk, holds=True)
+        result = Result(found.columns, found.parked, found.holders)
         # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).
-        if not store.create(task.key, _pack(computed.billed, parked)):
+        if not store.create(task.key, pack(result)):
             known = store.get(task.key)
             assert known is not None
     if known is not None:
-        documents, parked = unpack(known)
+        result = unpack(known)
+    columns = result.columns
     return ChunkResult(
         task.chunk,
         task.key,
-        len(documents),
-        sum(len(document.lines) for document in documents),
-        _totals(documents),
-        parked,
+        columns.count,
+        columns.lines.height,
+        totals_of(columns),
+        list(result.parked),
     )
+
+
+def gather_usage(
+    task: GatherTask, store: ObjectStore, database: Database, chain: MasterChain, desk: WalletDesk | None = None
+) -> str:
+    """Put the usage of all chunks of a run; the prefix of what is put. Takes what executors pass to any work."""
+    chunks = [customers_of(chain.at(one.tenant_id, one.master_number), one) for one in task.chunks]
+    gather(store, facts_of(task.chunks[0], chain), chunks, task.prefix)
+    return task.prefix
+
+
+def facts_of(task: ChunkTask, chain: MasterChain) -> UsageFacts:
+    return UsageFacts(
+        task.tenant_id,
+        chain.at(task.tenant_id, task.master_number),
+        task.up_to,
+        task.made_at,
+        Cut.from_json(task.cut),
+        Cut.from_json(task.previous_cut) if task.previous_cut else None,
+    )
+
+
+@dataclass(frozen=True)
+class ChunkColumns:
+    """A chunk's customers and documents in columns, those parked, and whose credit is held for which documents."""
+
+    customers: list[str]
+    columns: DocumentColumns
+    parked: list[dict[str, str]]
+    holders: Mapping[str, tuple[str, ...]]
+
+
+def compute_columns(
+    task: ChunkTask,
+    store: ObjectStore,
+    database: Database,
+    chain: MasterChain,
+    *,
+    before: str | None = None,
+    desk: WalletDesk | None = None,
+    holds: bool = False,
+) -> ChunkColumns:
+    """A chunk's documents in columns: of most customers all at once, of the others one by one."""
+    facts = facts_of(task, chain)
+    customers = customers_of(facts.master, task)
+    usage = (
+        read_usage(UsageLogReader(store), facts, customers)
+        if task.gathered is None
+        else sliced(store, task.gathered, task.chunk)
+    )
+    chosen = plain(facts.master, customers, task.up_to)
+    found = bill_plain(
+        facts.master,
+        chosen,
+        usage.events,
+        now=task.made_at,
+        document_date=task.document_date,
+        leave=frozenset(usage.rest),
+    )
+    parts, parked = [found.documents], list[dict[str, str]]()
+    holders: dict[str, tuple[str, ...]] = {}
+    # Who turned out to need more than columns has no late usage: of him only what is due is looked at.
+    for these, events_from in (
+        (list(usage.rest), usage.needed_from),
+        (sorted(set(found.rest) - set(usage.rest)), task.up_to),
+    ):
+        if these:
+            keys = [key for customer in these for key in facts.master.keys_of(customer)]
+            events = usage.events.filter(pl.col("customer").is_in(keys))
+            one_by_one = _one_by_one(
+                task, database, chain, facts.master, these, events, events_from, before=before, desk=desk, holds=holds
+            )
+            parts.append(columns_of(one_by_one.result.documents, one_by_one.result.keys))
+            parked += _parked(one_by_one.result)
+            holders.update(one_by_one.holders)
+    parked.sort(key=lambda one: customers.index(one["customer"]) if one["customer"] in customers else 0)
+    return ChunkColumns(customers, together(parts), parked, holders)
 
 
 def compute_documents(
@@ -178,7 +268,6 @@ def _compute(
     only: Sequence[str] | None = None,
     master: MasterData | None = None,
     desk: WalletDesk | None = None,
-    holds: bool = False,
 ) -> _Computed:
     master = master or chain.at(task.tenant_id, task.master_number)
     if only is None:
@@ -191,6 +280,24 @@ def _compute(
     keys = [key for customer in customers for key in master.keys_of(customer)]
     events_from = _events_from(task, reader, master, customers, keys, cut, previous)
     events = rateable(reader, task.tenant_id, master, cut, previous, task.made_at, keys=keys, start=events_from)
+    billed = _one_by_one(task, database, chain, master, customers, events, events_from, before=before, desk=desk)
+    return _Computed(customers, billed)
+
+
+def _one_by_one(
+    task: ChunkTask,
+    database: Database,
+    chain: MasterChain,
+    master: MasterData,
+    customers: Sequence[str],
+    events: pl.DataFrame,
+    events_from: datetime | None,
+    *,
+    before: str | None = None,
+    desk: WalletDesk | None = None,
+    holds: bool = False,
+) -> Billed:
+    """The documents of some customers (of a family all), with the credit that they use."""
     whole = [customer for customer in customers if master.needs_all_documents(customer)]
     with database.tenant(task.tenant_id) as connection:
         billed = invoices.billed(connection, customers, events_from, whole, before=before)
@@ -210,14 +317,14 @@ def _compute(
 
     with_wallet = [customer for customer in customers if customer in master.wallet_customers]
     if not with_wallet:
-        return _Computed(customers, Billed(make(customers, None)))
+        return Billed(make(customers, None))
     if desk is None:
-        return _Computed(customers, Billed(make(customers, _replayed(master, with_wallet, billed, task.made_at))))
+        return Billed(make(customers, _replayed(master, with_wallet, billed, task.made_at)))
     facts = Facts(task.tenant_id, task.run_id, task.made_at, task.master_number, master)
     if holds:
-        return _Computed(customers, bill_with_credit(desk, facts, customers, with_wallet, make))
+        return bill_with_credit(desk, facts, customers, with_wallet, make)
     replayed = _replayed(master, with_wallet, billed, task.made_at) if before is not None else None
-    return _Computed(customers, Billed(make(customers, read_credit(desk, facts, with_wallet, replayed))))
+    return Billed(make(customers, read_credit(desk, facts, with_wallet, replayed)))
 
 
 def _replayed(master: MasterData, customers: Sequence[str], billed: Sequence[BilledDocument], now: datetime) -> Wallets:
@@ -244,10 +351,10 @@ def _events_from(
         return None
     late_since = None
     if previous is not None:
-        released = [key for customer in _released(master, customers) for key in master.keys_of(customer)]
+        free = [key for customer in released(master, customers) for key in master.keys_of(customer)]
         for frame in itertools.chain(
             reader.scan(task.tenant_id, cut, customers=keys, since=previous),
-            scan_counting(reader, task.tenant_id, cut, customers=released) if released else (),
+            scan_counting(reader, task.tenant_id, cut, customers=free) if free else (),
         ):
             earliest = frame["time"].min()
             if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
@@ -260,28 +367,6 @@ def _events_from(
         if isinstance(earliest, datetime) and (late_since is None or earliest < late_since):
             late_since = earliest
     return events_needed_from(master, customers, task.up_to, late_since)
-
-
-def _released(master: MasterData, customers: Sequence[str]) -> Sequence[str]:
-    """Customers whose old events may have left suspense since the last run: master data that they lacked has come.
-
-    Such an event lies before the last cut, so its position does not tell that it is new to billing.
-    """
-    seen = master.runs[-1].steps if master.runs else 0
-    # Whoever the last run parked is looked at whole: what came for him before its cut is not billed either.
-    found: set[str] = set(master.runs[-1].parked) if master.runs else set()
-    for number, step in master.log:
-        if number <= seen:
-            continue
-        if "meter" in step or "publish" in step:
-            return customers
-        for kind in ("customer", "subscribe", "change", "resume"):
-            if kind in step:
-                form = step[kind]
-                subscription = master.subscriptions.get(str(form.get("subscription")))
-                owner = form.get("customer") if kind == "subscribe" else form.get("code")
-                found.add(str(subscription.customer if subscription else owner))
-    return [customer for customer in customers if customer in found]
 
 
 def rateable(
@@ -300,98 +385,10 @@ def rateable(
 
     What is late says each finalised run's own cut; `previous` is the last one's, for runs that did not note theirs.
     """
-    if previous is not None and master.runs and master.runs[-1].cut is None:
-        last = replace(master.runs[-1], cut=previous.positions)
-        master = replace(master, runs=(*master.runs[:-1], last))
+    master = with_cut_of_last_run(master, previous)
     frames: list[pl.DataFrame] = []
     for frame in scan_counting(reader, tenant_id, cut, customers=keys, start=start, end=end):
         frames.append(frame.filter(reasons_of(frame, master, now).is_null()).select(SCAN_SCHEMA.names()))
     if not frames:
         return pl.DataFrame(schema=SCAN_SCHEMA)
     return pl.concat(frames)
-
-
-def behind(frame: pl.DataFrame, previous: Cut) -> pl.Series:
-    """Which rows lie behind a cut: positions decide what is new, never times."""
-    return lateness.behind(frame, previous.positions)
-
-
-# -- Results as Parquet ------------------------------------------------------------------------------------------------
-
-
-def _pack(billed: Billed, parked: Sequence[dict[str, str]]) -> bytes:
-    documents = billed.result.documents
-    frame = pl.DataFrame(
-        {
-            "key": list(billed.result.keys),
-            "customer": [document.customer for document in documents],
-            "type": [document.type for document in documents],
-            "currency": [document.currency for document in documents],
-            "net": [format(document.net, "f") for document in documents],
-            "gross": [format(document.gross, "f") for document in documents],
-            "document": [invoices.document_json(document) for document in documents],
-        },
-        schema={
-            "key": pl.String,
-            "customer": pl.String,
-            "type": pl.String,
-            "currency": pl.String,
-            "net": pl.String,
-            "gross": pl.String,
-            "document": pl.Binary,
-        },
-    )
-    import msgspec
-
-    out = io.BytesIO()
-    holders = {customer: list(keys) for customer, keys in billed.holders.items()}
-    metadata = {
-        "parked": msgspec.json.encode(list(parked)).decode(),
-        "holders": msgspec.json.encode(holders).decode(),
-        "format": "1",
-    }
-    frame.write_parquet(out, compression="zstd", metadata=metadata)
-    return out.getvalue()
-
-
-def unpack(data: bytes) -> tuple[list[Document], list[dict[str, str]]]:
-    """The documents of a computed chunk in the order made, and the customers that it parked."""
-    import msgspec
-
-    metadata: dict[str, Any] = pl.read_parquet_metadata(io.BytesIO(data))
-    frame = pl.read_parquet(io.BytesIO(data))
-    documents = [invoices.document_from(body) for body in frame["document"]]
-    return documents, msgspec.json.decode(metadata["parked"])
-
-
-def unpack_credit(data: bytes) -> tuple[list[str], dict[str, list[str]]]:
-    """The keys of the documents, and for which of them whose credit is held. Older results know of none."""
-    import msgspec
-
-    metadata: dict[str, Any] = pl.read_parquet_metadata(io.BytesIO(data))
-    if "holders" not in metadata:
-        return [], {}
-    return pl.read_parquet(io.BytesIO(data), columns=["key"])["key"].to_list(), msgspec.json.decode(metadata["holders"])
-
-
-def _totals(documents: Sequence[Document]) -> dict[str, dict[str, str]]:
-    """Per currency: documents, credit notes, and signed sums (a credit note counts negative)."""
-    sums: dict[str, list[Any]] = {}
-    for document in documents:
-        sign = -1 if document.type == "credit_note" else 1
-        one = sums.setdefault(document.currency, [0, 0, Decimal(0), Decimal(0), Decimal(0)])
-        one[0] += 1
-        one[1] += document.type == "credit_note"
-        one[2] += sign * document.net
-        one[3] += sign * document.tax
-        one[4] += sign * document.gross
-    return {
-        currency: {
-            "documents": str(count),
-            "credit_notes": str(notes),
-            "net": format(net, "f"),
-            "tax": format(tax, "f"),
-            "gross": format(gross, "f"),
-        }
-        for currency, (count, notes, net, tax, gross) in sorted(sums.items())
-    }

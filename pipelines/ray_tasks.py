@@ -8,7 +8,7 @@ chunk itself. That two compute the same chunk is harmless, its result is put onc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from billing.errors import BillingError, Unavailable
-from pipelines.bill_run_chunk import compute_chunk
+from pipelines.bill_run_chunk import compute_chunk, gather_usage
 from pipelines.run_credit import DeskAddress, WalletDesk
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
@@ -65,6 +65,14 @@ class RayExecutor:
         finally:
             for reference in running:
                 ray.cancel(reference)
+
+    def gather(self, task: Any) -> None:
+        """Read the usage of a whole run in one task: it is one reading, however many chunks there are."""
+        for _ in self._of(gather_usage).compute([task]):
+            pass
+
+    def _of(self, work: Callable[..., Any]) -> RayExecutor:
+        return replace(self, work=work)
 
     def _send(self, task: Any) -> Any:
         return _chunk.options(name=task.title).remote(self.work, task, self.store, self.dsn, self.desk)

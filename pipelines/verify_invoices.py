@@ -7,21 +7,27 @@ that is missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import msgspec
+import polars as pl
 
-from pipelines.bill_run_chunk import ChunkTask, compute_documents
+from billing.document_columns import AMOUNT
+from billing.document_json import document_json, unpacked
+from pipelines.bill_run import tasks_of, usage_prefix
+from pipelines.bill_run_chunk import ChunkColumns, GatherTask, compute_columns, gather_usage
 from pipelines.run_credit import WalletDesk
+from pipelines.run_usage import forget
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs, invoices
 from storage.sql.database import Database
 
+AMOUNTS = ("net", "tax", "gross", "prepaid", "due")
 FINDINGS_MAX = 1_000
 
 
@@ -65,57 +71,75 @@ def verify_run(
         gaps = tuple(invoices.number_gaps(connection))
     parked = {one["customer"] for one in run["parked"]}
     count, findings = 0, list[Finding]()
-    first = 0
-    for chunk in chunks:
-        task = ChunkTask(
-            tenant_id,
-            run_id,
-            chunk["chunk"],
-            first,
-            chunk["customers"],
-            run["master_number"],
-            run["up_to"],
-            run["made_at"],
-            run["document_date"],
-            json.dumps(run["cut"]),
-            json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
-        )
-        first += chunk["customers"]
-        customers, documents, _ = compute_documents(task, store, database, chain, before=run_id, desk=desk)
-        expected: dict[str, list[dict[str, Any]]] = {customer: [] for customer in customers}
-        for document in documents:
-            if document.customer in parked:
-                continue  # also for a reason that is gone since: the run made nothing for him
-            expected[document.customer].append(msgspec.json.decode(invoices.document_json(document)))
-        stored: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        with database.tenant(tenant_id) as connection:
-            for row in invoices.of_run(connection, run_id, customers):
-                stored.setdefault(row["customer"], []).append((row["number"], row))
-        for customer, forms in expected.items():
-            count += len(stored.get(customer, ()))
-            findings.extend(_differences(customer, forms, stored.get(customer, [])))
-        if len(findings) > FINDINGS_MAX:
-            break
+    tasks = tasks_of(tenant_id, run, chunks)
+    prefix = f"{usage_prefix(tenant_id, run_id)}verify-{uuid4().hex}/"
+    gathered = prefix if len(tasks) > 1 else None
+    try:
+        if gathered is not None:
+            gather_usage(GatherTask(tuple(tasks), gathered), store, database, chain)
+        for task in tasks:
+            found = compute_columns(
+                replace(task, gathered=gathered, time_zones=None), store, database, chain, before=run_id, desk=desk
+            )
+            checked, wrong = _compared(database, tenant_id, run_id, found, parked)
+            count += checked
+            findings.extend(wrong)
+            if len(findings) > FINDINGS_MAX:
+                break
+    finally:
+        if gathered is not None:
+            forget(store, gathered)
     return Verification(count, tuple(findings[:FINDINGS_MAX]), gaps)
 
 
-def _differences(
-    customer: str, expected: list[dict[str, Any]], stored: list[tuple[str, dict[str, Any]]]
-) -> Iterator[Finding]:
-    for place, form in enumerate(expected):
+def _compared(
+    database: Database, tenant_id: str, run_id: str, found: ChunkColumns, parked: set[str]
+) -> tuple[int, list[Finding]]:
+    """How many documents of a chunk there are, and where they are not what the log gives."""
+    expected: dict[str, list[dict[str, Any]]] = {customer: [] for customer in found.customers}
+    lines = found.columns.lines.group_by("document").agg(pl.col("amount").str.to_decimal(scale=4).cast(AMOUNT).sum())
+    derived = found.columns.documents.join(lines.rename({"amount": "lines_amount"}), on="document", how="left")
+    columns = ("customer", "type", *AMOUNTS, "lines_amount", "body")
+    for row in derived.select(columns).iter_rows(named=True):
+        if row["customer"] not in parked:  # also for a reason that is gone since: the run made nothing for him
+            expected[row["customer"]].append(row)
+    stored: dict[str, list[dict[str, Any]]] = {}
+    with database.tenant(tenant_id) as connection:
+        for row in invoices.of_run(connection, run_id, found.customers):
+            stored.setdefault(row["customer"], []).append(row)
+    findings: list[Finding] = []
+    for customer, rows in expected.items():
+        findings.extend(_differences(customer, rows, stored.get(customer, [])))
+    return sum(len(rows) for rows in stored.values()), findings
+
+
+def _differences(customer: str, expected: list[dict[str, Any]], stored: list[dict[str, Any]]) -> Iterator[Finding]:
+    for place, should in enumerate(expected):
         if place >= len(stored):
-            yield Finding("", customer, f"a document of {form['gross']} {form['currency']} is missing")
+            currency = _form(should["body"])["currency"]
+            yield Finding("", customer, f"a document of {should['gross']} {currency} is missing")
             continue
-        number, row = stored[place]
-        # Read and written again: a document of an older version lacks what later versions know, it is no difference.
-        known = msgspec.json.decode(invoices.document_json(invoices.document_from(row["document"])))
-        if form != known:
-            names = sorted(name for name in form if form[name] != known.get(name))
-            yield Finding(number, customer, f"differs from what the log gives in: {', '.join(names)}")
-        wrong = [name for name in ("net", "tax", "gross", "prepaid", "due") if row[name] != Decimal(form[name])]
+        row = stored[place]
+        number = row["number"]
+        if row["packed"] is None or bytes(row["packed"]) != should["body"]:
+            form = _form(should["body"])
+            # Read and written again: one of an older version lacks what later versions know, it is no difference.
+            known = msgspec.json.decode(document_json(invoices.stored_document(row)))
+            if form != known:
+                names = sorted(name for name in form if form[name] != known.get(name))
+                yield Finding(number, customer, f"differs from what the log gives in: {', '.join(names)}")
+        wrong = [name for name in AMOUNTS if row[name] != Decimal(should[name])]
         if wrong:
             yield Finding(number, customer, f"the columns {', '.join(wrong)} differ from what the log gives")
-        if row["lines_amount"] != sum((Decimal(line["amount"]) for line in form["lines"]), Decimal(0)):
+        if row["lines_amount"] != (should["lines_amount"] or 0):
             yield Finding(number, customer, "the amounts of its rows in invoice_lines differ from what the log gives")
-    for number, _ in stored[len(expected) :]:
-        yield Finding(number, customer, "the log gives no such document")
+        if row["taxes_amount"] != Decimal(should["tax"]):
+            yield Finding(number, customer, "the amounts of its rows in invoice_taxes differ from what the log gives")
+        if row["receivable"] != Decimal(should["due"]) * (-1 if should["type"] == "credit_note" else 1):
+            yield Finding(number, customer, "its postings differ from what the log gives")
+    for row in stored[len(expected) :]:
+        yield Finding(row["number"], customer, "the log gives no such document")
+
+
+def _form(body: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(unpacked(body))

@@ -18,7 +18,7 @@ import psycopg
 
 from billing.errors import InvalidInput
 from storage.sql.database import Connection
-from storage.sql.invoices import CONCERNS
+from storage.sql.invoices import CONCERNS, stored_form
 
 ZERO = Decimal(0)
 LIMIT_MAX = 200_000
@@ -214,12 +214,14 @@ def invoice(connection: Connection, number: str) -> dict[str, Any] | None:
     if row is None:
         return None
     more = connection.execute(
-        "SELECT i.document, i.buyer, i.made_at, i.reason, r.number AS run_number, d.state AS files, d.reason AS parked"
+        "SELECT i.document, i.packed, i.buyer, i.made_at, i.reason, r.number AS run_number, d.state AS files,"
+        " d.reason AS parked"
         " FROM invoices i LEFT JOIN bill_runs r ON r.id = i.run_id LEFT JOIN document_files d ON d.invoice_id = i.id"
         " WHERE i.number = %s",
         (number,),
     ).fetchone()
-    return {"row": _invoice(row), **(more or {})}
+    assert more is not None, "it was there a moment ago, and invoices are never deleted"
+    return {"row": _invoice(row), **more, "document": stored_form(more)}
 
 
 def credit_notes_of(connection: Connection, number: str) -> list[InvoiceRow]:

@@ -101,7 +101,9 @@ class World:
             archive = Archive(database, LocalObjectStore(self.directory))
             with database.tenant(tenant_id) as connection:
                 assert invoices.number_gaps(connection) == []
-                rows = connection.execute("SELECT number, document FROM invoices ORDER BY series, year, n").fetchall()
+                rows = connection.execute(
+                    "SELECT number, document, packed FROM invoices ORDER BY series, year, n"
+                ).fetchall()
                 sums = connection.execute(
                     "SELECT debit, credit, count(*) AS rows, sum(amount)::text AS amount FROM postings"
                     " GROUP BY debit, credit ORDER BY debit, credit"
@@ -115,7 +117,7 @@ class World:
             proof = archive.verify(tenant_id)
             assert proof.intact, proof.findings
         return {
-            "documents": [(row["number"], row["document"]) for row in rows],
+            "documents": [(row["number"], invoices.stored_form(row)) for row in rows],
             "postings": sums,
             "told": told,
             "files": files,

@@ -15,7 +15,7 @@ import pytest
 
 from billing.errors import Unavailable
 from pipelines.bill_run import STEPS, BillRunDriver
-from storage.sql import invoices
+from storage.sql import finalising, invoices
 from storage.sql.database import Database, connect
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
@@ -140,11 +140,11 @@ def test_a_counter_outside_of_the_transaction_would_leave_a_gap_and_the_check_se
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_id = world.make_tenant()
-    right = invoices._numbers
+    right = finalising.numbers_of
 
-    def wrong(connection: Any, tenant: Any, finals: Any) -> Any:
+    def wrong(connection: Any, tenant: Any, documents: Any) -> Any:
         with connect(world.dsn) as other, other.transaction():
-            return right(other, tenant, finals)
+            return right(other, tenant, documents)
 
     class Crash(Exception):
         """The process ends here."""
@@ -157,7 +157,7 @@ def test_a_counter_outside_of_the_transaction_would_leave_a_gap_and_the_check_se
         driver = world.driver(database, checkpoint=checkpoint)
         run_id = driver.plan(tenant_id, MARCH, "test")["id"]
         with monkeypatch.context() as broken:
-            broken.setattr(invoices, "_numbers", wrong)
+            broken.setattr(finalising, "numbers_of", wrong)
             with pytest.raises(Crash):
                 driver.drive(tenant_id, run_id)
         with database.tenant(tenant_id) as connection:

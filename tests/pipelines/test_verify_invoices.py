@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
 
+from billing.document_json import packed, unpacked
 from pipelines.verify_invoices import Verification, verify_run
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
@@ -55,13 +57,31 @@ def test_a_run_is_proven_until_somebody_changes_an_amount_a_line_or_a_number(dsn
 
         chosen = "WHERE run_id = %s AND customer = %s"
         tamper(f"UPDATE invoices SET net = net + 1, gross = gross + 1, due = due + 1 {chosen}", "c0")
-        tamper(f"UPDATE invoices SET document = jsonb_set(document, '{{lines,0,amount}}', '\"0.01\"') {chosen}", "c1")
+        with connect(dsn) as connection:
+            row = connection.execute(f"SELECT packed FROM invoices {chosen}".encode(), (march, "c1")).fetchone()
+            assert row is not None
+            wrong = msgspec.json.decode(unpacked(row["packed"]))
+            wrong["lines"][0]["amount"] = "0.01"
+            (body,) = packed([msgspec.json.encode(wrong)])
+            connection.execute(f"UPDATE invoices SET packed = %s {chosen}".encode(), (body, march, "c1"))
+        # As an older version stored it: the same document as JSON is no difference.
+        with connect(dsn) as connection:
+            row = connection.execute(f"SELECT packed FROM invoices {chosen}".encode(), (march, "c2")).fetchone()
+            assert row is not None
+            as_json = unpacked(row["packed"]).decode()
+            statement = f"UPDATE invoices SET packed = NULL, document = %s {chosen}"
+            connection.execute(statement.encode(), (as_json, march, "c2"))
         lines = "DELETE FROM invoice_lines WHERE line = 1 AND invoice_id = (SELECT id FROM invoices"
         tamper(f"{lines} {chosen})", "c3")
+        of_c4 = f"invoice_id = (SELECT id FROM invoices {chosen})"
+        tamper(f"UPDATE invoice_taxes SET amount = amount + 1 WHERE percent = 19 AND {of_c4}", "c4")
+        tamper(f"DELETE FROM postings WHERE credit = 'revenue' AND {of_c4}", "c4")
         assert [(one.customer, one.detail.split(" differ")[0]) for one in verify(march).findings] == [
             ("c0", "the columns net, gross, due"),
             ("c1", "differs from what the log gives in: lines"),
             ("c3", "the amounts of its rows in invoice_lines"),
+            ("c4", "the amounts of its rows in invoice_taxes"),
+            ("c4", "its postings"),
         ]
         with connect(dsn) as connection:
             last = "SELECT id FROM invoices WHERE run_id = %s AND type = 'invoice' ORDER BY n DESC LIMIT 1"

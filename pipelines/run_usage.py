@@ -1,0 +1,293 @@
+"""The usage of a bill run: read once from the log, cut into slices by chunk, put into the object store.
+
+Owns which rows a chunk is given and what is known of late ones; what is made of them is `bill_run_chunk.py`. All
+customers need the rows of the time that is due; few need older ones (usage that came late, contracts with long
+periods): those are read for them alone. So the log is read twice at most, whatever the number of chunks.
+
+Two readings of one cut give the same rows, but not in the same order (what was sealed meanwhile lies elsewhere): slices
+of two attempts must never be mixed. Each attempt puts its slices under names of its own, and the index that names them
+is put once.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import uuid4
+
+import msgspec
+import polars as pl
+
+from billing import lateness
+from billing.bill import events_needed_from
+from billing.bill_columns import late_owners, plain
+from billing.lateness import reasons_of
+from billing.master import MasterData
+from billing.usage import EVENT_SCHEMA, INSTANT
+from storage.object_store import ObjectStore
+from storage.usage_log.backfills import earliest_backfilled, scan_sent
+from storage.usage_log.counting import amendments_at, scan_counting
+from storage.usage_log.reader import Cut, UsageLogReader
+
+SLICE_ROWS = 2_000_000  # rows that are gathered before they are cut into slices: bounds the memory of a gathering
+FRESH_SCHEMA = pl.Schema({"key": pl.String, "time": INSTANT})  # per key the earliest event that no run has seen
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run's usage rests on."""
+
+    tenant_id: str
+    master: MasterData
+    up_to: datetime
+    now: datetime
+    cut: Cut
+    previous: Cut | None
+
+
+@dataclass(frozen=True)
+class ChunkUsage:
+    """A chunk's events that can be rated; `fresh` (FRESH_SCHEMA) are those of its keys that no run has seen.
+
+    Complete from `needed_from` on for the customers in `rest` (who are billed one by one; None: from the beginning),
+    and for the others in all that is due and not billed.
+    """
+
+    events: pl.DataFrame
+    fresh: pl.DataFrame
+    rest: tuple[str, ...]
+    needed_from: datetime | None
+
+
+def read_usage(reader: UsageLogReader, facts: Facts, customers: Sequence[str]) -> ChunkUsage:
+    """The usage of a single chunk, straight from the log."""
+    collected = _Collecting(reader, facts, [customers])
+    frames = [frame.select(EVENT_SCHEMA.names()) for frame in collected.frames()]
+    events = pl.concat(frames) if frames else pl.DataFrame(schema=EVENT_SCHEMA)
+    (rest,), (needed,) = collected.rest, collected.needed
+    return ChunkUsage(events, collected.fresh_of(0), rest, needed)
+
+
+# -- Slices ------------------------------------------------------------------------------------------------------------
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """Which objects hold the slices of each chunk, and what was found of its customers."""
+
+    slices: list[list[str]]
+    fresh: list[str]
+    rest: list[list[str]]
+    needed: list[datetime | None]
+
+
+def gather(store: ObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], prefix: str) -> None:
+    """Put the slices of all chunks below `prefix`; harmless when they are there, or when another process does it."""
+    index = f"{prefix}index.json"
+    if store.exists(index):
+        return
+    attempt = f"{prefix}{uuid4().hex}/"
+    collected = _Collecting(UsageLogReader(store), facts, chunks)
+    slices: list[list[str]] = [[] for _ in chunks]
+    waiting: list[pl.DataFrame] = []
+    rows = 0
+    count = itertools.count()
+
+    def put() -> None:
+        frame = pl.concat(waiting)
+        waiting.clear()
+        number = next(count)
+        for (chunk,), part in frame.partition_by("chunk", as_dict=True, maintain_order=True).items():
+            key = f"{attempt}{number:05}-{int(chunk):06}.parquet"
+            store.create(key, _parquet(part.drop("chunk")))
+            slices[int(chunk)].append(key)
+
+    for frame in collected.frames():
+        waiting.append(frame)
+        rows += frame.height
+        if rows >= SLICE_ROWS:
+            put()
+            rows = 0
+    if waiting:
+        put()
+    fresh: list[str] = []
+    for chunk in range(len(chunks)):
+        fresh.append(f"{attempt}fresh-{chunk:06}.parquet")
+        store.create(fresh[-1], _parquet(collected.fresh_of(chunk)))
+    found = _Index(slices, fresh, [list(rest) for rest in collected.rest], collected.needed)
+    if not store.create(index, msgspec.json.encode(found)):
+        for key in store.list(attempt):  # another attempt was first: its slices count, ours go
+            store.delete(key)
+
+
+def sliced(store: ObjectStore, prefix: str, chunk: int) -> ChunkUsage:
+    """A chunk's usage out of what was gathered."""
+    data = store.get(f"{prefix}index.json")
+    assert data is not None, "usage is gathered before chunks are computed"
+    index = msgspec.json.decode(data, type=_Index)
+    frames = [_frame(store, key) for key in index.slices[chunk]]
+    events = pl.concat(frames) if frames else pl.DataFrame(schema=EVENT_SCHEMA)
+    return ChunkUsage(events, _frame(store, index.fresh[chunk]), tuple(index.rest[chunk]), index.needed[chunk])
+
+
+def forget(store: ObjectStore, prefix: str) -> None:
+    """Delete what was gathered, the index first: nobody finds half of it."""
+    store.delete(f"{prefix}index.json")
+    for key in list(store.list(prefix)):
+        store.delete(key)
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    out = io.BytesIO()
+    frame.write_parquet(out, compression="lz4", statistics=False)
+    return out.getvalue()
+
+
+def _frame(store: ObjectStore, key: str) -> pl.DataFrame:
+    data = store.get(key)
+    assert data is not None, f"{key} is named by an index and not there"
+    return pl.read_parquet(io.BytesIO(data))
+
+
+# -- Reading the log ---------------------------------------------------------------------------------------------------
+
+
+class _Collecting:
+    """One reading for all chunks: `frames` gives their events with the chunk; the rest is known when they are read."""
+
+    def __init__(self, reader: UsageLogReader, facts: Facts, chunks: Sequence[Sequence[str]]) -> None:
+        self._reader, self._facts, self._chunks = reader, facts, chunks
+        master = self._master = with_cut_of_last_run(facts.master, facts.previous)
+        self._levels = any(meter.aggregation == "time_weighted_sum" for meter in master.meters.values())
+        self._plain = [plain(master, customers, facts.up_to) for customers in chunks]
+        self.rest: list[tuple[str, ...]] = [one.rest for one in self._plain]
+        self.needed: list[datetime | None] = [None] * len(chunks)
+        rows = [(key, chunk) for chunk, codes in enumerate(chunks) for code in codes for key in master.keys_of(code)]
+        self._keys = pl.DataFrame(rows, schema={"key": pl.String, "chunk": pl.UInt32}, orient="row")
+        self._fresh = pl.DataFrame(schema=FRESH_SCHEMA)
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """Rows of EVENT_SCHEMA and their chunk."""
+        facts = self._facts
+        starts = [one.events_from for one in self._plain if one.events_from is not None]
+        main = None if self._levels else min(starts, default=facts.up_to)
+        released = self._released()
+        found: list[pl.DataFrame] = []
+        for frame in self._counting(main, None, None):
+            if facts.previous is not None:
+                new = behind(frame, facts.previous)
+                if released:
+                    new |= frame["customer"].is_in(released)
+                found.append(_earliest(frame.filter(new)))
+            yield frame.select("chunk", *EVENT_SCHEMA.names())
+        if facts.previous is not None:
+            found += self._fresh_before(facts.previous, main, released)
+        self._fresh = (
+            _earliest(pl.concat([frame.rename({"key": "customer"}) for frame in found])) if found else self._fresh
+        )
+        self._choose()
+        if main is not None:
+            yield from self._older(main)
+
+    def fresh_of(self, chunk: int) -> pl.DataFrame:
+        return self._fresh.join(self._keys.filter(pl.col("chunk") == chunk), on="key", how="semi")
+
+    def _counting(self, start: datetime | None, end: datetime | None, keys: list[str] | None) -> Iterator[pl.DataFrame]:
+        facts = self._facts
+        if keys is None and len(self._chunks) == 1:
+            keys = self._keys["key"].to_list()
+        for frame in scan_counting(self._reader, facts.tenant_id, facts.cut, customers=keys, start=start, end=end):
+            owned = frame.join(self._keys, left_on="customer", right_on="key", how="inner", maintain_order="left")
+            if owned.height:
+                yield owned.filter(reasons_of(owned, self._master, facts.now).is_null())
+
+    def _fresh_before(self, previous: Cut, main: datetime | None, released: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """What came since the last run with a time before the time that is read for all, whether it counts or not."""
+        facts, keys = self._facts, self._keys["key"]
+        if main is not None:
+            for frame in scan_sent(self._reader, facts.tenant_id, facts.cut, since=previous, end=main):
+                yield _earliest(frame)
+            if released:
+                older = scan_counting(self._reader, facts.tenant_id, facts.cut, customers=released, end=main)
+                for frame in older:
+                    yield _earliest(frame)
+        amended = amendments_at(self._reader, facts.tenant_id, facts.cut)[0].times
+        if amended.height:
+            yield _earliest(amended.filter(behind(amended, previous)).rename({"key": "customer"}))
+        earliest = earliest_backfilled(self._reader, facts.tenant_id, previous, facts.cut, keys.to_list())
+        if earliest is not None:  # rare: of whom it is matters less than that nobody is left out
+            yield self._keys.select("key", pl.lit(earliest, INSTANT).alias("time")).match_to_schema(FRESH_SCHEMA)
+
+    def _released(self) -> list[str]:
+        if self._facts.previous is None:
+            return []
+        master = self._master
+        codes = released(master, [code for codes in self._chunks for code in codes])
+        return [key for code in codes for key in master.keys_of(code)]
+
+    def _choose(self) -> None:
+        """Who has late usage is billed one by one, and of those the time from which on their events are needed."""
+        for chunk, one in enumerate(self._plain):
+            fresh = self.fresh_of(chunk)
+            rest = self.rest[chunk] = tuple(sorted({*one.rest, *late_owners(one, fresh)}))
+            if self._levels or not rest:
+                continue
+            keys = [key for customer in rest for key in self._master.keys_of(customer)]
+            late_since = fresh.filter(pl.col("key").is_in(keys))["time"].min()
+            assert late_since is None or isinstance(late_since, datetime)
+            self.needed[chunk] = events_needed_from(self._master, rest, self._facts.up_to, late_since)
+
+    def _older(self, main: datetime) -> Iterator[pl.DataFrame]:
+        """What the customers who are billed one by one need of the time before."""
+        wanted = {
+            chunk: needed
+            for chunk, needed in enumerate(self.needed)
+            if needed is not None and self.rest[chunk] and needed < main
+        }
+        if not wanted:
+            return
+        keys = [key for chunk in wanted for code in self.rest[chunk] for key in self._master.keys_of(code)]
+        for frame in self._counting(min(wanted.values()), main, keys):
+            yield frame.select("chunk", *EVENT_SCHEMA.names())
+
+
+def _earliest(frame: pl.DataFrame) -> pl.DataFrame:
+    """Of FRESH_SCHEMA: the earliest time of each customer key."""
+    return frame.group_by(pl.col("customer").alias("key")).agg(pl.col("time").min()).match_to_schema(FRESH_SCHEMA)
+
+
+def with_cut_of_last_run(master: MasterData, previous: Cut | None) -> MasterData:
+    """What is late says each finalised run's own cut; `previous` is that of a last run that did not note its own."""
+    if previous is None or not master.runs or master.runs[-1].cut is not None:
+        return master
+    last = replace(master.runs[-1], cut=previous.positions)
+    return replace(master, runs=(*master.runs[:-1], last))
+
+
+def behind(frame: pl.DataFrame, previous: Cut) -> pl.Series:
+    """Which rows lie behind a cut: positions decide what is new, never times."""
+    return lateness.behind(frame, previous.positions)
+
+
+def released(master: MasterData, customers: Sequence[str]) -> Sequence[str]:
+    """Customers whose old events may have left suspense since the last run: master data that they lacked has come.
+
+    Such an event lies before the last cut, so its position does not tell that it is new to billing.
+    """
+    seen = master.runs[-1].steps if master.runs else 0
+    # Whoever the last run parked is looked at whole: what came for him before its cut is not billed either.
+    found: set[str] = set(master.runs[-1].parked) if master.runs else set()
+    for number, step in master.log:
+        if number <= seen:
+            continue
+        if "meter" in step or "publish" in step:
+            return customers
+        for kind in ("customer", "subscribe", "change", "resume"):
+            if kind in step:
+                form = step[kind]
+                subscription = master.subscriptions.get(str(form.get("subscription")))
+                owner = form.get("customer") if kind == "subscribe" else form.get("code")
+                found.add(str(subscription.customer if subscription else owner))
+    return [customer for customer in customers if customer in found]

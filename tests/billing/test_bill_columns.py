@@ -1,0 +1,190 @@
+"""Bills in columns are the bills made one by one, to the last byte: worked examples, lives, and many at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lives import TAX, life, plan, run, subscribe, usage, used
+from polars.testing import assert_frame_equal
+from test_bill_properties import day, lives, with_runs
+
+import billing.scenario as scenario
+from billing.bill import BillResult
+from billing.bill_columns import bill_plain, late_owners, plain
+from billing.document_columns import DocumentColumns, columns_of, together, totals_of
+from billing.documents import Document
+from billing.master import MasterData
+from billing.scenario import documents_of
+from cluster.scenario_command import load
+
+CASES = Path(__file__).parents[1] / "cases"
+SCENARIOS = sorted([*(CASES / "scenarios").glob("*.yaml"), *(CASES / "own").glob("*.yaml")])
+
+
+def same(one: DocumentColumns, other: DocumentColumns) -> None:
+    for name in ("documents", "lines", "taxes", "members"):
+        assert_frame_equal(getattr(one, name), getattr(other, name))
+
+
+class Both:
+    """Stands in for `bill` in a scenario: makes the documents both ways, compares them, and counts who was plain."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: Counter[str] = Counter()
+        self._bill = scenario.bill
+        self._seen = pl.DataFrame(schema={"source": pl.String, "id": pl.String})
+        monkeypatch.setattr(scenario, "bill", self)
+
+    def start(self) -> None:
+        self._seen = self._seen.clear()
+
+    def __call__(self, master: MasterData, customers: Sequence[str], **given: Any) -> BillResult:
+        result = self._bill(master, customers, **given)
+        events: pl.DataFrame = given["events"]
+        fresh = events.join(self._seen, on=["source", "id"], how="anti")
+        self._seen = events.select("source", "id")
+        chosen = plain(master, customers, given["up_to"])
+        late = late_owners(chosen, fresh.select(pl.col("customer").alias("key"), "time"))
+        found = bill_plain(master, chosen, events, now=given["now"], leave=late)
+        rest = set(found.rest)
+        self.counts["rest"] += len(rest)
+        self.counts["plain"] += len(set(customers) - rest)
+        self.counts["documents"] += found.documents.count
+        assert rest >= {one.customer for one in result.parked}
+        pairs = [pair for pair in zip(result.keys, result.documents, strict=True) if pair[1].customer not in rest]
+        assert late <= rest
+        same(found.documents, columns_of([document for _, document in pairs], [key for key, _ in pairs]))
+        others = [pair for pair in zip(result.keys, result.documents, strict=True) if pair[1].customer in rest]
+        by_hand = columns_of([document for _, document in others], [key for key, _ in others])
+        whole = columns_of(result.documents, result.keys)
+        same(together([found.documents, by_hand]), whole)
+        assert totals_of(whole) == plain_totals(result.documents)
+        return result
+
+
+def plain_totals(documents: Sequence[Document]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for currency in sorted({document.currency for document in documents}):
+        own = [document for document in documents if document.currency == currency]
+        signs = [-1 if document.type == "credit_note" else 1 for document in own]
+        found[currency] = {
+            "documents": str(len(own)),
+            "credit_notes": str(signs.count(-1)),
+            **{
+                name: format(sum(sign * getattr(one, name) for sign, one in zip(signs, own, strict=True)), "f")
+                for name in ("net", "tax", "gross")
+            },
+        }
+    return found
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Both:
+    return Both(monkeypatch)
+
+
+def test_the_worked_examples_come_out_alike_both_ways(both: Both) -> None:
+    for path in SCENARIOS:
+        both.start()
+        documents_of(load(path.read_text(encoding="utf-8")))
+    assert both.counts["documents"] > 50, both.counts
+
+
+def test_any_life_is_billed_alike_both_ways() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        both = Both(monkeypatch)
+
+        @settings(max_examples=25, deadline=None)
+        @given(lives(), st.lists(st.integers(0, 80), min_size=1, max_size=3))
+        def alike(made: tuple[dict[str, Any], list[dict[str, Any]]], runs: list[int]) -> None:
+            both.start()
+            documents_of(with_runs(made[0], [*runs, 90]))
+
+        alike()
+
+
+prices = st.sampled_from(
+    [
+        {"model": "per_unit", "unit": "0.1234567"},
+        {"model": "per_unit", "unit": "-2"},
+        {"model": "flat", "amount": "9.995"},
+        {
+            "model": "graduated",
+            "tiers": [{"up_to": "10", "unit": "0.015"}, {"up_to": None, "unit": "0.007", "flat": "1"}],
+        },
+        {"model": "volume", "tiers": [{"up_to": "5", "unit": "2"}, {"up_to": None, "unit": "1.5"}]},
+        {"model": "package", "size": "3", "amount": "0.99"},
+        {"model": "percentage", "percent": "1.75", "per_event": "0.1"},
+    ]
+)
+values = st.one_of(
+    st.decimals(min_value=0, max_value=50, places=4), st.sampled_from(["0.0000001", "1000000000000000", "0", "-7"])
+).map(str)
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> dict[str, Any]:
+    """Several customers on a few plans of several currencies, some with odd codes, some with late usage."""
+    rows = [{"when": {"zone": "a"}, "price": draw(prices)}, {"when": {}, "price": draw(prices)}]
+    plans: list[dict[str, Any]] = []
+    for code, currency in (("p", "EUR"), ("q", draw(st.sampled_from(["EUR", "KWD", "JPY", "CLF"])))):
+        charges = [
+            {"code": "fee", "kind": "recurring", "tax": draw(st.sampled_from(["vat", "small"])),
+             "price": {"model": "per_unit", "unit": draw(st.sampled_from(["3", "1.005", "-4"]))},
+             "timing": draw(st.sampled_from(["advance", "arrears"]))},
+            {"code": "start", "kind": "one_off", "tax": "vat", "price": {"model": "flat", "amount": "20"}},
+            {**usage(), "price": draw(prices), "tax": "vat", "name": 'Usage "é"'},
+            {**usage(code="m", prices=rows, price_by=["zone"]), "tax": "small"},
+            {**usage(code="low"), "price": draw(prices), "minimum": draw(st.sampled_from(["0", "4"])), "tax": "vat"},
+        ]  # fmt: skip
+        interval = draw(st.sampled_from(["month", "quarter", "week"]))
+        plans.append({**plan(*draw(st.permutations(charges)), code=code), "currency": currency, "interval": interval})
+    customers, steps = [], []
+    for number in range(draw(st.integers(1, 5))):
+        code = draw(st.sampled_from(["c", "cü", 'c"', "c\\x"])) + str(number)
+        treatment = draw(st.sampled_from(["domestic", "domestic", "reverse_charge"]))
+        customers.append({"code": code, "name": code, "country": "DE", "tax_treatment": treatment})
+        for place in range(draw(st.integers(0, 2))):
+            begin = day(draw(st.sampled_from([0, 0, 0, 14, 40])))
+            more = {"quantities": {"fee": draw(st.sampled_from(["1", "3"]))}}
+            anchor = draw(st.sampled_from(["calendar", "anniversary"]))
+            name = draw(st.sampled_from(["s", "s'", 's"'])) + f"{number}-{place}"
+            steps.append(subscribe(begin, name, draw(st.sampled_from("pq")), code, anchor=anchor, **more))
+        for event in range(draw(st.integers(0, 6))):
+            at, value = day(draw(st.integers(0, 85))), draw(values)
+            sent = day(draw(st.integers(0, 88)))
+            step = used(sent, (at, value), customer=code, data={"v": value, "zone": draw(st.sampled_from("ab"))})
+            step["usage"][0]["id"] = f"{number}/{event}"
+            steps.append(step)
+    steps.sort(key=lambda step: (step["at"], "usage" in step))
+    tax = [TAX, {"code": "small", "percents": [{"from": "2000-01-01", "percent": draw(st.sampled_from(["7.7", "0"]))}]}]
+    return {**life(plans, steps, customers=customers), "tax_codes": tax}
+
+
+def test_any_crowd_is_billed_alike_both_ways() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        both = Both(monkeypatch)
+
+        @settings(max_examples=60, deadline=None)
+        @given(crowds(), st.lists(st.integers(1, 80), max_size=2))
+        def alike(made: dict[str, Any], runs: list[int]) -> None:
+            both.start()
+            documents_of(with_runs(made, [*runs, 90]))
+
+        alike()
+    assert both.counts["documents"] > both.counts["rest"], both.counts  # columns are the rule here
+
+
+def test_a_customer_with_late_usage_is_left_to_the_other_way(both: Both) -> None:
+    steps = [subscribe("2026-01-01"), used("2026-01-05", ("2026-01-05", "1")), run("2026-02-01")]
+    late = used("2026-02-10", ("2026-01-07", "2"), ("2026-02-07", "4"))
+    documents = documents_of(life([plan(usage())], [*steps, late, run("2026-03-01")]))
+    assert [line.correction for line in documents[1].document.lines] == [True, False]
+    assert (both.counts["plain"], both.counts["rest"]) == (1, 1)
