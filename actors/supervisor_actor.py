@@ -73,6 +73,7 @@ class RayShardHost:
             namespace=self._settings.namespace,
             lifetime="detached",
             get_if_exists=True,
+            scheduling_strategy="SPREAD",  # a node that goes takes few lanes with it
         ).remote(lane, self._settings.address, self._settings.shard, self._settings.cache_directory)
 
     def end(self, lane: int) -> None:
