@@ -8,7 +8,8 @@ decides is written as rows, answered after they are COMMITTED, and folded again 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from storage.usage_log.partitions import EventIds
 from storage.usage_log.segment import ROW_SCHEMA, RowKind
 
 NO_ROWS = pl.DataFrame(schema=ROW_SCHEMA)
+TENANT_AGAIN_S_FIRST, TENANT_AGAIN_S_MAX = 10.0, 640.0
 
 
 def _nobody_asked(_: str, __: Sequence[tuple[str, str, str]]) -> list[bool]:
@@ -158,11 +160,12 @@ def log_rows(tenant_id: str, rows: Sequence[LogRow]) -> pl.DataFrame:
 class FollowerSet:
     """All followers of a shard. One that raises is put aside with its error, and ingest goes on.
 
-    A follower that is aside, or that saw rows which were then not stored, is stale: the shard folds it again from the
-    last snapshot and the log. Until then its decisions answer 503, and snapshots carry its last good state.
+    They see rows tenant by tenant: who raises for one is put aside for that tenant alone. What is aside, or saw rows
+    which were then not stored, is stale: the shard folds it again from the last snapshot and the log. Until then its
+    decisions answer 503, and snapshots carry its last good state.
     """
 
-    def __init__(self, followers: Sequence[LaneFollower]) -> None:
+    def __init__(self, followers: Sequence[LaneFollower], now_s: Callable[[], float] = time.monotonic) -> None:
         self._followers = {follower.name: follower for follower in followers}
         assert len(self._followers) == len(followers), "two followers of one name"
         self._decisions: dict[str, tuple[LaneFollower, Decision]] = {}
@@ -170,6 +173,9 @@ class FollowerSet:
             for name, decision in follower.decisions.items():
                 assert name not in self._decisions, f"two followers decide {name}"
                 self._decisions[name] = follower, decision
+        self._now_s = now_s
+        self._again_s = TENANT_AGAIN_S_FIRST  # until a tenant's fault is tried again: longer each time it lasts
+        self._again_at_s = 0.0
         self.clear()
 
     def clear(self) -> None:
@@ -178,25 +184,30 @@ class FollowerSet:
         self._saved: dict[str, FrozenFollower] = {}
         self._errors: dict[str, str] = {}
         self._stale: set[str] = set()
+        self._aside: dict[tuple[str, str], str] = {}  # (follower, tenant): what went wrong
 
     @property
     def stale(self) -> bool:
-        return bool(self._stale)
+        """Whether something should be folded again now. A tenant's fault is tried more and more seldom."""
+        return bool(self._stale) or (bool(self._aside) and self._now_s() >= self._again_at_s)
 
     def is_stale(self, name: str) -> bool:
         return name in self._stale
 
     @property
     def last_error(self) -> str:
-        return "; ".join(f"{name}: {error}" for name, error in sorted(self._errors.items()))
+        of_tenants = {f"{name} of tenant {tenant}": error for (name, tenant), error in self._aside.items()}
+        return "; ".join(f"{name}: {error}" for name, error in sorted({**self._errors, **of_tenants}.items()))
 
     def decision(self, name: str) -> Decision:
         """The decision of this name. Raises Unavailable while its follower is stale."""
         follower, decide = self._decisions[name]
 
         def guarded(tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
+            error = self._aside.get((follower.name, tenant_id))
             if follower.name in self._stale:
                 error = self._errors.get(follower.name, "it is folded again")
+            if error is not None:
                 raise Unavailable(f"The state of {follower.name} is not ready ({error}). Send the same again.")
             return decide(tenant_id, payload, moment)
 
@@ -208,11 +219,11 @@ class FollowerSet:
     def watch(self, tenant_ids: Collection[str]) -> bool:
         """Whether anybody wants the USAGE rows of one of these tenants."""
         for follower in self._followers.values():
-            if follower.name in self._stale:
-                continue
-            with self._aside(follower):
-                if any(follower.watches(tenant_id) for tenant_id in tenant_ids):
-                    return True
+            for tenant_id in tenant_ids:
+                if self._is_well(follower, tenant_id):
+                    with self._guard(follower, tenant_id):
+                        if follower.watches(tenant_id):
+                            return True
         return False
 
     def due(self) -> list[tuple[str, str]]:
@@ -220,7 +231,7 @@ class FollowerSet:
         found: list[tuple[str, str]] = []
         for name, follower in self._followers.items():
             if isinstance(follower, Ticking) and name not in self._stale:
-                found.extend(follower.due())
+                found.extend(one for one in follower.due() if (name, one[0]) not in self._aside)
         return found
 
     def propose(
@@ -231,21 +242,20 @@ class FollowerSet:
     ) -> list[tuple[pl.DataFrame, EventIds]]:
         """What each follower proposes, placed by the shard: where that is not possible, it is the follower's fault."""
         found: list[tuple[pl.DataFrame, EventIds]] = []
+        parts = _by_tenant(rows)
         for follower in self._followers.values():
-            with self._aside(follower):
-                wanted = self._wanted(follower, rows)
-                if wanted.height:
-                    proposed = follower.propose(wanted, moment)
-                    if proposed.height:
-                        found.append(place(proposed))
+            for tenant_id, has_usage, part in parts:
+                if self._is_well(follower, tenant_id):
+                    with self._guard(follower, tenant_id):
+                        wanted = _wanted(follower, tenant_id, has_usage, part)
+                        if wanted.height:
+                            proposed = follower.propose(wanted, moment)
+                            if proposed.height:
+                                found.append(place(proposed))
         return found
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
-        for follower in self._followers.values():
-            with self._aside(follower):
-                wanted = self._wanted(follower, rows)
-                if wanted.height:
-                    follower.apply(wanted, moment)
+        self._show(self._followers.values(), rows, moment)
 
     def not_stored(self) -> None:
         """Rows that were applied are not in the log: what was folded counts no more."""
@@ -254,12 +264,13 @@ class FollowerSet:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     def freeze(self, number: int) -> Callable[[], dict[str, FrozenFollower]]:
-        """The states after a number; of a stale one the last that was good."""
+        """The states after a number; of a stale one, or where a tenant is aside, the last that was good."""
         frozen: dict[str, tuple[int, Callable[[], bytes]]] = {}
         kept: dict[str, FrozenFollower] = {}
+        half = {name for name, _ in self._aside}
         for name, follower in self._followers.items():
-            with self._aside(follower):
-                if name not in self._stale:
+            with self._guard(follower):
+                if name not in self._stale and name not in half:
                     frozen[name] = follower.version, follower.freeze()
             if name not in frozen and name in self._saved:
                 kept[name] = self._saved[name]
@@ -282,7 +293,7 @@ class FollowerSet:
         for name, follower in self._followers.items():
             one = saved.get(name)
             firsts[name] = 0
-            with self._aside(follower):
+            with self._guard(follower):
                 if one is not None and one.version == follower.version:
                     follower.thaw(one.data, one.number)
                     firsts[name] = one.number + 1
@@ -290,37 +301,69 @@ class FollowerSet:
 
     def replay(self, rows: pl.DataFrame, moment: LogMoment, firsts: Mapping[str, int]) -> None:
         """`apply` for those who have not seen this number."""
-        for name, follower in self._followers.items():
-            if moment.number >= firsts[name]:
-                with self._aside(follower):
-                    wanted = self._wanted(follower, rows)
-                    if wanted.height:
-                        follower.apply(wanted, moment)
+        behind = [follower for name, follower in self._followers.items() if moment.number >= firsts[name]]
+        self._show(behind, rows, moment)
+
+    def folded_again(self) -> None:
+        """All that the log has was replayed: what is aside now is so by the log itself, and is tried later."""
+        if self._aside:
+            self._again_at_s = self._now_s() + self._again_s
+            self._again_s = min(2 * self._again_s, TENANT_AGAIN_S_MAX)
+        else:
+            self._again_s = TENANT_AGAIN_S_FIRST
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _wanted(self, follower: LaneFollower, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows a follower sees; the frame itself where it sees all."""
-        if follower.name in self._stale:
-            return NO_ROWS
-        if not (rows["kind"].to_numpy() == int(RowKind.USAGE)).any():
-            return rows  # decisions alone, such as a test clock that moves on: no filter for each follower
-        tenants = rows["tenant"].unique().to_list()
-        watched = [tenant for tenant in tenants if follower.watches(tenant)]
-        if len(watched) == len(tenants):
-            return rows
-        decided = pl.col("kind") != int(RowKind.USAGE)
-        return rows.filter(decided | pl.col("tenant").is_in(watched) if watched else decided)
+    def _show(self, followers: Iterable[LaneFollower], rows: pl.DataFrame, moment: LogMoment) -> None:
+        parts = _by_tenant(rows)
+        for follower in followers:
+            for tenant_id, has_usage, part in parts:
+                if self._is_well(follower, tenant_id):
+                    with self._guard(follower, tenant_id):
+                        wanted = _wanted(follower, tenant_id, has_usage, part)
+                        if wanted.height:
+                            follower.apply(wanted, moment)
 
-    def _aside(self, follower: LaneFollower) -> _Aside:
-        return _Aside(self._stale, self._errors, follower.name)
+    def _is_well(self, follower: LaneFollower, tenant_id: str) -> bool:
+        return follower.name not in self._stale and (follower.name, tenant_id) not in self._aside
+
+    def _guard(self, follower: LaneFollower, tenant_id: str | None = None) -> _Guard:
+        return _Guard(self, follower.name, tenant_id)
+
+    def put_aside(self, name: str, tenant_id: str | None, error: str) -> None:
+        """A follower for a tenant, or (None) for all."""
+        if tenant_id is None:
+            self._stale.add(name)
+            self._errors[name] = error
+        else:
+            self._aside[name, tenant_id] = error
 
 
-class _Aside:
+def _by_tenant(rows: pl.DataFrame) -> list[tuple[str, bool, pl.DataFrame]]:
+    """Tenant, whether there is usage among its rows, its rows in order."""
+    is_usage = rows["kind"].to_numpy() == int(RowKind.USAGE)
+    tenants = rows["tenant"]
+    if rows.height == 1 or tenants.n_unique() == 1:
+        return [(tenants[0], bool(is_usage.any()), rows)]
+    parts = rows.partition_by("tenant", as_dict=True, maintain_order=True)
+    return [
+        (str(tenant_id), bool((part["kind"].to_numpy() == int(RowKind.USAGE)).any()), part)
+        for (tenant_id,), part in parts.items()
+    ]
+
+
+def _wanted(follower: LaneFollower, tenant_id: str, has_usage: bool, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows a follower sees; the frame itself where it sees all."""
+    if not has_usage or follower.watches(tenant_id):
+        return rows
+    return rows.filter(pl.col("kind") != int(RowKind.USAGE))
+
+
+class _Guard:
     """Puts a follower aside when it raises: a fault of one state must not stop the lane, nor show half a state."""
 
-    def __init__(self, stale: set[str], errors: dict[str, str], name: str) -> None:
-        self._stale, self._errors, self._name = stale, errors, name
+    def __init__(self, owner: FollowerSet, name: str, tenant_id: str | None) -> None:
+        self._owner, self._name, self._tenant_id = owner, name, tenant_id
 
     def __enter__(self) -> None:
         return None
@@ -328,8 +371,7 @@ class _Aside:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
         # Polars' PanicException is no Exception; what ends the process (KeyboardInterrupt, SystemExit) goes on.
         if isinstance(error, (Exception, pl.exceptions.PanicException)):
-            self._stale.add(self._name)
-            self._errors[self._name] = f"{type(error).__name__}: {error}"
+            self._owner.put_aside(self._name, self._tenant_id, f"{type(error).__name__}: {error}")
             return True
         return False
 

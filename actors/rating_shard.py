@@ -777,6 +777,7 @@ class RatingShard:
             named = self._manifest.snapshots.get(self.lane)
             saved = {} if named is None else read_snapshot(self._store, named.key).followers
             self._fold_followers(saved, self._writer.position.number)
+            self._followers.folded_again()
         except BillingError:  # the store is away; their decisions say so until the next try
             self._followers.not_stored()
 

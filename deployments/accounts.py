@@ -15,11 +15,21 @@ from actors.accounts_desk import AccountsDesk, Problem, RawOutcome, customer_of,
 from billing.errors import FieldError, InvalidInput
 from deployments.access import Caller, may
 from deployments.bodies import json_body, json_form, known_keys, parse_json
-from deployments.manners import PageOf, described, json_response, page_of, paging, text_cursor
+from deployments.manners import (
+    PageOf,
+    described,
+    json_response,
+    number_cursor,
+    page_of,
+    paging,
+    plain,
+    text_cursor,
+)
 from deployments.plain_entries import PlainEntry, plain_entries
 from deployments.problems import problem_body
 from deployments.services import Services
 from deployments.usage_ingest import newest_seen
+from storage.sql import wallet_moves
 
 router = APIRouter(prefix="/v1", tags=["Wallets"])
 BATCH_MAX = 10_000
@@ -39,6 +49,15 @@ _RESERVATION = {
     "master": 12,
 }
 _SPENT = _RESERVATION | {"state": "committed", "committed": "4.20"}
+_MOVE = {
+    "id": 17,
+    "made_at": "2026-02-01T08:00:00Z",
+    "kind": "settle",
+    "customer": "acme",
+    "subject": "0192f3c0-8a51-7c3e-9a54-2f0d1c6b7e11",
+    "refused": None,
+    "refused_at": None,
+}
 _WALLETS = {
     "customer": "acme",
     "as_of": "2026-01-20T10:00:00Z",
@@ -240,6 +259,21 @@ async def read_wallets(
     master.customer(customer)
     found = await desk_of(request).wallets(caller.tenant_id, [customer], fresh=fresh, master=number)
     return json_response(_wallets(found[0]))
+
+
+@router.get(
+    "/wallet-moves",
+    summary="Wallet credit of documents that has not reached the lanes yet",
+    **described(answer={"items": [_MOVE], "next_cursor": None}, also=(422,)),
+)
+def list_moves(
+    request: Request, page: PageOf = Depends(paging), caller: Caller = Depends(may("billing:read"))
+) -> Response:
+    """In the order in which documents asked for it; most often empty. `refused` says why a lane did not take one: it is
+    tried again with every bill run, and holds up the moves of the same customer behind it, nobody else's."""
+    with _services(request).database.tenant(caller.tenant_id) as connection:
+        rows = wallet_moves.page(connection, after=number_cursor(page), limit=page.limit + 1)
+    return page_of(rows, page, lambda row: row["id"], plain)
 
 
 def _services(request: Request) -> Services:

@@ -8,6 +8,7 @@ Tenants without wallets pay nothing for this. What is held, and of which top-ups
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,7 +18,7 @@ from typing import Protocol
 from billing.accounts import Use
 from billing.bill import BillResult, Parked
 from billing.documents import Document
-from billing.errors import Conflict
+from billing.errors import BillingError, Conflict
 from billing.master import MasterData, TopUp
 from billing.run_credit import CreditOfRun, CreditState, Move, RunAnswer, RunCredit, RunHold
 from billing.wallets import Wallets
@@ -26,6 +27,7 @@ from storage.sql import bill_runs, wallet_moves
 from storage.sql.database import Database
 
 TRIES = 8  # of a customer whose wallet changes between reading and holding
+LOG = logging.getLogger("cloudbilling.wallets")
 MOVES = 1_000  # brought at a time
 CUSTOMERS = 500  # of a run that is given up, told at a time
 ZERO = Decimal(0)
@@ -198,21 +200,85 @@ def restoring(note: str, invoice: Document, number: str) -> list[wallet_moves.Wa
 def bring_moves(
     database: Database, desk: WalletDesk, chain: MasterChain, tenant_id: str, clock: Callable[[], datetime]
 ) -> int:
-    """Tell the lanes what waits, in order, until nothing does; how many moves. Two at once do no harm."""
+    """Tell the lanes what waits, in order, until nothing does; how many moves. Two at once do no harm.
+
+    A move that a lane refuses (something does not fit) holds up what comes after it for the same customer, nothing
+    else: it is noted with the lane's words (`GET /v1/wallet-moves`) and tried again by whoever brings moves next.
+    """
     count = 0
+    refused: dict[str, str] = {}  # by customer, or the run that is given up whole
+    stuck: set[int] = set()
     while True:
         with database.tenant(tenant_id) as connection:
-            moves = wallet_moves.waiting(connection, MOVES)
+            moves = wallet_moves.waiting(connection, MOVES + len(stuck))
+        moves = [one for one in moves if one.id not in stuck]
         if not moves:
-            return count
+            break
         for together in _until_a_run(moves):
             if together[0].kind == "free_run":
-                _free_run(database, desk, chain, tenant_id, together[0].subject)
+                brought = _try_run(database, desk, chain, tenant_id, together[0], refused)
             else:
-                desk.run_move(tenant_id, [_move(one) for one in together])
+                waiting = [one for one in together if one.customer not in refused]
+                brought = _try_moves(desk, tenant_id, waiting, refused)
+            done = {one.id for one in brought}
+            left = [one for one in together if one.id not in done]
+            stuck |= {one.id for one in left}
             with database.tenant(tenant_id) as connection:
-                wallet_moves.done(connection, [one.id for one in together], clock())
-            count += len(together)
+                wallet_moves.done(connection, sorted(done), clock())
+                for one in left:
+                    why = refused[_subject(one)]
+                    LOG.error("a wallet move of tenant %s was refused and waits: %s", tenant_id, why)
+                    wallet_moves.refuse(connection, one.id, why, clock())
+            count += len(done)
+    return count
+
+
+def _try_moves(
+    desk: WalletDesk, tenant_id: str, moves: Sequence[wallet_moves.WalletMove], refused: dict[str, str]
+) -> list[wallet_moves.WalletMove]:
+    """All at once; if that is refused, customer by customer. Those that were brought."""
+    if not moves:
+        return []
+    try:
+        desk.run_move(tenant_id, [_move(one) for one in moves])
+        return list(moves)
+    except BillingError as error:
+        if error.retryable:  # nobody refused it: the lane is away
+            raise
+    brought: list[wallet_moves.WalletMove] = []
+    for one in moves:
+        if one.customer in refused:
+            continue
+        try:
+            desk.run_move(tenant_id, [_move(one)])
+            brought.append(one)
+        except BillingError as error:
+            if error.retryable:
+                raise
+            refused[one.customer] = error.detail
+    return brought
+
+
+def _try_run(
+    database: Database,
+    desk: WalletDesk,
+    chain: MasterChain,
+    tenant_id: str,
+    move: wallet_moves.WalletMove,
+    refused: dict[str, str],
+) -> list[wallet_moves.WalletMove]:
+    try:
+        _free_run(database, desk, chain, tenant_id, move.subject)
+        return [move]
+    except BillingError as error:
+        if error.retryable:
+            raise
+        refused[_subject(move)] = error.detail
+        return []
+
+
+def _subject(move: wallet_moves.WalletMove) -> str:
+    return f"run {move.subject}" if move.kind == "free_run" else move.customer
 
 
 def _until_a_run(moves: Sequence[wallet_moves.WalletMove]) -> list[list[wallet_moves.WalletMove]]:

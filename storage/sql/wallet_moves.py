@@ -47,6 +47,21 @@ def done(connection: Connection, ids: Sequence[int], now: datetime) -> None:
     connection.execute("UPDATE wallet_moves SET done_at = %s WHERE id = ANY(%s) AND done_at IS NULL", (now, list(ids)))
 
 
+def refuse(connection: Connection, id: int, why: str, now: datetime) -> None:
+    """A lane would not make it: what it said."""
+    connection.execute("UPDATE wallet_moves SET refused = %s, refused_at = %s WHERE id = %s", (why, now, id))
+
+
+def page(connection: Connection, *, after: int | None, limit: int) -> list[dict[str, Any]]:
+    """Moves that wait, in order, with what a lane said to them."""
+    rows = connection.execute(
+        "SELECT id, made_at, kind, customer, subject, refused, refused_at FROM wallet_moves"
+        " WHERE done_at IS NULL AND (%s::bigint IS NULL OR id > %s::bigint) ORDER BY id LIMIT %s",
+        (after, after, limit),
+    ).fetchall()
+    return [dict(row) for row in rows]
+
+
 def tenants_waiting(connection: Connection) -> list[str]:
     """Tenants with moves that wait (system role)."""
     rows = connection.execute("SELECT DISTINCT tenant_id FROM wallet_moves WHERE done_at IS NULL").fetchall()

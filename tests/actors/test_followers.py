@@ -312,10 +312,45 @@ def test_a_follower_that_raises_is_put_aside_and_usage_goes_on(opened: Opener) -
     assert "poisoned" in shard.status().followers_error
     assert (send(shard, make_events(5, 10)).verdicts == Verdict.ACCEPTED).all()
     purse.poison = None
-    shard._refold_at_s = 0.0  # the next try is due
+    shard._refold_at_s = shard._followers._again_at_s = 0.0  # the next try is due
     assert look(shard, "customer-12") == [1, 0]
     assert look(shard, "customer-1") == [1, 4]
     assert shard.status().followers_error == ""
+
+
+def test_a_follower_that_raises_for_one_tenant_goes_on_for_all_others(opened: Opener, store: LocalObjectStore) -> None:
+    shard, purse = opened(checkpoint_rows=1, checkpoint_s=0.0)
+    purse.watched = {TENANT, OTHER_TENANT}
+    assert (send(shard, make_events(4), OTHER_TENANT).verdicts == Verdict.ACCEPTED).all()
+    purse.poison = "event-7"
+    assert (send(shard, make_events(10), TENANT).verdicts == Verdict.ACCEPTED).all()
+    assert (send(shard, make_events(3, 10), OTHER_TENANT).verdicts == Verdict.ACCEPTED).all()
+
+    def look_of(tenant_id: str, customer: str) -> list[int]:
+        answer = decode_decided(ask(shard, "look", customer.encode(), customer, tenant_id).result(20))
+        if answer.error is not None:
+            raise answer.error
+        return list(json.loads(answer.body))
+
+    assert look_of(OTHER_TENANT, "customer-11") == [1, 0]
+    for customer in ("customer-1", "customer-7"):
+        with pytest.raises(Unavailable, match="poisoned"):
+            look_of(TENANT, customer)
+    assert shard.status().followers_error == f"purse of tenant {TENANT}: ValueError: poisoned"
+    # It was folded again by itself, and is not tried with every group from then on.
+    tries = purse.seen.count((0, "event-0"))
+    for number in range(5):
+        send(shard, make_events(1, 20 + number), OTHER_TENANT)
+    assert purse.seen.count((0, "event-0")) == tries
+    purse.poison = None
+    shard._refold_at_s = shard._followers._again_at_s = 0.0  # the next try is due
+    assert look_of(TENANT, "customer-7") == [1, 0]
+    assert shard.status().followers_error == ""
+    shard.stop()
+    recovered = Purse()
+    recovered.watched = {TENANT, OTHER_TENANT}
+    opened(purse=recovered)
+    assert recovered.state() == purse.state()
 
 
 def test_a_decision_that_fails_writes_nothing_and_says_why(store: LocalObjectStore, opened: Opener) -> None:
@@ -417,12 +452,12 @@ def test_a_test_clock_stands_while_followers_cannot_be_folded_again(
         assert isinstance(move(at + timedelta(days=9)).error, StoreRefused)
         full = False
     away = True
-    shard._refold_at_s = 0.0
+    shard._refold_at_s = shard._followers._again_at_s = 0.0
     send(shard, make_events(10, 10))  # the fold fails in front of this group
     send(shard, make_events(10, 20))
     assert isinstance(move(at + timedelta(days=1)).error, Unavailable)
     away = False
-    shard._refold_at_s = 0.0
+    shard._refold_at_s = shard._followers._again_at_s = 0.0
     send(shard, make_events(10, 30))
     assert look(shard, "customer-32") == [1, 0]
     assert shard._clocks.times == {TENANT: microseconds_of(at)}

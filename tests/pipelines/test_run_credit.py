@@ -16,7 +16,7 @@ import pytest
 
 from actors.accounts_desk import AccountsDesk, RunDesk
 from actors.router import LocalUsageRouter
-from billing.errors import Unavailable
+from billing.errors import InvalidInput, Unavailable
 from billing.run_credit import Ask, Move, RunCredit, RunHold
 from billing.usage import EVENT_SCHEMA, Verdict
 from pipelines.bill_run import BillRunDriver
@@ -334,6 +334,27 @@ def test_a_lane_that_is_away_leaves_the_move_for_the_next_driver(world: World) -
     assert world.prepaid(tenant) == [("a", "12.00")]
     assert tenant not in world.driver().bring_waiting_moves()
     assert world.driver().drive(tenant, run["id"])["state"] == "done"
+    world.assert_consistent(tenant)
+
+
+def test_a_move_that_is_refused_holds_up_its_own_customer_only_and_is_shown(world: World) -> None:
+    tenant = world.tenant("a", "b", "c", top_ups=[top_up(one, "20.00") for one in "abc"])
+
+    class Refusing(Meddling):
+        def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
+            if any(move.customer == "b" for move in moves):
+                raise InvalidInput("b does not fit")
+            return RunDesk(world.router).run_move(tenant_id, moves)
+
+    desk = Refusing(RunDesk(world.router), lambda: None)
+    driver = world.driver(desk=desk)
+    run = driver.plan(tenant, date(2026, 9, 1), "test")
+    assert driver.drive(tenant, run["id"])["state"] == "done"
+    with world.database.tenant(tenant) as connection:
+        waiting = wallet_moves.page(connection, after=None, limit=10)
+    assert [(one["customer"], one["refused"]) for one in waiting] == [("b", "b does not fit")]
+    assert bring_moves(world.database, desk, world.masters, tenant, lambda: NOW) == 0
+    assert bring_moves(world.database, RunDesk(world.router), world.masters, tenant, lambda: NOW) == 1
     world.assert_consistent(tenant)
 
 
