@@ -74,6 +74,7 @@ LISTED_MAX = 1_000
 ZERO = Decimal(0)
 
 BudgetLeft = Callable[[str, MasterData, Budget, datetime], Fraction]  # in the running period, before reservations
+ForeignOf = Callable[[str, str, MasterData], LiveState | None]  # tenant, customer: usage that other lanes have told
 
 
 @dataclass
@@ -98,9 +99,15 @@ class Accounts:
     version = 1
 
     def __init__(
-        self, master: MasterSource, budget_left: BudgetLeft | None = None, *, closed_max: int = CLOSED_MAX
+        self,
+        master: MasterSource,
+        budget_left: BudgetLeft | None = None,
+        foreign: ForeignOf | None = None,
+        *,
+        closed_max: int = CLOSED_MAX,
     ) -> None:
         self._source = master
+        self._foreign = foreign
         self._budget_left = budget_left
         self._closed_max = closed_max
         self._masters: dict[str, _Master] = {}
@@ -241,9 +248,12 @@ class Accounts:
         return batch.reserved(asked.customer, asked.id, entry)
 
     def _cost_of(self, batch: _Batch, customer: str, uses: Sequence[UsePiece], more: pl.DataFrame) -> Fraction:
-        """Exact cost of pieces by the lane's live figures: of those of the customer's keys that are at home here."""
+        """Exact cost of pieces: keys that are at home here by the lane's live figures, others as they were told."""
         keys = batch.master.keys_of(customer)
         live = batch.moment.usage(batch.tenant_id, keys, batch.number)
+        told = None if self._foreign is None else self._foreign(batch.tenant_id, customer, batch.master)
+        if told is not None:
+            live = told if live is None else merge_live(live, told)
         return live_cost(batch.master, uses, live, more)
 
     def _left(self, batch: _Batch, budget: Budget) -> Fraction:

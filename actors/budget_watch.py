@@ -2,7 +2,7 @@
 
 Owns the tie between the lane's rows and `billing/budget_state.py`. A look (MASTER_SEEN row) takes on newer master data,
 and looks at levels and suspense; all else follows from the rows, so a replay gives the same. A tenant without budgets
-costs nothing per event: it is not watched. Usage that lies in other lanes is not seen here (docs/rules.md, Budgets).
+costs nothing per event: it is not watched. Usage that lies in other lanes counts as they tell it (FOREIGN_STATE rows).
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ import msgspec
 import polars as pl
 
 from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
+from actors.foreign_usage import FOREIGN, ForeignUsage, Told, together
+from actors.foreign_usage import KIND as FOREIGN_KIND
 from actors.lane_past import LanePast, NotRead
 from actors.live_figures import MasterSource
 from billing.amendments import fold_amendments_of_lane, states_before
 from billing.budget_state import ARRIVED, NO_EVENTS, Planned, Step, TenantBudgets, Watch
 from billing.budgets import Alert, Forecast
 from billing.errors import NotFound, Unavailable
+from billing.live_state import LiveState
 from billing.master import Budget, MasterData
 from billing.money import decimal_text, round_amount, shown_quantity
 from billing.periods import Period
+from billing.spending import cells_fit
 from billing.usage import INSTANT
 from billing.webhooks import alert_id
 from storage.object_store import ObjectStore
@@ -48,7 +52,9 @@ STATES_MAX = 1_000
 
 
 # Rows that change the state, and those that only say what it has come to.
-_CHANGING = frozenset(int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED, RowKind.CLOCK_SET))
+_CHANGING = frozenset(
+    int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED, RowKind.CLOCK_SET, RowKind.FOREIGN_STATE)
+)
 _ALERTING = frozenset({int(RowKind.THRESHOLD_CROSSED)})
 
 
@@ -82,7 +88,7 @@ class BudgetWatch:
     """The follower of one lane."""
 
     name = "budgets"
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -100,7 +106,13 @@ class BudgetWatch:
         self._genesis: Genesis | None = None
         self._known: dict[str, _Known] = {}
         self._watches: dict[str, Watch] = {}
-        self.decisions: Mapping[str, Decision] = {LOOK: self._look, READ: self._read, ALERTS: self._read_alerts}
+        self._foreign = ForeignUsage()
+        self.decisions: Mapping[str, Decision] = {
+            LOOK: self._look,
+            READ: self._read,
+            ALERTS: self._read_alerts,
+            FOREIGN: self._hear,
+        }
         self.clear()
 
     # -- the seam ------------------------------------------------------------------------------------------------------
@@ -131,6 +143,8 @@ class BudgetWatch:
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
         for tenant_id, part in _by_tenant(rows):
             kinds = frozenset(part["kind"].to_list())
+            if FOREIGN_KIND in kinds:
+                self._foreign.take(tenant_id, part, moment)
             is_known = tenant_id in self._tenants and not kinds.isdisjoint(_CHANGING | _ALERTING)
             if int(RowKind.MASTER_SEEN) not in kinds and not is_known:
                 continue
@@ -162,20 +176,20 @@ class BudgetWatch:
         states = {tenant_id: state.to_bytes() for tenant_id, state in self._tenants.items()}
         alerts = {tenant_id: list(recorded) for tenant_id, recorded in self._alerts.items()}
         last = dict(self._last)
+        foreign = self._foreign.freeze()
 
         def packed() -> bytes:
             places = {
                 tenant_id: [[one.log_time_us, one.number, one.place] for one in recorded]
                 for tenant_id, recorded in alerts.items()
             }
-            return msgspec.msgpack.encode([states, places, last])
+            return msgspec.msgpack.encode([states, places, last, foreign])
 
         return packed
 
     def thaw(self, data: bytes, number: int) -> None:
-        states, places, last = msgspec.msgpack.decode(
-            data, type=tuple[dict[str, bytes], dict[str, list[tuple[int, int, int]]], dict[str, int]]
-        )
+        states, places, last, foreign = msgspec.msgpack.decode(data, type=_Frozen)
+        self._foreign.thaw(foreign)
         for tenant_id, packed in states.items():
 
             def watch_at(master_number: int, tenant_id: str = tenant_id) -> Watch:
@@ -197,6 +211,7 @@ class BudgetWatch:
         self._due_at_s = 0.0
         self._pending: dict[str, _Pending] = {}
         self._past.clear()
+        self._foreign.clear()
 
     def due(self) -> Sequence[tuple[str, str]]:
         """A look at each tenant with budgets that nobody has looked at for a while."""
@@ -275,7 +290,34 @@ class BudgetWatch:
             corrected = _corrected(fold_amendments_of_lane(_placed(changes, moment.number, now_us)).events)
         moved = _of_kind(rows, RowKind.CLOCK_SET)["time"].max()
         then = moved if isinstance(moved, datetime) and moved > now else None
-        return Step(now, events, watch, then, removed, corrected)
+        return Step(now, events, watch, then, removed, corrected, self._foreign_in(tenant_id, rows, watch))
+
+    def _foreign_in(self, tenant_id: str, rows: pl.DataFrame, watch: Watch | None) -> dict[str, LiveState]:
+        """What other lanes have told: of customers of whom these rows tell it, or newer master data may."""
+        state = self._tenants.get(tenant_id)
+        told = rows.filter(pl.col("kind") == FOREIGN_KIND)
+        customers = set(told["customer"])
+        if watch is not None and (state is None or state.watch.number != watch.number):
+            customers |= set(self._foreign.customers(tenant_id))
+        seen = watch or (None if state is None else state.watch)
+        found: dict[str, LiveState] = {}
+        for customer in sorted(customers):
+            if seen is not None and customer in seen.budgets:
+                live = self.foreign_usage(tenant_id, customer, seen.master, told if told.height else None)
+                if live is not None:
+                    found[customer] = live
+        return found
+
+    def foreign_usage(
+        self, tenant_id: str, customer: str, master: MasterData, more: pl.DataFrame | None = None
+    ) -> LiveState | None:
+        """All that other lanes have told of a customer. None if nothing, or if some of it has other cells than these
+        master data ask for: until it is told again, what it was before stands."""
+        parts = self._foreign.usage(tenant_id, customer, master.keys_of(customer), more)
+        for number, live in parts:
+            if not cells_fit(live, self._master.at(tenant_id, number), master):
+                return None
+        return together([live for _, live in parts])
 
     def _state(self, tenant_id: str, step: Step) -> TenantBudgets:
         state = self._tenants.get(tenant_id)
@@ -391,6 +433,11 @@ class BudgetWatch:
             raise _being_read("of this tenant")
         return Decided(log_rows(tenant_id, [_seen(self._lane, watch, moment)]), b"done")
 
+    def _hear(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
+        """Another lane tells of usage under a customer's key (actors/foreign_carrier.py)."""
+        rows, settled = self._foreign.new_rows(tenant_id, payload, moment)
+        return Decided(log_rows(tenant_id, rows), msgspec.json.encode(settled))
+
     def _read(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """Budgets of this lane as they stand: `{customer, budget, near, limit}`, each may be left out."""
         asked = msgspec.json.decode(payload, type=_Which)
@@ -429,6 +476,11 @@ class BudgetWatch:
 
 def _being_read(what: str) -> Unavailable:
     return Unavailable(f"What was spent before is being read from the log for the budget {what}; try again.")
+
+
+_Frozen = tuple[
+    dict[str, bytes], dict[str, list[tuple[int, int, int]]], dict[str, int], list[tuple[str, str, int, Told]]
+]
 
 
 class _Which(msgspec.Struct):

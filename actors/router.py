@@ -252,6 +252,15 @@ class GroupingRouter(ABC):
         positions = {lane: answer.number for lane, answer in zip(asked, answers, strict=True)}
         return LiveUsage(live, positions, min((answer.master_number for answer in answers), default=-1))
 
+    def owners_of(self, tenant_id: str, keys: Sequence[str]) -> list[tuple[int, int]]:
+        """(lane, generation) of each key's partition, as far as this router knows."""
+        partitions = partitions_of(self._genesis.seed, tenant_id, pl.Series(keys, dtype=pl.String))
+        return list(zip(self._route[partitions].tolist(), self._generation[partitions].tolist(), strict=True))
+
+    async def figures_of(self, lane: int, tenant_id: str, keys: Sequence[str], master_number: int = 0) -> Figures:
+        """What one lane has folded of keys, and up to which of its numbers."""
+        return await asyncio.wait_for(self._usage(lane, tenant_id, list(keys), master_number), self._deadline_s)
+
     async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._deadline_s

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -121,6 +121,8 @@ class Step:
     then: datetime | None = None  # the clock moves to this time after the step, and is looked at again
     removed: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # by corrections: the events as they were
     corrected: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # and as they are now
+    # By customer: all usage under his keys that other lanes have told of, in the cells of the master data in force.
+    foreign: Mapping[str, LiveState] = field(default_factory=dict[str, LiveState])
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,16 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         first = part["time"].min()
         assert isinstance(first, datetime)
         levels_from = first if levels_from is None else min(levels_from, first)
+    foreign = {customer: live for customer, live in step.foreign.items() if customer in watch.budgets}
+    touched |= foreign.keys()
     asked = set(watch.budgets) if is_look else touched
     part = state.spending.part(asked)
     if is_look and watch.number != state.watch.number:
         part.fit(watch.master, earlier)  # whatever has to be read from the log again is read by looks
     part.unbook(watch.master, touched, removed.select(EVENT_SCHEMA.names()), earlier)
     part.book(watch.master, touched, released.select(EVENT_SCHEMA.names()), earlier)
+    for customer, live in foreign.items():
+        part.set_foreign(watch.master, customer, live, earlier)
     looked_at = state.looked_at
     alerts: list[Alert] = []
     for now in [step.now, *([step.then] if step.then is not None else [])] if is_look else []:
@@ -316,15 +322,18 @@ def _packed(state: TenantBudgets) -> bytes:
             for one in budgets.alerts
         ],
         "level_customers": list(state.levels),
+        "foreign": [customer for customer, one in spending.followed.items() if one.foreign is not None],
+        "booked": [[customer, _days(one.booked), _days(one.owed)] for customer, one in spending.followed.items()],
     }
     usage = [one.usage.to_bytes() for one in spending.followed.values()]
     frames = [_ipc(state.waiting), *(_ipc(frame) for frame in state.levels.values())]
-    parts = [msgspec.msgpack.encode(head), msgspec.msgpack.encode(usage), msgspec.msgpack.encode(frames)]
+    foreign = [one.foreign.to_bytes() for one in spending.followed.values() if one.foreign is not None]
+    parts = [msgspec.msgpack.encode(part) for part in (head, usage, frames, foreign)]
     return msgspec.msgpack.encode(parts)
 
 
 def _unpacked(data: bytes, watch_at: Callable[[int], Watch]) -> TenantBudgets:
-    packed, packed_usage, packed_frames = msgspec.msgpack.decode(data, type=list[bytes])
+    packed, packed_usage, packed_frames, packed_foreign = msgspec.msgpack.decode(data, type=list[bytes])
     head = msgspec.msgpack.decode(packed, type=_Head)
     usage = msgspec.msgpack.decode(packed_usage, type=list[bytes])
     frames = [pl.read_ipc(io.BytesIO(one)) for one in msgspec.msgpack.decode(packed_frames, type=list[bytes])]
@@ -338,6 +347,12 @@ def _unpacked(data: bytes, watch_at: Callable[[int], Watch]) -> TenantBudgets:
         customer: Followed(LiveState.from_bytes(of_customer), asked, tuple(keys), None)
         for (customer, asked, keys), of_customer in zip(head.followed, usage, strict=True)
     }
+    for customer, of_customer in zip(
+        head.foreign, msgspec.msgpack.decode(packed_foreign, type=list[bytes]), strict=True
+    ):
+        followed[customer].foreign = LiveState.from_bytes(of_customer)
+    for customer, booked, owed in head.booked:
+        followed[customer].booked, followed[customer].owed = _read_days(booked), _read_days(owed)
     levels = dict(zip(head.level_customers, frames[1:], strict=True))
     watch = watch_at(head.master)
     return TenantBudgets(watch, Spending(budgets, followed), frames[0], levels, head.looked_at, head.levels_from)
@@ -354,6 +369,16 @@ class _Head(msgspec.Struct):
     raised: list[tuple[str, datetime, str]]
     alerts: list[tuple[str, str, datetime, datetime, datetime, str]]
     level_customers: list[str]
+    foreign: list[str]
+    booked: list[tuple[str, list[tuple[str, str]], list[tuple[str, str]]]]
+
+
+def _days(costs: Mapping[date, Fraction]) -> list[tuple[str, str]]:
+    return [(day.isoformat(), str(cost)) for day, cost in costs.items()]
+
+
+def _read_days(rows: Sequence[tuple[str, str]]) -> dict[date, Fraction]:
+    return {date.fromisoformat(day): Fraction(cost) for day, cost in rows}
 
 
 def _starts(costs: Mapping[tuple[str, str], Mapping[datetime, Fraction]]) -> list[tuple[str, str, datetime, str]]:

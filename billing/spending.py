@@ -49,6 +49,14 @@ class Followed:
     keys: tuple[str, ...]
     master: MasterData | None  # that usage and costs were last compared with
     costs: dict[PieceKey, Fraction] = field(default_factory=dict[PieceKey, Fraction])
+    foreign: LiveState | None = None  # usage under keys that other lanes keep, as they told it last
+    booked: dict[date, Fraction] = field(default_factory=dict[date, Fraction])  # what that has cost, by local day
+    owed: dict[date, Fraction] = field(default_factory=dict[date, Fraction])  # booked for usage that is not here now
+
+    @property
+    def whole(self) -> LiveState:
+        """All usage that prices rest on."""
+        return self.usage if self.foreign is None else merge_live(self.usage, self.foreign)
 
 
 @dataclass
@@ -81,7 +89,11 @@ class Spending:
     def part(self, customers: Iterable[str]) -> Spending:
         """The state of these customers, to go on with apart: nothing here changes until `take`."""
         wanted = list(customers)
-        followed = {one: replace(self.followed[one]) for one in wanted if one in self.followed}
+        followed = {
+            one: replace(known, booked=dict(known.booked), owed=dict(known.owed))
+            for one in wanted
+            if (known := self.followed.get(one)) is not None
+        }
         return Spending(self.budgets.part(wanted), followed)
 
     def take(self, part: Spending) -> None:
@@ -102,7 +114,12 @@ class Spending:
         nothing = pl.DataFrame(schema=EVENT_SCHEMA)
         for customer in stale:
             usage = fold_days(before.get((customer,), nothing), view.book)
-            self.followed[customer] = Followed(usage, view.asked, master.keys_of(customer), master)
+            known = self.followed.get(customer)
+            self.followed[customer] = fresh = Followed(usage, view.asked, master.keys_of(customer), master)
+            if known is not None and known.foreign is not None:
+                fresh.booked, fresh.owed, fresh.foreign = known.booked, known.owed, known.foreign
+                if known.asked != view.asked or spans_a_cut(known.foreign, view.book):
+                    _without_foreign(fresh)  # other cells are asked for: until the other lane has told it again
 
     def unbook(self, master: MasterData, watched: Collection[str], events: pl.DataFrame, earlier: Earlier) -> None:
         """Take events that counted out again: what they cost among all others, under their own times.
@@ -127,13 +144,43 @@ class Spending:
             }
             self._price_run(master, view, part, usage)
 
+    def set_foreign(self, master: MasterData, customer: str, live: LiveState, earlier: Earlier) -> None:
+        """Take what other lanes tell of usage under a customer's keys in place of what they told before.
+
+        It is absolute, so telling it again changes nothing. What changed is priced day by day, in order, among all
+        other usage of the customer: so a day's part goes to that day's period, and all parts together are what it
+        costs. `live` must be folded for the cells of this master data (`cells_fit`).
+        """
+        view = _view(master)
+        self._fit(master, view, [customer], earlier)
+        one = self.followed[customer]
+        codes = [meter.code for meter in view.book.meters]
+        new = _only(live, pl.col("meter").is_in(codes))
+        now = one.foreign or _only(new, pl.lit(False))
+        days = _local_day(master.tenant.timezone)
+        for day, first, last, meters in _changed(now, new, days):
+            types = {meter.event_type for meter in view.book.meters if meter.code in meters}
+            pieces = [usage_piece(master, use) for use in _uses_with(master, customer, _moments(first, last), types)]
+            before = sum(_amounts(pieces, merge_live(one.usage, now), view), ZERO)
+            now = _joined(_only(now, days != day), _only(new, days == day))
+            cost = sum(_amounts(pieces, merge_live(one.usage, now), view), ZERO) - before
+            self.budgets.add(customer, midnight(day, master.tenant.timezone), cost - one.owed.pop(day, ZERO))
+            one.booked[day] = one.booked.get(day, ZERO) + cost
+        for day, owed in one.owed.items():
+            self.budgets.add(customer, midnight(day, master.tenant.timezone), -owed)
+        one.owed = {}
+        one.foreign, one.costs = now, {}
+
     def _fits(self, master: MasterData, view: _View, customer: str) -> bool:
         known = self.followed.get(customer)
         if known is None or known.master is master:
             return known is not None
         same = known.asked == view.asked and known.keys == master.keys_of(customer)
-        if not same or (_contracts_changed(known.master, master, customer) and spans_a_cut(known.usage, view.book)):
+        cut = _contracts_changed(known.master, master, customer) and spans_a_cut(known.usage, view.book)
+        if not same or cut:
             return False
+        if known.foreign is not None and spans_a_cut(known.foreign, view.book):
+            _without_foreign(known)
         known.master, known.costs = master, {}
         return True
 
@@ -155,7 +202,7 @@ class Spending:
                 asked[_key(use), run] = use
                 if _key(use) not in known[customer].costs:
                     asked.setdefault((_key(use), BEFORE), use)
-        usage, more = _after_runs(events, {customer: one.usage for customer, one in known.items()}, view, asked)
+        usage, more = _after_runs(events, {customer: one.whole for customer, one in known.items()}, view, asked)
         costs = _costs_after(master, view, usage, asked)
         newest = {key: cost for one in known.values() for key, cost in one.costs.items()}
         newest |= {key: cost for (key, run), cost in costs.items() if run == BEFORE}
@@ -190,6 +237,80 @@ class Spending:
             known[customer].costs[_key(use)] = cost
         for customer, cost in added.items():
             self.budgets.add(customer, midnight(days[customer], master.tenant.timezone), cost)
+
+
+def cells_fit(live: LiveState, folded_by: MasterData, master: MasterData) -> bool:
+    """Whether usage that was folded by one state of master data has the cells that another asks for."""
+    same = folded_by is master or _cells_asked(folded_by) == _cells_asked(master)
+    return same and not spans_a_cut(live, master.rating_book())
+
+
+def _cells_asked(master: MasterData) -> str:
+    found: str | None = master.__dict__.get("_cells_asked")
+    if found is None:
+        found = master.__dict__["_cells_asked"] = cells_asked_for(master.rating_book())
+    return found
+
+
+def _without_foreign(one: Followed) -> None:
+    """Price without what other lanes told, which does not fit any more; what it has cost stays booked, and is owed."""
+    for day, cost in one.booked.items():
+        one.owed[day] = one.owed.get(day, ZERO) + cost
+    one.foreign, one.booked, one.costs = None, {}, {}
+
+
+def _local_day(timezone: str) -> pl.Expr:
+    return pl.col("at").dt.convert_time_zone(timezone).dt.date()
+
+
+def _only(live: LiveState, keep: pl.Expr) -> LiveState:
+    state = live.state
+    return LiveState(MeterState(state.by, state.small.filter(keep), state.sets.filter(keep), state.runs.filter(keep)))
+
+
+def _joined(left: LiveState, right: LiveState) -> LiveState:
+    """Usage of different days: nothing to merge."""
+    old, new = left.state, right.state
+    return LiveState(
+        MeterState(
+            old.by,
+            pl.concat([old.small, new.small]),
+            pl.concat([old.sets, new.sets]),
+            pl.concat([old.runs, new.runs]),
+        )
+    )
+
+
+def _changed(old: LiveState, new: LiveState, day: pl.Expr) -> list[tuple[date, datetime, datetime, set[str]]]:
+    """Local days whose cells differ, in order: day, first and last moment of its events, its meters."""
+    found: list[tuple[date, datetime, datetime, set[str]]] = []
+    cells = (
+        pl.concat([old.state.small, new.state.small])
+        .group_by(day.alias("day"))
+        .agg(pl.col("first").min(), pl.col("last").max(), pl.col("meter").unique())
+    )
+    for one, first, last, meters in cells.sort("day").select("day", "first", "last", "meter").iter_rows():
+        if not _same(_only(old, day == one), _only(new, day == one)):
+            found.append((one, first, last, set(meters)))
+    return found
+
+
+def _same(left: LiveState, right: LiveState) -> bool:
+    """Whether two states have the same cells; their order says nothing."""
+    pairs = zip(
+        (left.state.small, left.state.sets, left.state.runs),
+        (right.state.small, right.state.sets, right.state.runs),
+        strict=True,
+    )
+    return all(old.height == new.height and _sorted(old).equals(_sorted(new)) for old, new in pairs)
+
+
+def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.sort(frame.columns, nulls_last=True)
+
+
+def _moments(first: datetime, last: datetime) -> list[datetime]:
+    return [first] if first == last else [first, last]
 
 
 def _contracts_changed(old: MasterData | None, new: MasterData, customer: str) -> bool:
@@ -320,7 +441,7 @@ def _costs(
     if not uses:
         return ()
     customers = dict.fromkeys(use.contract.subscription.customer for use in uses)
-    live = _together([known[customer].usage for customer in customers])
+    live = _together([known[customer].whole for customer in customers])
     return zip(uses, _amounts([usage_piece(master, use) for use in uses], live, view), strict=True)
 
 

@@ -192,3 +192,8 @@ def enter(connection: Connection, tenant_id: str) -> None:
         "SELECT set_config('role', %s, true), set_config('app.tenant_id', %s, true)",
         (APP_ROLE, str(UUID(tenant_id))),
     )
+
+
+def all_ids(connection: Connection) -> list[str]:
+    """The tenants that there are (system role)."""
+    return [str(row["id"]) for row in connection.execute("SELECT id FROM tenants ORDER BY id").fetchall()]

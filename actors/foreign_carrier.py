@@ -1,0 +1,120 @@
+"""Carries usage between lanes: what one lane has folded of a key goes to the home lane of the key's customer.
+
+Owns the looking and the sending. What is sent is absolute, so anybody may send it, twice, late, or not at all for a
+while; the home lane takes what is newer. Only of customers with a budget or credit, and only what has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import polars as pl
+
+from actors.foreign_usage import FOREIGN, Told, ToldCustomer, foreign_keys
+from actors.live_figures import MasterSource
+from actors.router import GroupingRouter
+from billing.errors import BillingError, NotFound
+from billing.live_state import LiveState
+from billing.master import MasterData
+from billing.meters import MeterState
+
+LOG = logging.getLogger("cloudbilling.foreign")
+KEYS_MAX = 2_000  # of one question to a lane
+
+
+@dataclass
+class _Tenant:
+    number: int
+    keys: dict[str, list[str]]  # by customer: those in other lanes than his code
+    owner: dict[str, str]
+    sent: dict[str, bytes] = field(default_factory=dict[str, bytes])  # by key: digest of what its home lane has
+
+
+@dataclass
+class ForeignCarrier:
+    """`round` is everything; call it every second."""
+
+    router: GroupingRouter
+    masters: MasterSource
+    tenants: Callable[[], Sequence[str]]
+    _known: dict[str, _Tenant] = field(default_factory=dict[str, _Tenant])
+
+    async def round(self) -> int:
+        """How many keys were told anew."""
+        told = 0
+        for tenant_id in self.tenants():
+            try:
+                told += await self.carry(tenant_id)
+            except BillingError as error:  # a lane or the store is away: the next round tells it
+                LOG.warning("usage of tenant %s is not carried now: %s", tenant_id, error.detail)
+        return told
+
+    async def carry(self, tenant_id: str) -> int:
+        tenant = self._wanted(tenant_id)
+        if tenant is None:
+            return 0
+        keys = list(tenant.owner)
+        by_lane: dict[int, list[tuple[str, int]]] = {}
+        for key, (lane, generation) in zip(keys, self.router.owners_of(tenant_id, keys), strict=True):
+            by_lane.setdefault(lane, []).append((key, generation))
+        news: dict[str, list[tuple[Told, bytes]]] = {}
+        for lane, mine in sorted(by_lane.items()):
+            for first in range(0, len(mine), KEYS_MAX):
+                part = dict(mine[first : first + KEYS_MAX])
+                figures = await self.router.figures_of(lane, tenant_id, list(part), tenant.number)
+                if figures.live is None:
+                    continue
+                for key, live in _by_key(figures.live).items():
+                    state = live.to_bytes()
+                    digest = hashlib.blake2b(state, digest_size=16).digest()
+                    if tenant.sent.get(key) != digest:
+                        told = Told(key, part[key], figures.number, figures.master_number, state)
+                        news.setdefault(tenant.owner[key], []).append((told, digest))
+        count = 0
+        for customer, found in news.items():
+            payload = msgspec.msgpack.encode(ToldCustomer(customer, [told for told, _ in found]))
+            settled = set(msgspec.json.decode(await self.router.decide(tenant_id, customer, FOREIGN, payload)))
+            for told, digest in found:
+                if told.key in settled:
+                    tenant.sent[told.key] = digest
+                    count += 1
+        return count
+
+    def _wanted(self, tenant_id: str) -> _Tenant | None:
+        """The keys to look at; None where there are none. Looked up again when the master data have changed."""
+        try:
+            number, master = self.masters.cached(tenant_id)
+        except NotFound:
+            return None
+        known = self._known.get(tenant_id)
+        if known is None or known.number != number:
+            keys = foreign_keys(master, self._lanes(tenant_id, master))
+            owner = {key: customer for customer, of_customer in keys.items() for key in of_customer}
+            # Other master data may ask for other cells: everything is told again, and taken where it differs.
+            self._known[tenant_id] = known = _Tenant(number, keys, owner)
+        return known if known.owner else None
+
+    def _lanes(self, tenant_id: str, master: MasterData) -> dict[str, int]:
+        """The lane of each key of a customer that has several."""
+        keys = [key for customer in master.customers for key in _several(master, customer)]
+        return dict(zip(keys, self.router.lanes_of(tenant_id, keys), strict=True))
+
+
+def _several(master: MasterData, customer: str) -> Sequence[str]:
+    keys = master.keys_of(customer)
+    return keys if len(keys) > 1 else ()
+
+
+def _by_key(live: LiveState) -> dict[str, LiveState]:
+    """Usage of each key alone, in an order that says nothing of how it was merged."""
+    state = live.state
+    found: dict[str, LiveState] = {}
+    for key in state.small["key"].unique().sort():
+        mine = pl.col("key") == key
+        parts = (frame.filter(mine) for frame in (state.small, state.sets, state.runs))
+        found[str(key)] = LiveState(MeterState(state.by, *(part.sort(part.columns, nulls_last=True) for part in parts)))
+    return found

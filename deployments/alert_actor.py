@@ -1,0 +1,77 @@
+"""Ray's shell around what alerts need beside the lanes: one detached actor that looks every second.
+
+It carries usage between lanes (budgets see it one second later) and delivers webhooks. It may die at any time: what it
+does is in the log and in SQL. Ray starts it again; two of them do no harm.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import ray
+
+from actors.budget_desk import BudgetDesk
+from actors.foreign_carrier import ForeignCarrier
+from actors.supervisor_actor import RayUsageRouter
+from actors.webhook_reconciler import WebhookReconciler
+from billing.errors import BillingError
+from deployments.wiring import PlatformAddress, Stores, utc_now
+from storage import telemetry
+from storage.gateways.webhook_http import WebhookHttp
+from storage.sql import tenants
+
+EVERY_S = 1.0
+PAUSE_S = 10.0  # after a fault
+TENANTS_EVERY = 10  # rounds between two looks which tenants there are
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=2)
+class AlertActor:
+    """Two loops, a thread each: an endpoint that is slow must not hold up budgets."""
+
+    def __init__(self, address: PlatformAddress) -> None:
+        telemetry.start("alerts", endpoint=address.telemetry_endpoint, level=address.log_level)
+        stores = address.open(connections_max=10)
+        router = RayUsageRouter(address.store, address.namespace)
+        webhooks = WebhookReconciler(stores.database, BudgetDesk(router), WebhookHttp(address.outbound), utc_now)
+        carrier = ForeignCarrier(router, stores.masters, _Tenants(stores))
+        self._errors: dict[str, str] = {}
+        self._stopping = threading.Event()
+        for name, work in (("webhooks", webhooks.round), ("carrier", lambda: asyncio.run(carrier.round()))):
+            threading.Thread(target=self._loop, args=(name, work), name=name, daemon=True).start()
+
+    def errors(self) -> dict[str, str]:
+        """What went wrong in the newest round of each loop; empty when all is well."""
+        return {name: error for name, error in self._errors.items() if error}
+
+    def _loop(self, name: str, work: Callable[[], int]) -> None:
+        pause = EVERY_S
+        while not self._stopping.wait(pause):
+            try:
+                work()
+                self._errors[name], pause = "", EVERY_S
+            except (TimeoutError, BillingError, OSError, RuntimeError) as error:  # the next round tries again
+                self._errors[name], pause = f"{type(error).__name__}: {error}", PAUSE_S
+
+
+class _Tenants:
+    """All tenants, looked up now and then: one that was just made waits some seconds."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._known: list[str] = []
+        self._asked = 0
+
+    def __call__(self) -> list[str]:
+        if self._asked % TENANTS_EVERY == 0:
+            with self._stores.database.system() as connection:
+                self._known = tenants.all_ids(connection)
+        self._asked += 1
+        return self._known
+
+
+def start_alerts(address: PlatformAddress) -> None:
+    """Start it, or find it; returns at once."""
+    AlertActor.options(  # type: ignore[attr-defined]
+        name="alerts", namespace=address.namespace, lifetime="detached", get_if_exists=True
+    ).remote(address)
