@@ -34,6 +34,7 @@ from deployments.key_limits import LimitHeaders
 from deployments.manners import MasterNumbers
 from deployments.services import Services
 from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
+from deployments.usage_groups import UsageGroups
 from pipelines.usage_queries import UsageQueries
 
 VERSION = "0.1.0"
@@ -105,6 +106,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.gate = Gate(services)
     app.state.room = Room(services.limits.bytes_in_flight_max)
     app.state.numbers = MasterNumbers()
+    app.state.usage_groups = UsageGroups(services.router)
     app.state.accounts = AccountsDesk(services.router)
     app.state.budgets = BudgetDesk(services.router)
     app.state.backfills = BackfillDesk(services.router, services.store)
