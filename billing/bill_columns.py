@@ -225,7 +225,7 @@ def _is_plain(plan: Plan) -> bool:
 def late_owners(chosen: Plain, fresh: pl.DataFrame) -> frozenset[str]:
     """Customers with usage for what is billed: `fresh` are key and time of events that no finalised run has seen."""
     met = fresh.join(chosen.keys, on="key", how="inner").join(chosen.late_before, on="owner", how="inner")
-    owners = met.filter(pl.col("time") < pl.col("before"))["owner"].unique()
+    owners: list[int] = met.filter(pl.col("time") < pl.col("before"))["owner"].unique().to_list()
     return frozenset(chosen.customers[owner] for owner in owners)
 
 

@@ -29,8 +29,9 @@ def rating_book(master: MasterData) -> RatingBook:
     places: dict[tuple[int, ...], int] = {}
     cuts: list[tuple[str, datetime]] = []
     for subscription, one in _contracts(master):
-        for start, end, charges in _plans_in_time(one):
-            key = (id(charges),) if not one.changed else tuple(id(charge) for charge in charges)
+        changed = one is not None and one.changed
+        for start, end, charges in _plans_in_time(subscription, one):
+            key = (id(charges),) if not changed else tuple(id(charge) for charge in charges)
             place = places.setdefault(key, len(plans))
             if place == len(plans):
                 plans.append(charges)
@@ -54,15 +55,26 @@ def rating_book(master: MasterData) -> RatingBook:
     )
 
 
-def _contracts(master: MasterData) -> Iterator[tuple[Subscription, Contract]]:
-    """Every subscription with its own contract, then with those of its add-ons."""
+def _contracts(master: MasterData) -> Iterator[tuple[Subscription, Contract | None]]:
+    """Every subscription with its own contract, then with those of its add-ons.
+
+    None where nothing can cut the contract: most are like that, and working out the course of each takes longer than
+    all the rest of the book.
+    """
     for subscription in master.subscriptions.values():
+        if not (subscription.steps or subscription.add_ons or subscription.plan.phases):
+            yield subscription, None
+            continue
         for one in contracts_of(subscription, master.tenant.timezone):
             yield subscription, one
 
 
-def _plans_in_time(one: Contract) -> list[tuple[datetime, datetime, tuple[Charge, ...]]]:
+def _plans_in_time(
+    subscription: Subscription, one: Contract | None
+) -> list[tuple[datetime, datetime, tuple[Charge, ...]]]:
     """Which usage charges, with a subscription's own prices, are in force from when to when."""
+    if one is None:
+        return [(subscription.start, FOREVER, usage_charges(subscription.plan))]
     if not one.changed:
         return [(one.subscription.start, one.end, usage_charges(one.subscription.plan))]
     spans = [span for span in one.spans if span.charge.kind == "usage" and span.start < span.end]
@@ -80,7 +92,7 @@ def _pauses(master: MasterData) -> list[tuple[str, str, int, datetime, datetime]
     places = {code: place for place, code in enumerate(master.meters)}
     found: list[tuple[str, str, int, datetime, datetime]] = []
     for subscription, one in _contracts(master):
-        if not any(step.kind == "pause" for step in one.subscription.steps):
+        if one is None or not any(step.kind == "pause" for step in one.subscription.steps):
             continue
         for start, end, plan in one.pauses:
             for meter in sorted({charge.meter for charge in usage_charges(plan)}):

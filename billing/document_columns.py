@@ -7,7 +7,7 @@ the document: a column of decimals has one scale, and currencies differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -50,8 +50,15 @@ class DocumentColumns:
     def count(self) -> int:
         return self.documents.height
 
-    def customers(self) -> list[str]:
-        return self.documents["customer"].to_list()
+    def without(self, customers: Collection[str]) -> DocumentColumns:
+        """The documents of all other customers."""
+        kept = self.documents.filter(~pl.col("customer").is_in(list(customers)))
+        if kept.height == self.count:
+            return self
+        places = kept.select("document").with_row_index("place")
+        frames = (kept, *(frame.join(places, on="document", how="semi") for frame in (self.lines, self.taxes)))
+        members = self.members.join(places, on="document", how="semi")
+        return DocumentColumns(*(_placed(frame, places) for frame in (*frames, members)))
 
 
 def no_documents() -> DocumentColumns:

@@ -110,6 +110,7 @@ STEPS_OF_MASTER_DATA = frozenset(
         "bill_run",
     }
 )
+STEPS_OF_RUNS = frozenset({"bill_run_reversed"})  # what only the driver of bill runs writes
 
 
 @dataclass(frozen=True)
@@ -442,9 +443,9 @@ class _Builder:
         form = Form(step, pointer, mistakes)
         mistakes.check()
         kinds = [key for key in form.fields if key != "at"]
-        if len(kinds) != 1 or kinds[0] not in STEPS_OF_MASTER_DATA:
+        if len(kinds) != 1 or kinds[0] not in STEPS_OF_MASTER_DATA | STEPS_OF_RUNS:
             known = ", ".join(sorted(STEPS_OF_MASTER_DATA))
-            wrong = next((key for key in kinds if key not in STEPS_OF_MASTER_DATA), None)
+            wrong = next((key for key in kinds if key not in STEPS_OF_MASTER_DATA | STEPS_OF_RUNS), None)
             mistakes.add(pointer if wrong is None else form.at(wrong), f"a step has `at` and one of: {known}")
             mistakes.check()
         kind = kinds[0]
@@ -966,6 +967,16 @@ class _Builder:
         if mistakes.errors:
             return
         self.runs.append(RunMark(self.step_count, at, up_to, steps, parked, cut))
+
+    def _bill_run_reversed(self, form: Form, at: datetime, mistakes: Mistakes) -> None:
+        """The last finalised run was taken back: what it billed is not billed any more. `mark` is its step."""
+        mark = form.count("mark", 0, 0, most=self.step_count)
+        form.rest(frozenset({"id"}))
+        form.done()
+        if not mistakes.errors and (not self.runs or self.runs[-1].number != mark):
+            form.wrong("mark", "is not the last bill run")
+        if not mistakes.errors:
+            self.runs.pop()
 
 
 def _tenant(value: object, pointer: str, mistakes: Mistakes) -> Tenant:

@@ -12,8 +12,9 @@ import ray
 
 from actors.ray_desk import RayDeskAddress
 from billing.errors import BillingError, Unavailable
-from deployments.wiring import PlatformAddress
+from deployments.wiring import PlatformAddress, utc_now
 from pipelines.ray_tasks import RayExecutor
+from pipelines.run_schedule import start_due
 from storage import telemetry
 
 LOG = logging.getLogger("cloudbilling.bill_run")
@@ -49,6 +50,19 @@ def start_bill_run(address: PlatformAddress, tenant_id: str, run_id: str, approv
         name=f"bill-run-{tenant_id}", namespace=address.namespace, lifetime="detached", get_if_exists=True
     ).remote(address)
     actor.drive.remote(tenant_id, run_id, approve)
+
+
+def start_due_runs(address: PlatformAddress) -> list[str]:
+    """Begin the bill runs that are due by their tenants' schedules; the runs that were planned now."""
+    stores = address.open(connections_max=2)
+    try:
+        desk = RayDeskAddress(address.store, address.namespace).open()
+        found = start_due(stores.database, stores.bill_runs(desk=desk), utc_now)
+        for tenant_id, run_id in found:
+            start_bill_run(address, tenant_id, run_id)
+        return [run_id for _, run_id in found]
+    finally:
+        stores.close()
 
 
 def resume_unfinished(address: PlatformAddress) -> list[str]:

@@ -59,11 +59,19 @@ _RUN = {
     "totals": {"EUR": {"net": "1234.50", "gross": "1469.06"}},
     "documents": {"made": 40, "archived": 40, "parked": 0, "wanted": 0},
     "parked": [],
+    "held_back": [],
+    "checks": {
+        "last_run": 2,
+        "difference": {"EUR": {"net": "1234.50", "last_net": "1200.00", "change_percent": "2.9"}},
+        "outliers": [],
+        "stops": [],
+    },
     "findings": [],
     "error": None,
 }
+RUN_EXAMPLE = _RUN
 # What a run keeps for itself: positions in the log are of no use to a caller.
-_INNER = frozenset({"tenant_id", "cut", "previous_cut"})
+_INNER = frozenset({"tenant_id", "cut", "previous_cut", "request_key", "held"})
 
 
 def driver(services: Services) -> BillRunDriver:
@@ -79,7 +87,7 @@ def driver(services: Services) -> BillRunDriver:
     )
 
 
-def _shown_run(run: Mapping[str, Any]) -> dict[str, Any]:
+def shown_run(run: Mapping[str, Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", plain({key: value for key, value in run.items() if key not in _INNER}))
 
 
@@ -94,12 +102,15 @@ def start_bill_run(
     """Bills everything due at or before `up_to` that is not billed yet; again makes nothing new. It goes on in the
     background: ask GET /v1/bill-runs/{id} for its progress; `done` means that its documents are archived.
 
-    `approve: false` stops when the amounts are computed, for a look at them (POST .../approve goes on). A
+    `approve: false` stops when the amounts are computed, for a look at them (POST .../approve goes on); so does a
+    finding of the tenant's guard rails (`held_back`, `checks`), or a tenant that wants four eyes. `early: true` does
+    not wait for its collection window. With an Idempotency-Key a repeat gets the same run, whatever happened meanwhile. A
     `document_date` of its own, and `wait: true` (the answer comes when the run has ended, if it is of at most 2,000
     customers), are for test tenants.
     """
     write = Write(request)
-    form = known_keys(form, ("up_to", "document_date", "approve", "wait"), ("up_to",))
+    form = known_keys(form, ("up_to", "document_date", "approve", "early", "wait"), ("up_to",))
+    early = _truth(form, "early", False)
     approve, wait = _truth(form, "approve", True), _truth(form, "wait", False)
     if wait and caller.tenant_kind != "test":
         detail = "only a test tenant waits for its runs: ask for the progress"
@@ -110,7 +121,12 @@ def start_bill_run(
     services = write.services
 
     def work(connection: Connection) -> Answer:
-        run = driver(services).plan(caller.tenant_id, up_to, caller.actor, document_date=document_date, approve=approve)
+        # A retry after a crash between the plan and its answer finds the run by the key, and gets it.
+        request_key = f"{caller.owner}:{write.key}" if write.key is not None else None
+        run = driver(services).plan(
+            caller.tenant_id, up_to, caller.actor,
+            document_date=document_date, approve=approve, request_key=request_key, early=early,
+        )  # fmt: skip
         audit.record(
             connection,
             caller.tenant_id,
@@ -120,7 +136,7 @@ def start_bill_run(
             subject=str(run["id"]),
             after={"up_to": form["up_to"], "approve": approve},
         )
-        return Answer(_shown_run(run), 202, {"Location": f"/v1/bill-runs/{run['id']}"})
+        return Answer(shown_run(run), 202, {"Location": f"/v1/bill-runs/{run['id']}"})
 
     answer = write.run(caller, work)
     if answer.status_code == 202:
@@ -129,7 +145,7 @@ def start_bill_run(
         run = msgspec.json.decode(answer.body)
         if wait and run["customers"] <= CUSTOMERS:
             ended = driver(services).drive(caller.tenant_id, str(run["id"]))
-            return json_response(_shown_run(ended), 202, {"Location": answer.headers["Location"]})
+            return json_response(shown_run(ended), 202, {"Location": answer.headers["Location"]})
         services.start_bill_run(caller.tenant_id, str(run["id"]), None)
     return answer
 
@@ -175,7 +191,7 @@ def list_bill_runs(
         now = services.clock()
         views = [run_view(connection, str(row["id"]), now) for row in rows[: page.limit]]
     more = rows[page.limit :]
-    return page_of([*views, *more], page, lambda row: row["number"], _shown_run)
+    return page_of([*views, *more], page, lambda row: row["number"], shown_run)
 
 
 @router.get("/bill-runs/{run_id}", summary="Read a bill run", **described(answer=_RUN, also=(404, 422)))
@@ -183,7 +199,7 @@ def read_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("
     services: Services = request.app.state.services
     with services.database.tenant(caller.tenant_id) as connection:
         run = run_view(connection, str(run_id), services.clock())
-    return json_response(_shown_run(run))
+    return json_response(shown_run(run))
 
 
 @router.get(
@@ -230,7 +246,7 @@ def _steered(path: str, word: str, summary: str) -> None:
                 getattr(steer, word)(caller.tenant_id, name)
             audit.record(connection, caller.tenant_id, at=services.clock(), actor=caller.actor,
                          action=f"bill run: {word}", subject=name)  # fmt: skip
-            return Answer(_shown_run(steer.get(caller.tenant_id, name)), 202)
+            return Answer(shown_run(steer.get(caller.tenant_id, name)), 202)
 
         answer = write.run(caller, work)
         if word in ("approve", "resume"):

@@ -25,8 +25,10 @@ from uuid import UUID
 
 import polars as pl
 import uuid_utils
+from psycopg.errors import UniqueViolation
 
-from billing.errors import BillingError, Conflict, FieldError, InvalidInput, Unavailable
+from billing.document_columns import DocumentColumns, totals_of
+from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotAllowed, Unavailable
 from billing.master import Customer
 from billing.periods import local_date, midnight
 from pipelines.bill_run_chunk import (
@@ -42,12 +44,14 @@ from pipelines.chunk_results import unpack
 from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
 from pipelines.reused_ids import Voider, void_reused_ids
+from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves, settling
+from pipelines.run_reversal import reverse_documents
 from pipelines.run_usage import forget
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import bill_runs, finalising, invoices, steps, tenants, wallet_moves
+from storage.sql import bill_runs, billing_settings, finalising, invoices, steps, tenants, wallet_moves
 from storage.sql.database import Connection, Database
 from storage.sql.wallet_moves import WalletMove
 from storage.usage_log.reader import UsageLogReader
@@ -61,6 +65,7 @@ STEPS = (
     "usage gathered",
     "chunk computed",
     "chunk noted",
+    "checked",
     "computed",
     "approving",
     "approved",
@@ -182,14 +187,22 @@ class BillRunDriver:
         *,
         document_date: date | None = None,
         approve: bool = True,
+        request_key: str | None = None,
+        early: bool = False,
     ) -> dict[str, Any]:
-        """Fix what a run rests on. With `approve` it goes on by itself once computed.
+        """Fix what a run rests on. With `approve` it goes on by itself once computed, if nothing was found.
 
-        Errors: InvalidInput for a date after the clock, Conflict while a run goes on.
+        The same `request_key` again gives the run that it planned before. `early` does not wait for the tenant's
+        collection window. Errors: InvalidInput for a date after the clock, Conflict while a run goes on, or while
+        usage may still come.
         """
         self._checkpoint("before plan")
         with self._database.tenant(tenant_id) as connection:
+            known = bill_runs.by_request(connection, request_key) if request_key else None
+            if known is not None:  # whoever asked did not get the answer
+                return run_view(connection, known, self._clock())
             tenant = tenants.by_id(connection, tenant_id)
+            settings = billing_settings.of(connection, tenant.kind)
             previous = bill_runs.last_finalised(connection)  # before the number: its mark is then in the master data
             number, _ = steps.current(connection, tenant_id)
         now = self._clock()
@@ -199,6 +212,12 @@ class BillRunDriver:
             raise InvalidInput(
                 f"up_to lies after the clock ({made_at.isoformat()})",
                 errors=[FieldError("/up_to", "must not lie after the clock")],
+            )
+        window_end = cut_at + settings.collection_window
+        if window_end > made_at and not early:
+            raise Conflict(
+                f"usage up to then may come until {window_end.isoformat()} (the collection window): look at a preview"
+                " meanwhile, or ask for the run early"
             )
         today = local_date(made_at, tenant.timezone)
         if document_date is not None and (tenant.kind != "test" or document_date > today):
@@ -231,6 +250,7 @@ class BillRunDriver:
                 actor=actor,
                 now=now,
                 findings=findings,
+                request_key=request_key,
             )
             last = bill_runs.last_finalised(connection)
             if (last and last["id"]) != (previous and previous["id"]):
@@ -269,7 +289,7 @@ class BillRunDriver:
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "computed":
-            if run["paused"] or not (run["auto_approve"] if approve is None else approve):
+            if run["paused"] or not self._may_approve_itself(tenant_id, run, approve):
                 return run
             self.approve(tenant_id, run_id, run["created_by"])
             run = self.get(tenant_id, run_id)
@@ -277,6 +297,13 @@ class BillRunDriver:
             if not self._finalise(tenant_id, run):
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
+        if run["state"] == "reversing":
+            reverse_documents(
+                self._database, self._chain, tenant_id, run_id, self._clock, self._checkpoint, self._bring_moves
+            )
+            while make_files(self._database, self._archive, tenant_id, self._clock) > 0:
+                self._checkpoint("files made")
+            return self.get(tenant_id, run_id)
         if run["state"] == "finalised":
             if not self._make_files(tenant_id, run_id):
                 return self.get(tenant_id, run_id)
@@ -321,25 +348,71 @@ class BillRunDriver:
             if any(chunk["state"] == "planned" for chunk in found):
                 return False  # paused or cancelled meanwhile
             parked = [one for chunk in found for one in chunk["parked"]]
+            tenant = tenants.by_id(connection, tenant_id)
+            settings = billing_settings.of(connection, tenant.kind)
+            master = self._chain.at(tenant_id, run["master_number"])
+            totals = _sum_totals([chunk["totals"] for chunk in found if chunk["totals"]])
+            checked = check(connection, settings, master, run, totals, map(self._documents_of, found))
+            bill_runs.set_checks(connection, run_id, checked.checks, checked.held)
+            self._checkpoint("checked")
             bill_runs.move(
                 connection, run_id, expected=("planned",), state="computed", now=self._clock(), parked=parked
             )
         self._checkpoint("computed")
         return True
 
+    def _documents_of(self, chunk: Mapping[str, Any]) -> DocumentColumns:
+        data = self._store.get(chunk["result"])
+        assert data is not None, "the result of a computed chunk is never deleted"
+        return unpack(data).columns
+
+    def _may_approve_itself(self, tenant_id: str, run: Mapping[str, Any], approve: bool | None) -> bool:
+        """Whether a computed run goes on without anybody: as planned, unless the look at it or the tenant says wait."""
+        with self._database.tenant(tenant_id) as connection:
+            return not waits_for_somebody(connection, tenant_id, run, approve)
+
+    def release(self, tenant_id: str, run_id: str, customers: Sequence[str], actor: str) -> None:
+        """Let customers through whom a guard rail holds back in a computed run; those of their families with them."""
+        with self._database.tenant(tenant_id) as connection:
+            run = bill_runs.get(connection, run_id, lock=True)
+            if run["state"] != "computed":
+                raise Conflict(f"the run is {run['state']}: the next run bills whom this one held back")
+            held = {one["customer"] for one in bill_runs.held_back(run)}
+            unknown = sorted(set(customers) - {one["customer"] for one in run["held"]})
+            if unknown:
+                raise InvalidInput(
+                    f"not held back in this run: {', '.join(unknown[:10])}",
+                    errors=[FieldError("/customers", f"{unknown[0]!r} is not held back")],
+                )
+            master = self._chain.at(tenant_id, run["master_number"])
+            wanted = {member for customer in customers for member in master.family(customer)}
+            bill_runs.release(connection, run_id, sorted(wanted & held), actor)
+
     def approve(self, tenant_id: str, run_id: str, actor: str) -> None:
-        """Decide that this is billed: from here on the run is finished, whatever happens, and cannot be cancelled."""
+        """Decide that this is billed: from here on the run is finished, whatever happens, and cannot be cancelled.
+
+        Whom a guard rail holds back is parked: the next run tries again. NotAllowed where the tenant wants four eyes
+        and these are the two that planned it.
+        """
         with self._database.tenant(tenant_id) as connection:
             run = bill_runs.get(connection, run_id, lock=True)
             if run["state"] != "computed" or run["cancel_asked"]:
                 return
+            tenant = tenants.by_id(connection, tenant_id)
+            if billing_settings.of(connection, tenant.kind).four_eyes and actor == run["created_by"]:
+                raise NotAllowed("who started a bill run does not approve it here: ask somebody else (four eyes)")
+            held = [
+                {"customer": one["customer"], "code": one["code"], "reason": one["reason"]}
+                for one in bill_runs.held_back(run)
+            ]
+            parked = [*run["parked"], *held]
             step = {
                 "at": run["made_at"].isoformat(),
                 "bill_run": {
                     "id": run_id,
                     "up_to": run["up_to"].isoformat(),
                     "steps": run["master_steps"],
-                    "parked": sorted({one["customer"] for one in run["parked"]}),
+                    "parked": sorted({one["customer"] for one in parked}),
                     "cut": run["cut"]["positions"],
                 },
             }
@@ -352,6 +425,8 @@ class BillRunDriver:
                 state="approved",
                 now=self._clock(),
                 mark=change.last_step,
+                parked=parked,
+                approved_by=actor,
             )
         self._chain.project(self._database, tenant_id, up_to=change.number)
         self._checkpoint("approved")
@@ -402,19 +477,30 @@ class BillRunDriver:
                 data = self._store.get(row["result"])
                 assert data is not None, "the result of a computed chunk is never deleted"
                 result = unpack(data)
-                ids = finalising.new_ids(result.columns.count)
-            heads = self._heads(connection, tenant_id, run, result.columns.documents)
-            staged = finalising.stage(connection, tenant_id, ids, result.columns, heads, self._clock())
+                held = {one["customer"] for one in run["parked"]}
+                columns = result.columns.without(held)
+                ids = finalising.new_ids(columns.count)
+            heads = self._heads(connection, tenant_id, run, columns.documents)
+            staged = finalising.stage(connection, tenant_id, ids, columns, heads, self._clock())
             turns.wait(chunk)
             numbers = finalising.number(connection, staged)
             with_wallet = self._chain.at(tenant_id, run["master_number"]).wallet_customers
             without = {one["customer"] for one in result.parked if one["customer"] in with_wallet}
+            without |= held & {*result.holders, *(set(result.columns.documents["customer"]) & with_wallet)}
             if result.holders or without:
-                by_key = dict(zip(result.columns.documents["key"], numbers, strict=True))
+                by_key = dict(zip(columns.documents["key"], numbers, strict=True))
                 moves = settling(run_id, result.holders, by_key, without)
                 wallet_moves.add(connection, tenant_id, moves, self._clock())
             self._checkpoint("chunk finalising")
-            bill_runs.set_chunk(connection, run_id, chunk, "finalised", self._clock())
+            bill_runs.chunk_finalised(
+                connection,
+                run_id,
+                chunk,
+                documents=columns.count,
+                lines=columns.lines.height,
+                totals=totals_of(columns),
+                now=self._clock(),
+            )
 
     def _heads(
         self, connection: Connection, tenant_id: str, run: Mapping[str, Any], documents: pl.DataFrame
@@ -429,7 +515,7 @@ class BillRunDriver:
             rows.append(
                 (
                     entity["code"], patterns[type_], invoices.buyer_json(buyer), str(buyer.get("name") or customer),
-                    invoices.due_on(day, type_, buyer), run["made_at"], str(run["id"]), run["mark"], None,
+                    invoices.due_on(day, type_, buyer), run["made_at"], str(run["id"]), run["mark"], None, None,
                 )
             )  # fmt: skip
         return finalising.heads_of(rows)
@@ -507,6 +593,33 @@ class BillRunDriver:
         except Unavailable as error:  # the next run of the tenant, or the next start, brings them
             LOG.warning("the wallet credit of a cancelled bill run waits: %s", error.detail)
 
+    def reverse(self, tenant_id: str, run_id: str, actor: str) -> None:
+        """Take a finalised run back as a whole: `drive` then writes a credit note for each of its documents.
+
+        Only the last run, as later ones rest on it. Errors: Conflict for another one, for one that is not done, and
+        for one that made invoices again for late usage (each of those stands for an older one).
+        """
+        with self._database.tenant(tenant_id) as connection:
+            run = bill_runs.get(connection, run_id, lock=True)
+            if run["state"] in ("reversing", "reversed"):
+                return
+            if run["state"] != "done":
+                raise Conflict(f"the run is {run['state']}: only one that is done is reversed")
+            last = bill_runs.last_finalised(connection)
+            if last is None or str(last["id"]) != run_id:
+                raise Conflict("later runs rest on this one: reverse them first, the last one before")
+            if invoices.replaces_any(connection, run_id):
+                raise Conflict("the run made invoices again for late usage: correct those one by one, by credit notes")
+            tenant = tenants.by_id(connection, tenant_id)
+            if billing_settings.of(connection, tenant.kind).four_eyes and actor == run["approved_by"]:
+                raise NotAllowed("who approved a bill run does not reverse it here: ask somebody else (four eyes)")
+            try:
+                bill_runs.move(
+                    connection, run_id, expected=("done",), state="reversing", now=self._clock(), reversed_by=actor
+                )
+            except UniqueViolation as error:
+                raise Conflict("another bill run of this tenant is going on: wait for it, or cancel it") from error
+
     def unfinished(self) -> list[tuple[str, str]]:
         """Runs that nobody may be driving any more, as (tenant, run): a starting platform drives them on."""
         with self._database.system() as connection:
@@ -540,6 +653,18 @@ def tasks_of(tenant_id: str, run: Mapping[str, Any], chunks: Sequence[Mapping[st
     ]
 
 
+def waits_for_somebody(
+    connection: Connection, tenant_id: str, run: Mapping[str, Any], approve: bool | None = None
+) -> bool:
+    """Whether a computed run needs somebody to approve it: as planned (or as told), for what was found, or always."""
+    if not (run["auto_approve"] if approve is None else approve):
+        return True
+    if approve is None and (run["checks"] or {}).get("stops"):
+        return True
+    tenant = tenants.by_id(connection, tenant_id)
+    return billing_settings.of(connection, tenant.kind).four_eyes
+
+
 def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, Any]:
     """A run as people and programs see it."""
     run = bill_runs.get(connection, run_id)
@@ -550,9 +675,13 @@ def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, An
     if run["state"] == "planned":
         stage, count = "computing", done["computed"]
     elif run["state"] == "computed":
-        stage = "waiting for approval"
+        waits = waits_for_somebody(connection, str(run["tenant_id"]), run)
+        stage = "waiting for approval" if waits else "approving"
     elif run["state"] == "approved":
         stage, count = "finalising", done["finalised"]
+    elif run["state"] in ("reversing", "reversed"):
+        stage, count = run["state"], invoices.reversed_count(connection, run_id)
+        total = sum(files.values())
     elif run["state"] == "finalised":
         total = sum(files.values())
         stage, count = "making documents", total - files["wanted"]
@@ -562,9 +691,13 @@ def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, An
     progress = {"stage": stage, "done": count, "total": total, "seconds": round(seconds, 1)}
     if run["paused"] and run["state"] not in bill_runs.ENDED:
         progress["stage"] = "paused"
+    rate = count / seconds if seconds and count < total else 0.0
+    if rate and run["state"] in ("planned", "approved", "finalised") and not run["paused"]:
+        progress["seconds_left"] = round((total - count) / rate, 1)
     return {
         **run,
         "id": str(run["id"]),
+        "held_back": bill_runs.held_back(run),
         "progress": progress,
         "totals": _sum_totals([chunk["totals"] for chunk in chunks if chunk["totals"]]),
         "documents": {"made": sum(chunk["documents"] or 0 for chunk in chunks), **files},

@@ -177,7 +177,15 @@ def bill_run(
     document_date: str = typer.Option(None, help="Date on the documents (test tenants only)."),
     resume: str = typer.Option(None, help="Go on with this run (its id)."),
     cancel: str = typer.Option(None, help="Give up this run (its id), before it is approved."),
+    approve: str = typer.Option(None, help="Approve what this run (its id) has computed, and make it final."),
+    pause: str = typer.Option(None, help="Pause this run (its id); --resume lets it go on."),
+    release: str = typer.Option(None, help="In this run (its id) let through whom --customer names."),
+    customer: list[str] = typer.Option([], help="A customer whom a guard rail holds back (with --release)."),
+    reverse: str = typer.Option(
+        None, help="Take this run (its id) back: credit notes for all of it, then it can run again."
+    ),
     check_only: bool = typer.Option(False, "--check-only", help="Compute and stop before anything becomes final."),
+    early: bool = typer.Option(False, "--early", help="Do not wait for the collection window to end."),
     tenant: str = Tenant,
     key: str = Key,
     url: str = Url,
@@ -186,7 +194,26 @@ def bill_run(
     """Run the bills of a tenant, from plan to archived documents."""
     from cluster.cli import billing
 
-    billing.bill_run(up_to, document_date, resume, cancel, check_only, tenant, key, url, as_json)
+    wanted = {"up_to": up_to, "resume": resume, "cancel": cancel, "approve": approve, "pause": pause,
+              "release": release, "reverse": reverse}  # fmt: skip
+    body = {"approve": not check_only, "early": early}
+    if document_date:
+        body["document_date"] = document_date
+    billing.bill_run(wanted, body, customer, tenant, key, url, as_json)
+
+
+@app.command(name="billing-settings")
+def billing_settings(
+    file: Path = typer.Argument(None, help="JSON to set; without it the settings are shown."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Guard rails, four eyes, collection window and schedule of a tenant's bill runs, and when the next one is due."""
+    from cluster.cli import billing
+
+    billing.settings(file, tenant, key, url, as_json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

@@ -16,34 +16,56 @@ WAIT_S = 6 * 3600.0
 
 
 def bill_run(
-    up_to: str | None,
-    document_date: str | None,
-    resume: str | None,
-    cancel: str | None,
-    check_only: bool,
+    wanted: dict[str, str | None],
+    body: dict[str, Any],
+    customers: list[str],
     tenant: str | None,
     key: str | None,
     url: str | None,
     as_json: bool,
 ) -> None:
-    chosen = [one for one in (up_to, resume, cancel) if one]
+    """One of: a new run, or a word to one that is there; then its progress until it ends or waits for somebody."""
+    chosen = [(word, value) for word, value in wanted.items() if value]
     if len(chosen) != 1:
-        context.fail("give one of --up-to, --resume, --cancel", context.WRONG_CALL)
+        names = ", ".join(f"--{word.replace('_', '-')}" for word in wanted)
+        context.fail(f"give one of {names}", context.WRONG_CALL)
+    ((word, value),) = chosen
+    if bool(customers) != (word == "release"):
+        context.fail("--release and --customer go together", context.WRONG_CALL)
     with context.problems(), context.tenant_client(tenant, key, SCOPES, url) as client:
-        if cancel:
-            run = client.post(f"/v1/bill-runs/{cancel}/cancel", {})
+        if word == "up_to":
+            run = _follow(client, client.post("/v1/bill-runs", {"up_to": value, **body}))
+        elif word == "release":
+            run = client.post(f"/v1/bill-runs/{value}/release", {"customers": customers})
         else:
-            if resume:
-                run = client.post(f"/v1/bill-runs/{resume}/resume", {})
-            else:
-                body: dict[str, Any] = {"up_to": up_to, "approve": not check_only}
-                if document_date:
-                    body["document_date"] = document_date
-                run = client.post("/v1/bill-runs", body)
-            run = _follow(client, run)
+            run = client.post(f"/v1/bill-runs/{value}/{word}", {})
+            if word in ("resume", "approve", "reverse"):
+                run = _follow(client, run)
     context.show(run, as_json, _print_run)
-    if run["state"] in ("failed",) or run["parked"]:
+    if run["state"] == "failed" or run["parked"] or run["held_back"]:
         raise typer.Exit(context.NO)
+
+
+def settings(file: Path | None, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
+    with context.problems(), context.tenant_client(tenant, key, ["billing:read", "access:write"], url) as client:
+        if file is not None:
+            try:
+                form = json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                context.fail(f"{file}: {error}", context.WRONG_CALL)
+                return
+            client.put("/v1/billing-settings", form)
+        found = {"settings": client.get("/v1/billing-settings"), "schedule": client.get("/v1/billing-schedule")}
+    context.show(found, as_json, _print_settings)
+
+
+def _print_settings(found: dict[str, Any]) -> None:
+    print(json.dumps(found["settings"], indent=2))  # noqa: T201
+    schedule = found["schedule"]
+    if schedule["next"]:
+        print(f"next run: up to {schedule['next']['last_day']}, due {schedule['next']['due_at']}")  # noqa: T201
+    for one in schedule["missed"]:
+        print(f"{schedule['alarm']}: up to {one['last_day']}, due since {one['due_at']}")  # noqa: T201
 
 
 def _follow(client: Any, run: dict[str, Any]) -> dict[str, Any]:
@@ -54,8 +76,11 @@ def _follow(client: Any, run: dict[str, Any]) -> dict[str, Any]:
         while time.monotonic() < end:
             progress = run["progress"]
             say(progress["stage"], int(progress["done"]), int(progress["total"]))
-            waiting = run["state"] == "computed" and not run.get("auto_approve", True)
-            if run["state"] in ("done", "cancelled", "failed") or waiting or progress["stage"] == "paused":
+            if (
+                run["state"] in ("done", "cancelled", "failed", "reversed")
+                or _waits(run)
+                or progress["stage"] == "paused"
+            ):
                 return run
             if run.get("error"):
                 context.fail(run["error"], context.NO, f"resume it with: cloudbilling bill-run --resume {run['id']}")
@@ -67,6 +92,11 @@ def _follow(client: Any, run: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
+def _waits(run: dict[str, Any]) -> bool:
+    """For somebody who approves it."""
+    return run["state"] == "computed" and run["progress"]["stage"] == "waiting for approval"
+
+
 def _print_run(run: dict[str, Any]) -> None:
     print(f"\nbill run {run['number']} ({run['id']}): {run['state']}")  # noqa: T201
     documents = run["documents"]
@@ -75,6 +105,16 @@ def _print_run(run: dict[str, Any]) -> None:
         print(f"  {currency}: net {sums['net']}, tax {sums['tax']}, gross {sums['gross']}")  # noqa: T201
     if not documents["made"] and run["state"] == "done":
         print("  nothing is due that is not billed yet")  # noqa: T201
+    checks = run.get("checks") or {}
+    for currency, one in checks.get("difference", {}).items():
+        if one["change_percent"] is not None:
+            print(f"  {currency}: {one['change_percent']} % against the last run ({one['last_net']})")  # noqa: T201
+    for text in checks.get("stops", ()):
+        print(f"  waits: {text}")  # noqa: T201
+    for one in run["held_back"][:20]:
+        print(f"  held back: {one['customer']}: {one['reason']}")  # noqa: T201
+    if run["state"] == "computed":
+        print(f"  approve it with: cloudbilling bill-run --approve {run['id']}")  # noqa: T201
     for one in run["parked"][:20]:
         print(f"  parked: {one['customer']}: {one['reason']}")  # noqa: T201
 

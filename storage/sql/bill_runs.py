@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from billing.errors import Conflict, NotFound
 from storage.sql.database import Connection
 
-ENDED = ("done", "cancelled", "failed")
+ENDED = ("done", "cancelled", "failed", "reversed")
 
 
 def create(
@@ -35,17 +35,21 @@ def create(
     actor: str,
     now: datetime,
     findings: Sequence[Mapping[str, Any]] = (),
+    request_key: str | None = None,
 ) -> str:
-    """Plan a run; `chunks` are the numbers of customers in each. Conflict while another run of the tenant goes on."""
+    """Plan a run; `chunks` are the numbers of customers in each. Conflict while another run of the tenant goes on.
+
+    `request_key` names who asked: `by_request` finds the run of a request that is sent again.
+    """
     tenant = UUID(tenant_id)
     run = UUID(run_id) if run_id else UUID(bytes=uuid_utils.uuid7().bytes)
     try:
         connection.execute(
             "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"
             " master_number, master_steps, data_versions, state, customers, chunks, auto_approve,"
-            " created_by, started_at, findings)"
+            " created_by, started_at, findings, request_key)"
             " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s,"
-            " %s, %s FROM bill_runs",
+            " %s, %s, %s FROM bill_runs",
             (
                 tenant,
                 run,
@@ -63,6 +67,7 @@ def create(
                 actor,
                 now,
                 Jsonb(list(findings)),
+                request_key,
             ),
         )
     except psycopg.errors.UniqueViolation as error:
@@ -99,6 +104,47 @@ def last_finalised(connection: Connection) -> dict[str, Any] | None:
         "SELECT * FROM bill_runs WHERE state IN ('finalised', 'done') ORDER BY number DESC LIMIT 1"
     ).fetchone()
     return None if row is None else dict(row)
+
+
+def by_request(connection: Connection, request_key: str) -> str | None:
+    """The run that this request planned, if it came so far."""
+    row = connection.execute("SELECT id FROM bill_runs WHERE request_key = %s", (request_key,)).fetchone()
+    return None if row is None else str(row["id"])
+
+
+def totals(connection: Connection, run_id: str) -> dict[str, dict[str, str]]:
+    """What a run billed, by currency: sums of its chunks."""
+    rows = connection.execute(
+        "SELECT t.key AS currency, sum((t.value->>'net')::numeric)::text AS net,"
+        " sum((t.value->>'gross')::numeric)::text AS gross"
+        " FROM bill_run_chunks c CROSS JOIN jsonb_each(c.totals) t WHERE c.run_id = %s GROUP BY t.key",
+        (UUID(run_id),),
+    ).fetchall()
+    return {row["currency"]: {"net": row["net"], "gross": row["gross"]} for row in rows}
+
+
+def set_checks(
+    connection: Connection, run_id: str, checks: Mapping[str, Any], held: Sequence[Mapping[str, str]]
+) -> None:
+    """What the look at a computed run found; the first one counts, they are all alike."""
+    connection.execute(
+        "UPDATE bill_runs SET checks = %s, held = %s WHERE id = %s AND checks IS NULL",
+        (Jsonb(dict(checks)), Jsonb(list(held)), UUID(run_id)),
+    )
+
+
+def release(connection: Connection, run_id: str, customers: Sequence[str], by: str) -> None:
+    """Let customers through whom a rail held."""
+    connection.execute(
+        "UPDATE bill_runs SET released = released || %s WHERE id = %s",
+        (Jsonb([{"customer": customer, "by": by} for customer in customers]), UUID(run_id)),
+    )
+
+
+def held_back(run: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Those held whom nobody has let through."""
+    released = {one["customer"] for one in run["released"]}
+    return [one for one in run["held"] if one["customer"] not in released]
 
 
 def page(connection: Connection, *, after: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
@@ -145,10 +191,21 @@ def chunk_computed(
     )
 
 
-def set_chunk(connection: Connection, run_id: str, chunk: int, state: str, now: datetime) -> None:
+def chunk_finalised(
+    connection: Connection,
+    run_id: str,
+    chunk: int,
+    *,
+    documents: int,
+    lines: int,
+    totals: Mapping[str, Any],
+    now: datetime,
+) -> None:
+    """What became final of a chunk: less than was computed where a rail held somebody back."""
     connection.execute(
-        "UPDATE bill_run_chunks SET state = %s, changed_at = %s WHERE run_id = %s AND chunk = %s",
-        (state, now, UUID(run_id), chunk),
+        "UPDATE bill_run_chunks SET state = 'finalised', documents = %s, lines = %s, totals = %s, changed_at = %s"
+        " WHERE run_id = %s AND chunk = %s",
+        (documents, lines, Jsonb(dict(totals)), now, UUID(run_id), chunk),
     )
 
 
@@ -162,17 +219,21 @@ def move(
     error: str | None = None,
     parked: Sequence[Mapping[str, str]] | None = None,
     mark: int | None = None,
+    approved_by: str | None = None,
+    reversed_by: str | None = None,
 ) -> bool:
     """Move a run from one of the expected states; False if another driver has done so before."""
     result = connection.execute(
         "UPDATE bill_runs SET state = %s, error = coalesce(%s, error), parked = coalesce(%s, parked),"
-        " mark = coalesce(%s, mark),"
+        " mark = coalesce(%s, mark), approved_by = coalesce(%s, approved_by), reversed_by = coalesce(%s, reversed_by),"
         " ended_at = CASE WHEN %s = ANY(%s) THEN %s ELSE ended_at END WHERE id = %s AND state = ANY(%s)",
         (
             state,
             error,
             None if parked is None else Jsonb(list(parked)),
             mark,
+            approved_by,
+            reversed_by,
             state,
             list(ENDED),
             now,

@@ -8,6 +8,7 @@ locked, numbers given and the invoices inserted. A number exists exactly if its 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,7 @@ from storage.sql.database import Connection
 HEADS_SCHEMA = pl.Schema({
     "entity": pl.String, "pattern": pl.String, "buyer": pl.String, "customer_name": pl.String, "due_on": pl.Date,
     "made_at": INSTANT, "run_id": pl.String, "run_mark": pl.Int64, "reason": pl.String,
+    "reverses_run": pl.String,
 })  # fmt: skip
 
 
@@ -43,7 +45,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "invoices": (
         "id", "entity", "series", "year", "type", "customer", "customer_name", "currency", "issued_on", "due_on",
         "period_start", "period_end", "net", "tax", "gross", "prepaid", "due", "run_id", "run_mark", "made_at",
-        "refers_to", "reason", "packed", "buyer",
+        "refers_to", "reason", "packed", "buyer", "reverses_run",
     ),
     "invoice_lines": (
         "invoice_id", "line", "subscription", "charge", "kind", "name", "period_start", "period_end", "quantity",
@@ -54,9 +56,24 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+_IDS = threading.Lock()
+_last_id = UUID(int=0)
+
+
 def new_ids(count: int) -> list[UUID]:
-    """Ids for documents in their order: whoever reads them by id reads them in the order made."""
-    return [UUID(bytes=uuid_utils.uuid7().bytes) for _ in range(count)]
+    """Ids for documents in their order, and after all that this process gave: who reads by id reads in the order made.
+
+    Of two threads in the same millisecond the generator alone promises nothing.
+    """
+    global _last_id
+    found: list[UUID] = []
+    with _IDS:
+        while len(found) < count:
+            one = UUID(bytes=uuid_utils.uuid7().bytes)
+            if one > _last_id:
+                found.append(one)
+                _last_id = one
+    return found
 
 
 def stage(
@@ -107,10 +124,10 @@ def number(connection: Connection, staged: Staged) -> list[str]:
     connection.execute(
         "INSERT INTO invoices (tenant_id, id, number, entity, series, year, n, type, customer, customer_name, currency,"
         " issued_on, due_on, period_start, period_end, net, tax, gross, prepaid, due, run_id, run_mark, made_at,"
-        " refers_to, reason, packed, buyer)"
+        " refers_to, reason, packed, buyer, reverses_run)"
         " SELECT %s, d.id, w.number, d.entity, d.series, d.year, w.n, d.type, d.customer, d.customer_name, d.currency,"
         " d.issued_on, d.due_on, d.period_start, d.period_end, d.net, d.tax, d.gross, d.prepaid, d.due, d.run_id,"
-        " d.run_mark, d.made_at, d.refers_to, d.reason, d.packed, d.buyer"
+        " d.run_mark, d.made_at, d.refers_to, d.reason, d.packed, d.buyer, d.reverses_run"
         " FROM draft_invoices d JOIN unnest(%s::uuid[], %s::bigint[], %s::text[]) AS w (id, n, number) ON w.id = d.id",
         (tenant, list(staged.ids), [n for n, _ in numbers], [number for _, number in numbers]),
     )

@@ -41,6 +41,7 @@ class Final:
     run_id: str | None = None
     run_mark: int = 0
     reason: str | None = None
+    reverses_run: str | None = None
 
     @property
     def due_on(self) -> date | None:
@@ -68,7 +69,7 @@ def finalise(connection: Connection, tenant_id: str, finals: Sequence[Final], no
             (
                 final.entity, final.pattern, buyer_json(final.buyer),
                 str(final.buyer.get("name") or final.document.customer), final.due_on, final.made_at, final.run_id,
-                final.run_mark, final.reason,
+                final.run_mark, final.reason, final.reverses_run,
             )
             for final in finals
         ]
@@ -196,14 +197,74 @@ def billed(
     before: str | None = None,
 ) -> list[BilledDocument]:
     """Earlier documents of customers in the order made: those with a line that ends after `ends_after` (all if None),
-    and all of the customers in `whole`. `before` is the id of a bill run: only what was made before it was planned."""
+    and all of the customers in `whole`. `before` is the id of a bill run: only what was made before it was planned.
+
+    Of a run that was reversed nothing counts: neither its documents nor those that took them back.
+    """
     rows = connection.execute(
-        "SELECT number, document, packed, run_mark, made_at FROM invoices"
+        "SELECT number, document, packed, run_mark, made_at FROM invoices i"
         " WHERE customer = ANY(%s) AND (%s::timestamptz IS NULL OR period_end > %s OR customer = ANY(%s))"
+        " AND reverses_run IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
         " AND (%s::uuid IS NULL OR id < %s) ORDER BY id",  # ids of runs and documents are UUIDv7: in the order of time
         (list(customers), ends_after, ends_after, list(whole), before, before),
     ).fetchall()
     return [BilledDocument(row["number"], stored_document(row), row["run_mark"], row["made_at"]) for row in rows]
+
+
+def highest_of_last(connection: Connection, customers: Sequence[str], count: int = 3) -> list[tuple[str, str, Any]]:
+    """(customer, currency, gross): the highest of each customer's last invoices, those that were reversed left out."""
+    rows = connection.execute(
+        "SELECT w.customer, w.currency, max(w.gross) AS highest FROM unnest(%s::text[]) AS c (code)"
+        " CROSS JOIN LATERAL (SELECT i.customer, i.currency, i.gross, row_number() OVER (PARTITION BY i.currency"
+        "  ORDER BY i.id DESC) AS place FROM invoices i WHERE i.customer = c.code AND i.type = 'invoice'"
+        "  AND i.reverses_run IS NULL AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id"
+        "  AND r.state IN ('reversing', 'reversed'))) w WHERE w.place <= %s GROUP BY w.customer, w.currency",
+        (list(customers), count),
+    ).fetchall()
+    return [(row["customer"], row["currency"], row["highest"]) for row in rows]
+
+
+def countries(connection: Connection) -> set[str]:
+    """Where invoices went so far."""
+    rows = connection.execute("SELECT DISTINCT buyer->>'country' AS country FROM invoices").fetchall()
+    return {row["country"] for row in rows if row["country"]}
+
+
+def to_reverse(connection: Connection, run_id: str, limit: int) -> list[dict[str, Any]]:
+    """Documents of a run that nothing takes back yet, oldest first, with their credit notes by hand in `notes`."""
+    rows = connection.execute(
+        "SELECT i.id, i.number, i.customer, i.entity, i.document, i.packed, i.buyer, i.run_mark, i.made_at"
+        " FROM invoices i WHERE i.run_id = %s AND NOT EXISTS (SELECT 1 FROM invoices o"
+        "  WHERE o.reverses_run = i.run_id AND o.refers_to = i.number)"
+        " AND NOT (i.type = 'invoice' AND i.gross <> 0 AND i.gross = (SELECT coalesce(sum(n.gross), 0) FROM invoices n"
+        "  WHERE n.refers_to = i.number AND n.type = 'credit_note'))"
+        " ORDER BY i.id LIMIT %s",
+        (UUID(run_id), limit),
+    ).fetchall()
+    found = [_read(row) for row in rows]
+    noted: dict[str, list[Document]] = {}
+    for row in connection.execute(
+        "SELECT refers_to, document, packed FROM invoices"
+        " WHERE refers_to = ANY(%s) AND type = 'credit_note' ORDER BY id",
+        ([row["number"] for row in found],),
+    ).fetchall():
+        noted.setdefault(row["refers_to"], []).append(stored_document(row))
+    return [{**row, "notes": noted.get(row["number"], [])} for row in found]
+
+
+def replaces_any(connection: Connection, run_id: str) -> bool:
+    """Whether a run made an invoice again that stands for an older one."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM invoices WHERE run_id = %s AND refers_to IS NOT NULL) AS found", (UUID(run_id),)
+    ).fetchone()
+    return row is not None and bool(row["found"])
+
+
+def reversed_count(connection: Connection, run_id: str) -> int:
+    """How many documents of a run are taken back."""
+    row = connection.execute("SELECT count(*) AS n FROM invoices WHERE reverses_run = %s", (UUID(run_id),)).fetchone()
+    return 0 if row is None else int(row["n"])
 
 
 def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,123 @@
+"""What a look at a computed run finds: the difference to the run before, outliers, and documents to keep back.
+
+Owns the judgement; what is compared is handed in as columns. A rail never changes an amount: it keeps a customer's
+documents back until somebody lets them through, or the next run tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+import polars as pl
+
+from billing.document_columns import AMOUNT
+from billing.money import decimal_text
+from billing.run_settings import GuardRails
+
+OUTLIERS = 20
+LAST_SCHEMA = pl.Schema({"customer": pl.String, "currency": pl.String, "highest": AMOUNT})
+
+
+@dataclass(frozen=True)
+class Held:
+    """A customer whom a rail keeps back."""
+
+    customer: str
+    code: str
+    reason: str
+
+
+def held_by(
+    rails: GuardRails,
+    documents: pl.DataFrame,
+    last: pl.DataFrame,
+    countries: Mapping[str, str],
+    known_countries: Collection[str],
+    voided: Collection[str],
+) -> list[Held]:
+    """The customers to keep back, each with the first rail that says so, in order of their codes.
+
+    `documents` are a run's in columns; `last` (LAST_SCHEMA) the highest of each customer's last invoices by currency;
+    `countries` where the customers are, `known_countries` where invoices went before (none: nothing is new yet);
+    `voided` are customers with an event whose id was voided.
+    """
+    if not rails.on:
+        return []
+    found: dict[str, Held] = {}
+    gross = documents.filter(pl.col("type") == "invoice").select(
+        "customer", "currency", pl.col("gross").str.to_decimal(scale=4).cast(AMOUNT)
+    )
+    joined = gross.join(last, on=["customer", "currency"], how="left", maintain_order="left")
+    for customer, currency, amount, highest in joined.iter_rows():
+        held = _over_last(rails, customer, currency, amount, highest) or _over_limit(rails, customer, currency, amount)
+        if held is not None:
+            found.setdefault(customer, held)
+    for customer in documents["customer"].unique().sort():
+        country = countries.get(customer, "")
+        if rails.new_country and known_countries and country not in known_countries:
+            found.setdefault(customer, Held(customer, "new_country", f"the first invoice to {country}"))
+        if rails.voided_ids and customer in voided:
+            words = "an event of his has an id that another customer's event had first: it was voided"
+            found.setdefault(customer, Held(customer, "id_voided", words))
+    return [found[customer] for customer in sorted(found)]
+
+
+def _over_last(
+    rails: GuardRails, customer: str, currency: str, amount: Decimal, highest: Decimal | None
+) -> Held | None:
+    if rails.times_last is None or highest is None or highest <= 0 or amount <= rails.times_last * highest:
+        return None
+    words = f"{_money(amount)} {currency} is over {decimal_text(rails.times_last)} times the highest of the last"
+    return Held(customer, "over_last_invoices", f"{words} invoices ({_money(highest)})")
+
+
+def _over_limit(rails: GuardRails, customer: str, currency: str, amount: Decimal) -> Held | None:
+    limit = rails.limits.get(currency)
+    if limit is None or amount <= limit:
+        return None
+    return Held(customer, "over_limit", f"{_money(amount)} {currency} is over the limit of {_money(limit)}")
+
+
+def _money(amount: Decimal) -> str:
+    text = decimal_text(amount)
+    whole, _, places = text.partition(".")
+    return f"{whole}.{places.ljust(2, '0')}"
+
+
+def difference(
+    totals: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str | None]]:
+    """Each currency's net of a run beside that of the run before; the change in percent where there was any."""
+    found: dict[str, dict[str, str | None]] = {}
+    for currency in sorted({*totals, *before}):
+        now = Decimal(totals.get(currency, {}).get("net", "0"))
+        then = Decimal(before.get(currency, {}).get("net", "0"))
+        change = None if not then else format((now - then) * 100 / abs(then), ".1f")
+        found[currency] = {"net": format(now, "f"), "last_net": format(then, "f"), "change_percent": change}
+    return found
+
+
+def stops(rails: GuardRails, differences: Mapping[str, Mapping[str, str | None]]) -> list[str]:
+    """Why a run waits for somebody, in words; none where it may go on by itself."""
+    if not rails.on or rails.change_percent is None:
+        return []
+    return [
+        f"the net in {currency} is {one['net']}, in the last run it was {one['last_net']}: {one['change_percent']} %"
+        for currency, one in differences.items()
+        if one["change_percent"] is not None and abs(Decimal(one["change_percent"] or 0)) > rails.change_percent
+    ]
+
+
+def outliers(documents: pl.DataFrame, last: pl.DataFrame) -> list[dict[str, str]]:
+    """The documents that differ most from the highest of their customer's last invoices, largest first."""
+    gross = documents.filter(pl.col("type") == "invoice").select(
+        "customer", "currency", pl.col("gross").str.to_decimal(scale=4).cast(AMOUNT)
+    )
+    joined = gross.join(last, on=["customer", "currency"], how="inner").filter(pl.col("gross") != pl.col("highest"))
+    top = joined.sort((pl.col("gross") - pl.col("highest")).abs(), descending=True).head(OUTLIERS)
+    return [
+        {"customer": customer, "currency": currency, "gross": _money(amount), "highest_of_last": _money(highest)}
+        for customer, currency, amount, highest in top.iter_rows()
+    ]

@@ -1,0 +1,243 @@
+"""Runs that are looked at: guard rails park and are let through, four eyes, the window, a retry, a whole reversal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from billing.errors import Conflict, InvalidInput, NotAllowed
+from pipelines.bill_run import BillRunDriver
+from pipelines.verify_invoices import verify_run
+from storage.object_store import LocalObjectStore
+from storage.sql import bill_runs, billing_settings, invoices
+from storage.sql.database import Connection, Database
+from storage.sql.embedded import EmbeddedPostgres
+from storage.sql.migrate import migrate
+from tests.chaos.bill_run_world import CUSTOMERS, MARCH, NOW, World
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with TemporaryDirectory(prefix="cb-sql-") as directory:
+        server = EmbeddedPostgres(Path(directory) / "sql")
+        try:
+            migrate(server.start())
+            yield World(server.dsn, tmp_path_factory.mktemp("store"))
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def database(world: World) -> Iterator[Database]:
+    with Database(world.dsn) as one:
+        yield one
+
+
+def settle(database: Database, tenant_id: str, form: dict[str, Any]) -> None:
+    with database.tenant(tenant_id) as connection:
+        billing_settings.put(connection, tenant_id, form, "test", NOW)
+
+
+def balances(connection: Connection) -> dict[str, Decimal]:
+    rows = connection.execute("SELECT debit, credit, sum(amount) AS amount FROM postings GROUP BY debit, credit")
+    found: dict[str, Decimal] = {}
+    for row in rows.fetchall():
+        found[row["debit"]] = found.get(row["debit"], Decimal(0)) + row["amount"]
+        found[row["credit"]] = found.get(row["credit"], Decimal(0)) - row["amount"]
+    return found
+
+
+def documents(database: Database, tenant_id: str, run_id: str) -> list[dict[str, Any]]:
+    with database.tenant(tenant_id) as connection:
+        return invoices.page(connection, run_id=run_id, descending=False, limit=1_000)
+
+
+def test_a_rail_parks_until_somebody_lets_through_or_the_next_run_bills(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"guard_rails": {"on": True, "limits": {"EUR": "1"}, "change_percent": None}})
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"], approve=False)
+    assert run["state"] == "computed"
+    held = {one["customer"]: one["code"] for one in run["held_back"]}
+    assert held
+    assert set(held.values()) <= {"over_limit", "over_last_invoices"}
+    one, *others = sorted(held)
+    with pytest.raises(InvalidInput, match="not held back"):
+        driver.release(tenant_id, run["id"], ["nobody"], "bob")
+    driver.release(tenant_id, run["id"], [one], "bob")
+    assert [each["customer"] for each in driver.get(tenant_id, run["id"])["held_back"]] == others
+    done = driver.drive(tenant_id, run["id"], approve=True)
+    assert done["state"] == "done"
+    assert {each["customer"] for each in done["parked"]} == set(others)
+    billed = {row["customer"] for row in documents(database, tenant_id, run["id"])}
+    assert one in billed
+    assert not billed & set(others)
+    assert done["documents"]["made"] == len(documents(database, tenant_id, run["id"]))
+    proof = verify_run(database, LocalObjectStore(world.directory), driver._chain, tenant_id, run["id"])
+    assert proof.proven, proof
+    settle(database, tenant_id, {"guard_rails": {"on": False}})
+    again = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"])
+    assert {row["customer"] for row in documents(database, tenant_id, again["id"])} == set(others)
+    with database.tenant(tenant_id) as connection:
+        assert invoices.number_gaps(connection) == []
+
+
+def test_an_invoice_over_three_times_the_last_ones_is_an_outlier_and_is_held(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"guard_rails": {"on": True, "times_last": "0.01"}})
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"])
+    # With nearly all of the net gone it waits, and says why.
+    assert {one["code"] for one in run["held_back"]} == {"over_last_invoices"}
+    assert run["checks"]["last_run"] == 1
+    assert set(run["checks"]["difference"]) == {"EUR"}
+    assert run["checks"]["outliers"]
+    assert "times the highest of the last invoices" in run["held_back"][0]["reason"]
+
+
+def test_a_run_whose_sum_is_far_off_waits_for_somebody(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"guard_rails": {"on": True, "times_last": None, "change_percent": "0.001"}})
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"])
+    assert (run["state"], run["held_back"]) == ("computed", [])
+    assert run["checks"]["stops"][0].startswith("the net in EUR is ")
+    driver.approve(tenant_id, run["id"], "ann")
+    assert driver.drive(tenant_id, run["id"])["state"] == "done"
+
+
+def test_four_eyes_want_another_person_to_approve_and_to_reverse(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"four_eyes": True})
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"])
+    assert run["state"] == "computed"
+    with pytest.raises(NotAllowed):
+        driver.approve(tenant_id, run["id"], "ann")
+    assert driver.get(tenant_id, run["id"])["state"] == "computed"
+    driver.approve(tenant_id, run["id"], "bob")
+    done = driver.drive(tenant_id, run["id"])
+    assert (done["state"], done["approved_by"]) == ("done", "bob")
+
+
+def test_usage_may_come_until_the_collection_window_ends(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"collection_window": "PT72H"})
+    driver = world.driver(database)
+    with pytest.raises(Conflict, match="collection window"):
+        driver.plan(tenant_id, MARCH, "ann")
+    assert driver.plan(tenant_id, MARCH, "ann", early=True)["state"] == "planned"
+
+
+def test_who_asks_again_gets_the_run_that_was_planned_for_him(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    driver = world.driver(database)
+    first = driver.plan(tenant_id, MARCH, "ann", request_key="key:1")
+    assert driver.plan(tenant_id, MARCH, "ann", request_key="key:1")["id"] == first["id"]
+    with pytest.raises(Conflict):
+        driver.plan(tenant_id, MARCH, "ann", request_key="key:2")
+
+
+def signed(row: dict[str, Any]) -> Decimal:
+    return -row["gross"] if row["type"] == "credit_note" else row["gross"]
+
+
+def plain_world(world: World, database: Database) -> tuple[str, str, BillRunDriver]:
+    """A tenant whose only run is done: January, without late usage."""
+    tenant_id = world.make_tenant()
+    driver = world.driver(database)
+    with database.tenant(tenant_id) as connection:
+        (run,) = bill_runs.page(connection)
+    return tenant_id, str(run["id"]), driver
+
+
+def test_a_reversed_run_leaves_nothing_owed_and_is_billed_again_alike(world: World, database: Database) -> None:
+    tenant_id, run_id, driver = plain_world(world, database)
+    first = documents(database, tenant_id, run_id)
+    assert first
+    driver.reverse(tenant_id, run_id, "ann")
+    with pytest.raises(Conflict):
+        driver.plan(tenant_id, datetime(2026, 1, 31, 23, tzinfo=UTC), "ann")  # it goes on
+    assert driver.drive(tenant_id, run_id)["state"] == "reversed"
+    with database.tenant(tenant_id) as connection:
+        assert set(balances(connection).values()) == {Decimal(0)}
+        assert invoices.number_gaps(connection) == []
+        notes = [row for row in invoices.page(connection, limit=1_000) if row["run_id"] is None]
+    assert sorted(row["refers_to"] for row in notes) == sorted(row["number"] for row in first)
+    again = driver.drive(tenant_id, driver.plan(tenant_id, datetime(2026, 1, 31, 23, tzinfo=UTC), "ann")["id"])
+    assert again["state"] == "done"
+    second = documents(database, tenant_id, again["id"])
+    assert [row["customer"] for row in second] == [row["customer"] for row in first]
+    # Usage for January that came late is part of it now, so it is not less.
+    assert sum(map(signed, second)) > sum(map(signed, first))
+    proof = verify_run(database, LocalObjectStore(world.directory), driver._chain, tenant_id, again["id"])
+    assert proof.proven, proof
+    march = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"])
+    with database.tenant(tenant_id) as connection:
+        made = [invoices.get(connection, row["number"]) for row in documents(database, tenant_id, march["id"])]
+    assert not any(line.correction for row in made for line in row["document"].lines)  # January is right by now
+
+
+def test_only_the_last_run_is_reversed(world: World, database: Database) -> None:
+    tenant_id, run_id, driver = plain_world(world, database)
+    driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"])
+    with pytest.raises(Conflict, match="later runs"):
+        driver.reverse(tenant_id, run_id, "ann")
+
+
+def test_a_reversal_credits_what_credit_notes_by_hand_have_left(world: World, database: Database) -> None:
+    from billing.credit_notes import CreditLine, credit_note
+    from billing.settle import BilledDocument
+
+    tenant_id, run_id, driver = plain_world(world, database)
+    chosen = next(row for row in documents(database, tenant_id, run_id) if row["net"] > 5)
+    with database.tenant(tenant_id) as connection:
+        row = invoices.get(connection, chosen["number"])
+        note = credit_note(
+            BilledDocument(row["number"], row["document"]), NOW.date(), (), [CreditLine(1, Decimal("1.00"))]
+        )
+        final = invoices.Final(note, "main", "RK-{yyyy}-{n:06}", row["buyer"], NOW)
+        invoices.finalise(connection, tenant_id, [final], NOW)
+    driver.reverse(tenant_id, run_id, "ann")
+    assert driver.drive(tenant_id, run_id)["state"] == "reversed"
+    with database.tenant(tenant_id) as connection:
+        assert set(balances(connection).values()) == {Decimal(0)}
+
+
+@pytest.mark.parametrize("step", ["reversing", "reversal marked", "reversed"])
+def test_a_reversal_that_is_cut_off_at_any_step_ends_alike(
+    step: str, world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipelines.run_reversal as run_reversal
+
+    monkeypatch.setattr(run_reversal, "BATCH", 3)
+    tenant_id, run_id, driver = plain_world(world, database)
+    driver.reverse(tenant_id, run_id, "ann")
+
+    class Crash(Exception):
+        """The process ends here."""
+
+    def checkpoint(name: str) -> None:
+        if name == step:
+            raise Crash
+
+    with pytest.raises(Crash):
+        world.driver(database, checkpoint=checkpoint).drive(tenant_id, run_id)
+    assert driver.drive(tenant_id, run_id)["state"] == "reversed"
+    with database.tenant(tenant_id) as connection:
+        assert set(balances(connection).values()) == {Decimal(0)}
+        rows = connection.execute(
+            "SELECT count(*) AS n, count(DISTINCT refers_to) AS of FROM invoices WHERE reverses_run IS NOT NULL"
+        ).fetchone()
+        assert rows == {"n": CUSTOMERS, "of": CUSTOMERS}
+        assert invoices.number_gaps(connection) == []
+    run = driver.drive(tenant_id, driver.plan(tenant_id, datetime(2026, 1, 31, 23, tzinfo=UTC), "ann")["id"])
+    assert run["documents"]["made"] == CUSTOMERS
