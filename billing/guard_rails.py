@@ -99,14 +99,16 @@ def difference(
     return found
 
 
-def stops(rails: GuardRails, differences: Mapping[str, Mapping[str, str | None]]) -> list[str]:
-    """Why a run waits for somebody, in words; none where it may go on by itself."""
+def stops(rails: GuardRails, differences: Mapping[str, Mapping[str, str | None]], billed: Collection[str]) -> list[str]:
+    """Why a run waits for somebody, in words; none where it may go on by itself, or bills nothing in a currency."""
     if not rails.on or rails.change_percent is None:
         return []
     return [
         f"the net in {currency} is {one['net']}, in the last run it was {one['last_net']}: {one['change_percent']} %"
         for currency, one in differences.items()
-        if one["change_percent"] is not None and abs(Decimal(one["change_percent"] or 0)) > rails.change_percent
+        if currency in billed
+        and one["change_percent"] is not None
+        and abs(Decimal(one["change_percent"] or 0)) > rails.change_percent
     ]
 
 

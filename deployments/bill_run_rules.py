@@ -63,13 +63,13 @@ def put_settings(
     request: Request, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
     """`guard_rails` keep a customer's documents back in a computed run until somebody lets them through: an invoice
-    over `times_last` times the highest of his last three, over a limit, to a country without an invoice yet, or after an
-    id of his was voided; a net that differs by more than `change_percent` from the last run's lets the whole run wait.
-    They are on by default for live tenants; null switches one off.
+    over `times_last` times the highest of his last three, over a limit, to a country without an invoice yet, or after
+    an id of his was voided; a net that differs by more than `change_percent` from the last run's lets the whole run
+    wait. They are on by default for live tenants; null switches one off.
 
     `four_eyes`: who starts a run does not approve it. `collection_window`: so long after the end of a period its usage
-    may come, runs begin after it. `schedule`: runs begin by themselves at the end of each `interval` (and window), after
-    a downtime all that were missed, oldest first; with `approve` they go on where nothing was found.
+    may come, runs begin after it. `schedule`: runs begin by themselves at the end of each `interval` (and window),
+    after a downtime all that were missed, oldest first; with `approve` they go on where nothing was found.
     """
     write = Write(request)
     if not isinstance(form, Mapping):

@@ -104,7 +104,7 @@ def start_bill_run(
 
     `approve: false` stops when the amounts are computed, for a look at them (POST .../approve goes on); so does a
     finding of the tenant's guard rails (`held_back`, `checks`), or a tenant that wants four eyes. `early: true` does
-    not wait for its collection window. With an Idempotency-Key a repeat gets the same run, whatever happened meanwhile. A
+    not wait for its collection window. With an Idempotency-Key a repeat gets the same run, whatever came between. A
     `document_date` of its own, and `wait: true` (the answer comes when the run has ended, if it is of at most 2,000
     customers), are for test tenants.
     """

@@ -59,7 +59,7 @@ def check(
                 held.setdefault(member, Held(member, one.code, one.reason))
         far += outliers(columns.documents, last)
     far.sort(key=lambda one: abs(Decimal(one["gross"]) - Decimal(one["highest_of_last"])), reverse=True)
-    waits = stops(rails, differences) if last_run else []
+    waits = stops(rails, differences, totals.keys()) if last_run else []
     checks = {
         "last_run": None if last_run is None else last_run["number"],
         "difference": differences,
