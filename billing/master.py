@@ -195,7 +195,7 @@ class Budget:
     amount: Decimal
     period: str
     thresholds: tuple[Decimal, ...]  # percent, ascending
-    action: Literal["notify", "block"]
+    action: Literal["notify", "webhook", "block"]
 
 
 @dataclass(frozen=True)
@@ -931,7 +931,7 @@ class _Builder:
                 mistakes.add(pointer, "a percent above 0 is needed, as text")
             else:
                 thresholds.append(number)
-        action = form.choice("action", ("notify", "block"), "notify")
+        action = form.choice("action", ("notify", "webhook", "block"), "notify")
         form.done()
         if customer and customer not in self.customers:
             form.wrong("customer", f"there is no customer {customer!r}")
@@ -947,7 +947,7 @@ class _Builder:
             amount,
             period,
             tuple(sorted(set(thresholds))),
-            cast("Literal['notify', 'block']", action),
+            cast("Literal['notify', 'webhook', 'block']", action),
         )
 
     def _bill_run(self, form: Form, at: datetime, mistakes: Mistakes) -> None:

@@ -104,6 +104,9 @@ class Client:
         """Create a thing or change it whole."""
         return self._send("PUT", path, json=body, params=_given(parameters)).json()
 
+    def patch(self, path: str, body: Any) -> Any:
+        return self._send("PATCH", path, json=body).json()
+
     def delete(self, path: str) -> Any:
         """End or remove a thing."""
         return self._send("DELETE", path).json()

@@ -102,7 +102,9 @@ async def list_alerts(
     page: PageOf = Depends(paging),
     customer: str | None = Query(None, max_length=256, description="Only of this customer's budgets."),
     budget: str | None = Query(None, max_length=256, description="Only of this budget."),
-    open: bool = Query(False, description="Only alerts that nobody has acknowledged."),
+    open: bool = Query(
+        False, description="Only alerts that nobody has acknowledged, of budgets that tell people (not `webhook`)."
+    ),
     caller: Caller = Depends(may("contracts:read")),
 ) -> Response:
     """Each threshold once per budget and period, for ever: an alert stands in the log beside the usage that crossed it.

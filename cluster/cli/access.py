@@ -7,15 +7,26 @@ from typing import Any
 from cluster.cli import context
 
 
-def create_key(tenant: str, name: str, scopes: str, as_json: bool) -> None:
+def create_key(tenant: str, name: str, scopes: str, limits: dict[str, int], as_json: bool) -> None:
     chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     if chosen == ["all"]:
         from deployments.access import TENANT_SCOPES
 
         chosen = sorted(TENANT_SCOPES)
     with context.problems(), context.platform_client() as client:
-        made = client.post("/v1/keys", {"tenant": tenant, "name": name, "scopes": chosen})
+        made = client.post("/v1/keys", {"tenant": tenant, "name": name, "scopes": chosen, "limits": limits})
     context.show(made, as_json, lambda one: print(f"{one['key']}\nshown only here; it may: {', '.join(chosen)}"))  # noqa: T201
+
+
+def limit_key(id: str, limits: dict[str, int], tenant: str | None, key: str | None, as_json: bool) -> None:
+    with context.problems(), context.tenant_client(tenant, key, ["access:read", "access:write"]) as client:
+        made = client.patch(f"/v1/keys/{id}", {"limits": limits})
+    context.show(made, as_json, lambda one: print(f"{one['name']}: {_limits(one)}"))  # noqa: T201
+
+
+def _limits(key: dict[str, Any]) -> str:
+    said = [f"{count:,} {name.removesuffix('_per_s')}/s" for name, count in key["limits"].items() if "per_s" in name]
+    return ", ".join(said) or "as the platform allows"
 
 
 def list_keys(tenant: str | None, key: str | None, as_json: bool) -> None:
@@ -26,9 +37,10 @@ def list_keys(tenant: str | None, key: str | None, as_json: bool) -> None:
 
 def _print_keys(found: list[dict[str, Any]]) -> None:
     rows = [
-        (one["id"], one["name"], one.get("start"), ", ".join(one["scopes"]), one.get("expires_at")) for one in found
+        (one["id"], one["name"], one.get("start"), ", ".join(one["scopes"]), _limits(one), one.get("expires_at"))
+        for one in found
     ]
-    context.table(["id", "name", "starts", "scopes", "expires"], rows)
+    context.table(["id", "name", "starts", "scopes", "limits", "expires"], rows)
 
 
 def create_tenant(form: dict[str, Any], as_json: bool) -> None:

@@ -26,7 +26,13 @@ invoices = typer.Typer(no_args_is_help=True, help="Invoices and credit notes.", 
 archive = typer.Typer(no_args_is_help=True, help="The archive: find, fetch, keep, delete.", rich_markup_mode=None)
 verify = typer.Typer(no_args_is_help=True, help="Prove what is stored.", rich_markup_mode=None)
 usage_app = typer.Typer(help="What a customer has used, and what it costs so far; backfills.", rich_markup_mode=None)
+webhooks = typer.Typer(
+    no_args_is_help=True, help="Who is told of alerts, and what became of it.", rich_markup_mode=None
+)
+alerts = typer.Typer(no_args_is_help=True, help="Thresholds that budgets crossed.", rich_markup_mode=None)
 for name, group in (
+    ("webhooks", webhooks),
+    ("alerts", alerts),
     ("demo", demo),
     ("keys", keys),
     ("tenants", tenants),
@@ -252,12 +258,31 @@ def keys_create(
     scopes: str = typer.Option(..., help="What the key may do: usage:write,usage:read ... or all."),
     name: str = typer.Option("made with the command line", help="What it is for."),
     tenant: str = typer.Option(..., "--tenant", envvar="CLOUDBILLING_TENANT", help="Code of the tenant."),
+    requests_per_s: int = typer.Option(None, help="Requests a second that it may send; default: the platform's limit."),
+    events_per_s: int = typer.Option(None, help="Events a second that it may send; default: the platform's limit."),
     as_json: bool = AsJson,
 ) -> None:
     """Make an API key. It is shown once."""
     from cluster.cli import access
 
-    access.create_key(tenant, name, scopes, as_json)
+    limits = {"requests_per_s": requests_per_s, "events_per_s": events_per_s}
+    access.create_key(tenant, name, scopes, {name: one for name, one in limits.items() if one is not None}, as_json)
+
+
+@keys.command("limit")
+def keys_limit(
+    id: str = typer.Argument(help="Id of the key, from `keys list`."),
+    requests_per_s: int = typer.Option(None, help="Requests a second; not said: the platform's limit."),
+    events_per_s: int = typer.Option(None, help="Events a second; not said: the platform's limit."),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """Change how much a key may ask; it holds within five seconds."""
+    from cluster.cli import access
+
+    limits = {"requests_per_s": requests_per_s, "events_per_s": events_per_s}
+    access.limit_key(id, {name: one for name, one in limits.items() if one is not None}, tenant, key, as_json)
 
 
 @keys.command("list")
@@ -506,3 +531,94 @@ def day(text: str | None, option: str) -> Any:
         return datetime.fromisoformat(text).date()
     except ValueError:
         context.fail(f"{option}: {text!r} is no date like 2026-12-01", context.WRONG_CALL)
+
+
+@webhooks.command("list")
+def webhooks_list(tenant: str = Tenant, key: str = Key, as_json: bool = AsJson) -> None:
+    """The endpoints of a tenant."""
+    from cluster.cli import webhooks as commands
+
+    commands.show(tenant, key, as_json)
+
+
+@webhooks.command("create")
+def webhooks_create(
+    address: str = typer.Argument(help="https url that is told."),
+    description: str = typer.Option("", help="What it is for."),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """Let an endpoint be told of alerts. Its signing secret is shown once."""
+    from cluster.cli import webhooks as commands
+
+    commands.create(address, description, tenant, key, as_json)
+
+
+@webhooks.command("test")
+def webhooks_test(endpoint: str, tenant: str = Tenant, key: str = Key, as_json: bool = AsJson) -> None:
+    """Send an endpoint a message that means nothing."""
+    from cluster.cli import webhooks as commands
+
+    commands.test(endpoint, tenant, key, as_json)
+
+
+@webhooks.command("delete")
+def webhooks_delete(endpoint: str, tenant: str = Tenant, key: str = Key, as_json: bool = AsJson) -> None:
+    """Tell an endpoint nothing any more."""
+    from cluster.cli import webhooks as commands
+
+    commands.delete(endpoint, tenant, key, as_json)
+
+
+@webhooks.command("deliveries")
+def webhooks_deliveries(
+    state: str = typer.Option(None, help="waiting, delivered or dead."),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """What became of messages, the newest 100."""
+    from cluster.cli import webhooks as commands
+
+    commands.deliveries(state, tenant, key, as_json)
+
+
+@webhooks.command("replay")
+def webhooks_replay(
+    ids: list[int] = typer.Argument(None, help="Ids of dead deliveries; none: all of them."),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """Send dead messages again, under their own ids."""
+    from cluster.cli import webhooks as commands
+
+    commands.replay(ids or [], tenant, key, as_json)
+
+
+@alerts.command("list")
+def alerts_list(
+    only_open: bool = typer.Option(False, "--open", help="Only those that nobody has acknowledged."),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """Thresholds that budgets crossed, in the order of the log."""
+    from cluster.cli import webhooks as commands
+
+    commands.alerts(only_open, tenant, key, as_json)
+
+
+@alerts.command("acknowledge")
+def alerts_acknowledge(
+    alert: str,
+    note: str = typer.Option("", help="What was done about it."),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """Say that somebody has seen an alert."""
+    from cluster.cli import webhooks as commands
+
+    commands.acknowledge(alert, note, tenant, key, as_json)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 
 from deployments.front import page
 from deployments.front.access.routes import routes as access_routes
+from deployments.front.contracts.budgets import routes as budget_routes
 from deployments.front.contracts.previews import routes as preview_routes
 from deployments.front.contracts.routes import routes as contracts_routes
 from deployments.front.documents.line import routes as line_routes
@@ -15,6 +16,7 @@ from deployments.front.operations.routes import routes as operations_routes
 from deployments.front.prices.routes import routes as prices_routes
 from deployments.front.prices.simulations import routes as simulation_routes
 from deployments.front.settings.routes import routes as settings_routes
+from deployments.front.settings.webhooks import routes as webhook_routes
 from deployments.front.statistics.routes import routes as statistics_routes
 from deployments.services import Services
 
@@ -43,6 +45,7 @@ def front_router(services: Services) -> APIRouter:
     for routes in (
         access_routes,
         statistics_routes,
+        budget_routes,
         preview_routes,  # before the contracts, whose paths take every longer one
         contracts_routes,
         prices_routes,
@@ -51,6 +54,7 @@ def front_router(services: Services) -> APIRouter:
         documents_routes,
         operations_routes,
         settings_routes,
+        webhook_routes,
     ):
         router.include_router(routes(front))
     return router

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_DOWN, Decimal
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from anyio import from_thread
+from fastapi import APIRouter, Depends, Form, Response
 
 from actors.budget_desk import BudgetDesk
-from billing.errors import Unavailable
+from billing.errors import NotFound, Unavailable
 from billing.master import Budget, MasterData
-from deployments.front.page import Front, Visit
+from deployments.front.page import Front, Visit, path_of
+from storage.sql import audit, webhooks
 
 ALERTS_SHOWN = 6
 ALERTS_READ = 1_000
@@ -67,12 +69,17 @@ class BudgetView:
 
 @dataclass(frozen=True)
 class AlertView:
+    id: str
     budget: str
     threshold: Decimal
     spent: Decimal
     currency: str
     at: datetime
     start: datetime
+    customer: str
+    seen_by: str = ""  # who has acknowledged it
+    seen_at: datetime | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,36 @@ class BudgetsView:
     alerts: list[AlertView]  # newest first
     alerts_total: int
     away: bool
+
+
+def routes(front: Front) -> APIRouter:
+    """Saying that an alert was seen."""
+    router = APIRouter(route_class=front.route_class(), include_in_schema=False)
+    services = front.services
+    visitor = Depends(front.signed_in)
+
+    @router.post("/alerts/{alert_id}/acknowledge")
+    def acknowledge(
+        visit: Annotated[Visit, visitor],
+        alert_id: str,
+        form_token: Annotated[str, Form(max_length=200)] = "",
+    ) -> Response:
+        visit.need("contracts:write")
+        front.check_form(visit, form_token)
+        desk = BudgetDesk(services.router)
+        found = _wait(partial(desk.alerts, visit.tenant_id, ids=[alert_id], limit=1, look=False))
+        if not found:
+            raise NotFound(f"there is no alert {alert_id!r}")
+        now, actor = services.clock(), visit.user.actor
+        with services.database.tenant(visit.tenant_id) as connection:
+            if not webhooks.acknowledged(connection, [alert_id]):
+                webhooks.acknowledge(connection, visit.tenant_id, alert_id, actor=actor, note="", now=now)
+                audit.record(
+                    connection, visit.tenant_id, at=now, actor=actor, action="alert acknowledged", subject=alert_id
+                )
+        return front.go(visit, path_of("customers", found[0]["customer"]) + "#alerts")
+
+    return router
 
 
 def near(front: Front, visit: Visit, master: MasterData, most: int) -> list[BudgetView]:
@@ -111,7 +148,10 @@ def of_customer(front: Front, visit: Visit, master: MasterData, customer: str) -
         log.warning("budgets cannot be read: %s", error.detail)
         away = True
     views = [_budget(master, one, states.get(one.code)) for one in budgets]
-    alerts = [_alert(one) for one in reversed(raised[-ALERTS_SHOWN:])]
+    newest = raised[-ALERTS_SHOWN:]
+    with front.services.database.tenant(visit.tenant_id) as connection:
+        seen = webhooks.acknowledged(connection, [one["id"] for one in newest])
+    alerts = [_alert(one, seen.get(one["id"])) for one in reversed(newest)]
     return BudgetsView(views, alerts, len(raised), away)
 
 
@@ -165,10 +205,11 @@ def _share(part: Decimal, whole: Decimal) -> str:
     return f"{part * HUNDRED / whole:.2f}"
 
 
-def _alert(form: dict[str, Any]) -> AlertView:
+def _alert(form: dict[str, Any], seen: dict[str, Any] | None) -> AlertView:
+    known = {} if seen is None else {"seen_by": seen["by"], "seen_at": seen["at"], "note": seen["note"]}
     return AlertView(
-        form["budget"], Decimal(form["threshold"]), Decimal(form["spent"]), form["currency"], _moment(form["at"]),
-        _moment(form["from"]),
+        form["id"], form["budget"], Decimal(form["threshold"]), Decimal(form["spent"]), form["currency"],
+        _moment(form["at"]), _moment(form["from"]), form["customer"], **known,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Form, Response
 
 from deployments.access import SCOPES
 from deployments.front.page import Front, Visit
+from deployments.key_limits import RATE_MAX
 from storage.sql import audit, keys, tenants
 
 KEYS_MAX = 500
@@ -47,6 +48,7 @@ def routes(front: Front) -> APIRouter:
             name="",
             scopes=list(SCOPES),
             chosen=DEFAULT_SCOPES,
+            limits={},
         )
 
     @router.post("/settings/keys")
@@ -54,6 +56,8 @@ def routes(front: Front) -> APIRouter:
         visit: Annotated[Visit, visitor],
         name: Annotated[str, Form(max_length=1_000)] = "",
         scopes: Annotated[list[str] | None, Form()] = None,
+        requests_per_s: Annotated[str, Form(max_length=100)] = "",
+        events_per_s: Annotated[str, Form(max_length=100)] = "",
         form_token: Annotated[str, Form(max_length=200)] = "",
     ) -> Response:
         visit.need("access:write")
@@ -64,20 +68,28 @@ def routes(front: Front) -> APIRouter:
             wrong["name"] = visit.texts("settings.name_missing")
         if not chosen:
             wrong["scopes"] = visit.texts("settings.scopes_missing")
+        said = {"requests_per_s": requests_per_s.strip(), "events_per_s": events_per_s.strip()}
+        limits: dict[str, int] = {}
+        for what, text in said.items():
+            if text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= RATE_MAX:
+                limits[what] = int(text)
+            elif text:
+                wrong[what] = visit.texts("settings.limits_wrong")
         if wrong:
             return front.page(
                 visit, "settings/key_new.html", status=422, area="settings", wrong=wrong, name=name,
-                scopes=list(SCOPES), chosen=chosen,
+                scopes=list(SCOPES), chosen=chosen, limits=said,
             )  # fmt: skip
         now = services.clock()
         with services.database.system() as connection:
             made = keys.create(
-                connection, tenant_id=visit.tenant_id, name=name.strip(), scopes=chosen, actor=visit.user.actor, now=now
-            )
+                connection, tenant_id=visit.tenant_id, name=name.strip(), scopes=chosen, actor=visit.user.actor,
+                now=now, limits=limits,
+            )  # fmt: skip
             tenants.enter(connection, visit.tenant_id)  # the key and its record, both or none
             audit.record(
                 connection, visit.tenant_id, at=now, actor=visit.user.actor, action="key made", subject=made.start,
-                after={"name": name.strip(), "scopes": chosen},
+                after={"name": name.strip(), "scopes": chosen, "limits": limits},
             )  # fmt: skip
         return page(visit, {"name": name.strip(), "key": made.key})
 
