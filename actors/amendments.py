@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
+from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment, LogRow, log_rows
 from billing.amendments import SOURCE, Amendment, AmendmentRow, EventState, amendment_of, rows_of
 from storage.usage_log.segment import RowKind
 
@@ -61,6 +61,15 @@ class Amendments:
 
     def clear(self) -> None:
         self._newest = {}
+
+    def leave(self, lies_in: LiesIn) -> None:
+        tenants: dict[str, list[tuple[str, str, str, str]]] = {}
+        for name in self._newest:
+            tenants.setdefault(name[0], []).append(name)
+        for tenant_id, names in tenants.items():
+            for name, goes in zip(names, lies_in(tenant_id, [one[1] for one in names]), strict=True):
+                if goes:
+                    del self._newest[name]
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 

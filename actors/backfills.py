@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
+from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment, LogRow, log_rows
 from billing.backfills import (
     ADMITTED,
     CLOSED,
@@ -156,6 +156,11 @@ class Backfills:
         self._shares: dict[str, dict[str, _Share]] = {}
         self._at_home: dict[str, dict[str, Backfill]] = {}
 
+    def leave(self, lies_in: LiesIn) -> None:
+        """What was decided at home goes with the home partition; what this lane has stays its own."""
+        for tenant_id in [one for one in self._at_home if lies_in(one, [HOME_KEY])[0]]:
+            del self._at_home[tenant_id]
+
     # -- decided at home ----------------------------------------------------------------------------------------------
 
     def _open(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
@@ -273,7 +278,7 @@ class Backfills:
         """Let the events count in what this lane shows live, or no more. Only follows from the record at home."""
         form = json.loads(payload)
         share = self._shares.get(tenant_id, {}).get(form["backfill"], _Share())
-        if share.shown == form["shown"] or not share.events:
+        if share.shown == form["shown"]:
             return Decided(NO_ROWS, b"")
         step = SHOWN if form["shown"] else HIDDEN
         return Decided(_lane_row(tenant_id, {"backfill": form["backfill"], "step": step}, moment), b"")

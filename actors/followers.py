@@ -22,7 +22,7 @@ from billing.live_state import LiveState
 from billing.usage import INSTANT
 from storage.usage_log.checkpoints import FrozenFollower
 from storage.usage_log.partitions import EventIds
-from storage.usage_log.segment import ROW_SCHEMA, RowKind
+from storage.usage_log.segment import ROW_SCHEMA, Control, RowKind
 
 NO_ROWS = pl.DataFrame(schema=ROW_SCHEMA)
 TENANT_AGAIN_S_FIRST, TENANT_AGAIN_S_MAX = 10.0, 640.0
@@ -91,6 +91,10 @@ class Decided:
     rows: pl.DataFrame
     answer: bytes
     forces_put: bool = False  # no rows, and yet answered after a put: what it read is true now, no zombie said it
+    controls: Sequence[Control] = ()  # records of the lane itself, in the same segment
+    partition: int = -1  # where the rows lie, if that does not follow from their customers
+    log_time_us: int = 0  # the segment's is not below it
+    after: Callable[[int], None] | None = None  # once it is COMMITTED under this number, before anybody is answered
 
 
 Decision = Callable[[str, bytes, LogMoment], Decided]  # (tenant, payload, moment)
@@ -122,6 +126,34 @@ class LaneFollower(Protocol):
     def thaw(self, data: bytes, number: int) -> None: ...
 
     def clear(self) -> None: ...
+
+
+LiesIn = Callable[[str, Sequence[str]], npt.NDArray[np.bool_]]
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """A follower that keeps state by customer key, which goes where the key's partition goes."""
+
+    def leave(self, lies_in: LiesIn) -> None:
+        """Forget what belongs to keys of a partition: `lies_in(tenant, keys)` says which. It may come again."""
+        ...
+
+
+@runtime_checkable
+class Staying(Protocol):
+    """A follower whose state cannot move yet: while it holds any of a partition, that stays in its lane."""
+
+    def holds(self, lies_in: LiesIn) -> bool: ...
+
+
+@runtime_checkable
+class Homed(Protocol):
+    """A follower that must know which partitions are at home in its lane."""
+
+    def places(self, owned: npt.NDArray[np.bool_]) -> None:
+        """Told at each change, live and at recovery, between the rows before and after it."""
+        ...
 
 
 @runtime_checkable
@@ -303,6 +335,39 @@ class FollowerSet:
         """`apply` for those who have not seen this number."""
         behind = [follower for name, follower in self._followers.items() if moment.number >= firsts[name]]
         self._show(behind, rows, moment)
+
+    # -- moves --------------------------------------------------------------------------------------------------------
+
+    def places(self, owned: npt.NDArray[np.bool_]) -> None:
+        """Which partitions are at home in the lane from here on."""
+        for follower in self._followers.values():
+            if isinstance(follower, Homed):
+                with self._guard(follower):
+                    follower.places(owned)
+
+    def staying(self, lies_in: LiesIn) -> list[str]:
+        """The followers that cannot let a partition go now."""
+        found = []
+        for name, follower in self._followers.items():
+            is_unwell = name in self._stale or any(one == name for one, _ in self._aside)
+            if is_unwell or (isinstance(follower, Staying) and follower.holds(lies_in)):
+                found.append(name)
+        return found
+
+    def leave(self, lies_in: LiesIn, number: int, firsts: Mapping[str, int] | None = None) -> None:
+        """A partition goes with this number; `firsts` as for `replay`."""
+        for name, follower in self._followers.items():
+            if isinstance(follower, Moving) and (firsts is None or number >= firsts[name]):
+                with self._guard(follower):
+                    follower.leave(lies_in)
+
+    def arrive(
+        self, luggage: Sequence[tuple[pl.DataFrame, LogMoment]], number: int, firsts: Mapping[str, int] | None = None
+    ) -> None:
+        """A partition comes with this number: what was decided in it before, in order."""
+        behind = [one for name, one in self._followers.items() if firsts is None or number >= firsts[name]]
+        for rows, moment in luggage:
+            self._show(behind, rows, moment)
 
     def folded_again(self) -> None:
         """All that the log has was replayed: what is aside now is so by the log itself, and is tried later."""

@@ -30,8 +30,11 @@ from billing.rating_book import RatingBook
 from billing.usage import EVENT_SCHEMA, Reason
 from billing.verdicts import classify
 from storage.object_store import ObjectStore
-from storage.usage_log.backfills import is_of
+from storage.usage_log.backfills import backfills_at, is_of
+from storage.usage_log.genesis import PARTITIONS
 from storage.usage_log.lane import walk
+from storage.usage_log.partitions import partitions_of
+from storage.usage_log.reader import Cut, UsageLogReader
 from storage.usage_log.segment import RowKind, instant_of
 
 PENDING_ROWS_MAX = 500_000  # a tenant's; beyond it rows are read from the log again
@@ -69,6 +72,7 @@ class _Tenant:
     pending: list[tuple[int, pl.DataFrame]] = field(default_factory=list)
     pending_rows: int = 0
     pending_from: int = -1  # all rows after this number are in `pending`
+    missing: set[int] = field(default_factory=set)  # partitions that came, and are to be folded whole
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Figures:
     live: LiveState | None  # None: nothing at all
     number: int
     master_number: int
+    owned: bytes = b""  # bits of the partitions whose keys these figures are of; b"": all that were asked for
 
 
 class LiveFigures:
@@ -91,6 +96,10 @@ class LiveFigures:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self.last_error = ""
+        self._reader = UsageLogReader(store)
+        self._owned: npt.NDArray[np.bool_] = np.ones(PARTITIONS, np.bool_)
+        self._moved: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)
+        self._seed = 0
 
     # -- the commit thread's side --------------------------------------------------------------------------------------
 
@@ -115,7 +124,7 @@ class LiveFigures:
             for (tenant_id,), part in rows.partition_by("tenant", as_dict=True).items():
                 tenant = self._tenants.get(str(tenant_id))
                 if tenant is None:
-                    tenant = self._tenants[str(tenant_id)] = _Tenant(folded_to=self._base, pending_from=self._base)
+                    tenant = self._tenants[str(tenant_id)] = self._new_tenant()
                 if tenant.pending_rows + part.height > PENDING_ROWS_MAX:
                     tenant.pending, tenant.pending_rows, tenant.pending_from = [], 0, number
                     continue
@@ -123,24 +132,50 @@ class LiveFigures:
                 tenant.pending_rows += part.height
             self._number = number
 
+    def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_], seed: int) -> None:
+        """Which partitions are at home here, and which of all have moved ever. The arrays are not changed later."""
+        self._owned, self._moved, self._seed = owned, moved.copy(), seed
+
+    def arrive(self, partition: int) -> None:
+        """A partition came: what it had before lies in other lanes and is folded by whoever asks first."""
+        with self._lock:
+            for tenant in self._tenants.values():
+                tenant.missing.add(partition)
+
+    def leave(self, partition: int) -> None:
+        """A partition went: its figures are left out from now on, and dropped when it comes again."""
+        with self._lock:
+            for tenant in self._tenants.values():
+                tenant.missing.discard(partition)
+
+    def _new_tenant(self) -> _Tenant:
+        moved = np.flatnonzero(self._owned & self._moved)
+        return _Tenant(folded_to=self._base, pending_from=self._base, missing=set(moved.tolist()))
+
     # -- queries -------------------------------------------------------------------------------------------------------
 
     def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
         """The state of these customer keys (None: all), with all that was committed before the call."""
         book = self._book(tenant_id, master_number)
         with self._lock:
+            owned, has_moved = self._owned, bool(self._moved.any())
             tenant, number = self._tenants.get(tenant_id), self._number
+            if tenant is None and has_moved and book is not None:
+                tenant = self._tenants[tenant_id] = self._new_tenant()  # it may lie in what came from other lanes
+        bits = np.packbits(owned).tobytes()
         if tenant is None or book is None:
-            return Figures(None, number, book.number if book else -1)
+            return Figures(None, number, book.number if book else -1, bits)
         number = self._fold(tenant_id, tenant, book)
         with tenant.lock:
             parts = list(tenant.parts)
         wanted = [_of_keys(part, keys) for part in parts]
+        if has_moved:
+            wanted = [self._of_partitions(tenant_id, part, owned) for part in wanted]
         live = wanted[0] if wanted else None
         for part in wanted[1:]:
             assert live is not None
             live = merge_live(live, part)
-        return Figures(live, number, book.number)
+        return Figures(live, number, book.number, bits)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -165,7 +200,7 @@ class LiveFigures:
         frozen: list[tuple[str, int, str, tuple[LiveState, ...]]] = []
         for tenant_id, tenant in tenants:
             # A tenant that is being folded right now is left out: recovery folds it from the log.
-            if tenant.lock.acquire(blocking=False):
+            if not tenant.missing and tenant.lock.acquire(blocking=False):
                 try:
                     frozen.append((tenant_id, tenant.folded_to, tenant.signature, tuple(tenant.parts)))
                 finally:
@@ -211,18 +246,58 @@ class LiveFigures:
                 tenant.pending, tenant.pending_rows, tenant.pending_from = [], 0, number
             # On a copy: a fold that fails in the middle leaves the state as it was, and the next reads the log.
             parts, folded_to = list(tenant.parts), tenant.folded_to
-            if folded_to < pending_from:
+            from_log = folded_to < pending_from
+            if from_log:
                 self._fold_from_log(tenant_id, parts, book, folded_to + 1, pending_from)
                 folded_to = pending_from
             frames = [frame for at, frame in pending if at > folded_to]
             rows = pl.concat(frames) if frames else None
             if rows is not None and (_turns_of_backfills(rows).height or not _fits(rows, book)):
-                parts = []  # something that was folded counts otherwise now: all again, from the log
+                parts, from_log = [], True  # something that was folded counts otherwise now: all again, from the log
                 self._fold_from_log(tenant_id, parts, book, 0, number)
             elif rows is not None:
                 _add(parts, _counting(rows, _changes_in(rows)), book)
+            with self._lock:
+                missing = set(tenant.missing)
+                if from_log:  # the lane alone does not have what lay in others
+                    missing |= set(np.flatnonzero(self._owned & self._moved).tolist())
+            if missing:
+                self._fold_partitions(tenant_id, parts, book, missing, number)
+                with self._lock:
+                    tenant.missing -= missing
             tenant.parts, tenant.folded_to = parts, number
             return number
+
+    def _fold_partitions(
+        self, tenant_id: str, parts: list[LiveState], book: _Book, partitions: set[int], number: int
+    ) -> None:
+        """Fold partitions that have moved whole: from every lane that they lay in, up to a number of this one."""
+        staying = np.ones(PARTITIONS, np.bool_)
+        staying[sorted(partitions)] = False
+        parts[:] = [self._of_partitions(tenant_id, part, staying) for part in parts]
+        now = self._reader.now()
+        cut = Cut({**now.positions, self._lane: number})
+        shown = list(backfills_at(self._reader, tenant_id, now).counting)
+        counts = pl.col("kind").is_in([int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED)])
+        counts = pl.col("partition").is_in(sorted(partitions)) & (counts | is_of(shown) if shown else counts)
+        frames = list(self._reader.scan_rows(tenant_id, cut, counts, partitions=sorted(partitions)))
+        if not frames:
+            return
+        rows = pl.concat(frames).sort("received_at", "lane", "number", "row")
+        changes = _changes_in(rows, shown)
+        usage = rows.filter(_IS_USAGE | is_of(shown) if shown else _IS_USAGE).select(EVENT_SCHEMA.names())
+        if changes.height:
+            known = fold_amendments_of_lane(changes)
+            usage = pl.concat([_without(usage, known), known.events.select(EVENT_SCHEMA.names())])
+        _add(parts, usage, book)
+
+    def _of_partitions(self, tenant_id: str, live: LiveState, chosen: npt.NDArray[np.bool_]) -> LiveState:
+        """The figures of keys in some partitions."""
+        state = live.state
+        keys = pl.concat([frame["key"].unique() for frame in (state.small, state.sets, state.runs)]).unique()
+        if not len(keys):
+            return live
+        return _of_keys(live, keys.filter(pl.Series(chosen[partitions_of(self._seed, tenant_id, keys)])).to_list())
 
     def _fold_from_log(self, tenant_id: str, parts: list[LiveState], book: _Book, first: int, last: int) -> None:
         """Add what lies in these numbers; if something there changes events, all of the lane up to `last` again."""
@@ -244,9 +319,12 @@ class LiveFigures:
         known = None if changes is None else fold_amendments_of_lane(_changes_in(changes, shown))
         counts = _IS_USAGE | is_of(shown) if shown else _IS_USAGE
         rows = 0
+        # What has moved is folded whole, from all lanes; what a lane notes of itself may lie anywhere.
+        moved = np.flatnonzero(self._moved).tolist()
+        own = ~pl.col("partition").is_in(moved) | (pl.col("customer") == "") if moved else pl.lit(True)
         for segment in walk(self._store, self._lane, first, last):
             if tenant_id in segment.head.counters:
-                part = segment.rows().filter(pl.col("tenant") == tenant_id)
+                part = segment.rows().filter((pl.col("tenant") == tenant_id) & own)
                 if tenant_id in segment.head.changed:
                     met += [_changes_in(part), _turns_of_backfills(part)]
                 waiting.append(part.filter(counts).select(EVENT_SCHEMA.names()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,13 +48,15 @@ from actors.followers import (
     FrozenFollower,
     JudgedRows,
     LaneFollower,
+    LiesIn,
     LogMoment,
     forgotten,
 )
+from actors.lane_moves import Luggage, complete, in_order, pack
 from actors.live_figures import Figures, LiveFigures, MasterSource
 from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, items_of
-from actors.tenant_clocks import SET_CLOCK, TenantClocks
-from billing.errors import BillingError, NotFound, Overloaded, Unavailable
+from actors.tenant_clocks import SET_CLOCK, TenantClocks, clock_rows
+from billing.errors import BillingError, Conflict, NotFound, Overloaded, Unavailable
 from billing.live_state import LiveState
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import ObjectStore, StoreRefused
@@ -112,6 +115,8 @@ class ShardStatus:
     checkpoint_error: str
     figures_error: str  # why events cannot be judged or folded at the moment; they are stored all the same
     followers_error: str = ""  # why decisions of a follower are refused at the moment
+    owned: tuple[int, ...] = ()  # the partitions that are at home here
+    released: tuple[tuple[int, int, int], ...] = ()  # let go, by this lane's log: partition, generation, to this lane
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,9 @@ class _Group:
     unapplied: list[pl.DataFrame] = field(default_factory=list)  # for the followers, after the commit
     unseen: set[str] = field(default_factory=set)  # tenants with usage here that no follower wanted
     forces_put: bool = False  # also without rows
+    controls: list[Control] = field(default_factory=list)
+    afters: list[Callable[[int], None]] = field(default_factory=list)  # once it is COMMITTED
+    log_time_us: int = 0  # not below it
     is_applied: bool = False  # followers saw rows of it before the put
 
     def count(self, rows: pl.DataFrame) -> None:
@@ -243,6 +251,8 @@ class RatingShard:
             checkpoint_error=self._checkpoint_error,
             figures_error="" if self._figures is None else self._figures.last_error,
             followers_error=self._followers.last_error,
+            owned=tuple(np.flatnonzero(self._owned).tolist()),
+            released=tuple((partition, generation, to) for partition, (generation, to) in self._released.items()),
         )
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -422,6 +432,9 @@ class RatingShard:
         rows, head = self._put(group)
         if rows is not None and head is not None and self._figures is not None:
             self._figures.take(rows, head.number)  # before the answer: who reads after it sees what was acknowledged
+        if head is not None:
+            for after in group.afters:
+                after(head.number)
         self._answer(group)
         if rows is not None and head is not None:
             for frame in group.unapplied:
@@ -447,7 +460,7 @@ class RatingShard:
 
     def _put(self, group: _Group) -> tuple[pl.DataFrame, SegmentHead] | tuple[None, None]:
         """Put what a group has, in the order of partitions; nothing if it has no rows."""
-        if not group.frames and not group.forces_put:
+        if not group.frames and not group.forces_put and not group.controls:
             return None, None
         rows = group.frames[0] if group.frames else NO_ROWS
         if len(group.frames) > 1:
@@ -459,8 +472,8 @@ class RatingShard:
             head = self._writer.append(
                 rows,
                 group.counters,
-                () if group.frames else (Control("tick"),),
-                log_time_us=group.moment.log_time_us,
+                group.controls or (() if group.frames else (Control("tick"),)),
+                log_time_us=max(group.moment.log_time_us, group.log_time_us),
                 clocks=clocks,
             )
         except StoreRefused:
@@ -520,7 +533,11 @@ class RatingShard:
         placed: tuple[pl.DataFrame, EventIds] | None = None
         try:
             decided = item.decide(group.moment)
-            if decided.rows.height:
+            if decided.partition >= 0:
+                placed = self._placed_in(decided.rows, decided.partition)
+            elif decided.rows.height and not self._owned.any() and not (decided.rows["customer"] != "").any():
+                pass  # of a lane without partitions there is nothing to note: what comes brings its own
+            elif decided.rows.height:
                 tenants = set(decided.rows["tenant"].to_list())
                 assert tenants == {item.tenant_id}, f"a decision of {item.tenant_id} wrote for another tenant"
                 placed = self._placed(decided.rows, item.tenant_id)
@@ -530,7 +547,13 @@ class RatingShard:
         except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - a fault must not stop the lane
             item.fail(BillingError(f"The decision failed: {type(error).__name__}: {error}. Nothing was written."))
             return True
-        if placed is not None:
+        if placed is not None and decided.partition >= 0:
+            rows, ids = placed
+            self._add_ids(group, ids)
+            group.frames.append(rows)
+            group.count(rows)
+            group.unapplied.append(rows)
+        elif placed is not None:
             rows, ids = placed
             if item.tenant_id in group.unseen and self._is_first_look(rows, item.tenant_id):
                 return False
@@ -544,6 +567,10 @@ class RatingShard:
             group.count(rows)
             self._follow(group, rows, at_once=True)
         group.forces_put = group.forces_put or decided.forces_put
+        group.controls.extend(decided.controls)
+        group.log_time_us = max(group.log_time_us, decided.log_time_us)
+        if decided.after is not None:
+            group.afters.append(decided.after)
         group.decided.append((item, decided.answer))
         return True
 
@@ -587,6 +614,15 @@ class RatingShard:
             tenants = tenant_id or rows["tenant"]
         placed = rows.clone().replace_column(ROW_SCHEMA.names().index("partition"), pl.Series("partition", partitions))
         return placed, ids_of_rows(self._genesis.seed, tenants, placed, partitions)
+
+    def _placed_in(self, rows: pl.DataFrame, partition: int) -> tuple[pl.DataFrame, EventIds] | None:
+        """Rows of several tenants that a lane writes into a partition itself."""
+        assert self._genesis is not None
+        if rows.height == 0:
+            return None
+        placed = rows.select(ROW_SCHEMA.names()).with_columns(pl.lit(partition, pl.UInt8).alias("partition"))
+        partitions = np.full(rows.height, partition, np.uint8)
+        return placed, event_ids(self._genesis.seed, placed["tenant"], placed, partitions)
 
     def _add_ids(self, group: _Group, ids: EventIds) -> npt.NDArray[np.bool_]:
         """Which ids are new to the log; they are known from now on."""
@@ -717,6 +753,8 @@ class RatingShard:
         self._owned: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)
         self._generation: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
         self._lane_of: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
+        self._released: dict[int, tuple[int, int]] = {}  # partition -> generation, lane; since the last start
+        self._packed: dict[int, Luggage] = {}  # read ahead for partitions that are about to come
         self._rows_since_checkpoint = 0
         self._checkpoint_number = -1
         self._checkpoint_at_s = time.monotonic()
@@ -734,6 +772,7 @@ class RatingShard:
             for partition in range(PARTITIONS):
                 self._lane_of[partition] = self._genesis.first_lane(partition)
             self._owned = self._lane_of == self.lane
+            self._place()
             self._load_snapshot()
             first = self._writer.position.number + 1
             for segment in self._writer.read_on():
@@ -746,9 +785,18 @@ class RatingShard:
     def _apply(self, segment: StoredSegment) -> None:
         """Take a committed segment into the state, exactly as serving it would have done."""
         head = segment.head
+        for control in head.controls:
+            if control.what == "acquired":
+                self._arrived(self._luggage(control), control.generation, head.number)
+        if head.rows:
+            self._apply_rows(segment)
+        for control in head.controls:
+            if control.what == "released":
+                self._left(control.partition, control.generation, control.lane, head.number)
+
+    def _apply_rows(self, segment: StoredSegment) -> None:
+        head = segment.head
         assert self._genesis is not None
-        if head.rows == 0:
-            return
         rows = segment.rows()
         assert rows.schema == ROW_SCHEMA, f"lane {self.lane} number {head.number}: unexpected columns"
         partitions = rows["partition"].to_numpy()
@@ -767,8 +815,14 @@ class RatingShard:
         firsts = self._followers.thaw(saved)
         for segment in walk(self._store, self.lane, min(firsts.values()), last):
             head = segment.head
+            for control in head.controls:
+                if control.what == "acquired":
+                    self._followers.arrive(in_order(self._luggage(control).rows), head.number, firsts)
             if self._followers.watch(head.counters) or any(count.decided for count in head.counters.values()):
                 self._followers.replay(segment.rows(), _moment_of(head), firsts)
+            for control in head.controls:
+                if control.what == "released":
+                    self._followers.leave(self._lies_in(control.partition), head.number, firsts)
 
     def _refold(self) -> None:
         """After a group that was not stored, or a fault: the followers are what the log says, or stay aside."""
@@ -780,6 +834,111 @@ class RatingShard:
             self._followers.folded_again()
         except BillingError:  # the store is away; their decisions say so until the next try
             self._followers.not_stored()
+
+    # -- moves --------------------------------------------------------------------------------------------------------
+
+    def prepare_move(self, partition: int, from_lane: int) -> None:
+        """Read what a partition will bring along while its lane still serves it. Nothing of it is durable."""
+        assert self._genesis is not None
+        self._packed[partition] = pack(self._store, self._genesis.seed, self._chain.newest(), partition, from_lane)
+
+    def release(self, partition: int, to_lane: int) -> Future[bytes]:
+        """Let a partition go to another lane: it takes no more rows here from the record's number on."""
+
+        def decider(moment: LogMoment) -> Decided:
+            generation = int(self._generation[partition])
+            if not self._owned[partition]:
+                if int(self._lane_of[partition]) == to_lane:
+                    return Decided(NO_ROWS, _move_form(partition, generation, -1))
+                raise Conflict(f"partition {partition} is not in lane {self.lane} but in {self._lane_of[partition]}")
+            if to_lane == self.lane:
+                raise Conflict(f"partition {partition} is in lane {self.lane} already")
+            if staying := self._followers.staying(self._lies_in(partition)):
+                raise Conflict(f"partition {partition} cannot move now: {', '.join(staying)} keep it")
+            return Decided(
+                clock_rows(moment.clocks, f"{partition}:{generation + 1}"),
+                _move_form(partition, generation + 1, moment.number),
+                controls=(Control("released", partition, generation + 1, to_lane),),
+                partition=partition,
+                after=lambda number: self._left(partition, generation + 1, to_lane, number),
+            )
+
+        return self.decide("", ANY_PARTITION, decider, ends_group=True)
+
+    def acquire(self, partition: int, from_lane: int) -> Future[bytes]:
+        """Take a partition that another lane has let go to this one. Unavailable while that has not happened."""
+
+        def decider(moment: LogMoment) -> Decided:
+            assert self._genesis is not None
+            if self._owned[partition]:
+                return Decided(NO_ROWS, _move_form(partition, int(self._generation[partition]), -1))
+            seed, packed = self._genesis.seed, self._packed.get(partition)
+            if packed is None or packed.lane != from_lane:
+                packed = pack(self._store, seed, self._chain.newest(), partition, from_lane)
+            luggage = complete(self._store, seed, packed, self.lane)
+            release = luggage.release
+            assert release is not None
+            if release.generation <= int(self._generation[partition]):
+                raise Unavailable(f"Lane {from_lane} let partition {partition} go before it was here last.")
+            if self._chain.newest().floor(from_lane) > luggage.first:  # rule H: what was read counts
+                self._packed.pop(partition, None)
+                raise Unavailable(f"Lane {from_lane} was cleared while it was read. Send the same again.")
+            return Decided(
+                NO_ROWS,
+                _move_form(partition, release.generation, moment.number),
+                controls=(Control("acquired", partition, release.generation, from_lane, luggage.number),),
+                log_time_us=luggage.released_us + 1,  # so that a partition's history can be told apart by time
+                after=lambda number: self._arrived(luggage, release.generation, number),
+            )
+
+        return self.decide("", ANY_PARTITION, decider, ends_group=True)
+
+    def _luggage(self, control: Control) -> Luggage:
+        """What a partition brought with a record of this lane, read again."""
+        assert self._genesis is not None
+        seed, partition = self._genesis.seed, control.partition
+        packed = pack(self._store, seed, self._manifest, partition, control.lane, up_to=control.number - 1)
+        return complete(self._store, seed, packed, self.lane, number=control.number)
+
+    def _arrived(self, luggage: Luggage, generation: int, number: int) -> None:
+        partition = luggage.partition
+        if luggage.manifest.number > self._manifest.number:  # its runs hold the ids that it did not bring
+            self._runs = self._runs.with_runs(self._store, luggage.manifest.runs, self._cache)
+            self._manifest = luggage.manifest
+        for ids in luggage.ids:
+            self._recent.add(ids, stamp_of(self.lane, number))
+        self._rows_since_checkpoint += sum(len(ids) for ids in luggage.ids)
+        self._packed.pop(partition, None)
+        self._released.pop(partition, None)
+        self._owned[partition], self._lane_of[partition], self._generation[partition] = True, self.lane, generation
+        self._place()
+        self._followers.arrive(in_order(luggage.rows), number)
+        if self._figures is not None:
+            self._figures.arrive(partition)
+
+    def _left(self, partition: int, generation: int, to_lane: int, number: int) -> None:
+        self._owned[partition], self._lane_of[partition], self._generation[partition] = False, to_lane, generation
+        self._released[partition] = generation, to_lane
+        self._place()
+        self._followers.leave(self._lies_in(partition), number)
+        if self._figures is not None:
+            self._figures.leave(partition)
+
+    def _place(self) -> None:
+        owned = self._owned.copy()
+        self._followers.places(owned)
+        if self._figures is not None:
+            assert self._genesis is not None
+            self._figures.places(owned, self._generation > 0, self._genesis.seed)
+
+    def _lies_in(self, partition: int) -> LiesIn:
+        assert self._genesis is not None
+        seed = self._genesis.seed
+
+        def lies_in(tenant_id: str, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
+            return partitions_of(seed, tenant_id, pl.Series(keys, dtype=pl.String)) == partition
+
+        return lies_in
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -795,6 +954,7 @@ class RatingShard:
         self._lane_of = np.array(snapshot.lane_of, np.int64)
         self._generation = np.array(snapshot.generation, np.int64)
         self._owned = self._lane_of == self.lane
+        self._place()
         self._checkpoint_number = named.number
         self._fold_followers(snapshot.followers, named.number)
         if self._figures is not None:
@@ -847,6 +1007,10 @@ class RatingShard:
 
         self._recent.keep(kept)
         self._checkpoint_entry = None
+
+
+def _move_form(partition: int, generation: int, number: int) -> bytes:
+    return json.dumps({"partition": partition, "generation": generation, "number": number}).encode()
 
 
 def _moment_of(head: SegmentHead) -> LogMoment:

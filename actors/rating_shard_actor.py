@@ -58,11 +58,23 @@ class RatingShardActor:
         return self._shard.decide_named(data).result()
 
     @ray.method(concurrency_group="query")
-    def usage(self, tenant_id: str, keys: list[str] | None, master_number: int) -> tuple[bytes | None, int, int]:
-        """Encoded live state (None: nothing), the lane's number it goes to, the master number it used."""
+    def usage(self, tenant_id: str, keys: list[str] | None, master_number: int) -> tuple[bytes | None, int, int, bytes]:
+        """Encoded live state (None: nothing), the lane's number it goes to, the master number, partitions (bits)."""
         figures = self._shard.usage(tenant_id, keys, master_number)
         live = None if figures.live is None else figures.live.to_bytes()
-        return live, figures.number, figures.master_number
+        return live, figures.number, figures.master_number, figures.owned
+
+    @ray.method(concurrency_group="query")
+    def prepare_move(self, partition: int, from_lane: int) -> None:
+        self._shard.prepare_move(partition, from_lane)
+
+    @ray.method(concurrency_group="decide")
+    def release(self, partition: int, to_lane: int) -> bytes:
+        return self._shard.release(partition, to_lane).result()
+
+    @ray.method(concurrency_group="decide")
+    def acquire(self, partition: int, from_lane: int) -> bytes:
+        return self._shard.acquire(partition, from_lane).result()
 
     @ray.method(concurrency_group="health")
     def status(self) -> ShardStatus:

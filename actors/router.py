@@ -237,20 +237,44 @@ class GroupingRouter(ABC):
 
     async def usage(self, tenant_id: str, keys: Sequence[str] | None = None, *, master_number: int = 0) -> LiveUsage:
         wanted = None if keys is None else list(dict.fromkeys(keys))
-        lanes = set(self._route.tolist())
+        needed: npt.NDArray[np.int64] = np.arange(PARTITIONS)
         if wanted:
             partitions = partitions_of(self._genesis.seed, tenant_id, pl.Series(wanted, dtype=pl.String))
-            lanes = set(self._route[partitions].tolist())
-        asked = sorted(lanes)
-        answers = await asyncio.gather(
-            *(asyncio.wait_for(self._usage(lane, tenant_id, wanted, master_number), self._deadline_s) for lane in asked)
-        )
+            needed = np.unique(partitions).astype(np.int64)
+        loop = asyncio.get_running_loop()
+        deadline, wait = loop.time() + self._deadline_s, RETRY_WAIT_S_FIRST
+        asked = sorted(set(self._route[needed].tolist()))
+        while True:
+            answers = await asyncio.gather(
+                *(
+                    asyncio.wait_for(self._usage(one, tenant_id, wanted, master_number), self._deadline_s)
+                    for one in asked
+                )
+            )
+            if self._is_whole(needed, asked, answers):
+                break
+            if loop.time() + wait > deadline:
+                raise Unavailable(f"Partitions are being moved. {_AGAIN}")
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, RETRY_WAIT_S_MAX)
+            asked = sorted({*self._route[needed].tolist(), *await asyncio.to_thread(self._lanes)})
         live: LiveState | None = None
         for answer in answers:
             if answer.live is not None:
                 live = answer.live if live is None else merge_live(live, answer.live)
         positions = {lane: answer.number for lane, answer in zip(asked, answers, strict=True)}
         return LiveUsage(live, positions, min((answer.master_number for answer in answers), default=-1))
+
+    def _is_whole(self, needed: npt.NDArray[np.int64], asked: Sequence[int], answers: Sequence[Figures]) -> bool:
+        """Whether each partition that was asked for is in exactly one of the answers; learns who has which."""
+        owners = np.zeros(PARTITIONS, np.int64)
+        for lane, answer in zip(asked, answers, strict=True):
+            if not answer.owned:
+                return True  # figures of one process that says nothing of partitions
+            owned = np.unpackbits(np.frombuffer(answer.owned, np.uint8)).astype(np.bool_)
+            owners += owned
+            self._route[owned & (owners == 1)] = lane
+        return bool((owners[needed] == 1).all())
 
     def owners_of(self, tenant_id: str, keys: Sequence[str]) -> list[tuple[int, int]]:
         """(lane, generation) of each key's partition, as far as this router knows."""
@@ -422,6 +446,7 @@ class LocalUsageRouter(GroupingRouter):
     def __init__(self, genesis: Genesis, shards: Sequence[RatingShard], *, deadline_s: float = DEADLINE_S) -> None:
         super().__init__(genesis, deadline_s=deadline_s)
         self.shards = {shard.lane: shard for shard in shards}
+        self._made: Callable[[int], RatingShard] | None = None
 
     @classmethod
     def open(
@@ -439,21 +464,25 @@ class LocalUsageRouter(GroupingRouter):
         """Start one shard per lane: as many lanes as the log has, `shards` if it is new."""
         genesis = open_log(store, lanes=shards)
         lanes = max(genesis.lanes, count_lanes(store))
-        opened = [
-            RatingShard(
-                lane,
-                store,
-                clock,
-                settings,
-                master=master,
-                followers=followers(lane, master, store),
-                cache_directory=cache_directory,
+
+        def made(lane: int) -> RatingShard:
+            followed = followers(lane, master, store)
+            shard = RatingShard(
+                lane, store, clock, settings, master=master, followers=followed, cache_directory=cache_directory
             )
-            for lane in range(lanes)
-        ]
-        for shard in opened:
             shard.start()
-        return cls(genesis, opened, deadline_s=deadline_s)
+            return shard
+
+        router = cls(genesis, [made(lane) for lane in range(lanes)], deadline_s=deadline_s)
+        router._made = made
+        return router
+
+    def add_lane(self) -> RatingShard:
+        """Begin the next lane. It has no partitions until some move to it."""
+        assert self._made is not None, "only a router that opened its shards can start another"
+        shard = self._made(len(self.shards))
+        self.shards[shard.lane] = shard
+        return shard
 
     async def _call(self, lane: int, data: bytes) -> bytes:
         shard = self.shards.get(lane)

@@ -18,6 +18,15 @@ SET_CLOCK = "set_clock"
 SOURCE = "cloudbilling:clock"  # of ids; no sender may use it
 
 
+def clock_rows(times: Mapping[str, int], place: str) -> pl.DataFrame:
+    """The clocks as they stand, for a partition that goes to a lane which may not know them; `place` makes ids new."""
+    rows = [
+        log_rows(tenant_id, [LogRow(RowKind.CLOCK_SET, SOURCE, f"{time_us}@{place}", "", time_us, type="clock")])
+        for tenant_id, time_us in sorted(times.items())
+    ]
+    return pl.concat(rows) if rows else NO_ROWS
+
+
 class TenantClocks:
     name = "clocks"
     version = 1
@@ -58,5 +67,7 @@ class TenantClocks:
         now = self.times.get(tenant_id)
         if now is not None and wanted <= now:
             return Decided(NO_ROWS, str(now).encode())
-        row = LogRow(RowKind.CLOCK_SET, SOURCE, str(wanted), customer="", time_us=wanted, type="clock")
+        # With the lane: its partitions move, and another lane that sets the same time may have them then.
+        id_ = f"{wanted}:{moment.lane}:{moment.number}"
+        row = LogRow(RowKind.CLOCK_SET, SOURCE, id_, customer="", time_us=wanted, type="clock")
         return Decided(log_rows(tenant_id, [row]), payload)

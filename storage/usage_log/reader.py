@@ -14,12 +14,20 @@ from datetime import date, datetime
 
 import polars as pl
 
+from billing.typed_columns import typed_names
 from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.lane import count_lanes, last_number, read_hint, read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.recent_heads import recent_heads
-from storage.usage_log.segment import ROW_SCHEMA, RowKind, SegmentHead, StoredSegment, with_positions
+from storage.usage_log.segment import (
+    ROW_SCHEMA,
+    RowKind,
+    SegmentHead,
+    StoredSegment,
+    microseconds_of,
+    with_positions,
+)
 
 CHUNK_ROWS = 500_000
 READINGS_MAX = 50  # each begins again on a newer manifest
@@ -28,6 +36,9 @@ POSITION_SCHEMA = pl.Schema(
     {"kind": pl.UInt8, "lane": pl.UInt16, "number": pl.UInt64, "row": pl.UInt32, "received_at": INSTANT}
 )
 SCAN_SCHEMA = pl.Schema({**EVENT_SCHEMA, **POSITION_SCHEMA})
+_TYPED = "*typed"  # stands for the typed columns that a file has
+_Times = tuple[datetime | None, datetime | None]  # half-open
+_ALWAYS: _Times = (None, None)
 DECIDED_SCHEMA = pl.Schema({**SCAN_SCHEMA, "detail": pl.String})
 
 
@@ -140,15 +151,19 @@ class UsageLogReader:
         end: datetime | None = None,
         ids: Sequence[str] | None = None,
         kinds: Sequence[RowKind] = (RowKind.USAGE,),
+        typed: bool = False,
     ) -> Iterator[pl.DataFrame]:
         """Rows of a tenant at or below `cut` (and after `since`), each exactly once: frames of SCAN_SCHEMA.
 
         `customers` are customer keys as the events carry them; `start`/`end` are half-open and compare `time`.
+        `typed`: frames have typed columns besides (`billing/typed_columns.py`), not all of them the same ones.
         Usage as it was sent; as it counts, amendments in it, it is in storage/usage_log/counting.py.
         """
         conditions = [pl.col("tenant") == tenant_id, pl.col("kind").is_in([int(kind) for kind in kinds])]
         if customers is not None:
             conditions.append(pl.col("customer").is_in(list(customers)))
+            if customers:  # what statistics of row groups answer
+                conditions.append(pl.col("customer").is_between(pl.lit(min(customers)), pl.lit(max(customers))))
         if partitions is not None:
             conditions.append(pl.col("partition").is_in(list(partitions)))
         if start is not None:
@@ -158,8 +173,9 @@ class UsageLogReader:
         if ids is not None:
             conditions.append(pl.col("id").is_in(list(ids)))
         wanted = set(range(256)) if partitions is None else set(partitions)
+        names = [*SCAN_SCHEMA.names(), *([_TYPED] if typed else [])]
         yield from self._scan(
-            tenant_id, cut, since or NOTHING, wanted, pl.all_horizontal(conditions), SCAN_SCHEMA.names()
+            tenant_id, cut, since or NOTHING, wanted, pl.all_horizontal(conditions), names, times=(start, end)
         )
 
     def scan_changes(self, tenant_id: str, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
@@ -188,6 +204,16 @@ class UsageLogReader:
         columns = DECIDED_SCHEMA.names()
         yield from self._scan(tenant_id, cut, since or NOTHING, wanted, of_tenant, columns, changes_only=changes_only)
 
+    def scan_decided(self, cut: Cut, partition: int) -> Iterator[pl.DataFrame]:
+        """Rows of all tenants in a partition, but those of segments with nothing but usage: as `scan_all` has them."""
+        columns = [*ROW_SCHEMA.names(), "lane", "number", "row", "received_at"]
+        condition = (pl.col("partition") == partition) & (pl.col("kind") != int(RowKind.USAGE))
+        yield from self._scan(None, cut, NOTHING, {partition}, condition, columns, decided_only=True)
+
+    def head(self, lane: int, number: int) -> SegmentHead:
+        """What lies under a number, without its rows; read once in this process."""
+        return self._head(lane, number)
+
     def scan_all(self, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
         """Rows of all tenants, with tenant and partition: for sealing and verification."""
         columns = [*ROW_SCHEMA.names(), "lane", "number", "row", "received_at"]
@@ -210,13 +236,25 @@ class UsageLogReader:
         columns: list[str],
         *,
         changes_only: bool = False,
+        decided_only: bool = False,
+        times: _Times = _ALWAYS,
     ) -> Iterator[pl.DataFrame]:
         done: set[str] = set()
         for _ in range(READINGS_MAX):
             manifest = self._chain.newest()
             try:
                 yield from self._scan_once(
-                    manifest, tenant_id, cut, since, partitions, condition, columns, done, changes_only
+                    manifest,
+                    tenant_id,
+                    cut,
+                    since,
+                    partitions,
+                    condition,
+                    columns,
+                    done,
+                    changes_only=changes_only,
+                    decided_only=decided_only,
+                    times=times,
                 )
                 return
             except StoreUnavailable:
@@ -235,17 +273,22 @@ class UsageLogReader:
         condition: pl.Expr,
         columns: list[str],
         done: set[str],
+        *,
         changes_only: bool,
+        decided_only: bool,
+        times: _Times,
     ) -> Iterator[pl.DataFrame]:
         pending: list[pl.DataFrame] = []
         rows = 0
+        is_typed = columns[-1] == _TYPED
+        plain = columns[:-1] if is_typed else columns
 
         def flushed() -> pl.DataFrame:
-            frame = pl.concat(pending) if len(pending) > 1 else pending[0]
+            frame = pl.concat(pending, how="diagonal_relaxed" if is_typed else "vertical")
             pending.clear()
             return frame
 
-        for frame in self._sealed(manifest, tenant_id, cut, since, partitions, condition, columns):
+        for frame in self._sealed(manifest, tenant_id, cut, since, partitions, condition, columns, times):
             pending.append(frame)
             rows += frame.height
             if rows >= CHUNK_ROWS:
@@ -264,8 +307,10 @@ class UsageLogReader:
                     continue
                 if changes_only and tenant_id not in head.changed:
                     continue
+                if decided_only and not any(count.decided for count in head.counters.values()):
+                    continue
                 segment = segment or self._segment(lane, number)
-                frame = with_positions(segment.rows(), segment.head).filter(condition).select(columns)
+                frame = with_positions(segment.rows(), segment.head).filter(condition).select(plain)
                 if frame.height:
                     pending.append(frame)
                     rows += frame.height
@@ -286,6 +331,7 @@ class UsageLogReader:
         partitions: set[int],
         condition: pl.Expr,
         columns: list[str],
+        times: _Times,
     ) -> Iterator[pl.DataFrame]:
         if all(since.last(lane) >= number for lane, number in manifest.sealed.items()):
             return  # all that is sealed lies before: a live reader's usual case
@@ -295,6 +341,8 @@ class UsageLogReader:
                 continue
             if not any(file.first_partition <= partition <= file.last_partition for partition in partitions):
                 continue
+            if _lies_outside(file, times):
+                continue
             frame = self._read_sealed(file, condition if within is None else condition & within, columns)
             if frame.height:
                 yield frame
@@ -302,11 +350,13 @@ class UsageLogReader:
     def _read_sealed(self, file: SealedFile, condition: pl.Expr, columns: list[str]) -> pl.DataFrame:
         path = self._store.local_path(file.key)
         if path is not None and path.exists():
-            return pl.scan_parquet(path).filter(condition).select(columns).collect()
+            lazy = pl.scan_parquet(path)
+            return lazy.filter(condition).select(_present(columns, lazy)).collect()
         data = self._store.get(file.key)
         if data is None:
             raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
-        return pl.read_parquet(io.BytesIO(data)).lazy().filter(condition).select(columns).collect()
+        lazy = pl.scan_parquet(io.BytesIO(data))
+        return lazy.filter(condition).select(_present(columns, lazy)).collect()
 
     def _segment(self, lane: int, number: int) -> StoredSegment:
         segment = read_segment(self._store, lane, number)
@@ -353,6 +403,23 @@ class UsageLogReader:
 
 def cut_key(name: str) -> str:
     return f"log/cuts/{name}.json"
+
+
+def _present(columns: list[str], lazy: pl.LazyFrame) -> list[str]:
+    """The columns, and for the last of them, if it stands for typed ones, those that a file has."""
+    if columns[-1] != _TYPED:
+        return columns
+    return [*columns[:-1], *typed_names(lazy.collect_schema().names())]
+
+
+def _lies_outside(file: SealedFile, times: _Times) -> bool:
+    """Whether no row of a file is of a half-open time."""
+    start, end = times
+    if file.first_us is None or file.last_us is None:
+        return False
+    return (start is not None and file.last_us < microseconds_of(start)) or (
+        end is not None and file.first_us >= microseconds_of(end)
+    )
 
 
 def _within(sealed: Mapping[int, int], cut: Cut, since: Cut) -> pl.Expr | None:

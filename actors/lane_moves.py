@@ -1,0 +1,151 @@
+"""What a partition brings along when it moves to another lane, read from the log alone. No Ray in here.
+
+Owns the reading: the ids that no run covers yet, the rows that decisions rest on, and the record by which the lane that
+had it let it go. Nothing is handed over from process to process: who dies in between leaves a log that says enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from actors.followers import LogMoment
+from billing.errors import Unavailable
+from storage.object_store import ObjectStore
+from storage.usage_log.backfills import ids_of_rows
+from storage.usage_log.lane import walk
+from storage.usage_log.manifest import Manifest
+from storage.usage_log.partitions import EventIds
+from storage.usage_log.reader import Cut, UsageLogReader
+from storage.usage_log.segment import ROW_SCHEMA, Control, RowKind, SegmentHead, StoredSegment, microseconds_of
+
+# Rows of a partition that states rest on. Usage is read where it is wanted; what a lane notes of itself (no customer)
+# stays with that lane, but for the times of test tenants.
+_DECIDED = ~pl.col("kind").is_in([int(RowKind.USAGE), int(RowKind.BACKFILLED)]) & (
+    (pl.col("customer") != "") | (pl.col("kind") == int(RowKind.CLOCK_SET))
+)
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """What a partition brings from a lane, as far as it has been read: `number` is the last of that lane.
+
+    `rows` are the decided ones of all lanes that it ever lay in, in order; known with the release.
+    """
+
+    partition: int
+    lane: int
+    first: int  # the first number of that lane that was read
+    number: int
+    manifest: Manifest  # its runs hold the ids that are not in here
+    ids: tuple[EventIds, ...]
+    rows: tuple[pl.DataFrame, ...] = ()
+    release: Control | None = None
+    released_us: int = 0  # the log time of the release: the new lane's goes on behind it
+
+
+def pack(
+    store: ObjectStore, seed: int, manifest: Manifest, partition: int, lane: int, *, up_to: int | None = None
+) -> Luggage:
+    """Read the ids that a partition would bring along now (or at a number of its lane), while that still serves it."""
+    first = manifest.ids_covered(lane) + 1
+    last, ids = first - 1, []
+    for segment in walk(store, lane, first, up_to):
+        last = segment.head.number
+        if partition in segment.head.ranges:
+            ids.append(_ids(seed, segment, partition))
+    return Luggage(partition, lane, first, last, manifest, tuple(ids))
+
+
+def complete(store: ObjectStore, seed: int, packed: Luggage, to_lane: int, *, number: int | None = None) -> Luggage:
+    """Read on to the record that lets the partition go to `to_lane` (of that number, where it is known).
+
+    Raises Unavailable while there is none: its lane has it still.
+    """
+    reader = UsageLogReader(store)
+    ids, found = list(packed.ids), None
+    for segment in walk(store, packed.lane, packed.number + 1, number):
+        if packed.partition in segment.head.ranges:
+            ids.append(_ids(seed, segment, packed.partition))
+        found = _release_in(segment.head, packed.partition, to_lane)
+        if found is not None:
+            break
+    if found is None:
+        found = _released_before(reader, packed, to_lane, packed.number if number is None else number)
+    if found is None:
+        raise Unavailable(f"Lane {packed.lane} has not let partition {packed.partition} go. Send the same again.")
+    release, head = found
+    cut = _tenures(reader, packed.partition, packed.lane, head.number, release.generation)
+    frames = [frame.filter(_DECIDED) for frame in reader.scan_decided(cut, packed.partition)]
+    return replace(
+        packed,
+        number=head.number,
+        ids=tuple(ids),
+        rows=tuple(frame for frame in frames if frame.height),
+        release=release,
+        released_us=head.log_time_us,
+    )
+
+
+def _tenures(reader: UsageLogReader, partition: int, lane: int, number: int, generation: int) -> Cut:
+    """Up to which number of each lane a partition lay there, until a lane let it go with this generation."""
+    lasts = {lane: number}
+    while generation > 1:  # with generation 1 it leaves the lane that it began in
+        generation -= 1
+        came = _acquired(reader, partition, lane, number, generation)
+        lane, number = came.lane, came.number
+        lasts[lane] = max(lasts.get(lane, -1), number)
+    return Cut(lasts)
+
+
+def _acquired(reader: UsageLogReader, partition: int, lane: int, number: int, generation: int) -> Control:
+    for before in range(number, -1, -1):
+        for control in reader.head(lane, before).controls:
+            if (control.what, control.partition, control.generation) == ("acquired", partition, generation):
+                return control
+    raise AssertionError(f"lane {lane} let partition {partition} go and never had it")
+
+
+def _released_before(
+    reader: UsageLogReader, packed: Luggage, to_lane: int, number: int
+) -> tuple[Control, SegmentHead] | None:
+    """The newest record at or below a number that says who has the partition, if it lets it go to this lane.
+
+    Somebody died between release and acquisition: rare, so the lane is read backwards.
+    """
+    for before in range(number, -1, -1):
+        head = reader.head(packed.lane, before)
+        for control in reversed(head.controls):
+            if control.partition == packed.partition and control.what in ("released", "acquired"):
+                return (control, head) if (control.what, control.lane) == ("released", to_lane) else None
+    return None
+
+
+def _release_in(head: SegmentHead, partition: int, to_lane: int) -> tuple[Control, SegmentHead] | None:
+    for control in head.controls:
+        if control.what == "released" and (control.partition, control.lane) == (partition, to_lane):
+            return control, head
+    return None
+
+
+def _ids(seed: int, segment: StoredSegment, partition: int) -> EventIds:
+    first, count = segment.head.ranges[partition]
+    rows = segment.rows().slice(first, count)
+    return ids_of_rows(seed, rows["tenant"], rows, rows["partition"].to_numpy())
+
+
+def in_order(rows: Sequence[pl.DataFrame]) -> list[tuple[pl.DataFrame, LogMoment]]:
+    """Rows as states take them: what one segment has of one tenant, with its moment."""
+    if not rows:
+        return []
+    # Log time never goes back along a partition's history, whatever lanes it lay in.
+    ordered = pl.concat(rows).sort("received_at", "lane", "number", "row")
+    parts = ordered.partition_by("tenant", "lane", "number", as_dict=True, maintain_order=True)
+    found: list[tuple[pl.DataFrame, LogMoment]] = []
+    for (tenant_id, lane, number), part in parts.items():
+        now_us = microseconds_of(part["received_at"][0])
+        moment = LogMoment(int(lane), int(number), now_us, {str(tenant_id): now_us})
+        found.append((part.select(ROW_SCHEMA.names()), moment))
+    return found
