@@ -14,11 +14,12 @@ from decimal import Decimal
 import polars as pl
 
 from billing.measured import counts_for, matched, measured
-from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, fold, merge, numbers, property_texts, regroup
+from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, fold, merge, property_texts, regroup
 from billing.money import NUMBER
 from billing.rating import BY_SLOT, SINGLES, Pieces, RatedPieces, UsagePiece, price_of, row_kinds, slot_column
 from billing.rating_book import RatingBook
-from billing.usage import EVENT_SCHEMA, INSTANT
+from billing.typed_columns import event_columns
+from billing.usage import INSTANT
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def fold_days(events: pl.DataFrame, book: RatingBook) -> LiveState:
     Prices, overrides and plans may change without folding again. A new dimension, a new `event_amount` property, a
     first price per event on a meter, or a cut of time inside a day (`book.cuts`) needs the affected keys folded again.
     """
-    frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
+    frame = events.select(event_columns(events)).with_row_index("row")
     codes = pl.Series([meter.code for meter in book.meters], dtype=pl.String)
     found: list[pl.DataFrame] = []
     for usage in measured(frame, book.meter_tables, book.properties):
@@ -81,7 +82,7 @@ def fold_days(events: pl.DataFrame, book: RatingBook) -> LiveState:
             )
             found.append(group.select(_LIVE_ROW.names()))
             for name in live.amounts:
-                own = numbers(usage.texts[name].gather(group["place"])).alias("value")
+                own = usage.texts.number(name).gather(group["place"]).alias("value")
                 priced = group.with_columns(
                     own,
                     measure=pl.lit(name),

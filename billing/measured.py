@@ -13,18 +13,22 @@ from typing import Any
 import polars as pl
 
 from billing.catalog import Charge, EventAmount, Meter
-from billing.meters import AGGREGATION, numbers, property_texts
+from billing.meters import AGGREGATION
 from billing.money import NUMBER
+from billing.typed_columns import Texts
 
 _NO_KEYS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Usage:
-    """The events of one type: `pairs` of event and meter, and the texts of properties, by place among these events."""
+    """The events of one type: `pairs` of event and meter, and the texts of properties, by place among these events.
+
+    Where rows carry typed columns (`billing/typed_columns.py`) the texts come from there.
+    """
 
     events: pl.DataFrame  # of the type, with `row`
-    texts: Mapping[str, pl.Series]
+    texts: Texts
     pairs: pl.DataFrame  # row, place, meter, aggregation, value, text, missing, invalid
 
     def with_events(self, pairs: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
@@ -85,7 +89,7 @@ def measured(
         if meters is None:
             continue
         chosen = events if len(present) == 1 else events.filter(pl.col("type") == event_type)
-        texts = property_texts(chosen["data"], meters.names | set(properties.get(event_type, ())))
+        texts = Texts(chosen, meters.names | set(properties.get(event_type, ())))
         yield Usage(chosen, texts, _with_values(_filtered(chosen, texts, meters), texts, meters))
 
 
@@ -99,8 +103,7 @@ def _filtered(events: pl.DataFrame, texts: Mapping[str, pl.Series], meters: Type
     return pl.concat(found)
 
 
-def _with_values(pairs: pl.DataFrame, texts: Mapping[str, pl.Series], meters: TypeMeters) -> pl.DataFrame:
-    parsed: dict[str, pl.Series] = {}
+def _with_values(pairs: pl.DataFrame, texts: Texts, meters: TypeMeters) -> pl.DataFrame:
     found: list[pl.DataFrame] = []
     for (name, aggregation), numbers_of in meters.kinds:
         group = pairs if len(meters.kinds) == 1 else pairs.filter(pl.col("meter").is_in(numbers_of.implode()))
@@ -111,14 +114,12 @@ def _with_values(pairs: pl.DataFrame, texts: Mapping[str, pl.Series], meters: Ty
         missing: pl.Series | pl.Expr = pl.lit(False)
         invalid: pl.Series | pl.Expr = pl.lit(False)
         if name is not None:
-            given = texts[name].gather(group["place"])
-            missing = given.is_null()
             if aggregation == "unique_count":
-                text = given
+                text = texts[name].gather(group["place"])
+                missing = text.is_null()
             else:
-                if name not in parsed:
-                    parsed[name] = numbers(texts[name])
-                value = parsed[name].gather(group["place"])
+                value = texts.number(name).gather(group["place"])
+                missing = texts.lacks(name).gather(group["place"])
                 invalid = value.is_null() & ~missing
         aggregation_column = pl.lit(aggregation, AGGREGATION)
         found.append(

@@ -19,10 +19,11 @@ import polars as pl
 
 from billing.catalog import Charge, EventAmount, Meter, PriceRow
 from billing.measured import Charges, Usage, counts_for, measured, meter_tables, with_rows
-from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, finish, fold, merge, numbers
+from billing.meters import AGGREGATION, EVENT_ORDER, MeterState, finish, fold, merge
 from billing.money import NUMBER
 from billing.pricing import TierPart, price_lines
 from billing.rating_book import RatingBook
+from billing.typed_columns import typed_names
 from billing.usage import EVENT_SCHEMA, INSTANT
 
 BATCH_ROWS = 2_000_000  # events folded at a time: bounds the memory of joins
@@ -324,7 +325,7 @@ def _usage_of_owners(events: pl.DataFrame, table: Pieces) -> Iterator[tuple[Usag
     )["owner"]
     # Ids and sources are texts that only ordered meters and prices look at: others do not carry them along.
     order = EVENT_ORDER if table.is_ordered else ("time",)
-    frame = events.select("type", "subscription", "data", *order).with_columns(owners)
+    frame = events.select("type", "subscription", "data", *typed_names(events.columns), *order).with_columns(owners)
     frame = (frame.filter(owners.is_not_null()) if owners.null_count() else frame).with_row_index("row")
     for usage in measured(frame, table.meter_tables, table.properties):
         unread = usage.pairs["missing"].any() or usage.pairs["invalid"].any()
@@ -378,7 +379,7 @@ def _single_events(rowed: pl.DataFrame, usage: Usage, kinds: pl.DataFrame) -> li
             )
             group = group.with_columns(value=value)
         elif str(name) in usage.texts:
-            own = numbers(usage.texts[str(name)].gather(group["place"]))
+            own = usage.texts.number(str(name)).gather(group["place"])
             group = group.with_columns(value=own).filter(pl.col("value").is_not_null())
         found.append(group.select(SINGLES.names()))
     return found

@@ -13,6 +13,7 @@ import polars as pl
 
 from billing.catalog import Charge, EventAmount, Meter
 from billing.measured import Charges, TypeMeters, meter_tables
+from billing.typed_columns import Reads
 from billing.usage import INSTANT
 
 KEYS_SCHEMA = pl.Schema({"key": pl.String, "customer": pl.String})
@@ -62,6 +63,25 @@ class RatingBook:
     def live_meters(self) -> list[tuple[LiveMeter, pl.Series]]:
         """What live state keeps, and the meters of which it keeps that."""
         return _live_meters(self)
+
+    @cached_property
+    def reads(self) -> Reads:
+        """What meters and prices look at. Distinct texts that are counted are left out: as many as there are events."""
+        as_numbers: dict[str, set[str]] = {}
+        as_texts: dict[str, set[str]] = {}
+        for meter in self.meters:
+            as_texts.setdefault(meter.event_type, set()).update(name for name, _ in meter.filter)
+            if meter.value and meter.aggregation != "unique_count":
+                as_numbers.setdefault(meter.event_type, set()).add(meter.value)
+        for charge in self.charges.charges:
+            event_type = self.meters[self.meter_places[charge.meter]].event_type
+            as_texts.setdefault(event_type, set()).update(charge.price_by)
+            amounts = (row.price.property for row in charge.rows if isinstance(row.price, EventAmount))
+            as_numbers.setdefault(event_type, set()).update(amounts)
+        return Reads(
+            {kind: frozenset(names) for kind, names in as_numbers.items() if names},
+            {kind: frozenset(names) for kind, names in as_texts.items() if names},
+        )
 
     @cached_property
     def charges(self) -> Charges:

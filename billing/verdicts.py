@@ -1,6 +1,7 @@
 """The verdict on an event: what keeps it in suspense, or that it can be rated now.
 
-Owns the order of reasons and the columnar way; few events are judged one by one in `billing/few_events.py`.
+Owns the order of reasons and the columnar way. Few events are judged one by one in `billing/few_events.py`; the many in
+which nothing can be wrong are settled first, in `billing/quick_verdicts.py`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import polars as pl
 
 from billing.few_events import EVENTS_MAX, few_events_of
 from billing.measured import Usage, counts_for, measured, with_rows
-from billing.meters import numbers
+from billing.quick_verdicts import quick_verdicts_of
 from billing.rating_book import RatingBook
-from billing.usage import EVENT_SCHEMA, INSTANT, Reason
+from billing.typed_columns import event_columns
+from billing.usage import INSTANT, Reason
 
 REASON = pl.Enum([reason.value for reason in Reason])
 
@@ -25,14 +27,25 @@ def classify(events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.S
     """
     if events.height <= EVENTS_MAX:
         return pl.Series("reason", few_events_of(book).reasons(events, now, new), dtype=REASON)
-    return classify_columns(events, book, now, new=new)
+    quick = quick_verdicts_of(book)
+    if quick.settles_nothing:
+        return classify_columns(events, book, now, new=new)
+    places = quick.unsettled(events, now)
+    settled = pl.repeat(None, events.height, dtype=REASON, eager=True).alias("reason")
+    if not len(places):
+        return settled
+    if len(places) <= EVENTS_MAX:
+        rest = few_events_of(book).reasons(events[places], now, None if new is None else new.gather(places))
+        return settled.scatter(places, pl.Series("reason", rest, dtype=REASON))
+    rest = classify_columns(events[places], book, now, new=None if new is None else new.gather(places))
+    return settled.scatter(places, rest)
 
 
 def classify_columns(
     events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.Series | None = None
 ) -> pl.Series:
     """`classify` for many events."""
-    frame = events.select(EVENT_SCHEMA.names()).with_row_index("row")
+    frame = events.select(event_columns(events)).with_row_index("row")
     owners = book.customers.select("key", pl.col("customer").alias("owner"))
     frame = frame.join(owners, left_on="customer", right_on="key", how="left", maintain_order="left")
     known = book.contracts.select("customer", "subscription").unique().with_columns(known=pl.lit(True))
@@ -115,10 +128,10 @@ class _ContractQuestions:
         missing = invalid = none
         by_value = rowed.join(self._book.charges.amounts, on=["charge", "price_row"], how="inner")
         for (name,), group in by_value.group_by("property"):
-            texts = usage.texts[str(name)].gather(group["place"])
-            lacking = texts.is_null()
+            lacking = usage.texts.lacks(str(name)).gather(group["place"])
+            values = usage.texts.number(str(name)).gather(group["place"])
             missing = missing | _marked(group.filter(lacking), self._count)
-            invalid = invalid | _marked(group.filter(~lacking & numbers(texts).is_null()), self._count)
+            invalid = invalid | _marked(group.filter(~lacking & values.is_null()), self._count)
         return missing, invalid, late, no_price
 
     def paused(self, usage: Usage) -> pl.Series:

@@ -162,9 +162,10 @@ def scan_sent(
     start: datetime | None = None,
     end: datetime | None = None,
     ids: Sequence[str] | None = None,
+    typed: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """All events that count at a cut but for amendments, as they were sent: SCAN_SCHEMA, or BACKFILLED_SCHEMA."""
-    yield from reader.scan(tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids)
+    yield from reader.scan(tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids, typed=typed)
     yield from scan_backfilled(reader, tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids)
 
 

@@ -47,14 +47,16 @@ def scan_counting(
     customers: Sequence[str] | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
+    typed: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """Events of a cut as they count, each once: frames of SCAN_SCHEMA, then of SCAN_SCHEMA and ORIGIN_SCHEMA.
 
+    With `typed` those that were sealed have typed columns besides; they say what the text says, but sooner.
     An amended event has the position of the row that gave it its state, and source and id as it was sent; one of a
     backfill (its frames have the column `backfill`) that of the record that committed it.
     """
     known = amendments_at(reader, tenant_id, cut)[0] if amended is None else amended
-    for frame in scan_sent(reader, tenant_id, cut, customers=customers, start=start, end=end):
+    for frame in scan_sent(reader, tenant_id, cut, customers=customers, start=start, end=end, typed=typed):
         counting = known.without(frame)
         if counting.height:
             yield counting

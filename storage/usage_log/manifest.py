@@ -38,6 +38,9 @@ class SealedFile:
     first_partition: int
     last_partition: int
     tenants: Mapping[str, int]  # tenant id -> rows
+    format: int = 1  # of the file (storage/usage_log/sealed_files.py)
+    first_us: int | None = None  # the earliest and latest `time` of its rows; None: an older entry does not say
+    last_us: int | None = None
 
 
 @dataclass(frozen=True)

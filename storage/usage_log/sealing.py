@@ -6,32 +6,35 @@ who loses the manifest's number finds the other's seal there and drops its own f
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from uuid import uuid4
 
 import polars as pl
 
+from billing.errors import NotFound
+from billing.typed_columns import Reads
+from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.reader import Cut, UsageLogReader
+from storage.usage_log.sealed_files import write_sealed
 
 ROWS_MAX = 2_000_000  # of one seal: bounds its memory at about 0.6 GB
 TAIL_NUMBERS_MAX = 256  # segments that a reader opens at most, beside those of the last minute
-FILE_ROWS = 2_000_000  # about 50 MB
-GROUP_ROWS = 131_072
-_ORDER = ["tenant", "partition", "customer", "type", "time", "source", "id"]
 
 
 def seal(store: ObjectStore, up_to: Cut, *, rows_max: int = ROWS_MAX) -> Manifest:
     """Seal what lies at or below a cut and is not sealed yet, in steps of bounded size; returns the last entry."""
-    chain, reader = ManifestChain(store), UsageLogReader(store)
+    chain, reader, masters = ManifestChain(store), UsageLogReader(store), MasterChain(store)
     manifest = chain.newest()
     for step in _steps(reader, manifest, up_to, rows_max):
         before = Cut(manifest.sealed)
         frames = list(reader.scan_all(step, since=before))
-        files = [_write(store, frame) for frame in _files(frames)]
+        files: list[SealedFile] = []
+        if frames:
+            rows = pl.concat(frames)
+            frames.clear()
+            files += write_sealed(store, rows, _reads(masters, rows["tenant"].unique().to_list()))
         base_sealed = dict(manifest.sealed)
 
         def change(
@@ -76,26 +79,12 @@ def _steps(reader: UsageLogReader, manifest: Manifest, up_to: Cut, rows_max: int
         yield Cut(dict(reached))
 
 
-def _files(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    if not frames:
-        return
-    rows = pl.concat(frames).sort(_ORDER)
-    for start in range(0, rows.height, FILE_ROWS):
-        yield rows.slice(start, FILE_ROWS)
-
-
-def _write(store: ObjectStore, rows: pl.DataFrame) -> SealedFile:
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer, compression="zstd", compression_level=3, row_group_size=GROUP_ROWS, statistics=True)
-    key = f"log/sealed/{uuid4().hex}.parquet"
-    store.put(key, buffer.getvalue())
-    counted = rows.group_by("tenant").len()
-    partitions = rows["partition"]
-    return SealedFile(
-        key=key,
-        rows=rows.height,
-        bytes=buffer.tell(),
-        first_partition=int(partitions.min()),  # type: ignore[arg-type]
-        last_partition=int(partitions.max()),  # type: ignore[arg-type]
-        tenants=dict(zip(counted["tenant"].to_list(), counted["len"].to_list(), strict=True)),
-    )
+def _reads(chain: MasterChain, tenants: Iterable[str]) -> dict[str, Reads]:
+    """What meters read, by tenant; of a tenant without master data nothing is known, its rows are sealed as text."""
+    found: dict[str, Reads] = {}
+    for tenant in tenants:
+        try:
+            found[tenant] = chain.newest(tenant)[1].rating_book().reads
+        except NotFound:
+            continue
+    return found
