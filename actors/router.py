@@ -32,6 +32,7 @@ from actors.batches import (
     encode_batch,
 )
 from actors.decisions import ANY_PARTITION, DecisionRequest, decode_decided, encode_request
+from actors.fair_parts import FairParts
 from actors.followers import LaneFollower
 from actors.live_figures import Figures, MasterSource
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
@@ -142,7 +143,7 @@ class _PartAnswer:
 
 @dataclass
 class _LaneQueue:
-    parts: collections.deque[_Part] = field(default_factory=collections.deque)
+    parts: FairParts[_Part] = field(default_factory=FairParts)
     rows: int = 0
     rows_of: collections.Counter[str] = field(default_factory=collections.Counter)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -394,7 +395,7 @@ class GroupingRouter(ABC):
             await queue.slots.acquire()
             group: list[_Part] = []
             rows = 0
-            while queue.parts and (not group or rows + len(queue.parts[0].partitions) <= CALL_ROWS_MAX):
+            while queue.parts and (not group or rows + len(queue.parts.first().partitions) <= CALL_ROWS_MAX):
                 part = queue.parts.popleft()
                 group.append(part)
                 rows += len(part.partitions)
