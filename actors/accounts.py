@@ -20,7 +20,7 @@ import msgspec
 import polars as pl
 
 from actors.account_rows import KINDS, AccountRows, KnownEntries
-from actors.followers import NO_ROWS, Decided, Decision, LogMoment
+from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment
 from actors.live_figures import MasterSource
 from actors.plain_reservations import PlainReservations, PlainTerms
 from billing.accounts import (
@@ -128,6 +128,12 @@ class Accounts:
 
     def watches(self, tenant_id: str) -> bool:
         return False
+
+    def holds(self, lies_in: LiesIn) -> bool:
+        """Accounts do not move yet: a partition with reservations stays in its lane."""
+        return any(
+            lies_in(one, list(tenant.accounts)).any() for one, tenant in self._tenants.items() if tenant.accounts
+        )
 
     def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
         return NO_ROWS

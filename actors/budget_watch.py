@@ -17,9 +17,11 @@ from fractions import Fraction
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from actors.followers import NO_ROWS, Decided, Decision, LogMoment, LogRow, log_rows
+from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment, LogRow, log_rows
 from actors.foreign_usage import FOREIGN, ForeignUsage, Told, together
 from actors.foreign_usage import KIND as FOREIGN_KIND
 from actors.lane_past import LanePast, NotRead
@@ -36,7 +38,7 @@ from billing.spending import cells_fit
 from billing.usage import INSTANT
 from billing.webhooks import alert_id
 from storage.object_store import ObjectStore
-from storage.usage_log.genesis import Genesis, read_genesis
+from storage.usage_log.genesis import PARTITIONS, Genesis, read_genesis
 from storage.usage_log.partitions import partitions_of
 from storage.usage_log.segment import RowKind, instant_of, microseconds_of
 
@@ -104,6 +106,8 @@ class BudgetWatch:
         self._now_s = now_s
         self._past = past or LanePast(lane, store)
         self._genesis: Genesis | None = None
+        self._owned: npt.NDArray[np.bool_] | None = None  # partitions; None: those that the lane began with
+        self._has_moved = False
         self._known: dict[str, _Known] = {}
         self._watches: dict[str, Watch] = {}
         self._foreign = ForeignUsage()
@@ -119,6 +123,19 @@ class BudgetWatch:
 
     def watches(self, tenant_id: str) -> bool:
         return tenant_id in self._tenants or self._newest(tenant_id) is not None
+
+    def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_]) -> None:
+        self._owned, self._has_moved = owned, bool(moved.any())
+        self._watches.clear()
+        self._known.clear()
+
+    def holds(self, lies_in: LiesIn) -> bool:
+        """Budgets do not move yet: a partition with a budget, or with usage that counts for one, stays in its lane."""
+        for tenant_id, state in self._tenants.items():
+            keys = [*state.watch.budgets, *state.watch.owners]
+            if keys and lies_in(tenant_id, keys).any():
+                return True
+        return False
 
     def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
         found: list[pl.DataFrame] = []
@@ -336,6 +353,8 @@ class BudgetWatch:
 
         def history(keys: Sequence[str]) -> pl.DataFrame:
             found = self._past.rows(tenant_id, keys, before, wait=wait)
+            if self._has_moved:  # what these keys had in other lanes came before all that they have here
+                found = [*self._past.elsewhere(tenant_id, keys), *found]
             number, open_rows = self._open.get(tenant_id, (-1, []))
             if number == before:  # rows of this group that are not in the log yet
                 found += [rows.filter(pl.col("customer").is_in(list(keys))) for rows in open_rows]
@@ -409,7 +428,10 @@ class BudgetWatch:
         genesis = self._genesis
         customers = pl.Series(sorted({budget.customer for budget in master.budgets.values()}), dtype=pl.String)
         partitions = partitions_of(genesis.seed, tenant_id, customers).tolist()
-        homes = {one for one, at in zip(customers, partitions, strict=True) if genesis.first_lane(at) == self._lane}
+        owned = self._owned
+        if owned is None:
+            owned = np.array([genesis.first_lane(at) == self._lane for at in range(PARTITIONS)])
+        homes = {one for one, at in zip(customers, partitions, strict=True) if owned[at]}
         watch = self._watches[tenant_id] = Watch.of(number, master, homes)
         return watch
 

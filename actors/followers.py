@@ -151,8 +151,8 @@ class Staying(Protocol):
 class Homed(Protocol):
     """A follower that must know which partitions are at home in its lane."""
 
-    def places(self, owned: npt.NDArray[np.bool_]) -> None:
-        """Told at each change, live and at recovery, between the rows before and after it."""
+    def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_]) -> None:
+        """Told at each change, live and at recovery, between the rows before and after it; `moved`: ever, of all."""
         ...
 
 
@@ -338,12 +338,12 @@ class FollowerSet:
 
     # -- moves --------------------------------------------------------------------------------------------------------
 
-    def places(self, owned: npt.NDArray[np.bool_]) -> None:
+    def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_]) -> None:
         """Which partitions are at home in the lane from here on."""
         for follower in self._followers.values():
             if isinstance(follower, Homed):
                 with self._guard(follower):
-                    follower.places(owned)
+                    follower.places(owned, moved)
 
     def staying(self, lies_in: LiesIn) -> list[str]:
         """The followers that cannot let a partition go now."""

@@ -14,6 +14,7 @@ import polars as pl
 
 from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.lane import walk
+from storage.usage_log.reader import Cut, UsageLogReader
 from storage.usage_log.segment import RowKind, with_positions
 
 INLINE_MAX = 1_000  # numbers of a lane that the caller waits for: about a second
@@ -65,6 +66,19 @@ class LanePast:
         if not found:
             return []
         return [pl.concat(found, how="diagonal_relaxed").sort("number", "row")]
+
+    def elsewhere(self, tenant_id: str, keys: Sequence[str]) -> list[pl.DataFrame]:
+        """Usage and its changes that keys have in other lanes, where their partitions lay before, in order."""
+        reader = UsageLogReader(self._store)
+        others = {lane: last for lane, last in reader.now().positions.items() if lane != self._lane}
+        condition = pl.col("kind").is_in(_KINDS) & pl.col("customer").is_in(list(keys))
+        frames = list(reader.scan_rows(tenant_id, Cut(others), condition))
+        if not frames:
+            return []
+        rows = pl.concat(frames).sort("received_at", "lane", "number", "row").with_row_index("place")
+        return [
+            rows.with_columns(pl.lit(0, pl.UInt64).alias("number"), row=pl.col("place").cast(pl.UInt32)).drop("place")
+        ]
 
     def drop(self, tenant_id: str) -> None:
         """Forget what was read: it has been used, and newer rows follow it."""

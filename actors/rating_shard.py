@@ -925,11 +925,11 @@ class RatingShard:
             self._figures.leave(partition)
 
     def _place(self) -> None:
-        owned = self._owned.copy()
-        self._followers.places(owned)
+        owned, moved = self._owned.copy(), self._generation > 0
+        self._followers.places(owned, moved)
         if self._figures is not None:
             assert self._genesis is not None
-            self._figures.places(owned, self._generation > 0, self._genesis.seed)
+            self._figures.places(owned, moved, self._genesis.seed)
 
     def _lies_in(self, partition: int) -> LiesIn:
         assert self._genesis is not None

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from actors.amendment_desk import AmendmentDesk
 from actors.backfill_desk import BackfillDesk
+from actors.budget_watch import LOOK, READ
 from actors.decisions import decode_decided
 from actors.rating_shard import RatingShard, ShardSettings
 from actors.router import LocalUsageRouter
@@ -270,3 +272,39 @@ def test_every_cut_during_moves_is_a_prefix_with_all_that_was_acknowledged(store
         assert len(numbers) == len(set(numbers)), f"seed {seed}: something is twice in a cut"
         assert set(range(before)) <= set(numbers), f"seed {seed}: what was acknowledged is missing in a later cut"
     print(f"pauses: median {sorted(pauses)[12] * 1e3:.0f} ms, longest {max(pauses) * 1e3:.0f} ms")
+
+
+def test_a_partition_with_a_budget_stays_and_a_later_budget_knows_what_its_key_had_elsewhere(
+    store: LocalObjectStore,
+) -> None:
+    async def spent(router: LocalUsageRouter, code: str) -> str:
+        await router.decide_everywhere(TENANT, LOOK, b"")
+        answers = await router.decide_everywhere(TENANT, READ, b"{}")
+        forms = [one for answer in answers for one in json.loads(answer)]
+        return next((one["spent"] for one in forms if one["budget"] == code), "")
+
+    async def scene() -> None:
+        master = chain()
+        router = opened(store, master)
+        first, second = "customer-1", "customer-2"
+        clock = datetime(2026, 5, 20, tzinfo=UTC)
+        await router.advance_clock(TENANT, clock)
+        events = make_events(100).with_columns(time=pl.lit(datetime(2026, 5, 3, tzinfo=UTC)))
+        await router.ingest(TENANT, events)
+        (staying,), (going,) = partitions_with_events(router, [first]), partitions_with_events(router, [second])
+        assert staying != going
+        form = {"amount": "1000", "period": "month", "thresholds": ["50"]}
+        master.change([{"at": "2026-01-01", "budget": {"code": "b1", "customer": first, **form}}])
+        before = await spent(router, "b1")
+        assert before not in ("", "0.00")
+        with pytest.raises(Conflict, match="budgets"):
+            move(router, staying, (owner_of(router, staying) + 1) % 3)
+        move(router, going, (owner_of(router, going) + 1) % 3)
+        master.change([{"at": "2026-01-01", "budget": {"code": "b2", "customer": second, **form}}])
+        wanted = sum(Decimal(json.loads(one)["gb"]) for one in events.filter(pl.col("customer") == second)["data"])
+        assert Decimal(await spent(router, "b2")) == (wanted * Decimal("0.123456789")).quantize(Decimal("0.01"))
+        assert await spent(router, "b1") == before
+        assert not any(shard.status().followers_error for shard in router.shards.values())
+        await router.close()
+
+    asyncio.run(scene())
