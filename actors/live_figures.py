@@ -28,7 +28,7 @@ from billing.live_state import LiveState, fold_days, merge_live
 from billing.master import MasterData
 from billing.rating_book import RatingBook
 from billing.usage import EVENT_SCHEMA, Reason
-from billing.verdicts import classify
+from billing.verdicts import REASON, classify
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import backfills_at, is_of
 from storage.usage_log.genesis import PARTITIONS
@@ -42,7 +42,7 @@ FOLD_ROWS = 200_000  # at once
 FOLD_EVERY_S = 0.5
 MASTER_AGE_S_MAX = 1.0
 UNKNOWN_CUSTOMER = REASONS.index(Reason.UNKNOWN_CUSTOMER)
-_CODES = {reason.value: code for code, reason in enumerate(REASONS)}
+assert REASON.categories.to_list() == [reason.value for reason in REASONS], "a verdict's place is its reason's code"
 
 
 class MasterSource(Protocol):
@@ -111,17 +111,16 @@ class LiveFigures:
             book = self._book(tenant_id, master_number or 0)
             if book is None:
                 return np.full(events.height, UNKNOWN_CUSTOMER, np.uint8)
-            reasons = classify(events, book.book, instant_of(now_us)).cast(pl.String)
+            reasons = classify(events, book.book, instant_of(now_us)).to_physical()
         except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - a fault must not stop ingest
             self.last_error = f"{type(error).__name__}: {error}"
             return np.full(events.height, UNJUDGED, np.uint8)
-        codes = reasons.replace_strict(_CODES, default=NO_REASON, return_dtype=pl.UInt8)
-        return codes.to_numpy()
+        return reasons.cast(pl.UInt8).fill_null(NO_REASON).to_numpy()
 
     def take(self, rows: pl.DataFrame, number: int) -> None:
         """Rows that were committed under a number; numbers come in order."""
         with self._lock:
-            for (tenant_id,), part in rows.partition_by("tenant", as_dict=True).items():
+            for tenant_id, part in _by_tenant(rows):
                 tenant = self._tenants.get(str(tenant_id))
                 if tenant is None:
                     tenant = self._tenants[str(tenant_id)] = self._new_tenant()
@@ -357,6 +356,13 @@ class LiveFigures:
         fresh = _Book(number, master.rating_book(), now_s)
         self._books[tenant_id] = fresh
         return fresh
+
+
+def _by_tenant(rows: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    tenants = rows["tenant"]
+    if rows.height and tenants.n_unique() == 1:  # without a copy
+        return [(str(tenants[0]), rows)]
+    return [(str(one), part) for (one,), part in rows.partition_by("tenant", as_dict=True).items()]
 
 
 _IS_USAGE = pl.col("kind") == int(RowKind.USAGE)

@@ -58,7 +58,7 @@ from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, i
 from actors.tenant_clocks import SET_CLOCK, TenantClocks, clock_rows
 from billing.errors import BillingError, Conflict, NotFound, Overloaded, Unavailable
 from billing.live_state import LiveState
-from billing.usage import EVENT_SCHEMA, Verdict
+from billing.usage import Verdict
 from storage.object_store import ObjectStore, StoreRefused
 from storage.usage_log.backfills import ids_of_rows, marker_ids
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
@@ -77,6 +77,8 @@ DECISION_BYTES = 1_024  # what a decision counts for in fairness and in a group
 DECIDED_ROW_BYTES = 128  # of the payload of a bulky one: it counts for as many rows
 REFOLD_EVERY_S = 10.0  # tries to fold a follower again that raised
 
+_USAGE_KIND = pl.Series("kind", [int(RowKind.USAGE)], dtype=pl.UInt8)
+_NO_DETAIL = pl.Series("detail", [None], dtype=pl.String)
 _LOOKS = frozenset({int(RowKind.MASTER_SEEN), int(RowKind.CLOCK_SET)})  # with them followers ask for master data anew
 
 
@@ -252,7 +254,10 @@ class RatingShard:
             figures_error="" if self._figures is None else self._figures.last_error,
             followers_error=self._followers.last_error,
             owned=tuple(np.flatnonzero(self._owned).tolist()),
-            released=tuple((partition, generation, to) for partition, (generation, to) in self._released.items()),
+            released=tuple(
+                (int(partition), int(self._generation[partition]), int(self._lane_of[partition]))
+                for partition in np.flatnonzero(~self._owned & (self._generation > 0))
+            ),
         )
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -508,13 +513,11 @@ class RatingShard:
         order = new[np.argsort(partitions[new], kind="stable")]
         tenant_numbers = np.repeat(np.arange(len(items)), [item.rows for item in items])[order]
         tenants = pl.Series("tenant", [item.tenant_id for item in items], dtype=pl.String).gather(tenant_numbers)
-        rows = events[order].select(
-            tenants,
-            pl.Series("partition", partitions[order]),
-            pl.lit(int(RowKind.USAGE), pl.UInt8).alias("kind"),
-            *EVENT_SCHEMA.names(),
-            pl.lit(None, pl.String).alias("detail"),
-        )
+        # Put side by side, in the order of ROW_SCHEMA: a query would cost a small group more than its segment.
+        count = len(order)
+        kinds, details = _USAGE_KIND.new_from_index(0, count), _NO_DETAIL.new_from_index(0, count)
+        columns = events[order].get_columns()
+        rows = pl.DataFrame([tenants, pl.Series("partition", partitions[order]), kinds, *columns, details])
         group.frames.append(rows)
         for tenant_id, count in _counters(items, is_mine, is_new).items():
             group.counters[tenant_id] = group.counters.get(tenant_id, Counters()) + count
@@ -719,10 +722,12 @@ class RatingShard:
             wanted = is_new[places]
             if not wanted.any():
                 continue
-            events = pl.concat([items[number].events for number in numbers])
+            frames = [items[number].events for number in numbers]
+            events = frames[0] if len(frames) == 1 else pl.concat(frames)
             named = max((items[number].master_number or 0 for number in numbers), default=0)
             now_us = moment.now_us(tenant_id)
-            codes = self._figures.classify(tenant_id, events.filter(pl.Series(wanted)), now_us, named)
+            fresh = events if wanted.all() else events.filter(pl.Series(wanted))
+            codes = self._figures.classify(tenant_id, fresh, now_us, named)
             reasons[places[wanted]] = codes
         return reasons
 
@@ -753,7 +758,6 @@ class RatingShard:
         self._owned: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)
         self._generation: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
         self._lane_of: npt.NDArray[np.int64] = np.zeros(PARTITIONS, np.int64)
-        self._released: dict[int, tuple[int, int]] = {}  # partition -> generation, lane; since the last start
         self._packed: dict[int, Luggage] = {}  # read ahead for partitions that are about to come
         self._rows_since_checkpoint = 0
         self._checkpoint_number = -1
@@ -909,7 +913,6 @@ class RatingShard:
             self._recent.add(ids, stamp_of(self.lane, number))
         self._rows_since_checkpoint += sum(len(ids) for ids in luggage.ids)
         self._packed.pop(partition, None)
-        self._released.pop(partition, None)
         self._owned[partition], self._lane_of[partition], self._generation[partition] = True, self.lane, generation
         self._place()
         self._followers.arrive(in_order(luggage.rows), number)
@@ -918,7 +921,6 @@ class RatingShard:
 
     def _left(self, partition: int, generation: int, to_lane: int, number: int) -> None:
         self._owned[partition], self._lane_of[partition], self._generation[partition] = False, to_lane, generation
-        self._released[partition] = generation, to_lane
         self._place()
         self._followers.leave(self._lies_in(partition), number)
         if self._figures is not None:

@@ -58,6 +58,7 @@ WAITING_ROWS_MAX = 400_000  # per lane and process, not yet sent
 TENANT_WAITING_ROWS_MAX = 200_000
 INLINE_ROWS_MAX = 2_000  # below it hashing costs less than a hop to another thread
 _REASON_NAMES = pl.Series("reason", [*(reason.value for reason in REASONS)], dtype=pl.String)
+_NO_REASON_NAME = pl.Series("reason", [None], dtype=pl.String)
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ class GroupingRouter(ABC):
         while len(rows):
             lanes = self._route[partitions[rows]]
             parts: list[tuple[npt.NDArray[np.int64], asyncio.Future[_PartAnswer]]] = []
-            for lane in np.unique(lanes):
+            for lane in lanes[:1] if lanes[0] == lanes[-1] and (lanes == lanes[0]).all() else np.unique(lanes):
                 mine = rows[lanes == lane]
                 for start in range(0, len(mine), CALL_ROWS_MAX):
                     chunk = mine[start : start + CALL_ROWS_MAX]
@@ -542,6 +543,8 @@ def _failure(answer: Answer) -> BillingError | None:
 
 
 def _reason_names(codes: npt.NDArray[np.uint8]) -> pl.Series:
+    if (codes == NO_REASON).all():  # the usual answer; a query would cost more than the rest of it
+        return _NO_REASON_NAME.new_from_index(0, len(codes))
     wanted = pl.Series("code", codes, dtype=pl.UInt8).cast(pl.UInt32)
     known = wanted.to_frame().select(pl.when(pl.col("code") < len(REASONS)).then(pl.col("code"))).to_series()
     return _REASON_NAMES.gather(known).alias("reason")
