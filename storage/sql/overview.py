@@ -17,6 +17,7 @@ from uuid import UUID
 import psycopg
 
 from billing.errors import InvalidInput
+from storage.sql.bill_runs import held_back
 from storage.sql.database import Connection
 from storage.sql.invoices import CONCERNS, stored_form
 
@@ -366,17 +367,24 @@ class RunRow:
     ended_at: datetime | None
     master_number: int
     computed: Mapping[str, Mapping[str, Any]]  # sums of the chunks by currency, before anything is final
+    checks: Mapping[str, Any]  # what the look at the computed run found
+    held: Sequence[Mapping[str, str]]  # whom a guard rail keeps back, and nobody has let through
+    approved_by: str | None
+    reversed_by: str | None
+    taken_back: int  # documents that were reversed
     totals: Sequence[RunTotal] = ()
 
     @property
     def running(self) -> bool:
         """Whether something still happens by itself."""
-        return self.state in ("planned", "approved", "finalised") and not self.paused
+        return self.state in ("planned", "approved", "finalised", "reversing") and not self.paused
 
 
 _RUN = """
     SELECT r.id, r.number, r.up_to, r.document_date, r.state, r.paused, r.customers, r.chunks, r.error, r.created_by,
-           r.started_at, r.ended_at, r.master_number, r.parked AS run_parked,
+           r.started_at, r.ended_at, r.master_number, r.parked AS run_parked, r.checks, r.held, r.released,
+           r.approved_by, r.reversed_by,
+           (SELECT count(*) FROM invoices i WHERE i.reverses_run = r.id) AS taken_back,
            (SELECT count(*) FROM bill_run_chunks c WHERE c.run_id = r.id AND c.state <> 'planned') AS chunks_computed,
            (SELECT coalesce(sum(c.documents), 0) FROM bill_run_chunks c WHERE c.run_id = r.id) AS computed_documents,
            (SELECT coalesce(jsonb_agg(c.totals), '[]') FROM bill_run_chunks c
@@ -451,6 +459,8 @@ def _run(row: Mapping[str, Any]) -> RunRow:
         finalised=row["finalised"], archived=row["archived"], files_parked=row["files_parked"],
         parked=_parked([*row["run_parked"], *row["chunk_parked"]]), error=row["error"], created_by=row["created_by"],
         started_at=row["started_at"], ended_at=row["ended_at"], master_number=row["master_number"], computed=sums,
+        checks=row["checks"] or {}, held=held_back(row) if row["state"] == "computed" else (),
+        approved_by=row["approved_by"], reversed_by=row["reversed_by"], taken_back=row["taken_back"],
     )  # fmt: skip
 
 

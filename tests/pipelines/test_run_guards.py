@@ -13,6 +13,7 @@ import pytest
 
 from billing.errors import Conflict, InvalidInput, NotAllowed
 from pipelines.bill_run import BillRunDriver
+from pipelines.run_schedule import outlook, shown, start_due
 from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
 from storage.sql import bill_runs, billing_settings, invoices
@@ -241,3 +242,37 @@ def test_a_reversal_that_is_cut_off_at_any_step_ends_alike(
         assert invoices.number_gaps(connection) == []
     run = driver.drive(tenant_id, driver.plan(tenant_id, datetime(2026, 1, 31, 23, tzinfo=UTC), "ann")["id"])
     assert run["documents"]["made"] == CUSTOMERS
+
+
+def test_a_scheduled_run_begins_once_and_never_again_when_it_was_cancelled(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"schedule": {"interval": "month", "approve": True}})
+    driver = world.driver(database)
+
+    def begun() -> list[str]:
+        return [run for tenant, run in start_due(database, driver, lambda: NOW) if tenant == tenant_id]
+
+    (run_id,) = begun()
+    assert begun() == []  # it goes on
+    run = driver.get(tenant_id, run_id)
+    assert (run["up_to"], run["created_by"]) == (datetime(2026, 2, 28, 23, tzinfo=UTC), "schedule")
+    driver.cancel(tenant_id, run_id)
+    assert begun() == []
+    with database.tenant(tenant_id) as connection:
+        seen = shown(outlook(connection, tenant_id, lambda: NOW), "Europe/Berlin")
+    assert (seen["due"], seen["next"]["last_day"]) == ([], "2026-03-31")
+
+
+def test_that_no_bill_run_happened_is_told_once(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"schedule": {"interval": "month"}})
+    driver = world.driver(database)
+    # Somebody else's run stands in the way, paused: what is due does not begin, and that is an alarm.
+    driver.plan(tenant_id, datetime(2026, 2, 10, tzinfo=UTC), "ann")
+    for _ in range(2):
+        assert tenant_id not in [tenant for tenant, _ in start_due(database, driver, lambda: NOW)]
+    with database.tenant(tenant_id) as connection:
+        seen = shown(outlook(connection, tenant_id, lambda: NOW), "Europe/Berlin")
+        told = connection.execute("SELECT subject FROM outbox WHERE kind = 'bill_run.missed'").fetchall()
+    assert seen["alarm"] == "no bill run happened"
+    assert [row["subject"] for row in told] == ["2026-02-28T23:00:00+00:00"]

@@ -30,6 +30,7 @@ INVOICE_COLUMNS = (
     "prepaid", "due", "refers_to", "state",
 )  # fmt: skip
 RUN_COLUMNS = ("number", "id", "state", "last_day", "document_date", "documents", "parked", "created_by", "started_at")
+NOBODY: list[str] = []
 STAGES = ("plan", "compute", "approve", "finalise", "documents")
 ARCHIVE_NUMBERS_MAX = 20
 
@@ -257,6 +258,7 @@ def routes(front: Front) -> APIRouter:
             by_plan=[_plan_view(one, master) for one in plans],
             by_tax=taxes,
             parked=[_parked_view(one, master) for one in run.parked],
+            held=[_parked_view(one, master) for one in run.held],
             facts=_run_facts(run, visit.texts, visit.formats),
         )
 
@@ -266,6 +268,42 @@ def routes(front: Front) -> APIRouter:
         front.check_form(visit, form_token)
         _driver(front).approve(visit.tenant_id, run_id, visit.user.actor)
         services.start_bill_run(visit.tenant_id, run_id, True)
+        return front.go(visit, path_of("bill-runs", run_id))
+
+    @router.post("/bill-runs/{run_id}/release")
+    def let_through(
+        visit: Annotated[Visit, visitor],
+        run_id: str,
+        customer: Annotated[list[str], Form()] = NOBODY,
+        form_token: Annotated[str, Form()] = "",
+    ) -> Response:
+        visit.need("billing:write")
+        front.check_form(visit, form_token)
+        if customer:
+            _driver(front).release(visit.tenant_id, run_id, customer, visit.user.actor)
+        return front.go(visit, path_of("bill-runs", run_id))
+
+    @router.post("/bill-runs/{run_id}/pause")
+    def pause(visit: Annotated[Visit, visitor], run_id: str, form_token: Annotated[str, Form()] = "") -> Response:
+        visit.need("billing:write")
+        front.check_form(visit, form_token)
+        _driver(front).pause(visit.tenant_id, run_id)
+        return front.go(visit, path_of("bill-runs", run_id))
+
+    @router.post("/bill-runs/{run_id}/resume")
+    def resume(visit: Annotated[Visit, visitor], run_id: str, form_token: Annotated[str, Form()] = "") -> Response:
+        visit.need("billing:write")
+        front.check_form(visit, form_token)
+        _driver(front).resume(visit.tenant_id, run_id)
+        services.start_bill_run(visit.tenant_id, run_id, None)
+        return front.go(visit, path_of("bill-runs", run_id))
+
+    @router.post("/bill-runs/{run_id}/reverse")
+    def reverse(visit: Annotated[Visit, visitor], run_id: str, form_token: Annotated[str, Form()] = "") -> Response:
+        visit.need("billing:write")
+        front.check_form(visit, form_token)
+        _driver(front).reverse(visit.tenant_id, run_id, visit.user.actor)
+        services.start_bill_run(visit.tenant_id, run_id, None)
         return front.go(visit, path_of("bill-runs", run_id))
 
     @router.post("/bill-runs/{run_id}/cancel")
@@ -528,6 +566,14 @@ def _run_view(run: RunRow, visit: Visit) -> dict[str, Any]:
         "running": run.running,
         "finalised": run.finalised,
         "can_cancel": run.state in ("planned", "computed"),
+        "can_pause": run.state in ("planned", "approved", "finalised"),
+        "paused": run.paused,
+        "can_reverse": run.state == "done" and run.finalised > 0,
+        "stops": run.checks.get("stops", ()),
+        "outliers": [
+            {**one, "gross": Decimal(one["gross"]), "highest": Decimal(one["highest_of_last"])}
+            for one in (run.checks.get("outliers", ()) if run.state == "computed" else ())
+        ],
         "error": run.error if run.state == "failed" or (run.error and run.running) else None,
         "amounts": ", ".join(_amount_words(total, f) for total in run.totals),
     }
@@ -546,16 +592,16 @@ class Stage:
 
 
 def _stages(run: RunRow, t: Texts, f: Formats) -> list[Stage]:
-    reached = {"planned": 1, "computed": 2, "approved": 3, "finalised": 4, "done": 5, "cancelled": 0, "failed": 0}[
-        run.state
-    ]
+    steps = {"planned": 1, "computed": 2, "approved": 3, "finalised": 4, "done": 5, "reversing": 5, "reversed": 5}
+    reached = steps.get(run.state, 0)
+    approver = (run.approved_by or run.created_by).removeprefix("user ")
     files_done = run.archived + run.files_parked
     texts = {
         "plan": t("stage.customers", n=run.customers, count=f.number(run.customers)),
         "compute": t("stage.documents_count", n=run.computed_documents, count=f.number(run.computed_documents))
         if reached >= 2
         else t("stage.of", done=f.number(run.chunks_computed), all=f.number(run.chunks)),
-        "approve": t("stage.waits") if reached == 2 else run.created_by.removeprefix("user ") if reached > 2 else "–",
+        "approve": t("stage.waits") if reached == 2 else approver if reached > 2 else "–",
         "finalise": t("stage.documents_count", n=run.finalised, count=f.number(run.finalised)) if reached >= 3 else "–",
         "documents": t("stage.of", done=f.number(files_done), all=f.number(run.finalised)) if reached >= 4 else "–",
     }
@@ -593,9 +639,11 @@ def _live(run: RunRow, visit: Visit) -> Live:
         "planned": (run.chunks_computed, run.chunks, "live.chunks"),
         "approved": (run.finalised, run.computed_documents, "live.finalised"),
         "finalised": (files_done, run.finalised, "live.documents"),
+        "reversing": (run.taken_back, run.finalised, "live.reversing"),
     }.get(run.state, (0, 0, ""))
     if not key:
-        words = {"computed": "live.waiting", "cancelled": "live.cancelled", "failed": "state.failed"}
+        words = {"computed": "live.waiting", "cancelled": "live.cancelled", "failed": "state.failed",
+                 "reversed": "live.reversed"}  # fmt: skip
         finished = run.state == "done"
         return Live(
             t(words.get(run.state, "live.done")),
