@@ -14,14 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from actors.live_figures import Figures
-from actors.rating_shard import ShardSettings
+from actors.partition_mover import finish, half_moved, move_partition, spreading
+from actors.rating_shard import ShardSettings, ShardStatus
 from actors.rating_shard_actor import RatingShardActor, shard_name
 from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
 from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
-from billing.errors import BillingError, Unavailable
+from billing.errors import BillingError, Conflict, InvalidInput, Unavailable
 from billing.live_state import LiveState
 from storage.object_store import LocalObjectStore, StoreAddress
 from storage.usage_log.genesis import open_log
@@ -33,6 +41,9 @@ SUPERVISOR_NAME = "usage-supervisor"
 BEAT_S = 1.0
 BEAT_TIMEOUT_S = 2.0
 SEAL_S_MAX = 600.0
+MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
+LANES_ADDED_MAX = 64  # at once
+LANES_START_S_MAX = 60.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,25 @@ class RayShardHost:
             scheduling_strategy="SPREAD",  # a node that goes takes few lanes with it
         ).remote(lane, self._settings.address, self._settings.shard, self._settings.cache_directory)
 
+    def prepare_move(self, lane: int, partition: int, from_lane: int) -> None:
+        self._call(lane, "prepare_move", partition, from_lane)
+
+    def release(self, lane: int, partition: int, to_lane: int) -> bytes:
+        return bytes(self._call(lane, "release", partition, to_lane))
+
+    def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
+        return bytes(self._call(lane, "acquire", partition, from_lane))
+
+    def _call(self, lane: int, name: str, *arguments: int) -> Any:
+        try:
+            actor = ray.get_actor(shard_name(lane), namespace=self._settings.namespace)
+            return ray.get(getattr(actor, name).remote(*arguments), timeout=MOVE_TIMEOUT_S)
+        except (ValueError, GetTimeoutError, ActorUnavailableError, RayActorError) as error:
+            raise Unavailable(f"Lane {lane} does not answer; whether it did {name} is unknown.") from error
+        except RayTaskError as error:  # what the shard raised
+            cause = error.cause
+            raise cause if isinstance(cause, BillingError) else BillingError(f"lane {lane}: {error}") from error
+
     def end(self, lane: int) -> None:
         with contextlib.suppress(ValueError, RayError):  # it went by itself meanwhile
             ray.kill(ray.get_actor(shard_name(lane), namespace=self._settings.namespace), no_restart=True)
@@ -89,9 +119,11 @@ class SupervisorActor:
         store = settings.address.open()
         genesis = open_log(store, lanes=settings.shards or shards_default())
         lanes = max(genesis.lanes, count_lanes(store))
-        self._supervisor = ShardSupervisor(RayShardHost(settings), lanes)
+        self._host = RayShardHost(settings)
+        self._supervisor = ShardSupervisor(self._host, lanes)
         self._stopping = threading.Event()
-        self._last_error = self._maintenance_error = ""
+        self._moving = threading.Lock()  # one move at a time: each pauses its partition, and two would share the shards
+        self._last_error = self._maintenance_error = self._move_error = ""
         self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
         self._thread.start()
         self._maintenance = threading.Thread(
@@ -106,7 +138,49 @@ class SupervisorActor:
         return self._supervisor.status()
 
     def last_error(self) -> str:
-        return self._last_error or self._maintenance_error
+        return self._last_error or self._maintenance_error or self._move_error
+
+    def move(self, partition: int, to_lane: int) -> dict[str, Any]:
+        """Move one partition; answers its generation. As `partition_mover.move_partition`."""
+        with self._moving:
+            statuses = self._statuses()
+            owners = [status.lane for status in statuses if partition in status.owned]
+            if not owners:
+                raise Unavailable(f"Nobody has partition {partition} at the moment. Send the same again.")
+            if owners == [to_lane]:
+                return {"partition": partition, "moved": False}
+            return dict(move_partition(self._host, partition, owners[0], to_lane))
+
+    def spread(self, lanes: Sequence[int]) -> int:
+        """Let exactly these lanes have partitions, evenly; begins lanes that there are not yet. How many it moved.
+
+        A lane that is not among them is drained: it stays, without partitions. May be called again after any failure.
+        """
+        if not lanes or min(lanes) < 0 or max(lanes) > self._supervisor.lanes + LANES_ADDED_MAX:
+            raise InvalidInput(f"lanes are numbers from 0 to {self._supervisor.lanes + LANES_ADDED_MAX}")
+        self._supervisor.lanes = max(self._supervisor.lanes, max(lanes) + 1)
+        deadline = time.monotonic() + LANES_START_S_MAX
+        while not self._all_serve():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"Not all of {self._supervisor.lanes} lanes are served. Send the same again.")
+            time.sleep(0.2)
+        moved = 0
+        for partition, from_lane, to_lane in spreading(self._statuses(), sorted(set(lanes))):
+            with self._moving, contextlib.suppress(Conflict):  # one that must stay, stays
+                move_partition(self._host, partition, from_lane, to_lane)
+                moved += 1
+        return moved
+
+    def _all_serve(self) -> bool:
+        status = self._supervisor.status()
+        return len(status.lanes) == self._supervisor.lanes and status.healthy
+
+    def _statuses(self) -> list[ShardStatus]:
+        """Of all lanes, as they are now. Raises Unavailable where one does not answer."""
+        beats = [self._host.beat(lane) for lane in range(self._supervisor.lanes)]
+        if any(beat.health is not Health.SERVING or beat.status is None for beat in beats):
+            raise Unavailable("A lane does not answer. Send the same again.")
+        return [beat.status for beat in beats if beat.status is not None]
 
     def stop(self) -> None:
         """Stop watching and end the shards; what they have queued is committed first."""
@@ -121,8 +195,22 @@ class SupervisorActor:
             try:
                 self._supervisor.reconcile()
                 self._last_error = ""
+                self._finish_moves()
             except Exception as error:  # noqa: BLE001 - the next round tries again; the health page shows it
                 self._last_error = f"{type(error).__name__}: {error}"
+
+    def _finish_moves(self) -> None:
+        """What somebody left half moved: seen only while nobody moves and every lane says what it has."""
+        if not self._all_serve() or not self._moving.acquire(blocking=False):
+            return
+        try:
+            seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
+            if half_moved(seen):
+                self._move_error = "; ".join(finish(self._host, self._statuses()))
+        except Unavailable as error:  # a lane is being replaced: the next round looks again
+            self._move_error = error.detail
+        finally:
+            self._moving.release()
 
     def _maintain(self, settings: UsageLogSettings) -> None:
         """Seals the tail of the log when it is long: in a process of its own, which gives its memory back."""

@@ -1,0 +1,92 @@
+"""Moves partitions between lanes, finishes moves that somebody left half done, and spreads partitions. No Ray in here.
+
+Owns the order of the calls only: what is true the logs say, so two movers at once do no harm. A move that died between
+its two records is finished by whoever looks next: nobody has the partition, and the old lane's record names the new.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from actors.decisions import decode_decided
+from actors.rating_shard import ShardStatus
+from billing.errors import BillingError, Conflict
+from storage.usage_log.genesis import PARTITIONS
+
+
+class LaneCalls(Protocol):
+    """The shards by their lanes. Each call answers within its own time limit, or raises Unavailable."""
+
+    def prepare_move(self, lane: int, partition: int, from_lane: int) -> None: ...
+
+    def release(self, lane: int, partition: int, to_lane: int) -> bytes: ...
+
+    def acquire(self, lane: int, partition: int, from_lane: int) -> bytes: ...
+
+
+def move_partition(calls: LaneCalls, partition: int, from_lane: int, to_lane: int) -> Mapping[str, Any]:
+    """Move a partition; answers its generation. Raises Conflict where it cannot go, Unavailable where it is unknown.
+
+    It may be called again at any time: each of its steps does nothing where that has been done.
+    """
+    calls.prepare_move(to_lane, partition, from_lane)
+    _body(calls.release(from_lane, partition, to_lane))
+    return _body(calls.acquire(to_lane, partition, from_lane))
+
+
+def half_moved(statuses: Iterable[ShardStatus]) -> list[tuple[int, int, int]]:
+    """(partition, from lane, to lane) of moves that are released and not acquired. All lanes must be among them."""
+    known = list(statuses)
+    owned = {partition for status in known for partition in status.owned}
+    newest: dict[int, tuple[int, int, int]] = {}  # partition -> generation, from lane, to lane
+    for status in known:
+        for partition, generation, to_lane in status.released:
+            if partition not in owned and generation > newest.get(partition, (-1, 0, 0))[0]:
+                newest[partition] = generation, status.lane, to_lane
+    return [(partition, from_lane, to_lane) for partition, (_, from_lane, to_lane) in sorted(newest.items())]
+
+
+def finish(calls: LaneCalls, statuses: Iterable[ShardStatus]) -> list[str]:
+    """Finish what is half moved; what went wrong, in words."""
+    wrong: list[str] = []
+    for partition, from_lane, to_lane in half_moved(statuses):
+        try:
+            _body(calls.acquire(to_lane, partition, from_lane))
+        except BillingError as error:  # the next look tries again
+            wrong.append(f"partition {partition}: {error.detail}")
+    return wrong
+
+
+def spreading(statuses: Sequence[ShardStatus], lanes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """The fewest moves after which these lanes have all partitions, none more than one above another.
+
+    (partition, from lane, to lane). Lanes that are not among `lanes` are emptied: so a lane is added, and drained.
+    """
+    held = {lane: [] for lane in lanes} | {status.lane: list(status.owned) for status in statuses}
+    share, more = divmod(PARTITIONS, len(lanes))
+    ranked = sorted(lanes, key=lambda lane: (-len(held[lane]), lane))
+    wanted = {lane: share + (1 if place < more else 0) for place, lane in enumerate(ranked)}
+    spare = [
+        (partition, lane)
+        for lane, partitions in sorted(held.items())
+        for partition in partitions[wanted.get(lane, 0) :]
+    ]
+    moves: list[tuple[int, int, int]] = []
+    for lane in ranked:
+        for _ in range(wanted[lane] - len(held[lane])):
+            if spare:
+                partition, from_lane = spare.pop()
+                moves.append((partition, from_lane, lane))
+    return moves
+
+
+def _body(answer: bytes) -> Mapping[str, Any]:
+    decided = decode_decided(answer)
+    if decided.error is not None:
+        raise decided.error
+    if decided.owner is not None:
+        raise Conflict(f"the partition is in lane {decided.owner[1]}")
+    body: Mapping[str, Any] = json.loads(decided.body)
+    return body
