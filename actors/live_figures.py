@@ -39,7 +39,7 @@ from storage.usage_log.segment import RowKind, instant_of
 
 PENDING_ROWS_MAX = 500_000  # a tenant's; beyond it rows are read from the log again
 FOLD_ROWS = 200_000  # at once
-FOLD_EVERY_S = 0.5
+FOLD_EVERY_S = 1.0  # or when there are as many rows as are folded at once; a query folds what it wants itself
 MASTER_AGE_S_MAX = 1.0
 UNKNOWN_CUSTOMER = REASONS.index(Reason.UNKNOWN_CUSTOMER)
 assert REASON.categories.to_list() == [reason.value for reason in REASONS], "a verdict's place is its reason's code"
@@ -93,7 +93,8 @@ class LiveFigures:
         self._books: dict[str, _Book] = {}
         self._number = -1
         self._base = -1  # number of the snapshot that was taken: tenants first seen later have nothing before it
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self.last_error = ""
         self._reader = UsageLogReader(store)
@@ -129,6 +130,8 @@ class LiveFigures:
                     continue
                 tenant.pending.append((number, part))
                 tenant.pending_rows += part.height
+                if tenant.pending_rows >= FOLD_ROWS:
+                    self._woken.set()
             self._number = number
 
     def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_], seed: int) -> None:
@@ -183,7 +186,8 @@ class LiveFigures:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stopped = True
+        self._woken.set()
         if self._thread is not None:
             self._thread.join(5.0)
 
@@ -220,7 +224,9 @@ class LiveFigures:
     # -- folding -------------------------------------------------------------------------------------------------------
 
     def _keep_folding(self) -> None:
-        while not self._stopped.wait(FOLD_EVERY_S):
+        while not self._stopped:
+            self._woken.wait(FOLD_EVERY_S)
+            self._woken.clear()
             with self._lock:
                 waiting = [(one, tenant) for one, tenant in self._tenants.items() if tenant.pending]
             for tenant_id, tenant in waiting:
