@@ -78,6 +78,8 @@ class Storm:
         self.counts: Counter[str] = Counter()
         self.tenant_id, self.key, self.url = TENANT, "", ""
         self._sent: list[Numbers] = []  # acknowledged
+        self._sending = True
+        self.moves_s: list[float] = []
         self._began = time.monotonic()
 
     # -- The platform ------------------------------------------------------------------------------------------------
@@ -159,7 +161,9 @@ class Storm:
             for sender in range(self.settings.senders)
         ]
         chaos = threading.Thread(target=self._make_chaos, name="chaos")
-        for thread in (*threads, chaos):
+        mover = threading.Thread(target=self._move, name="mover")
+        movers = [mover] if self.settings.moves else []
+        for thread in (*threads, chaos, *movers):
             thread.start()
         deadline = self._began + 60 * self.settings.minutes
         said = 0.0
@@ -172,7 +176,8 @@ class Storm:
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 self.say(f"{self.progress.acknowledged:,} of {self.settings.events:,} events acknowledged")
-        for thread in (*threads, chaos):
+        self._sending = False
+        for thread in (*threads, chaos, *movers):
             thread.join(120)
             if thread.is_alive():
                 self.progress.errors.append(f"{thread.name} hangs")
@@ -299,6 +304,26 @@ class Storm:
             os.kill(pid, signal.SIGCONT)
             self.counts["zombies woken"] += 1
 
+    def _move(self) -> None:
+        """One partition a second to another lane, by the supervisor; what a kill interrupts is left to it."""
+        from actors.supervisor_actor import SUPERVISOR_NAME
+        from billing.errors import BillingError
+        from cluster.ray_head import NAMESPACE
+
+        chance = random.Random(self.settings.seed)
+        while self._sending and not self.progress.stopped.is_set():
+            began = time.monotonic()
+            partition, lane = chance.randrange(256), chance.randrange(self.settings.lanes)
+            try:
+                supervisor = self.nodes.ray.get_actor(SUPERVISOR_NAME, namespace=NAMESPACE)
+                answer = self.nodes.ray.get(supervisor.move.remote(partition, lane), timeout=30.0)
+                if answer.get("moved", True):
+                    self.counts["moves"] += 1
+                    self.moves_s.append(time.monotonic() - began)
+            except (ValueError, BillingError, self.nodes.ray.exceptions.RayError):
+                self.counts["moves interrupted"] += 1
+            self.progress.stopped.wait(max(0.0, 1.0 - (time.monotonic() - began)))
+
     def _note(self, what: str, seconds: float) -> None:
         self.counts[what] += 1
         self.backs.append((what, seconds))
@@ -344,9 +369,22 @@ class Storm:
 
         genesis = open_log(self.address.open())
         number = time.monotonic_ns()
-        while genesis.first_lane(partition_of(genesis.seed, PROBE_TENANT, f"k{number}")) != lane:
+        owned = self._owned_by(lane) or {p for p in range(256) if genesis.first_lane(p) == lane}
+        while partition_of(genesis.seed, PROBE_TENANT, f"k{number}") not in owned:
             number += 1
         return events_of(np.array([1])).with_columns(customer=pl.lit(f"k{number}"), id=pl.lit(f"probe-{number}"))
+
+    def _owned_by(self, lane: int) -> set[int]:
+        """What a lane had when it was looked at last; partitions move meanwhile, so a probe may meet another lane."""
+        from actors.supervisor_actor import SUPERVISOR_NAME
+        from cluster.ray_head import NAMESPACE
+
+        try:
+            supervisor = self.nodes.ray.get_actor(SUPERVISOR_NAME, namespace=NAMESPACE)
+            lanes = self.nodes.ray.get(supervisor.status.remote(), timeout=2.0).lanes
+        except (ValueError, self.nodes.ray.exceptions.RayError):
+            return set()
+        return {partition for one, _, status in lanes if one == lane and status for partition in status.owned}
 
     # -- The count ---------------------------------------------------------------------------------------------------
 
@@ -373,11 +411,26 @@ class Storm:
         lost, doubled = int((times[sent] == 0).sum()), int((times > 1).sum())
         expected = Expected.of(np.flatnonzero(times))
         result: dict[str, Any] = {"stored": int(times.astype(np.int64).sum()), "lost": lost, "doubled": doubled}
+        result["ownerless"] = self._ownerless() if self.settings.moves else 0
         result["unsent"] = self.settings.events - len(sent)
         result["sums_equal"] = bool((counts == expected.counts).all() and (sums == expected.sums).all())
         if self.settings.http:
             result |= self._verify_over_http(expected)
         return result
+
+    def _ownerless(self) -> int:
+        """Partitions that not exactly one lane has, some seconds after the last move."""
+        from actors.supervisor_actor import SUPERVISOR_NAME
+        from cluster.ray_head import NAMESPACE
+
+        supervisor = self.nodes.ray.get_actor(SUPERVISOR_NAME, namespace=NAMESPACE)
+        owners: Counter[int] = Counter()
+        for _ in waited(20.0, step=0.5):
+            lanes = self.nodes.ray.get(supervisor.status.remote(), timeout=30.0).lanes
+            owners = Counter(partition for _, _, status in lanes if status for partition in status.owned)
+            if len(owners) == 256 and set(owners.values()) == {1}:
+                return 0
+        return 256 - sum(count == 1 for count in owners.values())
 
     def _verify_over_http(self, expected: Expected) -> dict[str, Any]:
         """The platform's own figures: what is proven complete, usage by day, and what the shards show live."""
@@ -428,6 +481,7 @@ class Storm:
             "slowest_request_s": round(progress.slowest_s, 1),
             "happened": dict(self.counts),
             "shard_back_s": {"median": _median(shard), "max": round(max(shard, default=0.0), 2)},
+            "move_s": {"median": _median(self.moves_s), "max": round(max(self.moves_s, default=0.0), 2)},
             "other_back_s": [[what, round(seconds, 2)] for what, seconds in self.backs if what != "shard"],
             "errors": progress.errors,
         }
@@ -481,6 +535,8 @@ def failed(result: dict[str, Any]) -> list[str]:
     wrong = list(result["errors"])
     if result["lost"] or result["doubled"]:
         wrong.append(f"{result['lost']} events lost, {result['doubled']} there twice")
+    if result.get("ownerless"):
+        wrong.append(f"{result['ownerless']} partitions have not exactly one lane")
     if not result["sums_equal"]:
         wrong.append("a customer's sum differs from the oracle")
     if result["unsent"]:
