@@ -144,6 +144,7 @@ class _Group:
     decided: list[tuple[DecisionItem, bytes]] = field(default_factory=list)
     unapplied: list[pl.DataFrame] = field(default_factory=list)  # for the followers, after the commit
     unseen: set[str] = field(default_factory=set)  # tenants with usage here that no follower wanted
+    watched: set[str] = field(default_factory=set)  # tenants with usage here that one did
     forces_put: bool = False  # also without rows
     controls: list[Control] = field(default_factory=list)
     afters: list[Callable[[int], None]] = field(default_factory=list)  # once it is COMMITTED
@@ -455,6 +456,9 @@ class RatingShard:
             again = group.unseen.intersection(item.tenant_id for item in usage)
             if again and self._followers.watch(again):
                 return 0
+            # A replay shows all usage of a segment at once, by partition: so it is shown at once here, too.
+            if not group.watched.isdisjoint(item.tenant_id for item in usage):
+                return 0
             self._take_usage(group, usage, has_decisions)
             return len(usage)
         for count, item in enumerate(run):
@@ -524,6 +528,7 @@ class RatingShard:
         tenant_ids = {item.tenant_id for item in items}
         if has_decisions:
             group.unseen |= {tenant_id for tenant_id in tenant_ids if not self._followers.watch([tenant_id])}
+            group.watched |= tenant_ids - group.unseen
         if self._followers.watch(tenant_ids):
             self._follow(group, rows, at_once=has_decisions)
 

@@ -8,6 +8,7 @@ import json
 import random
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +31,7 @@ from storage.usage_log.lane import walk
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.segment import RowKind
 from tests.actors.budget_oracle import Expected, expected
-from tests.usage_log_support import Hooked
+from tests.usage_log_support import Hooked, encoded
 
 TENANT = "t1"
 AT = "2026-01-01"
@@ -590,6 +591,58 @@ def test_usage_in_front_of_the_first_look_counts_though_nobody_watched_when_it_c
         again = LocalUsageRouter.open(store, master=chain, followers=followers)
         check(watches[-1], wanted)
         await again.close()
+
+    asyncio.run(scene())
+
+
+def test_usage_around_a_decision_counts_live_as_it_does_in_a_replay(tmp_path: Path) -> None:
+    """Two keys in two partitions, two days, a tier between them: who comes first decides which day pays more."""
+    price = {"model": "graduated", "tiers": [{"up_to": "10", "unit": "1"}, {"up_to": None, "unit": "5"}]}
+    keys = [f"sim-{number}" for number in range(6)]
+    chain = Chain([*catalog(price), *customer("acme", *keys), budget("b", "acme", "1000", "50", period="day")])
+    store = LocalObjectStore(tmp_path / "store")
+    gate = threading.Event()
+    gate.set()
+
+    def before(call: str, key: str) -> None:
+        if call == "create" and "/lanes/" in key:
+            assert gate.wait(20)
+
+    watches: list[BudgetWatch] = []
+
+    def followers(lane: int, master: Any, there: Any) -> list[BudgetWatch]:
+        watches.append(BudgetWatch(lane, master, there))
+        return watches[-1:]
+
+    def spent() -> dict[datetime, Any]:
+        state = watches[-1].state(TENANT)
+        assert state is not None
+        return dict(state.spending.budgets.spent["acme", "day"])
+
+    async def scene() -> None:
+        router = LocalUsageRouter.open(Hooked(store, before), master=chain, followers=followers)
+        await look(router)
+        shard = router.shards[0]
+        assert shard.genesis is not None
+
+        def sent(id: str, key: str, day: int) -> Any:
+            batch = events((id, key, f"2026-05-{day:02}T12:00:00+02:00", "6"))
+            return shard.submit(encoded(shard.genesis.seed, batch, TENANT))  # type: ignore[union-attr]
+
+        gate.clear()
+        waiting: list[Any] = [sent("w", "acme", 1)]
+        await asyncio.sleep(0.1)  # its put is under way: the others come together into the next group
+        for number, key in enumerate(keys):
+            waiting.append(sent(f"e{number}", key, 10 + number))
+            waiting.append(asyncio.ensure_future(read(router)))
+            await asyncio.sleep(0.02)
+        gate.set()
+        await asyncio.gather(*(asyncio.wrap_future(one) if isinstance(one, Future) else one for one in waiting))
+        await read(router)  # what came before it was applied
+        live = spent()
+        await router.close()
+        await LocalUsageRouter.open(store, master=chain, followers=followers).close()
+        assert spent() == live
 
     asyncio.run(scene())
 
