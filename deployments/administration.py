@@ -1,7 +1,7 @@
 """Tenants, keys, users, legal entities, test clock and the record of what people did."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from billing.errors import FieldError, InvalidInput, NotFound, PreconditionFailed
 from billing.master import MasterData
+from billing.numbers import check_patterns, patterns_of
 from billing.periods import TimeInvalid, parse_moment
 from deployments.access import (
     PLATFORM_SCOPE_TEXTS,
@@ -41,7 +42,7 @@ from deployments.manners import (
     uuid_cursor,
 )
 from deployments.services import Services
-from storage.sql import audit, invoices, keys, tenants, users
+from storage.sql import audit, keys, tenants, users
 from storage.sql import steps as master_steps
 from storage.sql.database import Connection
 
@@ -533,11 +534,14 @@ _ENTITY_KEYS = [
 ]
 
 
-def _check_series(entity: Mapping[str, Any]) -> None:
+def _check_series(
+    entity: Mapping[str, Any], code: str = "", is_default: bool = True, others: Sequence[Mapping[str, Any]] = ()
+) -> None:
     series = entity.get("series") or {}
     if not isinstance(series, dict):
         raise InvalidInput("series: an object is needed", errors=[FieldError("/series", "an object is needed")])
-    invoices.check_patterns(series)
+    patterns = {row["code"]: patterns_of(row["code"], row["form"], is_default=row["is_default"]) for row in others}
+    check_patterns(series, code, is_default=is_default, others=patterns)
 
 
 def _shown_entity(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -567,11 +571,13 @@ def put_legal_entity(
     form = known_keys(form, _ENTITY_KEYS, ("name",))
     text_of(form, "name", length_max=500)
     text_of({"code": code}, "code")
-    _check_series(form)
 
     def work(connection: Connection) -> Answer:
         now = write.services.clock()
-        before = next((row for row in tenants.legal_entities(connection) if row["code"] == code), None)
+        known = tenants.legal_entities(connection)
+        before = next((row for row in known if row["code"] == code), None)
+        is_default = before["is_default"] if before else False
+        _check_series(form, code, is_default, [row for row in known if row["code"] != code])
         if write.expected is not None and (before is None or before["version"] != write.expected):
             raise PreconditionFailed(f"legal entity {code!r} is not at version {write.expected}: read it again")
         country = form.get("country") or (before or {}).get("country")
@@ -583,7 +589,7 @@ def put_legal_entity(
             form,
             country=country,
             now=now,
-            is_default=before["is_default"] if before else False,
+            is_default=is_default,
         )
         after = tenants.legal_entity(connection, code)
         audit.record(

@@ -15,6 +15,7 @@ from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound
 from billing.forms import decimal_of
+from billing.numbers import patterns_of
 from billing.periods import TimeInvalid, parse_moment, zone
 from billing.settle import BilledDocument
 from deployments.access import Caller, may
@@ -522,7 +523,7 @@ def post_credit_note(
         day = now.astimezone(zone(caller.timezone)).date()
         document = credit_note(BilledDocument(number, row["document"]), day, notes, wanted)
         entity = tenants.legal_entity(connection, row["entity"])
-        patterns = {**invoices.PATTERNS, **(entity["form"].get("series") or {})}
+        patterns = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
         final = invoices.Final(
             document=document,
             entity=row["entity"],

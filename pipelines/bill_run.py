@@ -30,6 +30,7 @@ from psycopg.errors import UniqueViolation
 from billing.document_columns import DocumentColumns, totals_of
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotAllowed, Unavailable
 from billing.master import Customer
+from billing.numbers import patterns_of
 from billing.periods import local_date, midnight
 from pipelines.bill_run_chunk import (
     CUSTOMERS,
@@ -507,14 +508,19 @@ class BillRunDriver:
     ) -> pl.DataFrame:
         """What the documents of a run need beside themselves to become invoices."""
         master = self._chain.at(tenant_id, run["master_number"])
-        entity = tenants.legal_entity(connection)
-        patterns = {**invoices.PATTERNS, **(entity["form"].get("series") or {})}
+        known: dict[str, tuple[str, dict[str, str]]] = {}  # by the code that a customer names, empty for the first one
         rows: list[tuple[Any, ...]] = []
         for customer, type_, day in documents.select("customer", "type", "issued_on").iter_rows():
+            named = str(master.customers[customer].form.get("legal_entity") or "")
+            if named not in known:
+                entity = tenants.legal_entity(connection, named or None)
+                patterns = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
+                known[named] = (entity["code"], patterns)
+            code, patterns = known[named]
             buyer = _buyer(master.customers[customer])
             rows.append(
                 (
-                    entity["code"], patterns[type_], invoices.buyer_json(buyer), str(buyer.get("name") or customer),
+                    code, patterns[type_], invoices.buyer_json(buyer), str(buyer.get("name") or customer),
                     invoices.due_on(day, type_, buyer), run["made_at"], str(run["id"]), run["mark"], None, None,
                 )
             )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 from billing.credit_notes import CreditLine, credit_note, mirror
 from billing.documents import Document
+from billing.numbers import patterns_of
 from billing.periods import local_date
 from billing.settle import BilledDocument
 from pipelines.run_credit import restoring
@@ -64,7 +65,8 @@ def _reverse(
     finals: list[invoices.Final] = []
     for row in rows:
         document = against(BilledDocument(row["number"], row["document"]), max(day, row["document"].date), row["notes"])
-        series = {**invoices.PATTERNS, **(entities[row["entity"]]["form"].get("series") or {})}
+        entity = entities[row["entity"]]
+        series = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
         finals.append(
             invoices.Final(
                 document=document,

@@ -26,6 +26,7 @@ from billing.bill import events_needed_from
 from billing.bill_columns import late_owners, plain
 from billing.lateness import reasons_of
 from billing.master import MasterData
+from billing.typed_columns import event_columns
 from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import earliest_backfilled, scan_sent
@@ -65,8 +66,7 @@ class ChunkUsage:
 def read_usage(reader: UsageLogReader, facts: Facts, customers: Sequence[str]) -> ChunkUsage:
     """The usage of a single chunk, straight from the log."""
     collected = _Collecting(reader, facts, [customers])
-    frames = [frame.select(EVENT_SCHEMA.names()) for frame in collected.frames()]
-    events = pl.concat(frames) if frames else pl.DataFrame(schema=EVENT_SCHEMA)
+    events = _together([frame.drop("chunk") for frame in collected.frames()])
     (rest,), (needed,) = collected.rest, collected.needed
     return ChunkUsage(events, collected.fresh_of(0), rest, needed)
 
@@ -96,7 +96,7 @@ def gather(store: ObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], pr
     count = itertools.count()
 
     def put() -> None:
-        frame = pl.concat(waiting)
+        frame = pl.concat(waiting, how="diagonal_relaxed")
         waiting.clear()
         number = next(count)
         for (chunk,), part in frame.partition_by("chunk", as_dict=True, maintain_order=True).items():
@@ -127,8 +127,7 @@ def sliced(store: ObjectStore, prefix: str, chunk: int) -> ChunkUsage:
     data = store.get(f"{prefix}index.json")
     assert data is not None, "usage is gathered before chunks are computed"
     index = msgspec.json.decode(data, type=_Index)
-    frames = [_frame(store, key) for key in index.slices[chunk]]
-    events = pl.concat(frames) if frames else pl.DataFrame(schema=EVENT_SCHEMA)
+    events = _together([_frame(store, key) for key in index.slices[chunk]])
     return ChunkUsage(events, _frame(store, index.fresh[chunk]), tuple(index.rest[chunk]), index.needed[chunk])
 
 
@@ -137,6 +136,11 @@ def forget(store: ObjectStore, prefix: str) -> None:
     store.delete(f"{prefix}index.json")
     for key in list(store.list(prefix)):
         store.delete(key)
+
+
+def _together(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Events of several frames, which need not have the same typed columns."""
+    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame(schema=EVENT_SCHEMA)
 
 
 def _parquet(frame: pl.DataFrame) -> bytes:
@@ -181,7 +185,7 @@ class _Collecting:
                 if released:
                     new |= frame["customer"].is_in(released)
                 found.append(_earliest(frame.filter(new)))
-            yield frame.select("chunk", *EVENT_SCHEMA.names())
+            yield frame.select("chunk", *event_columns(frame))
         if facts.previous is not None:
             found += self._fresh_before(facts.previous, main, released)
         self._fresh = (
@@ -198,7 +202,9 @@ class _Collecting:
         facts = self._facts
         if keys is None and len(self._chunks) == 1:
             keys = self._keys["key"].to_list()
-        for frame in scan_counting(self._reader, facts.tenant_id, facts.cut, customers=keys, start=start, end=end):
+        for frame in scan_counting(
+            self._reader, facts.tenant_id, facts.cut, customers=keys, start=start, end=end, typed=True
+        ):
             owned = frame.join(self._keys, left_on="customer", right_on="key", how="inner", maintain_order="left")
             if owned.height:
                 yield owned.filter(reasons_of(owned, self._master, facts.now).is_null())
@@ -250,7 +256,7 @@ class _Collecting:
             return
         keys = [key for chunk in wanted for code in self.rest[chunk] for key in self._master.keys_of(code)]
         for frame in self._counting(min(wanted.values()), main, keys):
-            yield frame.select("chunk", *EVENT_SCHEMA.names())
+            yield frame.select("chunk", *event_columns(frame))
 
 
 def _earliest(frame: pl.DataFrame) -> pl.DataFrame:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from billing.errors import Conflict, InvalidInput, NotAllowed
+from billing.numbers import check_patterns, patterns_of
 from pipelines.bill_run import BillRunDriver
 from pipelines.run_schedule import outlook, shown, start_due
 from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
-from storage.sql import bill_runs, billing_settings, invoices
+from storage.sql import bill_runs, billing_settings, invoices, steps, tenants
 from storage.sql.database import Connection, Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
@@ -276,3 +277,28 @@ def test_that_no_bill_run_happened_is_told_once(world: World, database: Database
         told = connection.execute("SELECT subject FROM outbox WHERE kind = 'bill_run.missed'").fetchall()
     assert seen["alarm"] == "no bill run happened"
     assert [row["subject"] for row in told] == ["2026-02-28T23:00:00+00:00"]
+
+
+def test_each_legal_entity_has_numbers_of_its_own_without_a_gap(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    with database.tenant(tenant_id) as connection:
+        form = {"name": "Chaos Süd AG", "series": {"invoice": "{series}{entity}/{yy}/{n:04}"}}
+        tenants.put_legal_entity(connection, tenant_id, "sued", form, country="AT", now=NOW)
+        change = {"at": "2026-02-20", "customer": {"code": "c4", "legal_entity": "sued"}}
+        steps.append_step(connection, tenant_id, change, "test", now=NOW)
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"])
+    assert run["state"] == "done"
+    rows = {row["customer"]: row for row in documents(database, tenant_id, run["id"])}
+    assert (rows["c4"]["entity"], rows["c4"]["number"]) == ("sued", "REsued/26/0001")
+    assert rows["c5"]["number"] == f"RE-2026-{int(rows['c3']['number'][-6:]) + 1:06}"
+    with database.tenant(tenant_id) as connection:
+        assert invoices.number_gaps(connection) == []
+
+
+def test_patterns_of_two_legal_entities_never_give_one_number() -> None:
+    others = {"main": patterns_of("main", {}, is_default=True)}
+    check_patterns({}, "sued", is_default=False, others=others)
+    assert patterns_of("sued", {}, is_default=False)["invoice"] == "RE-sued-{yyyy}-{n:06}"
+    with pytest.raises(InvalidInput, match="legal entity 'main'"):
+        check_patterns({"invoice": "{series}-{yyyy}-{n:06}"}, "sued", is_default=False, others=others)
