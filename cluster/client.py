@@ -79,6 +79,11 @@ class Client:
         """A resource that is no JSON (a PDF, an XML file)."""
         return self._send("GET", path).content
 
+    def get_part(self, path: str, **parameters: str | int | None) -> tuple[bytes, str | None]:
+        """A file of several, and the cursor of the next one."""
+        answer = self._send("GET", path, params=_given(parameters))
+        return answer.content, answer.headers.get("Next-Cursor")
+
     def pages(self, path: str, **parameters: str | int | None) -> Iterator[dict[str, Any]]:
         """Every item of a list, page by page."""
         cursor: str | None = None

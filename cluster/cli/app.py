@@ -127,6 +127,25 @@ def usage(
     data.usage(customer, since, until, tenant, key, url, as_json)
 
 
+@usage_app.command("export")
+def usage_export(
+    since: str = typer.Option(..., "--from", help="From this day on (2026-11-01)."),
+    until: str = typer.Option(..., "--to", help="To this day, included."),
+    format: str = typer.Option("parquet", help="parquet or csv: the events; focus: what they cost, as FOCUS 1.2."),
+    customer: str = typer.Option(None, help="Only this customer."),
+    out: Path = typer.Option(..., help="File to write. After a break the same call goes on where it stopped."),
+    raw: bool = typer.Option(False, "--raw", help="CSV with texts as they are, also those a spreadsheet would run."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Usage events as Parquet or CSV, or charges as FOCUS, in one file."""
+    from cluster.cli import usage_export as command
+
+    command.export(format, since, until, customer, out, raw, tenant, key, url, as_json)
+
+
 @usage_app.command("backfill")
 def usage_backfill(
     file: Path = typer.Argument(..., exists=True, dir_okay=False, help="Lines of events, or a table with --mapping."),
