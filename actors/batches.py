@@ -44,6 +44,7 @@ class Batch:
     events: pl.DataFrame
     partitions: Codes
     ids: EventIds
+    traces: tuple[str, ...] = ()  # W3C `traceparent` of the requests in it, where somebody traces
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,19 @@ class Answer:
     detail: str = ""
 
 
-def encode_batch(blocks: Sequence[Block], events: pl.DataFrame, partitions: Codes, ids: EventIds) -> bytes:
+def encode_batch(
+    blocks: Sequence[Block], events: pl.DataFrame, partitions: Codes, ids: EventIds, traces: Sequence[str] = ()
+) -> bytes:
     # Put side by side: a query would cost a request of one event more than all the rest of this.
     frame = events.hstack(
         [pl.Series("partition", partitions), pl.Series("id_high", ids.high), pl.Series("id_low", ids.low)]
     )
     assert tuple(frame.columns) == _COLUMNS, "events come in the order of EVENT_SCHEMA"
     buffer = io.BytesIO()
-    _write_head(buffer, {"blocks": [[block.tenant_id, block.rows, block.master_number] for block in blocks]})
+    head: dict[str, Any] = {"blocks": [[block.tenant_id, block.rows, block.master_number] for block in blocks]}
+    if traces:
+        head["traces"] = list(traces)
+    _write_head(buffer, head)
     frame.write_ipc_stream(buffer, compat_level=pl.CompatLevel.newest())
     return buffer.getvalue()
 
@@ -81,6 +87,7 @@ def decode_batch(data: bytes) -> Batch:
         events=frame.select(EVENT_SCHEMA.names()),
         partitions=frame["partition"].to_numpy(),
         ids=ids,
+        traces=tuple(head.get("traces", ())),
     )
 
 

@@ -53,6 +53,7 @@ from actors.followers import (
     forgotten,
 )
 from actors.lane_moves import Luggage, complete, in_order, pack
+from actors.lane_traces import committed
 from actors.live_figures import Figures, LiveFigures, MasterSource
 from actors.shard_queue import Call, DecisionItem, FairQueue, Item, UsageItem, items_of
 from actors.tenant_clocks import SET_CLOCK, TenantClocks, clock_rows
@@ -272,6 +273,8 @@ class RatingShard:
             verdicts=np.full(len(batch.partitions), NOT_OWNED, np.uint8),
             reasons=np.full(len(batch.partitions), NO_REASON, np.uint8),
             open_items=0,
+            traces=batch.traces,
+            began_ns=time.time_ns() if batch.traces else 0,
         )
         items = items_of(batch, call, self.lane, self.settings.group_rows_max)
         refusal = self._enqueue(call, items)
@@ -740,6 +743,8 @@ class RatingShard:
         if call.future.done():
             return
         position = self._writer.position
+        if call.traces:
+            committed(call.traces, call.began_ns, self.lane, position.number, len(call.verdicts))
         answer = Answer(
             call.verdicts, call.reasons, self.lane, position.number, position.log_time_us, dict(call.owners)
         )

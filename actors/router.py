@@ -34,6 +34,7 @@ from actors.batches import (
 from actors.decisions import ANY_PARTITION, DecisionRequest, decode_decided, encode_request
 from actors.fair_parts import FairParts
 from actors.followers import LaneFollower
+from actors.lane_traces import TRACES_MAX
 from actors.live_figures import Figures, MasterSource
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
 from actors.shard_followers import shard_followers
@@ -42,6 +43,7 @@ from billing.errors import BillingError, Overloaded, Unavailable
 from billing.live_state import LiveState, merge_live
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore, StoreRefused
+from storage.telemetry import traceparent
 from storage.usage_log.clock import Clock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.lane import count_lanes
@@ -133,6 +135,7 @@ class _Part:
     partitions: npt.NDArray[np.uint8]
     ids: EventIds
     future: asyncio.Future[_PartAnswer]
+    trace: str | None  # W3C `traceparent` of the request
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,7 @@ class GroupingRouter(ABC):
             partitions, ids = self._hash(tenant_id, events)
         else:
             partitions, ids = await asyncio.to_thread(self._hash, tenant_id, events)
+        trace = traceparent()
         verdicts = np.full(events.height, NOT_OWNED, np.uint8)
         reasons = np.full(events.height, NO_REASON, np.uint8)
         positions: dict[int, int] = {}
@@ -316,6 +320,7 @@ class GroupingRouter(ABC):
                         partitions if whole else partitions[chunk],
                         ids if whole else ids.take(chunk),
                         loop.create_future(),
+                        trace,
                     )
                     self._enqueue(int(lane), part)
                     parts.append((chunk, part.future))
@@ -525,11 +530,12 @@ _AGAIN = "Send the same again with the same ids: nothing is stored twice."
 
 def _encode(group: Sequence[_Part]) -> bytes:
     blocks = [Block(part.tenant_id, len(part.partitions), part.master_number) for part in group]
+    traces = list(dict.fromkeys(part.trace for part in group if part.trace))[:TRACES_MAX]
     if len(group) == 1:
-        return encode_batch(blocks, group[0].events, group[0].partitions, group[0].ids)
+        return encode_batch(blocks, group[0].events, group[0].partitions, group[0].ids, traces)
     ids = EventIds(np.concatenate([part.ids.high for part in group]), np.concatenate([part.ids.low for part in group]))
     events = pl.concat([part.events for part in group])
-    return encode_batch(blocks, events, np.concatenate([part.partitions for part in group]), ids)
+    return encode_batch(blocks, events, np.concatenate([part.partitions for part in group]), ids, traces)
 
 
 def _failure(answer: Answer) -> BillingError | None:

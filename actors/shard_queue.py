@@ -32,6 +32,8 @@ class Call:
     reasons: npt.NDArray[np.uint8]
     open_items: int
     owners: dict[int, tuple[int, int]] = field(default_factory=dict)
+    traces: tuple[str, ...] = ()
+    began_ns: int = 0
 
 
 @dataclass(frozen=True)
