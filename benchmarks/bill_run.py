@@ -1,13 +1,15 @@
 """Bill runs: customers with five tiered meters from events in the log to numbered invoices, final in PostgreSQL.
 
-Measured is plan to finalised (no files). The peer is the one SQL statement that a good team would write over the same
-events in a table of the same server: aggregate, tiers, rounding, VAT, numbers, invoices and lines; it keeps no cut, no
-record of a run and no explanation, and starts from the beginning when it is killed. Both must bill the same sum.
+Measured is plan to finalised (no files), in one process; `verify_invoices_s` is `verify_run` over the same run. The
+peer is the one SQL statement that a good team would write over the same events in a table of the same server:
+aggregate, tiers, rounding, VAT, numbers, invoices and lines; it keeps no cut, no record of a run and no explanation,
+and starts from the beginning when it is killed. Both must bill the same sum.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -22,6 +24,7 @@ import polars as pl
 from actors.router import LocalUsageRouter
 from billing.usage import EVENT_SCHEMA, INSTANT
 from pipelines.bill_run import BillRunDriver
+from pipelines.verify_invoices import verify_run
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
@@ -85,6 +88,12 @@ def _measure(database: Database, directory: Path, customers: int, count: int, sa
         assert invoices.number_gaps(connection) == []
         (total,) = invoices.totals(connection, run_id)
         lines = connection.execute("SELECT count(*) AS n FROM invoice_lines").fetchone()
+    say("every invoice again from the log, compared")
+    began = time.monotonic()
+    proof = verify_run(database, store, chain, tenant_id, run_id)
+    verified = time.monotonic() - began
+    assert proof.proven, proof
+    assert proof.documents == total["documents"]
     say("the same in one SQL statement")
     with connect(database.dsn) as connection:
         began = time.monotonic()
@@ -98,6 +107,9 @@ def _measure(database: Database, directory: Path, customers: int, count: int, sa
         "unit": "invoices/s",
         "ratio_sql": round(theirs / ours, 2),
         "sql_invoices_s": round(customers / theirs, 1),
+        "verify_invoices_s": round(customers / verified, 1),
+        "ratio_verify": round(ours / verified, 2),
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "compute_s": round(marks["computed"] - marks["planned"], 2),
         "finalise_s": round(marks["finalised"] - marks["approved"], 2),
         "customers": customers,
