@@ -60,10 +60,10 @@ from actors.tenant_clocks import SET_CLOCK, TenantClocks, clock_rows
 from billing.errors import BillingError, Conflict, NotFound, Overloaded, Unavailable
 from billing.live_state import LiveState
 from billing.usage import Verdict
-from storage.object_store import ObjectStore, StoreRefused
+from storage.object_store import ObjectStore, StoreRefused, StoreUnavailable
 from storage.usage_log.backfills import ids_of_rows, marker_ids
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
-from storage.usage_log.clock import Clock, SystemClock
+from storage.usage_log.clock import SKEW_ALARM_US, SKEW_MAX_US, Clock, SystemClock, skew_us
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
 from storage.usage_log.lane import LaneWriter, walk, write_hint
@@ -76,6 +76,7 @@ RECOVERIES_MAX = 100  # a newer manifest each time; more says that something del
 IDLE_S = 0.5
 DECISION_BYTES = 1_024  # what a decision counts for in fairness and in a group
 DECIDED_ROW_BYTES = 128  # of the payload of a bulky one: it counts for as many rows
+CLOCK_EVERY_S = 60.0
 REFOLD_EVERY_S = 10.0  # tries to fold a follower again that raised
 
 _USAGE_KIND = pl.Series("kind", [int(RowKind.USAGE)], dtype=pl.UInt8)
@@ -118,6 +119,7 @@ class ShardStatus:
     checkpoint_error: str
     figures_error: str  # why events cannot be judged or folded at the moment; they are stored all the same
     followers_error: str = ""  # why decisions of a follower are refused at the moment
+    clock_error: str = ""  # the writer's clock differs from the store's
     owned: tuple[int, ...] = ()  # the partitions that are at home here
     released: tuple[tuple[int, int, int], ...] = ()  # let go, by this lane's log: partition, generation, to this lane
 
@@ -185,6 +187,7 @@ class RatingShard:
         self._condition = threading.Condition()
         self._queue = FairQueue()
         self._stopping = False
+        self._clock_watch = threading.Event()  # set: nobody watches the clock any more
         self._serving = False
         self._stopped_because = "not started"
         self._thread: threading.Thread | None = None
@@ -193,6 +196,7 @@ class RatingShard:
         self._checkpoint_entry: Manifest | None = None  # written by that thread, taken by the commit thread
         self._checkpoint_error = ""
         self._recovered_s = 0.0
+        self._clock_error = ""
         self._genesis: Genesis | None = None
         self._reset()
 
@@ -202,16 +206,43 @@ class RatingShard:
         """Recover, claim the lane, serve. Returns when calls can be served; raises when the lane cannot be had."""
         began = time.monotonic()
         self._genesis = open_log(self._store)
+        self._check_clock()
         self._recover_and_claim()
         self._recovered_s = time.monotonic() - began
         self._serving, self._stopped_because = True, ""
         self._thread = threading.Thread(target=self._serve, name=f"rating-shard-{self.lane}", daemon=True)
         self._thread.start()
+        self._clock_watch.clear()
+        threading.Thread(target=self._watch_clock, name=f"clock-{self.lane}", daemon=True).start()
         if self._figures is not None:
             self._figures.start()
 
+    def _check_clock(self) -> None:
+        """Compare the clock with the store's. Raises Unavailable if log time would leap; a test's clock is its own."""
+        skew = skew_us(self._store, self._clock, str(self.lane)) if isinstance(self._clock, SystemClock) else None
+        if skew is None:
+            return
+        words = f"the clock is {abs(skew) // 1_000_000} s {'ahead of' if skew > 0 else 'behind'} the store's"
+        self._clock_error = words if abs(skew) > SKEW_ALARM_US else ""
+        if abs(skew) > SKEW_MAX_US:
+            raise Unavailable(f"Lane {self.lane} is not served here: {words}. Set the clock of this machine.")
+
+    def _watch_clock(self) -> None:
+        """Looks again from time to time; a clock that went wrong ends the shard before its time gets into the log."""
+        while not self._clock_watch.wait(CLOCK_EVERY_S):
+            try:
+                self._check_clock()
+            except StoreUnavailable:
+                continue  # the store's own answers tell that it is away
+            except Unavailable as error:
+                with self._condition:
+                    self._stopped_because = error.detail
+                self.stop()
+                return
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Commit what is queued, then end. A store that does not answer leaves the outcome open."""
+        self._clock_watch.set()
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
@@ -255,6 +286,7 @@ class RatingShard:
             checkpoint_error=self._checkpoint_error,
             figures_error="" if self._figures is None else self._figures.last_error,
             followers_error=self._followers.last_error,
+            clock_error=self._clock_error,
             owned=tuple(np.flatnonzero(self._owned).tolist()),
             released=tuple(
                 (int(partition), int(self._generation[partition]), int(self._lane_of[partition]))

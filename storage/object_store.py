@@ -172,6 +172,13 @@ class LocalObjectStore:
         except OSError as error:
             raise _translated(error, key, open_outcome=True) from error
 
+    def modified_us(self, key: str) -> int | None:
+        """When an object was written, by the file system's clock (another machine's, on a network)."""
+        try:
+            return self._path(key).stat().st_mtime_ns // 1_000
+        except FileNotFoundError:
+            return None
+
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
         try:
@@ -318,6 +325,16 @@ class S3ObjectStore:
             return None
         except Exception as error:
             raise self._unavailable(error, key) from error
+
+    def modified_us(self, key: str) -> int | None:
+        """When an object was written, by the store's clock (to the second); None if it is not there."""
+        try:
+            modified = self._fs.info(self._path(key), refresh=True)["LastModified"]
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._unavailable(error, key) from error
+        return int(modified.timestamp()) * 1_000_000
 
     def put(self, key: str, data: bytes) -> None:
         try:
