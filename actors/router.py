@@ -47,7 +47,7 @@ from storage.telemetry import traceparent
 from storage.usage_log.clock import Clock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.lane import count_lanes
-from storage.usage_log.partitions import EventIds, event_ids, partition_of, partitions_of
+from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.segment import microseconds_of
 
 DEADLINE_S = 10.0
@@ -192,6 +192,9 @@ class GroupingRouter(ABC):
         return await self._decide_until(DecisionRequest(tenant_id, partition, name, payload))
 
     def lanes_of(self, tenant_id: str, keys: Sequence[str]) -> list[int]:
+        if len(keys) <= FEW:
+            seed = self._genesis.seed
+            return [int(self._route[partition_of(seed, tenant_id, key)]) for key in keys]
         partitions = partitions_of(self._genesis.seed, tenant_id, pl.Series(keys, dtype=pl.String))
         lanes: list[int] = self._route[partitions].tolist()
         return lanes

@@ -110,7 +110,7 @@ async def post_corrections(
     `refused` with the detail. If nothing at all could be done, the answer is an error. `key` names the customer key
     that the event was sent with, where one id came under two.
     """
-    return await _change(request, caller, form, dry_run, is_correction=True)
+    return await change_events(request, caller, form, dry_run, is_correction=True)
 
 
 @router.post(
@@ -133,7 +133,7 @@ async def post_amendments(
     also in a tenant that rejects late usage: somebody decided this. Who, when and why stay readable with the event. A
     key that only sends usage may not do this.
     """
-    return await _change(request, caller, form, dry_run, is_correction=False)
+    return await change_events(request, caller, form, dry_run, is_correction=False)
 
 
 @router.get(
@@ -173,7 +173,16 @@ class _Asked:
     why: str
 
 
-async def _change(request: Request, caller: Caller, form: Any, dry_run: bool, *, is_correction: bool) -> Response:
+async def change_events(
+    request: Request,
+    caller: Caller,
+    form: Any,
+    dry_run: bool,
+    *,
+    is_correction: bool,
+    more: Mapping[str, Any] | None = None,
+) -> Response:
+    """Each event that is named, with its own verdict; `more` goes into the answer."""
     services: Services = request.app.state.services
     desk = desk_of(request)
     asked = _parse(form, caller.timezone, is_correction=is_correction)
@@ -201,7 +210,7 @@ async def _change(request: Request, caller: Caller, form: Any, dry_run: bool, *,
     counts = {verdict: sum(item["verdict"] == verdict for item in items) for verdict in _VERDICTS}
     if counts["refused"] == len(items):
         raise _all_refused(items, "corrections" if is_correction else "amendments")
-    return json_response({**counts, "dry_run": dry_run, "items": items})
+    return json_response({**counts, "dry_run": dry_run, "items": items, **(more or {})})
 
 
 _VERDICTS = ("corrected", "unchanged", "refused")

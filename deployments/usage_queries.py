@@ -20,6 +20,7 @@ from deployments.access import Caller, may
 from deployments.billing_documents import local_moment
 from deployments.manners import PageOf, described, json_response, page_of, paging, plain, rfc3339
 from deployments.services import Services
+from deployments.suspense_filter import SuspenseFilter, suspense_filter
 from pipelines.usage_queries import SoFar, UsageQueries, local_today
 from storage.sql import tenants
 from storage.usage_log.counting import scan_counting
@@ -254,17 +255,17 @@ def read_completeness(
 def read_suspense(
     request: Request,
     page: PageOf = Depends(paging),
-    reason: str | None = Query(None, max_length=50, description="Only this reason."),
+    wanted: SuspenseFilter = Depends(suspense_filter),
     caller: Caller = Depends(may("usage:read")),
 ) -> Response:
-    """In the order of arrival. They rate by themselves as soon as what is missing is there. `reasons` counts all."""
+    """In the order of arrival. They rate by themselves as soon as what is missing is there. `reasons` counts all. Many
+    that need the same change are corrected with `POST /v1/usage/suspense/replay`, by the same filter."""
     services: Services = request.app.state.services
     now, _, master = now_and_master(services, caller)
     after = _position(page)
     counts = {each.reason: each.events for each in queries_of(request).suspense(caller.tenant_id, master, now)}
     frames = (
-        frame.filter(pl.col("reason").is_not_null() if reason is None else pl.col("reason") == reason)
-        for frame in _with_reasons(services, caller, master, now)
+        frame.filter(wanted.keeps(master.tenant.timezone)) for frame in with_reasons(services, caller, master, now)
     )
     return _events_page(frames, page, after, {"reasons": counts})
 
@@ -288,7 +289,7 @@ def read_events(
     keys = list(master.keys_of(customer)) if customer in master.customers else [customer]
     start = _moment(since, caller, "query:since")
     end = _moment(until, caller, "query:until")
-    frames = _with_reasons(services, caller, master, now, keys=keys, start=start, end=end)
+    frames = with_reasons(services, caller, master, now, keys=keys, start=start, end=end)
     return _events_page(frames, page, _position(page), {})
 
 
@@ -301,7 +302,7 @@ def _moment(text: str | None, caller: Caller, pointer: str) -> datetime | None:
         raise InvalidInput(f"{pointer}: {error}", errors=[FieldError(pointer, str(error))]) from error
 
 
-def _with_reasons(
+def with_reasons(
     services: Services,
     caller: Caller,
     master: MasterData,

