@@ -80,6 +80,7 @@ class Storm:
         self._sent: list[Numbers] = []  # acknowledged
         self._sending = True
         self.moves_s: list[float] = []
+        self.interrupted: Counter[str] = Counter()
         self._began = time.monotonic()
 
     # -- The platform ------------------------------------------------------------------------------------------------
@@ -320,8 +321,9 @@ class Storm:
                 if answer.get("moved", True):
                     self.counts["moves"] += 1
                     self.moves_s.append(time.monotonic() - began)
-            except (ValueError, BillingError, self.nodes.ray.exceptions.RayError):
+            except (ValueError, BillingError, self.nodes.ray.exceptions.RayError) as error:
                 self.counts["moves interrupted"] += 1
+                self.interrupted[str(error).strip().splitlines()[-1][-160:]] += 1
             self.progress.stopped.wait(max(0.0, 1.0 - (time.monotonic() - began)))
 
     def _note(self, what: str, seconds: float) -> None:
@@ -482,6 +484,7 @@ class Storm:
             "happened": dict(self.counts),
             "shard_back_s": {"median": _median(shard), "max": round(max(shard, default=0.0), 2)},
             "move_s": {"median": _median(self.moves_s), "max": round(max(self.moves_s, default=0.0), 2)},
+            "moves_interrupted_by": dict(self.interrupted.most_common(5)),
             "other_back_s": [[what, round(seconds, 2)] for what, seconds in self.backs if what != "shard"],
             "errors": progress.errors,
         }
