@@ -7,7 +7,7 @@ ARGS ?=
 TEST_ENVIRONMENT := POLARS_MAX_THREADS=1 RAY_USAGE_STATS_ENABLED=0 PYTHONDONTWRITEBYTECODE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-services bench bench-long chaos mutation golden docs
+.PHONY: help setup run test check test-services bench bench-long chaos soak mutation golden docs
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ bench-long: setup ## The same at full size (an hour)
 
 chaos: setup ## 10 million events over three nodes with 20 kills, a hang, a lost node, a move a second (at most 15 minutes)
 	$(TEST_ENVIRONMENT) $(PYTHON) -m tests.chaos.storm --events 10000000 --kills 20 --node-kills 1 --nodes 3 --http --moves --minutes 13 $(ARGS)
+
+soak: setup ## Steady load for an hour, with the memory of every process watched: make soak ARGS=--small for seconds
+	@$(PYTHON) -m benchmarks soak $(or $(ARGS),--long)
 
 mutation: setup ## Change the core on purpose and see whether a test notices: make mutation ARGS="--sample 400 --seed 1"
 	$(PYTHON) -m benchmarks.mutation $(ARGS)

@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 
 NAMES = (
-    *("rating", "documents", "bill_run", "recovery", "dedup", "ingest_log"),
-    *("ingest", "ingest_single", "reservations"),
+    *("rating", "documents", "bill_run", "recovery", "dedup", "ingest_log", "aggregation"),
+    *("ingest", "ingest_single", "reservations", "soak"),
 )
 VERSIONS = ("ray", "polars", "pyarrow", "psycopg", "fastapi", "typst")
 SECONDS_MAX = {"small": 300, "normal": 1_800, "long": 7_200}
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size.add_argument("--small", action="store_const", const="small", dest="size", help="seconds, no figure to quote")
     size.add_argument("--long", action="store_const", const="long", dest="size", help="the full size")
     options = parser.parse_args(arguments)
-    names = available() if options.name == "all" else [options.name]
+    names = [name for name in available() if name != "soak"] if options.name == "all" else [options.name]
     if unknown := [name for name in names if name not in available()]:
         print(f"there is no benchmark {unknown[0]}; there are: {', '.join(available())}", file=sys.stderr)
         return 2
