@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 
 THRESHOLD_CROSSED = "budget.threshold_crossed"
+COMPLETENESS_BROKEN = "usage.completeness_broken"
 TEST = "webhook.test"
-EVENT_TYPES = (THRESHOLD_CROSSED,)
+EVENT_TYPES = (THRESHOLD_CROSSED, COMPLETENESS_BROKEN)
 SECRET_BYTES = 32
 TOLERANCE_S = 300  # of a receiver that checks the timestamp
 # After try n so long until the next; then the delivery is dead and waits for somebody to replay it.

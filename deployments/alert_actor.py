@@ -1,7 +1,7 @@
 """Ray's shell around what alerts need beside the lanes: one detached actor that looks every second.
 
-It carries usage between lanes (budgets see it one second later) and delivers webhooks. It may die at any time: what it
-does is in the log and in SQL. Ray starts it again; two of them do no harm.
+It carries usage between lanes (budgets see it one second later), delivers webhooks, and checks once a day that every
+tenant's log is complete. It may die at any time: what it does is in the log and in SQL; two of them do no harm.
 """
 
 import asyncio
@@ -15,19 +15,22 @@ from actors.foreign_carrier import ForeignCarrier
 from actors.supervisor_actor import RayUsageRouter
 from actors.webhook_reconciler import WebhookReconciler
 from billing.errors import BillingError
+from deployments.completeness_check import CompletenessCheck
 from deployments.wiring import PlatformAddress, Stores, utc_now
+from pipelines.usage_queries import UsageQueries
 from storage import telemetry
 from storage.gateways.webhook_http import WebhookHttp
 from storage.sql import tenants
 
 EVERY_S = 1.0
 PAUSE_S = 10.0  # after a fault
+COMPLETENESS_S = 60.0  # between two looks whether a tenant's daily check is due
 TENANTS_EVERY = 10  # rounds between two looks which tenants there are
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=2)
 class AlertActor:
-    """Two loops, a thread each: an endpoint that is slow must not hold up budgets."""
+    """Loops, a thread each: an endpoint that is slow must not hold up budgets."""
 
     def __init__(self, address: PlatformAddress) -> None:
         telemetry.start("alerts", endpoint=address.telemetry_endpoint, level=address.log_level)
@@ -35,23 +38,30 @@ class AlertActor:
         router = RayUsageRouter(address.store, address.namespace)
         webhooks = WebhookReconciler(stores.database, BudgetDesk(router), WebhookHttp(address.outbound), utc_now)
         carrier = ForeignCarrier(router, stores.masters, _Tenants(stores))
+        queries = UsageQueries(stores.log, stores.database)
+        completeness = CompletenessCheck(stores.database, queries, stores.masters, utc_now)
         self._errors: dict[str, str] = {}
         self._stopping = threading.Event()
-        for name, work in (("webhooks", webhooks.round), ("carrier", lambda: asyncio.run(carrier.round()))):
-            threading.Thread(target=self._loop, args=(name, work), name=name, daemon=True).start()
+        loops: tuple[tuple[str, Callable[[], int], float], ...] = (
+            ("webhooks", webhooks.round, EVERY_S),
+            ("carrier", lambda: asyncio.run(carrier.round()), EVERY_S),
+            ("completeness", completeness.round, COMPLETENESS_S),
+        )
+        for name, work, every_s in loops:
+            threading.Thread(target=self._loop, args=(name, work, every_s), name=name, daemon=True).start()
 
     def errors(self) -> dict[str, str]:
         """What went wrong in the newest round of each loop; empty when all is well."""
         return {name: error for name, error in self._errors.items() if error}
 
-    def _loop(self, name: str, work: Callable[[], int]) -> None:
-        pause = EVERY_S
+    def _loop(self, name: str, work: Callable[[], int], every_s: float) -> None:
+        pause = every_s
         while not self._stopping.wait(pause):
             try:
                 work()
-                self._errors[name], pause = "", EVERY_S
+                self._errors[name], pause = "", every_s
             except (TimeoutError, BillingError, OSError, RuntimeError) as error:  # the next round tries again
-                self._errors[name], pause = f"{type(error).__name__}: {error}", PAUSE_S
+                self._errors[name], pause = f"{type(error).__name__}: {error}", max(PAUSE_S, every_s)
 
 
 class _Tenants:

@@ -22,7 +22,7 @@ from deployments.manners import PageOf, described, json_response, page_of, pagin
 from deployments.services import Services
 from deployments.suspense_filter import SuspenseFilter, suspense_filter
 from pipelines.usage_queries import SoFar, UsageQueries, local_today
-from storage.sql import tenants
+from storage.sql import completeness, tenants
 from storage.usage_log.counting import scan_counting
 from storage.usage_log.reader import SCAN_SCHEMA
 
@@ -201,6 +201,15 @@ def _check_days(since: date, until: date) -> None:
             "totals": {"stored": 3, "rated": 2, "suspended": 1, "voided": 0},
             "days": [{"day": "2026-01-20", "stored": 3, "rated": 2, "suspended": 1, "voided": 0}],
             "proof": {"stored": 3, "counted": 3, "complete": True},
+            "checked": {
+                "at": "2026-01-21T00:00:00Z",
+                "stored": 3,
+                "rated": 2,
+                "suspended": 1,
+                "voided": 0,
+                "counted": 3,
+                "complete": True,
+            },
         },
         also=(422,),
     ),
@@ -214,7 +223,9 @@ def read_completeness(
 ) -> Response:
     """`totals` are over everything ever stored, `days` over the days that were asked for. An amended event counts
     once, as it is now; a voided one stays stored and is rated no more. `proof` (with `prove=true`, else null) holds the
-    events that were read against those that the writers of the log counted: it looks at every segment there is."""
+    events that were read against those that the writers of the log counted: it looks at every segment there is. The
+    platform does so by itself once a day: `checked` is the last time, null before the first. A difference is an alarm
+    (webhook `usage.completeness_broken`)."""
     services: Services = request.app.state.services
     now, _, master = now_and_master(services, caller)
     last = until or local_today(master, now)
@@ -227,8 +238,11 @@ def read_completeness(
     rated = stored - suspended - voided
     days = queries.completeness(caller.tenant_id, master, first, last, now)
     proof = queries.prove(caller.tenant_id, master, now) if prove else None
+    with services.database.tenant(caller.tenant_id) as connection:
+        checked = completeness.newest(connection)
     return json_response(
         {
+            "checked": checked and plain(checked),
             "proof": proof and {"stored": proof.stored, "counted": proof.counted, "complete": proof.complete},
             "totals": {"stored": stored, "rated": rated, "suspended": suspended, "voided": voided},
             "days": [

@@ -15,6 +15,7 @@ from deployments.front.contracts.view import contract_of, state_of
 from deployments.front.lists import export
 from deployments.front.page import Front, Visit, path_of
 from pipelines.usage_queries import DayCount
+from storage.sql import completeness as checks
 from storage.sql import overview
 from storage.sql.overview import InvoiceFilter, MonthTotal, Total
 
@@ -364,6 +365,11 @@ def _attention(
         title = t("home.parked", n=len(finished.parked), count=f.number(len(finished.parked)))
         text = t("home.parked_text", run=finished.number, reasons=reasons)
         found.append(Attention(path_of("bill-runs", finished.id), title, "parked", text))
+    with front.services.database.tenant(visit.tenant_id) as connection:
+        checked = checks.newest(connection)
+    if checked is not None and not checked["complete"]:
+        text = t("home.incomplete_text", stored=f.number(checked["stored"]), counted=f.number(checked["counted"]))
+        found.insert(0, Attention("/statistics/completeness", t("home.incomplete"), "failed", text))
     now = visit.user.test_clock or visit.now
     suspense = front.usage.suspense(visit.tenant_id, master, now)
     if suspense:

@@ -1,0 +1,85 @@
+"""The daily check of completeness: quiet when all is there, loud when one row of the log is gone."""
+
+import json
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from deployments.completeness_check import EVERY, CompletenessCheck
+from pipelines.usage_queries import UsageQueries
+from storage.sql import webhooks
+from storage.usage_log.lane import walk
+from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.segment import encode_segment
+from tests.deployments.conftest import Api, Tenant
+from tests.deployments.test_amendments_over_rest import event, send
+
+pytestmark = pytest.mark.postgres
+
+
+def checker(api: Api, now: list[datetime]) -> CompletenessCheck:
+    """A new process: it has read nothing yet."""
+    services = api.services
+    queries = UsageQueries(UsageLogReader(services.store), services.database)
+    return CompletenessCheck(services.database, queries, services.masters, lambda: now[0])
+
+
+def checked(tenant: Tenant) -> Any:
+    return tenant.get("/v1/usage/completeness").json()["checked"]
+
+
+def test_a_log_that_is_whole_is_noted_once_a_day(api: Api) -> None:
+    tenant = api.tenant()
+    tenant.catalog()
+    assert checked(tenant) is None
+    send(tenant, event("a"), event("b"), event("c", customer="nobody"))
+    now = [datetime.now(UTC)]
+    check = checker(api, now)
+    check.check(tenant.id)
+    found = checked(tenant)
+    assert (found["stored"], found["rated"], found["suspended"], found["complete"]) == (3, 2, 1, True)
+    while check.round():
+        pass
+    send(tenant, event("d"))
+    now[0] += EVERY / 2
+    assert check.round() == 0
+    now[0] += EVERY
+    while check.round():
+        pass
+    assert checked(tenant)["stored"] == 4
+
+
+def test_a_row_that_is_gone_is_an_alarm_in_log_api_and_webhook(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    tenant = api.tenant()
+    tenant.catalog()
+    made = tenant.post("/v1/webhooks", {"url": "https://hooks.example.org/"})
+    assert made.status_code == 201, made.text
+    send(tenant, *[event(f"e{n}") for n in range(5)])
+    store = api.services.store
+    tampered = 0
+    for lane in range(3):
+        for segment in walk(store, lane, 0):
+            if tenant.id in segment.head.counters and segment.head.rows > 1 and not tampered:
+                head = segment.head
+                key = next(
+                    key for key in store.list(f"log/lanes/{lane:04}/") if key.endswith(f"/{head.number:012}.parquet")
+                )
+                store.put(key, encode_segment(head, segment.rows().head(head.rows - 1)))
+                tampered += 1
+    assert tampered == 1
+    now = [datetime.now(UTC) + timedelta(seconds=1)]
+    with caplog.at_level(logging.ERROR, "cloudbilling.completeness"):
+        proof = checker(api, now).check(tenant.id)
+    assert (proof.stored, proof.counted, proof.complete) == (4, 5, False)
+    assert "completeness is broken" in caplog.text
+    assert checked(tenant)["complete"] is False
+    checker(api, now).check(tenant.id)  # told once a day
+    with api.services.database.tenant(tenant.id) as connection:
+        [delivery] = webhooks.page(connection, state=None, endpoint_id=None, after=None, limit=10)
+    assert delivery["event_type"] == "usage.completeness_broken"
+    with api.services.database.tenant(tenant.id) as connection:
+        row = connection.execute("SELECT body FROM webhook_messages").fetchone()
+    assert row is not None
+    assert json.loads(bytes(row["body"]))["data"]["counted"] == 5
