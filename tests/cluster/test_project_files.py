@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-TARGETS = "setup run test check test-services bench bench-long chaos mutation golden docs help".split()  # noqa: SIM905
+TARGETS = "setup run test check test-services bench bench-long chaos soak mutation golden docs help".split()  # noqa: SIM905
 
 
 def test_the_cluster_file_fits_the_schema_of_ray() -> None:
