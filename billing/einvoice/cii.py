@@ -37,7 +37,7 @@ _HEAD = (
     ' xmlns:ram="urn:un:unece:uncefact:data:standard:ReusableAggregateBusinessInformationEntity:100"'
     ' xmlns:udt="urn:un:unece:uncefact:data:standard:UnqualifiedDataType:100">'
 )
-_TAX_POINT_CODES = {"3": "5", "35": "29", "432": "72"}  # BT-8: UBL's codes (UNTDID 2005) to CII's (2475)
+TAX_POINT_CODES = {"3": "5", "35": "29", "432": "72"}  # BT-8: UBL's codes (UNTDID 2005) to CII's (2475)
 
 
 def to_cii(invoice: Invoice) -> bytes:
@@ -59,23 +59,23 @@ def to_cii(invoice: Invoice) -> bytes:
 # -- Leaves ------------------------------------------------------------------------------------------------------------
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     if NOT_IN_XML.search(text):
         detail = f"{text!r} has a control character that no XML can carry"
         raise InvalidInput(detail, errors=[FieldError("", detail)])
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _quote(text: str) -> str:
-    return _escape(text).replace('"', "&quot;")
+def quote(text: str) -> str:
+    return escape(text).replace('"', "&quot;")
 
 
 def _leaf(name: str, text: str | None, **attributes: str | None) -> str:
     """One element with text, or nothing at all where there is no text."""
     if text is None or text == "":
         return ""
-    marks = "".join(f' {key}="{_quote(value)}"' for key, value in attributes.items() if value)
-    return f"<ram:{name}{marks}>{_escape(text)}</ram:{name}>"
+    marks = "".join(f' {key}="{quote(value)}"' for key, value in attributes.items() if value)
+    return f"<ram:{name}{marks}>{escape(text)}</ram:{name}>"
 
 
 def _node(name: str, *children: str) -> str:
@@ -193,8 +193,8 @@ def _attachment(attachment: Attachment) -> str:
     content = ""
     if attachment.bytes is not None:
         content = (
-            f'<ram:AttachmentBinaryObject mimeCode="{_quote(attachment.mime or "application/octet-stream")}"'
-            f' filename="{_quote(attachment.name or attachment.ref)}">'
+            f'<ram:AttachmentBinaryObject mimeCode="{quote(attachment.mime or "application/octet-stream")}"'
+            f' filename="{quote(attachment.name or attachment.ref)}">'
             f"{base64.b64encode(attachment.bytes).decode()}</ram:AttachmentBinaryObject>"
         )
     return _node(
@@ -308,7 +308,7 @@ def _tax(tax: Tax, invoice: Invoice) -> str:
         _leaf("CategoryCode", tax.category),
         _leaf("ExemptionReasonCode", tax.reason_code),
         _date("TaxPointDate", invoice.tax_point_on, "udt:DateString"),
-        _leaf("DueDateTypeCode", _TAX_POINT_CODES.get(code, code) if code else None),
+        _leaf("DueDateTypeCode", TAX_POINT_CODES.get(code, code) if code else None),
         _number("RateApplicablePercent", percent),
     )
 
