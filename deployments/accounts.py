@@ -266,7 +266,7 @@ async def read_wallets(
     summary="Wallet credit of documents that has not reached the lanes yet",
     **described(answer={"items": [_MOVE], "next_cursor": None}, also=(422,)),
 )
-def list_moves(
+def list_wallet_moves(
     request: Request, page: PageOf = Depends(paging), caller: Caller = Depends(may("billing:read"))
 ) -> Response:
     """In the order in which documents asked for it; most often empty. `refused` says why a lane did not take one: it is

@@ -41,7 +41,7 @@ _CHANGES = ("customer", "type", "subscription", "time", "data")
         also=(400, 404, 409, 413, 415, 422),
     ),
 )  # fmt: skip
-async def post_replay(
+async def post_suspense_replay(
     request: Request,
     dry_run: bool = Query(default=False, description="Only say what would become of each event."),
     caller: Caller = Depends(may("usage:write")),

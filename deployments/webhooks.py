@@ -182,7 +182,7 @@ def delete_webhook(request: Request, endpoint_id: UUID, caller: Caller = Depends
     summary="Replace an endpoint's secret",
     **described(request={}, answer=_ENDPOINT | {"secret": _SECRET}, also=(*_ERRORS, 404)),
 )
-def post_secret(
+def post_webhook_secret(
     request: Request, endpoint_id: UUID, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
     """For 24 hours messages carry a signature of each, the new one first."""
@@ -205,7 +205,7 @@ def post_secret(
     **described(request={}, answer={"message_id": "test_3f6f0d3c2b1a49588776655443322110"}, status=202,
                 also=(*_ERRORS, 404)),
 )  # fmt: skip
-def post_test(
+def post_webhook_test(
     request: Request, endpoint_id: UUID, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
     """It is delivered like any other (`type: webhook.test`); see `GET /v1/webhook-deliveries`."""
@@ -238,7 +238,7 @@ def post_test(
     summary="What became of messages, newest first",
     **described(answer={"items": [_DELIVERY], "next_cursor": None}, also=(422,)),
 )
-def list_deliveries(
+def list_webhook_deliveries(
     request: Request,
     page: PageOf = Depends(paging),
     state: str | None = Query(None, description="Only those: waiting, delivered, dead."),
@@ -265,7 +265,7 @@ def list_deliveries(
     summary="Send dead messages again",
     **described(request={"ids": [4711]}, answer={"replayed": 1}, also=_ERRORS),
 )
-def post_replay(
+def post_webhook_replay(
     request: Request, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
     """Those of `ids`, or all (`{}`, 10,000 at once). The same message with the same `webhook-id`, from its first try
