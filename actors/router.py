@@ -11,11 +11,11 @@ import collections
 import contextlib
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +36,11 @@ from actors.fair_parts import FairParts
 from actors.followers import LaneFollower
 from actors.lane_traces import TRACES_MAX
 from actors.live_figures import Figures, MasterSource
+from actors.partition_mover import move_partition, spreading
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
 from actors.shard_followers import shard_followers
 from actors.tenant_clocks import SET_CLOCK
-from billing.errors import BillingError, Overloaded, Unavailable
+from billing.errors import BillingError, Conflict, Overloaded, Unavailable
 from billing.live_state import LiveState, merge_live
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore, StoreRefused
@@ -121,6 +122,14 @@ class UsageRouter(Protocol):
         ...
 
     async def status(self) -> RouterStatus: ...
+
+    async def move(self, partition: int, lane: int) -> dict[str, Any]:
+        """Move a partition to a lane; whether it moved. Conflict: it cannot move now, or there is no such lane."""
+        ...
+
+    async def spread(self, lanes: Sequence[int]) -> int:
+        """Let exactly these lanes have partitions, evenly; how many moved. Begins lanes and drains others."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -518,6 +527,24 @@ class LocalUsageRouter(GroupingRouter):
     async def status(self) -> RouterStatus:
         return RouterStatus(tuple(shard.status() for shard in self.shards.values()))
 
+    async def move(self, partition: int, lane: int) -> dict[str, Any]:
+        if lane not in self.shards:
+            raise Conflict(f"there is no lane {lane}")
+        (owner,) = [one.lane for one in self.shards.values() if partition in one.status().owned]
+        if owner == lane:
+            return {"partition": partition, "moved": False}
+        return dict(await asyncio.to_thread(move_partition, _Calls(self.shards), partition, owner, lane))
+
+    async def spread(self, lanes: Sequence[int]) -> int:
+        while len(self.shards) <= max(lanes):
+            await asyncio.to_thread(self.add_lane)
+        moved = 0
+        for partition, owner, lane in spreading([one.status() for one in self.shards.values()], sorted(set(lanes))):
+            with contextlib.suppress(Conflict):  # one that must stay, stays
+                await asyncio.to_thread(move_partition, _Calls(self.shards), partition, owner, lane)
+                moved += 1
+        return moved
+
     async def close(self) -> None:
         await super().close()
         self.stop()
@@ -526,6 +553,22 @@ class LocalUsageRouter(GroupingRouter):
         """End the shards; for callers without an event loop."""
         for shard in self.shards.values():
             shard.stop()
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The shards of this process, as a mover calls them."""
+
+    shards: Mapping[int, RatingShard]
+
+    def prepare_move(self, lane: int, partition: int, from_lane: int) -> None:
+        self.shards[lane].prepare_move(partition, from_lane)
+
+    def release(self, lane: int, partition: int, to_lane: int) -> bytes:
+        return self.shards[lane].release(partition, to_lane).result(CALL_TIMEOUT_S)
+
+    def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
+        return self.shards[lane].acquire(partition, from_lane).result(CALL_TIMEOUT_S)
 
 
 _AGAIN = "Send the same again with the same ids: nothing is stored twice."

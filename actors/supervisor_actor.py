@@ -42,6 +42,7 @@ BEAT_S = 1.0
 BEAT_TIMEOUT_S = 2.0
 SEAL_S_MAX = 600.0
 MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
+SPREAD_S_MAX = 110.0  # below the time that a request may take
 LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
 
@@ -147,6 +148,8 @@ class SupervisorActor:
             owners = [status.lane for status in statuses if partition in status.owned]
             if not owners:
                 raise Unavailable(f"Nobody has partition {partition} at the moment. Send the same again.")
+            if not 0 <= to_lane < self._supervisor.lanes:
+                raise Conflict(f"there is no lane {to_lane}")
             if owners == [to_lane]:
                 return {"partition": partition, "moved": False}
             return dict(move_partition(self._host, partition, owners[0], to_lane))
@@ -303,6 +306,23 @@ class RayUsageRouter(GroupingRouter):
                 raise Unavailable(f"Nobody serves lane {lane} at the moment.") from error
             self._handles[lane] = handle
         return handle
+
+    async def move(self, partition: int, lane: int) -> dict[str, Any]:
+        return await self._ask_supervisor("move", partition, lane, timeout_s=3 * MOVE_TIMEOUT_S)
+
+    async def spread(self, lanes: Sequence[int]) -> int:
+        return await self._ask_supervisor("spread", list(lanes), timeout_s=SPREAD_S_MAX)
+
+    async def _ask_supervisor(self, name: str, *arguments: Any, timeout_s: float) -> Any:
+        try:
+            supervisor = await asyncio.to_thread(ray.get_actor, SUPERVISOR_NAME, self._namespace)
+            return await asyncio.wait_for(getattr(supervisor, name).remote(*arguments), timeout_s)
+        except RayTaskError as error:
+            if isinstance(error.cause, BillingError):
+                raise error.cause from error
+            raise
+        except (ValueError, RayError, asyncio.TimeoutError) as error:  # noqa: UP041
+            raise Unavailable("The supervisor of the rating shards does not answer. Send the same again.") from error
 
     async def supervisor_status(self) -> SupervisorStatus:
         """For the health page."""

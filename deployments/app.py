@@ -20,6 +20,8 @@ from deployments import (
     budgets,
     explanations,
     health,
+    invoice_factory,
+    lanes,
     master_data,
     previews,
     prices,
@@ -59,10 +61,11 @@ PARTS = (
         master_data,
         prices,
         bill_run_rules,
+        invoice_factory,
         billing_documents,
         archive,
     ),
-    *(administration, health),
+    *(administration, lanes, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 

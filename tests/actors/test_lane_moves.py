@@ -308,3 +308,24 @@ def test_a_partition_with_a_budget_stays_and_a_later_budget_knows_what_its_key_h
         await router.close()
 
     asyncio.run(scene())
+
+
+def test_figures_that_were_folded_follow_a_partition_at_once_also_when_it_comes_back(store: LocalObjectStore) -> None:
+    async def scene() -> None:
+        master = chain()
+        router = opened(store, master)
+        sent = 0
+        (partition, *_) = partitions_with_events(router, CUSTOMERS)
+        source = owner_of(router, partition)
+        for to_lane in ((source + 1) % 3, (source + 2) % 3, source, (source + 1) % 3):
+            await router.ingest(TENANT, make_events(100, sent))
+            sent += 100
+            assert await live_amounts(router, master, CUSTOMERS) == billed(store, master), "folded before the move"
+            move(router, partition, to_lane)
+            assert await live_amounts(router, master, CUSTOMERS) == billed(store, master), "and after it"
+            await router.ingest(TENANT, make_events(100, sent))
+            sent += 100
+            assert await live_amounts(router, master, CUSTOMERS) == billed(store, master)
+        await router.close()
+
+    asyncio.run(scene())

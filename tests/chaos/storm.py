@@ -166,7 +166,7 @@ class Storm:
         movers = [mover] if self.settings.moves else []
         for thread in (*threads, chaos, *movers):
             thread.start()
-        deadline = self._began + 60 * self.settings.minutes
+        deadline = time.monotonic() + 60 * self.settings.minutes
         said = 0.0
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.2)

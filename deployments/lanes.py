@@ -1,0 +1,100 @@
+"""The lanes of the usage log for who runs the platform: which partitions each has, moving one, spreading them all."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from billing.errors import InvalidInput
+from billing.forms import Form, Mistakes
+from deployments.access import Caller, may
+from deployments.bodies import json_form, known_keys
+from deployments.manners import described, json_response
+from deployments.services import Services
+from storage.usage_log.genesis import PARTITIONS
+
+router = APIRouter(prefix="/v1/lanes", tags=["Administration"])
+LANES_MAX = 1_000
+
+_LANES = {
+    "items": [
+        {
+            "lane": 0,
+            "partitions": 128,
+            "serving": True,
+            "number": 4711,
+            "queued_rows": 0,
+            "clock_error": "",
+            "owned": [0],
+        }
+    ],
+    "unreachable": [],
+    "next_cursor": None,
+}
+
+
+@router.get("", summary="The lanes of the usage log", **described(answer=_LANES))
+async def list_lanes(request: Request, caller: Caller = Depends(may("tenants:read"))) -> Response:
+    """Each with the partitions that it has (`owned`), the last number of its log, and what waits in front of it."""
+    services: Services = request.app.state.services
+    status = await services.router.status()
+    items = [
+        {
+            "lane": one.lane,
+            "partitions": one.partitions,
+            "serving": one.serving,
+            "number": one.number,
+            "queued_rows": one.queued_rows,
+            "clock_error": one.clock_error,
+            "owned": list(one.owned),
+        }
+        for one in status.lanes
+    ]
+    return json_response({"items": items, "unreachable": list(status.unreachable), "next_cursor": None})
+
+
+@router.post(
+    "/moves",
+    summary="Move a partition to another lane",
+    **described(
+        request={"partition": 17, "lane": 1},
+        answer={"partition": 17, "lane": 1, "moved": True, "generation": 1},
+        also=(400, 409, 415, 422),
+    ),
+)
+async def move_partition(
+    request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
+) -> Response:
+    """It pauses for some milliseconds: what is sent meanwhile waits. Repeating does nothing (`moved: false`). 409 while
+    the partition holds reservations or a budget, which do not move yet; 503: unknown, send the same again."""
+    mistakes = Mistakes()
+    top = Form(known_keys(form, ("partition", "lane"), ("partition", "lane")), "", mistakes)
+    partition, lane = top.count("partition", 0, 0, PARTITIONS - 1), top.count("lane", 0, 0, LANES_MAX)
+    top.done()
+    mistakes.check()
+    services: Services = request.app.state.services
+    done = await services.router.move(partition, lane)
+    moved = done.get("moved", True)
+    return json_response({"partition": partition, "lane": lane, "moved": moved, "generation": done.get("generation")})
+
+
+@router.post(
+    "/spread",
+    summary="Let exactly these lanes have partitions, evenly",
+    **described(request={"lanes": [0, 1, 2]}, answer={"lanes": [0, 1, 2], "moved": 85}, also=(400, 409, 415, 422)),
+)
+async def spread(
+    request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
+) -> Response:
+    """Begins lanes that there are not yet (a shard each) and drains those that are not named: before a machine leaves.
+    Moves one partition after the other; after 503 send the same again. What cannot move yet stays."""
+    lanes = known_keys(form, ("lanes",), ("lanes",))["lanes"]
+    if (
+        not isinstance(lanes, list)
+        or not lanes
+        or not all(isinstance(one, int) and 0 <= one <= LANES_MAX for one in lanes)
+    ):
+        raise InvalidInput(f"/lanes: a list of numbers from 0 to {LANES_MAX} is needed")
+    services: Services = request.app.state.services
+    moved = await services.router.spread(sorted(set(lanes)))
+    return json_response({"lanes": sorted(set(lanes)), "moved": moved})
