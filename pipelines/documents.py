@@ -27,7 +27,7 @@ from billing.einvoice.from_document import Issue, invoice_of
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoice
 from billing.errors import BillingError, FieldError, InvalidInput
-from pipelines.factur_x import with_factur_x_metadata
+from pipelines.factur_x import hybrid_of, with_factur_x_metadata
 from pipelines.invoice_rules import ShapeGate
 from pipelines.invoice_view import LAYOUTS, decimals_of, view
 from storage.archive import Archive, Entry
@@ -96,9 +96,9 @@ def render_pdf(
     """
     data = view(invoice, seller or Seller(invoice.seller), layout, language)
     if xml is not None:
-        data["xml"] = xml.decode()
+        data |= {"xml": xml.decode(), "xml_name": hybrid_of(invoice.profile)[0]}
     pdf = _compile(data, layout)
-    return with_factur_x_metadata(pdf) if xml is not None else pdf
+    return with_factur_x_metadata(pdf, invoice.profile) if xml is not None else pdf
 
 
 def _compile(data: dict[str, Any], layout: str) -> bytes:

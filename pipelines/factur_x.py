@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 
-FILE_NAME = "factur-x.xml"
-CONFORMANCE_LEVEL = "EN 16931"  # with the blank; must fit BT-24, which no validator compares
+from billing.einvoice.model import EN_16931
+from billing.einvoice.profiles import XRECHNUNG
+
+FILE_NAME, XRECHNUNG_FILE_NAME = "factur-x.xml", "xrechnung.xml"
+CONFORMANCE_LEVEL, XRECHNUNG_LEVEL = "EN 16931", "XRECHNUNG"  # the first one with the blank
 _NAMESPACE = "urn:factur-x:pdfa:CrossIndustryDocument:invoice:1p0#"
 _PACKET = re.compile(
     rb"(\d+) 0 obj\s*<<\s*/Length (\d+)((?:(?!>>).)*?/Type\s*/Metadata(?:(?!>>).)*)>>\s*stream\r?\n", re.DOTALL
@@ -42,15 +45,24 @@ def _schema() -> bytes:
 
 
 _SCHEMA = _schema()
-_DESCRIPTION = (
-    f'<rdf:Description rdf:about="" xmlns:fx="{_NAMESPACE}"><fx:DocumentType>INVOICE</fx:DocumentType>'
-    f"<fx:DocumentFileName>{FILE_NAME}</fx:DocumentFileName><fx:Version>1.0</fx:Version>"
-    f"<fx:ConformanceLevel>{CONFORMANCE_LEVEL}</fx:ConformanceLevel></rdf:Description>"
-).encode()
 
 
-def with_factur_x_metadata(pdf: bytes) -> bytes:
-    """The same file with the Factur-X schema and description in its metadata."""
+def hybrid_of(profile: str) -> tuple[str, str]:
+    """Name of the XML inside the PDF and conformance level, both from BT-24: no validator compares them."""
+    return (XRECHNUNG_FILE_NAME, XRECHNUNG_LEVEL) if profile == XRECHNUNG else (FILE_NAME, CONFORMANCE_LEVEL)
+
+
+def _description(profile: str) -> bytes:
+    name, level = hybrid_of(profile)
+    return (
+        f'<rdf:Description rdf:about="" xmlns:fx="{_NAMESPACE}"><fx:DocumentType>INVOICE</fx:DocumentType>'
+        f"<fx:DocumentFileName>{name}</fx:DocumentFileName><fx:Version>1.0</fx:Version>"
+        f"<fx:ConformanceLevel>{level}</fx:ConformanceLevel></rdf:Description>"
+    ).encode()
+
+
+def with_factur_x_metadata(pdf: bytes, profile: str = EN_16931) -> bytes:
+    """The same file with the Factur-X schema and description in its metadata; `profile` is BT-24 of the XML inside."""
     packets = list(_PACKET.finditer(pdf))
     assert len(packets) == 1, f"{len(packets)} metadata packets in the PDF, expected one"
     packet = packets[0]
@@ -59,7 +71,8 @@ def with_factur_x_metadata(pdf: bytes) -> bytes:
     schemas = content.count(_SCHEMAS_END)
     assert schemas == 1, f"{schemas} lists of extension schemas in the metadata, expected one"
     assert content.count(b"</rdf:RDF>") == 1, "the metadata packet has another form than expected"
-    content = content.replace(_SCHEMAS_END, _SCHEMA + _SCHEMAS_END).replace(b"</rdf:RDF>", _DESCRIPTION + b"</rdf:RDF>")
+    content = content.replace(_SCHEMAS_END, _SCHEMA + _SCHEMAS_END)
+    content = content.replace(b"</rdf:RDF>", _description(profile) + b"</rdf:RDF>")
     trailer = _TRAILER.search(pdf)
     assert trailer is not None, "the PDF has no classic trailer at its end"
     assert b"/Prev" not in trailer.group(1), "the PDF was updated before"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -27,11 +28,13 @@ from billing.einvoice.model import (
     Invoice,
     InvoiceLine,
     LineGroup,
+    Payment,
     RecordRow,
     UsageRecord,
     plain,
 )
 from billing.einvoice.parties import Seller
+from billing.einvoice.ubl import CREDIT_NOTE_TYPES
 from billing.errors import FieldError, InvalidInput
 
 LAYOUTS = Path(__file__).parent / "layouts"
@@ -40,11 +43,14 @@ WORD_MAX = 24  # characters without a place to break; longer words get one every
 WORD_STEP = 8
 WINDOW_LINES, INFORMATION_LINES = 6, 9  # what DIN 5008 form B leaves room for at the usual sizes
 LOGO_CHARACTERS_MAX = 200_000
+ATTACHED_BYTES_MAX = 5_000_000  # of one document; each octet is a number on its way into the page
 QR_MASK = 4  # any of the eight is valid; trying all of them for the prettiest takes 10 ms a document
 _LONG_WORD = re.compile(rf"\S{{{WORD_MAX + 1},}}")
 _RUNS = re.compile("#+")
 _ZERO_WIDTH_SPACE = "\u200b"
 _EPC_TEXT_MAX, _EPC_NAME_MAX = 140, 70
+_DEBITS = frozenset({"49", "59"})  # BT-81
+_COLLECTED = _DEBITS | {"48", "54", "55"}
 
 
 @cache
@@ -144,7 +150,7 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
     """The page as data. `seller` is the letterhead; names and ids are the invoice's own."""
     speech = Speech(texts_of(layout, language))
     texts = speech.texts
-    kind = invoice.type_code if invoice.type_code in texts["titles"] else "380"
+    kind = _kind(invoice.type_code)
     title = f"{texts['titles'][kind]} {invoice.number}"
     numbers = {record.line: str(index) for index, record in enumerate(invoice.records, start=1)}
     window, information = _window(invoice, speech), _information(invoice, speech, kind)
@@ -171,9 +177,17 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
         "payment": _payment(invoice, speech, kind),
         "notes": [breakable(note) for note in _notes(invoice, speech)],
         "records": _records(invoice, speech, numbers),
+        "attachments": _attachments(invoice),
         "page": texts["page"],
         "of": texts["of"],
     }
+
+
+def _kind(type_code: str) -> str:
+    """Which words a document gets: each of the usual types has its own, the rest are invoices or credit notes."""
+    if type_code in ("380", "381", "384", "326", "386", "389"):
+        return type_code
+    return "381" if type_code in CREDIT_NOTE_TYPES else "380"
 
 
 # -- Letterhead, window, information block -----------------------------------------------------------------------------
@@ -462,6 +476,8 @@ def _payment(invoice: Invoice, speech: Speech, kind: str) -> dict[str, Any]:
         sentence = _emphasised(texts["pay"], amount=amount, day=speech.date_long(invoice.due_on))
     else:
         sentence = _emphasised(texts["pay_now"], amount=amount)
+    if invoice.payment is not None and (invoice.payment.debit is not None or invoice.payment.code in _COLLECTED):
+        return _collected(invoice, invoice.payment, speech, amount)
     accounts = invoice.payment.transfer if invoice.payment else ()
     if not accounts or invoice.payment is None:
         return {"sentence": sentence, "rows": [], "qr": None}
@@ -476,6 +492,29 @@ def _payment(invoice: Invoice, speech: Speech, kind: str) -> dict[str, Any]:
         qr = _epc_code(payee, account.iban, account.bic or "", due, reference)
     alt = texts["qr_alt"].format(amount=amount, payee=payee)
     return {"sentence": sentence, "rows": rows, "qr": qr, "qr_alt": alt, "qr_hint": texts["qr_hint"]}
+
+
+def _collected(invoice: Invoice, payment: Payment, speech: Speech, amount: str) -> dict[str, Any]:
+    """What is taken by debit or card asks for no transfer: amount, day, mandate and creditor announce it."""
+    texts, debit = speech.texts, payment.debit
+    key = "debit" if debit is not None or payment.code in _DEBITS else "card"
+    if invoice.due_on:
+        sentence = _emphasised(texts[f"{key}_on"], amount=amount, day=speech.date_long(invoice.due_on))
+    else:
+        sentence = _emphasised(texts[key], amount=amount)
+    rows: list[list[str]] = []
+    if debit is not None:
+        said = ((texts["mandate"], debit.mandate), (texts["creditor"], debit.creditor_id))
+        rows = [[name, breakable(value)] for name, value in said if value]
+        rows += [["IBAN", _masked(debit.iban)]] if debit.iban else []
+    elif payment.card is not None:
+        rows = [[texts["card_number"], "… " + payment.card.pan_last[-4:]]]
+    return {"sentence": sentence, "rows": rows, "qr": None}
+
+
+def _masked(iban: str) -> str:
+    """Enough to know one's own account by: DE12 … 9890."""
+    return f"{iban[:4]} … {iban[-4:]}"
 
 
 def _emphasised(sentence: str, **values: str) -> list[list[Any]]:
@@ -523,6 +562,31 @@ def _notes(invoice: Invoice, speech: Speech) -> list[str]:
         else:
             notes.append(texts["refers_to_note"].format(number=one.number, day=speech.date(one.issued_on)))
     return [*dict.fromkeys(notes), *(note.text for note in invoice.notes)]
+
+
+def _attachments(invoice: Invoice) -> list[dict[str, Any]]:
+    """BG-24 as files inside the PDF. Two of one name cannot lie in it: the later one is named by its place, too."""
+    found: list[dict[str, Any]] = []
+    names: set[str] = set()
+    size = 0
+    for place, one in enumerate(invoice.attachments):
+        if one.bytes is None:
+            continue
+        size += len(one.bytes)
+        if size > ATTACHED_BYTES_MAX:
+            detail = f"the attachments have more than {ATTACHED_BYTES_MAX:,} bytes in all"
+            raise InvalidInput(detail, errors=[FieldError(f"/attachments/{place}/bytes", detail)])
+        name = one.name or one.ref
+        if name.lower() in names or name.lower() in ("factur-x.xml", "xrechnung.xml"):
+            name = f"{place + 1}-{name}"
+        names.add(name.lower())
+        mime = one.mime or "application/octet-stream"
+        content: str | list[int] = list(one.bytes)
+        if mime.startswith("text/"):
+            with suppress(UnicodeDecodeError):
+                content = one.bytes.decode()
+        found.append({"name": name, "mime": mime, "text": one.text or name, "content": content})
+    return found
 
 
 # -- Usage record ------------------------------------------------------------------------------------------------------

@@ -394,7 +394,7 @@ def _first(errors: list[FieldError]) -> str:
 _FIELDS: dict[type, tuple[tuple[str, object, bool], ...]] = {}
 
 
-def _fields_of(kind: type) -> tuple[tuple[str, object, bool], ...]:
+def fields_of(kind: type) -> tuple[tuple[str, object, bool], ...]:
     """Name, annotation and whether it must be there, of each field; asked once per class."""
     found = _FIELDS.get(kind)
     if found is None:
@@ -441,7 +441,7 @@ def _read_object(kind: type, value: object, pointer: str, errors: list[FieldErro
         errors.append(FieldError(pointer, "must be an object"))
         return None
     form = cast(Mapping[object, object], value)
-    known = _fields_of(kind)
+    known = fields_of(kind)
     before = len(errors)
     for key in form.keys() - {name for name, _, _ in known}:
         escaped = str(key).replace("~", "~0").replace("/", "~1")
@@ -508,7 +508,7 @@ def _write(value: object) -> object:
     if isinstance(value, tuple):
         return [_write(one) for one in cast(tuple[object, ...], value)]
     if is_dataclass(value):
-        names = [name for name, _, _ in _fields_of(type(value))]
+        names = [name for name, _, _ in fields_of(type(value))]
         members = ((name, cast(object, getattr(value, name))) for name in names)
         return {name: _write(member) for name, member in members if member not in (None, (), "")}
     return value

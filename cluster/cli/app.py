@@ -23,6 +23,7 @@ demo = typer.Typer(no_args_is_help=True, help="Load example data into tenants of
 keys = typer.Typer(no_args_is_help=True, help="API keys.", rich_markup_mode=None)
 tenants = typer.Typer(no_args_is_help=True, help="Tenants: who runs the billing.", rich_markup_mode=None)
 invoices = typer.Typer(no_args_is_help=True, help="Invoices and credit notes.", rich_markup_mode=None)
+invoice = typer.Typer(no_args_is_help=True, help="Any invoice: JSON to files and back.", rich_markup_mode=None)
 archive = typer.Typer(no_args_is_help=True, help="The archive: find, fetch, keep, delete.", rich_markup_mode=None)
 verify = typer.Typer(no_args_is_help=True, help="Prove what is stored.", rich_markup_mode=None)
 usage_app = typer.Typer(help="What a customer has used, and what it costs so far; backfills.", rich_markup_mode=None)
@@ -37,6 +38,7 @@ for name, group in (
     ("keys", keys),
     ("tenants", tenants),
     ("invoices", invoices),
+    ("invoice", invoice),
     ("archive", archive),
     ("verify", verify),
     ("usage", usage_app),
@@ -374,17 +376,37 @@ def invoices_show(
     billing.show_invoice(number, pdf, xml, tenant, key, url, as_json)
 
 
-@invoices.command("render")
-def invoices_render(
-    file: Path = typer.Argument(..., help="An invoice as JSON (EN 16931 terms)."),
-    out: Path = typer.Option(Path("."), help="Folder for the PDF and the XML."),
-    language: str = typer.Option("de", help="de or en."),
+# -- The Invoice Factory: any invoice, no platform ---------------------------------------------------------------------
+
+
+@invoice.command("render")
+@invoices.command("render", hidden=True)
+def invoice_render(
+    file: Path = typer.Argument(..., help="An invoice as JSON (docs/invoice-factory.md)."),
+    out: Path = typer.Option(Path("."), help="Folder for the files."),
+    formats: str = typer.Option(
+        "zugferd,cii",
+        "--format",
+        help="With commas: zugferd, zugferd-xrechnung, xrechnung, xrechnung-ubl, cii, ubl, peppol, pdf, html.",
+    ),
+    language: str = typer.Option("de", help="Of the page: de or en."),
     as_json: bool = AsJson,
 ) -> None:
-    """Make PDF/A-3 and XML of an invoice in JSON, without a platform."""
-    from cluster.cli import billing
+    """Make the files of an invoice in JSON, checked by the official rules; needs no platform."""
+    from cluster.cli import invoice_factory
 
-    billing.render(file, out, language, as_json)
+    invoice_factory.render(file, out, formats, language, as_json)
+
+
+@invoice.command("read")
+def invoice_read(
+    file: Path = typer.Argument(..., help="ZUGFeRD or Factur-X (PDF), XRechnung, CII, UBL, Peppol (XML)."),
+    as_json: bool = AsJson,
+) -> None:
+    """Turn an incoming e-invoice into JSON; needs no platform."""
+    from cluster.cli import invoice_factory
+
+    invoice_factory.read(file, as_json)
 
 
 @archive.command("search")

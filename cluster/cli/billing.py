@@ -157,28 +157,6 @@ def _print_invoice(invoice: dict[str, Any]) -> None:
         print(f"  {name:6} {invoice[name]:>14} {invoice['currency']}")  # noqa: T201
 
 
-def render(file: Path, out: Path, language: str, as_json: bool) -> None:
-    """PDF/A-3 and XML of an invoice in JSON, checked before; nothing is stored."""
-    with context.problems():
-        from billing.einvoice.model import Invoice
-        from pipelines.documents import checked_xml, render_pdf, shared_gate
-
-        try:
-            form = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            context.fail(f"{file}: {error}", context.WRONG_CALL)
-            return
-        invoice = Invoice.from_json(form)
-        xml = checked_xml(invoice, shared_gate())
-        out.mkdir(parents=True, exist_ok=True)
-        written: list[str] = []
-        for suffix, data in (("xml", xml), ("pdf", render_pdf(invoice, language=language, xml=xml))):
-            path = out / f"{file.stem}.{suffix}"
-            path.write_bytes(data)
-            written.append(str(path))
-    context.show({"written": written}, as_json, lambda one: print("\n".join(one["written"])))  # noqa: T201
-
-
 def verify(what: str, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
     """Exit 0 if the proof holds, 1 if something was found."""
     with context.problems(), context.tenant_client(tenant, key, ["billing:read", "usage:read"], url) as client:

@@ -65,7 +65,7 @@ def problems() -> Iterator[None]:
     except Conflict as error:
         fail(error.detail, NO)
     except BillingError as error:
-        fail(error.detail, NO)
+        fail(error.detail, NO, *(f"  {one.pointer}: {one.detail}" for one in error.errors))
 
 
 def platform_client(url: str | None = None) -> Client:

@@ -1,0 +1,78 @@
+"""`cloudbilling invoice render` and `invoice read`: JSON to files and the way back; no platform needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.cli import context
+
+FILE_BYTES_MAX = 100_000_000
+
+
+def render(file: Path, out: Path, formats: str, language: str, as_json: bool) -> None:
+    """Each format as a file `STEM.FORMAT.ENDING`, checked before; nothing is written if one of them is refused."""
+    with context.problems():
+        from billing.einvoice.model import Invoice
+        from pipelines.invoice_files import formats_of, render_files
+
+        form = _form(file)
+        files = render_files(Invoice.from_json(form), formats_of(formats), language)
+        written: list[dict[str, Any]] = []
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for one in files:
+                path = out / f"{file.stem}.{one.name}"
+                path.write_bytes(one.data)
+                written.append({"format": one.format, "file": str(path), "bytes": len(one.data)})
+        except OSError as error:
+            context.fail(str(error), context.NO)
+    context.show({"written": written}, as_json, _print_written)
+
+
+def _form(file: Path) -> Any:
+    """The JSON with every figure as text: no float ever touches an amount."""
+    try:
+        if file.stat().st_size > FILE_BYTES_MAX:
+            context.fail(f"{file} has more than {FILE_BYTES_MAX:,} bytes", context.WRONG_CALL)
+        form = json.loads(file.read_text("utf-8"), parse_float=str)
+    except (OSError, ValueError, RecursionError) as error:
+        context.fail(f"{file}: {error}", context.WRONG_CALL)
+        raise
+    # What `invoice read --json` wrote may be read again as it is.
+    return form["invoice"] if isinstance(form, dict) and set(form) == {"invoice"} else form
+
+
+def read(file: Path, as_json: bool) -> None:
+    """The invoice as JSON on stdout; for people what it is, from whom and how much."""
+    with context.problems():
+        from pipelines.read_invoice import read_invoice
+
+        try:
+            if file.stat().st_size > FILE_BYTES_MAX:
+                context.fail(f"{file} has more than {FILE_BYTES_MAX:,} bytes", context.WRONG_CALL)
+            data = file.read_bytes()
+        except OSError as error:
+            context.fail(str(error), context.WRONG_CALL)
+            raise
+        form = read_invoice(data).to_json()
+    context.show(form, as_json, _print_invoice)
+
+
+def _print_written(result: dict[str, Any]) -> None:
+    for one in result["written"]:
+        print(f"{one['file']}  {one['bytes']:,} bytes")  # noqa: T201
+
+
+def _print_invoice(form: dict[str, Any]) -> None:
+    print(f"{form['number']}  type {form['type_code']}  {form['issued_on']}  {form.get('profile', '')}")  # noqa: T201
+    print(f"from {form['seller']['name']} to {form['buyer']['name']}")  # noqa: T201
+    rows = [
+        (line["id"], line["name"], line["quantity"], line["unit"], line["price"], line["net"]) for line in form["lines"]
+    ]
+    context.table(("line", "name", "quantity", "unit", "price", "net"), rows, right=("quantity", "price", "net"))
+    for name in ("net", "tax", "gross", "prepaid", "due"):
+        if name in form["totals"]:
+            print(f"  {name:8} {form['totals'][name]:>14} {form['currency']}")  # noqa: T201
+    print("all of it: --json")  # noqa: T201

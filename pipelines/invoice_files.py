@@ -1,0 +1,119 @@
+"""An invoice as files of the formats that are asked for, each checked by its own rules; nothing is stored.
+
+Owns the names of formats and what each of them is: a syntax (CII, UBL), a profile (EN 16931, XRechnung, Peppol) and
+whether it lies inside a PDF. The exact checks come first, then the official schema and rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
+
+from billing.einvoice.checks import Violation, check
+from billing.einvoice.cii import to_cii
+from billing.einvoice.model import EN_16931, Invoice
+from billing.einvoice.profiles import XRECHNUNG, Profile, in_profile, profile_violations
+from billing.einvoice.ubl import to_ubl
+from billing.errors import FieldError, InvalidInput
+from pipelines.documents import NotIssuable, render_pdf, shared_gate
+from pipelines.invoice_html import render_html
+from pipelines.invoice_rules import ShapeGate
+from pipelines.invoice_view import decimals_of
+
+Format = Literal["zugferd", "zugferd-xrechnung", "xrechnung", "xrechnung-ubl", "cii", "ubl", "peppol", "pdf", "html"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+DEFAULT: tuple[Format, ...] = ("zugferd", "cii")
+_SAME = {"factur-x": "zugferd", "xrechnung-cii": "xrechnung", "facturx": "zugferd"}  # other names of the same
+
+
+@dataclass(frozen=True)
+class _Made:
+    ending: str
+    mime: str
+    syntax: Literal["cii", "ubl"] | None = None
+    profile: Profile | None = None  # None: the one that the invoice names
+
+
+_MADE: dict[Format, _Made] = {
+    "zugferd": _Made("pdf", "application/pdf", "cii"),
+    "zugferd-xrechnung": _Made("pdf", "application/pdf", "cii", "xrechnung"),
+    "xrechnung": _Made("xml", "application/xml", "cii", "xrechnung"),
+    "xrechnung-ubl": _Made("xml", "application/xml", "ubl", "xrechnung"),
+    "cii": _Made("xml", "application/xml", "cii"),
+    "ubl": _Made("xml", "application/xml", "ubl"),
+    "peppol": _Made("xml", "application/xml", "ubl", "peppol"),
+    "pdf": _Made("pdf", "application/pdf"),
+    "html": _Made("html", "text/html"),
+}
+
+
+@dataclass(frozen=True)
+class RenderedFile:
+    """One file; `name` is what it is called behind a stem: `zugferd.pdf`."""
+
+    format: Format
+    name: str
+    mime: str
+    data: bytes
+
+
+def formats_of(text: str) -> tuple[Format, ...]:
+    """Formats by name, with commas between them; `InvalidInput` names those that there are."""
+    names = [_SAME.get(one.strip().lower(), one.strip().lower()) for one in text.split(",") if one.strip()]
+    unknown = [one for one in names if one not in FORMATS]
+    if unknown or not names:
+        detail = f"{', '.join(unknown) or 'nothing'} is no format; there are {', '.join(FORMATS)}"
+        raise InvalidInput(detail, errors=[FieldError("query:format", detail)])
+    return cast(tuple[Format, ...], tuple(dict.fromkeys(names)))
+
+
+def render_files(
+    invoice: Invoice, formats: Sequence[Format], language: str = "de", *, gate: ShapeGate | None = None
+) -> list[RenderedFile]:
+    """The files in the order asked for. Raises `NotIssuable` with every violation of the first format that has one."""
+    return [_render(invoice, one, language, gate or shared_gate()) for one in formats]
+
+
+def _render(invoice: Invoice, form: Format, language: str, gate: ShapeGate) -> RenderedFile:
+    made = _MADE[form]
+    xml = None
+    if made.syntax is None:
+        _refuse(form, check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
+    else:
+        invoice = _under_profile(invoice, form)
+        xml = checked(invoice, made.syntax, gate, form)
+    if made.ending == "pdf":
+        data = render_pdf(invoice, language=language, xml=xml)
+    elif made.ending == "html":
+        data = render_html(invoice, language=language)
+    else:
+        assert xml is not None
+        data = xml
+    name = made.ending if form == "pdf" or form == "html" else f"{form}.{made.ending}"
+    return RenderedFile(form, name, made.mime, data)
+
+
+def _under_profile(invoice: Invoice, form: Format) -> Invoice:
+    profile = _MADE[form].profile
+    if profile is not None:
+        return in_profile(invoice, profile)
+    if form == "zugferd" and invoice.profile not in (EN_16931, XRECHNUNG):  # the two that Factur-X has a level for
+        return replace(invoice, profile=EN_16931)
+    return invoice
+
+
+def checked(invoice: Invoice, syntax: Literal["cii", "ubl"], gate: ShapeGate, what: str) -> bytes:
+    """The XML of an invoice that may be issued under its own profile; raises `NotIssuable` with every violation."""
+    exact = check(invoice, minor_digits=decimals_of(invoice.currency))
+    _refuse(what, [*exact, *profile_violations(invoice)])
+    xml = to_ubl(invoice) if syntax == "ubl" else to_cii(invoice)
+    _refuse(what, gate.violations(xml, invoice.number))
+    return xml
+
+
+def _refuse(what: str, violations: Sequence[Violation]) -> None:
+    if violations:
+        first = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        raise NotIssuable(f"{what}: {first.rule}: {first.detail}{more}", violations)
