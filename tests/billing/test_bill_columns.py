@@ -101,7 +101,7 @@ def test_any_life_is_billed_alike_both_ways() -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         both = Both(monkeypatch)
 
-        @settings(max_examples=25, deadline=None)
+        @settings(max_examples=12, deadline=None)
         @given(lives(), st.lists(st.integers(0, 80), min_size=1, max_size=3))
         def alike(made: tuple[dict[str, Any], list[dict[str, Any]]], runs: list[int]) -> None:
             both.start()
@@ -172,7 +172,7 @@ def test_any_crowd_is_billed_alike_both_ways() -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         both = Both(monkeypatch)
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=40, deadline=None)
         @given(crowds(), st.lists(st.integers(1, 80), max_size=2))
         def alike(made: dict[str, Any], runs: list[int]) -> None:
             both.start()

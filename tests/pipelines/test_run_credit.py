@@ -92,7 +92,8 @@ class World:
 
     def bill(self, tenant_id: str, up_to: date, **options: Any) -> dict[str, Any]:
         driver = self.driver(**options)
-        return driver.drive(tenant_id, driver.plan(tenant_id, up_to, "test")["id"])
+        # Whatever a look at the run finds: these lives have sums that jump, and nobody to approve them.
+        return driver.drive(tenant_id, driver.plan(tenant_id, up_to, "test")["id"], approve=True)
 
     def documents(self, tenant_id: str) -> list[dict[str, Any]]:
         with self.database.tenant(tenant_id) as connection:
