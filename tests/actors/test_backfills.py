@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import LocalObjectStore
 from storage.usage_log.backfills import backfills_at, changed_backfills, scan_backfilled
 from storage.usage_log.counting import scan_counting
+from storage.usage_log.partitions import partition_of
 from storage.usage_log.reader import Cut, UsageLogReader
 from storage.usage_log.sealing import seal
-from tests.usage_log_support import TENANT, logged_ids, make_events
+from tests.usage_log_support import OTHER_TENANT, TENANT, Hooked, logged_ids, make_events
 
 
 @pytest.fixture
@@ -268,3 +270,30 @@ def test_a_lane_takes_nothing_of_a_backfill_that_it_does_not_know(store: LocalOb
     assert len(logged_ids(store)) > 5
     assert counting(store) == []
     assert EVENT_SCHEMA.names() == make_events(1).columns
+
+
+def test_a_cut_that_sees_the_record_alone_goes_back_for_the_rows_it_rests_on(store: LocalObjectStore) -> None:
+    """The commit happens between the reader's look at the first lane and its look at the home lane."""
+
+    async def scene() -> None:
+        router, desk = opened(store)
+        seed = router.shards[0].genesis.seed if router.shards[0].genesis is not None else 0
+        homes = {tenant: partition_of(seed, tenant, "cloudbilling:backfills") % 3 for tenant in (TENANT, OTHER_TENANT)}
+        tenant, home = next((tenant, lane) for tenant, lane in homes.items() if lane > 0)
+        await desk.open(tenant, "b1", "somebody")
+        await desk.send(tenant, "b1", make_events(90))
+        fired = threading.Event()
+
+        def before(what: str, key: str) -> None:
+            if key.startswith(f"log/lanes/{home:04}/") and not fired.is_set():
+                fired.set()
+                asyncio.run(BackfillDesk(router, store).commit(tenant, "b1", "somebody"))
+
+        cut = await asyncio.to_thread(lambda: UsageLogReader(Hooked(store, before)).now())
+        assert fired.is_set()
+        reader = UsageLogReader(store)
+        assert backfills_at(reader, tenant, cut).counting["b1"].events == 90
+        assert sum(frame.height for frame in scan_counting(reader, tenant, cut)) == 90
+        await router.close()
+
+    asyncio.run(scene())
