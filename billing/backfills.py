@@ -51,7 +51,7 @@ class Backfill:
     opened_us: int
     opened_by: str
     note: str = ""
-    shares: Mapping[int, LaneShare] = field(default_factory=dict)  # by lane; known once it is committed
+    shares: Mapping[int, LaneShare] = field(default_factory=dict[int, LaneShare])  # by lane; known once it is committed
     committed_us: int = 0
     committed_by: str = ""
     lane: int = -1  # of the record that made its events count: their position for everything that goes by position
@@ -72,8 +72,9 @@ class Backfill:
 
     @classmethod
     def from_form(cls, form: Mapping[str, Any]) -> Backfill:
-        shares = {int(lane): LaneShare(*share) for lane, share in form["shares"].items()}
-        return cls(**{**form, "shares": shares})
+        shares: dict[int, LaneShare] = {int(lane): LaneShare(*share) for lane, share in form["shares"].items()}
+        rest: dict[str, Any] = {name: value for name, value in form.items() if name != "shares"}
+        return cls(shares=shares, **rest)
 
 
 # The steps that rows of a backfill note, by the word in their detail. The first three and the two decisions lie in the

@@ -211,7 +211,7 @@ def read_document(request: Request, document_id: str, caller: Caller = Depends(m
     summary="Read a file as it was archived",
     **described(answer=None, media="application/octet-stream", also=(404, 409)),
 )
-def read_file(
+def read_archived_file(
     request: Request,
     document_id: str,
     kind: str,

@@ -133,12 +133,15 @@ def _name(invoice: Invoice, one: RenderedFile) -> str:
     "/invoices/read",
     summary="Read an incoming e-invoice",
     **described(
-        request={"application/pdf": None, "application/xml": None},
+        request={
+            "application/pdf": "%PDF-1.7 ... (the bytes of the file)",
+            "application/xml": "<rsm:CrossIndustryInvoice ...>",
+        },
         answer={"invoice": _INVOICE},
         also=(400, 413, 415, 422),
     ),
 )
-async def read_file(request: Request, caller: Caller = Depends(may("billing:read", "billing:write"))) -> Response:
+async def read_e_invoice(request: Request, caller: Caller = Depends(may("billing:read", "billing:write"))) -> Response:
     """ZUGFeRD and Factur-X (PDF), XRechnung, CII, UBL and Peppol in the JSON that `POST /v1/invoices/render` takes.
 
     The body is the file, at most 16 MB. XML is read without entities and with bounds on its size and depth.

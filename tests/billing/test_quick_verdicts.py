@@ -47,7 +47,7 @@ def book(**changes: Any) -> RatingBook:
     contracts = pl.DataFrame([("acme", "s1", START, None, 0)], schema=CONTRACTS_SCHEMA, orient="row")
     keys = pl.DataFrame({"key": ["acme", "sim-1", "slow"], "customer": ["acme", "acme", "slow"]}, schema=KEYS_SCHEMA)
     meters = tuple(parse_meter(meter) for meter in METERS)
-    pauses = pl.DataFrame([("slow", "s2", 0, START, None)], schema=PAUSES_SCHEMA, orient="row")
+    pauses = pl.DataFrame([("slow", "s2", 0, START, NOW + timedelta(days=9))], schema=PAUSES_SCHEMA, orient="row")
     return RatingBook(meters, keys, contracts, (charges,), pauses=pauses, **changes)
 
 
