@@ -89,6 +89,8 @@ class LiveUsage:
 
 
 class UsageRouter(Protocol):
+    tenant_waiting_rows_max: int  # of a tenant; beyond them callers are told to come back
+
     async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
         """Store events (EVENT_SCHEMA); returns after they are durable.
 

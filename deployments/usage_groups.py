@@ -9,12 +9,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import polars as pl
 
 from actors.router import IngestResult, UsageRouter
-from billing.errors import BillingError
+from billing.errors import BillingError, Overloaded
 from billing.usage_formats import Lines, ParsedUsage, parse_together
 
 GROUP_BYTES_MAX = 4 * 1024 * 1024
@@ -37,6 +38,7 @@ class _Waiting:
 @dataclass
 class _Tenant:
     waiting: deque[_Waiting] = field(default_factory=deque[_Waiting])
+    lines: int = 0  # waiting or under way
     under_way: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
 
@@ -52,6 +54,9 @@ class UsageGroups:
         loop = asyncio.get_running_loop()
         key = (loop, tenant_id)
         tenant = self._tenants.setdefault(key, _Tenant())
+        if tenant.lines and tenant.lines + lines.count > self._router.tenant_waiting_rows_max:
+            raise Overloaded("Too much of this tenant's usage is waiting. Send the same again with the same ids.")
+        tenant.lines += lines.count
         one = _Waiting(lines, master_number, admit, loop.create_future())
         tenant.waiting.append(one)
         self._start(key, tenant)
@@ -63,10 +68,13 @@ class UsageGroups:
             # A task of its own: a client that goes away cancels its handler, and must not take others' rows with it.
             task = key[0].create_task(self._carry(key[1], group), name="usage-group")
             tenant.under_way.add(task)
-            task.add_done_callback(lambda done: self._ended(key, tenant, done))
+            task.add_done_callback(partial(self._ended, key, tenant, sum(one.lines.count for one in group)))
 
-    def _ended(self, key: tuple[asyncio.AbstractEventLoop, str], tenant: _Tenant, task: asyncio.Task[None]) -> None:
+    def _ended(
+        self, key: tuple[asyncio.AbstractEventLoop, str], tenant: _Tenant, lines: int, task: asyncio.Task[None]
+    ) -> None:
         tenant.under_way.discard(task)
+        tenant.lines -= lines
         self._start(key, tenant)
         if not tenant.under_way and not tenant.waiting:
             self._tenants.pop(key, None)

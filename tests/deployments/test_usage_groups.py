@@ -19,6 +19,8 @@ LINE = '{"source":"s","id":"%s","type":"t","customer":"c","time":"2026-01-02T03:
 class Router:
     """Answers when it is told to; an id that ends in d is a duplicate."""
 
+    tenant_waiting_rows_max = 100
+
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[str], int | None]] = []
         self.open = asyncio.Event()
@@ -101,6 +103,22 @@ def test_an_error_reaches_every_request_of_the_group(error: Exception) -> None:
         router.open.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(one) for one in found] == [type(error)] * 5
+
+    asyncio.run(main())
+
+
+def test_what_waits_of_a_tenant_is_bounded_and_frees_itself() -> None:
+    async def main() -> None:
+        router = Router()
+        router.tenant_waiting_rows_max = 5
+        groups = UsageGroups(router)  # type: ignore[arg-type]
+        requests = [("a", lines(str(number)), None) for number in range(7)]
+        tasks = await started(groups, [*requests, ("b", lines("b"), None)])
+        assert [task.done() for task in tasks] == [False] * 5 + [True] * 2 + [False]
+        assert all(isinstance(task.exception(), Overloaded) for task in tasks[5:7])
+        router.open.set()
+        await asyncio.gather(*tasks[:5], tasks[7])
+        await groups.send("a", lines(*(str(number) for number in range(9))), None, freely)  # alone, however large
 
     asyncio.run(main())
 

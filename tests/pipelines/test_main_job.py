@@ -71,7 +71,8 @@ class World:
     def bill(self, tenant_id: str, up_to: date) -> dict[str, Any]:
         driver = BillRunDriver(self.database, self.store, self.masters, Archive(self.database, self.store), lambda: NOW)
         run = driver.plan(tenant_id, up_to, "test")
-        return driver.drive(tenant_id, run["id"])
+        # Whatever a look at the run finds: these lives have sums that jump, and nobody to approve them.
+        return driver.drive(tenant_id, run["id"], approve=True)
 
     def documents(self, tenant_id: str) -> list[Any]:
         with self.database.tenant(tenant_id) as connection:
