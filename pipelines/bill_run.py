@@ -480,6 +480,7 @@ class BillRunDriver:
                 result = unpack(data)
                 held = {one["customer"] for one in run["parked"]}
                 columns = result.columns.without(held)
+                order.wait(chunk)
                 ids = finalising.new_ids(columns.count)
             heads = self._heads(connection, tenant_id, run, columns.documents)
             staged = finalising.stage(connection, tenant_id, ids, columns, heads, self._clock())
