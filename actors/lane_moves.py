@@ -78,6 +78,9 @@ def complete(store: ObjectStore, seed: int, packed: Luggage, to_lane: int, *, nu
         raise Unavailable(f"Lane {packed.lane} has not let partition {packed.partition} go. Send the same again.")
     release, head = found
     cut = _tenures(reader, packed.partition, packed.lane, head.number, release.generation)
+    for lane, last in cut.positions.items():
+        if lane != packed.lane:  # what earlier lanes had and no run covers yet: the last one has it in memory only
+            ids.extend(pack(store, seed, packed.manifest, packed.partition, lane, up_to=last).ids)
     frames = [frame.filter(_DECIDED) for frame in reader.scan_decided(cut, packed.partition)]
     return replace(
         packed,

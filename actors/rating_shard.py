@@ -1040,8 +1040,10 @@ class RatingShard:
         entry = self._checkpoint_entry
         if entry is None:
             return
-        self._runs = self._runs.with_runs(self._store, entry.runs, self._cache)
-        self._manifest = entry
+        # A partition that just arrived may have brought a newer entry: its runs hold ids that this one's do not.
+        newest = max(entry, self._manifest, key=lambda one: one.number)
+        self._runs = self._runs.with_runs(self._store, newest.runs, self._cache)
+        self._manifest = newest
         self._checkpoint_number = entry.snapshots[self.lane].number
         covered = entry.ids_covered(self.lane)
 

@@ -329,3 +329,25 @@ def test_figures_that_were_folded_follow_a_partition_at_once_also_when_it_comes_
         await router.close()
 
     asyncio.run(scene())
+
+
+def test_a_partition_that_moves_twice_before_any_checkpoint_still_knows_its_first_lanes_ids(
+    store: LocalObjectStore,
+) -> None:
+    """No run covers them yet, and the lane in between has them in memory only."""
+
+    async def scene() -> None:
+        router = opened(store)
+        events = make_events(200)
+        await router.ingest(TENANT, events)
+        partition = partitions_with_events(router, events["customer"].unique().to_list())[0]
+        first = owner_of(router, partition)
+        move(router, partition, (first + 1) % 3)
+        move(router, partition, (first + 2) % 3)
+        assert ((await router.ingest(TENANT, events)).verdicts == Verdict.DUPLICATE).all()
+        await router.close()
+        again = opened(store)  # and after recovery
+        assert ((await again.ingest(TENANT, events)).verdicts == Verdict.DUPLICATE).all()
+        await again.close()
+
+    asyncio.run(scene())
