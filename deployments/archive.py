@@ -38,7 +38,6 @@ from storage.archive import Archived, Entry, retention, rights
 from storage.archive import deletion as deletions
 from storage.archive.rights import Reader
 from storage.sql import audit
-from storage.sql.database import Connection
 
 router = APIRouter(prefix="/v1/archive", tags=["Archive"])
 LOG = logging.getLogger("cloudbilling.archive")
@@ -422,7 +421,6 @@ def place_hold(
             customer=_optional(form, "customer"),
             document_id=_optional(form, "document_id"),
         )
-        _note(connection, services, caller, "hold", hold.document_id, f"{hold.customer or 'all'}: {hold.reason}")
     return json_response(plain(vars(hold)), 201)
 
 
@@ -438,8 +436,9 @@ def release_hold(
     form = known_keys(form, ("reason",), ("reason",))
     reason = text_of(form, "reason", length_max=retention.REASON_LENGTH_MAX)
     with services.database.tenant(caller.tenant_id) as connection:
-        hold = retention.release_hold(connection, str(hold_id), reason=reason, actor=caller.actor, now=services.clock())
-        _note(connection, services, caller, "release", hold.document_id, f"{hold.customer or 'all'}: {reason}")
+        hold = retention.release_hold(
+            connection, caller.tenant_id, str(hold_id), reason=reason, actor=caller.actor, now=services.clock()
+        )
     return json_response(plain(vars(hold)))
 
 
@@ -582,13 +581,6 @@ def list_roots(request: Request, caller: Caller = Depends(may(*_READ))) -> Respo
 
 
 # --- helpers
-
-
-def _note(
-    connection: Connection, services: Services, caller: Caller, action: str, document_id: str | None, detail: str
-) -> None:
-    rights.record(connection, caller.tenant_id, at=services.clock(), actor=caller.actor, action=action,
-                  document_id=document_id, detail=detail)  # fmt: skip
 
 
 def _amount(text: str | None, pointer: str) -> Decimal | None:

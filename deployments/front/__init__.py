@@ -10,6 +10,8 @@ from deployments.front.access.routes import routes as access_routes
 from deployments.front.contracts.budgets import routes as budget_routes
 from deployments.front.contracts.previews import routes as preview_routes
 from deployments.front.contracts.routes import routes as contracts_routes
+from deployments.front.documents.archive import routes as archive_routes
+from deployments.front.documents.bill_runs import routes as bill_run_routes
 from deployments.front.documents.line import routes as line_routes
 from deployments.front.documents.routes import routes as documents_routes
 from deployments.front.operations.routes import routes as operations_routes
@@ -52,6 +54,8 @@ def front_router(services: Services) -> APIRouter:
         simulation_routes,
         line_routes,  # before the documents, whose path takes every longer one
         documents_routes,
+        bill_run_routes,
+        archive_routes,
         operations_routes,
         settings_routes,
         webhook_routes,

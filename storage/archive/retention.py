@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from billing.errors import Conflict, FieldError, InvalidInput, NotFound
+from storage.archive import rights
 from storage.archive.entries import DELETION, Archived, Entry
 from storage.sql.database import Connection
 
@@ -104,10 +105,13 @@ def place_hold(
         " VALUES (%s, %s, %s, %s, %s, %s, %s)",
         (tenant_id, hold.id, customer, document_id, reason, now, actor),
     )
+    _note(connection, tenant_id, hold, "hold", reason, actor, now)
     return hold
 
 
-def release_hold(connection: Connection, hold_id: str, *, reason: str, actor: str, now: datetime) -> Hold:
+def release_hold(
+    connection: Connection, tenant_id: str, hold_id: str, *, reason: str, actor: str, now: datetime
+) -> Hold:
     """Let go of what a hold kept; raises NotFound, and Conflict for one that is released already."""
     _check_reason(reason)
     found = next((each for each in holds(connection) if each.id == hold_id), None)
@@ -120,6 +124,7 @@ def release_hold(connection: Connection, hold_id: str, *, reason: str, actor: st
     )
     if not done.rowcount:
         raise Conflict(f"hold {hold_id} was released before")
+    _note(connection, tenant_id, found, "release", reason, actor, now)
     return next(each for each in holds(connection) if each.id == hold_id)
 
 
@@ -130,6 +135,15 @@ def holds(connection: Connection) -> list[Hold]:
         " FROM archive_holds ORDER BY placed_at DESC, id"
     ).fetchall()
     return [Hold(**_hold(row)) for row in rows]
+
+
+def _note(
+    connection: Connection, tenant_id: str, hold: Hold, action: str, reason: str, actor: str, now: datetime
+) -> None:
+    detail = f"{hold.customer or hold.document_id or 'everything'}: {reason}"
+    rights.record(
+        connection, tenant_id, at=now, actor=actor, action=action, document_id=hold.document_id, detail=detail
+    )
 
 
 def _hold(row: dict[str, Any]) -> dict[str, Any]:

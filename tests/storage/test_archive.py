@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -19,52 +17,14 @@ from storage.archive import BATCH_MAX, GENESIS, Archive, Entry, Finding, Proof
 from storage.archive.deletion import delete
 from storage.object_store import LocalObjectStore, StoreRefused
 from storage.sql.database import Database
-from storage.sql.embedded import EmbeddedPostgres
-from storage.sql.migrate import migrate
 
 pytestmark = pytest.mark.postgres
 NOW = datetime(2026, 11, 1, 7, 15, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("archive") / "pg")
-    dsn = postgres.start()
-    migrate(dsn)
-    yield dsn
-    postgres.stop()
-
-
-@pytest.fixture
-def database(server: str) -> Iterator[Database]:
-    with Database(server, size_max=6) as database:
-        yield database
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalObjectStore:
-    return LocalObjectStore(tmp_path / "objects")
-
-
-@pytest.fixture
-def tenant(server: str) -> str:
-    return new_tenant(server)
-
-
 @pytest.fixture
 def archive(database: Database, store: LocalObjectStore) -> Archive:
     return Archive(database, store, clock=lambda: NOW)
-
-
-def new_tenant(dsn: str) -> str:
-    tenant_id = str(uuid4())
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(
-            "INSERT INTO tenants (id, code, name, kind, currency, timezone, form)"
-            " VALUES (%s, %s, 'Archive', 'live', 'EUR', 'Europe/Berlin', '{}')",
-            (tenant_id, tenant_id),
-        )
-    return tenant_id
 
 
 def entry(number: int, data: bytes | None = None, kind: str = "pdf", customer: str = "acme") -> Entry:
@@ -137,13 +97,12 @@ def test_the_application_s_role_may_not_touch_the_register(
         connection.execute(statement)
 
 
-def test_another_tenant_sees_nothing(archive: Archive, server: str, tenant: str) -> None:
+def test_another_tenant_sees_nothing(archive: Archive, other_tenant: str, tenant: str) -> None:
     archive.put(tenant, entry(1))
-    other = new_tenant(server)
     with pytest.raises(NotFound):
-        archive.get(other, "d1")
-    assert archive.search(other) == []
-    assert archive.verify(other) == Proof(0, 0, GENESIS.hex(), ())
+        archive.get(other_tenant, "d1")
+    assert archive.search(other_tenant) == []
+    assert archive.verify(other_tenant) == Proof(0, 0, GENESIS.hex(), ())
 
 
 def test_a_changed_byte_is_found_and_never_handed_out(archive: Archive, store: LocalObjectStore, tenant: str) -> None:

@@ -8,7 +8,6 @@ import random
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from test_archive import as_owner, entry, kinds, new_tenant, object_path
+from test_archive import as_owner, entry, kinds, object_path
 
 from billing.errors import Conflict, InvalidInput, NotFound
 from storage.archive import Archive, Archived, Entry
@@ -27,8 +26,6 @@ from storage.archive.rights import Reader, accesses, reader_of, set_right
 from storage.archive.roots import Roots, SigningKey
 from storage.object_store import LocalObjectStore
 from storage.sql.database import Database
-from storage.sql.embedded import EmbeddedPostgres
-from storage.sql.migrate import migrate
 
 pytestmark = pytest.mark.postgres
 NOW = datetime(2026, 11, 1, 7, 15, tzinfo=UTC)
@@ -41,31 +38,6 @@ class Clock:
 
     def __call__(self) -> datetime:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("archive") / "pg")
-    dsn = postgres.start()
-    migrate(dsn)
-    yield dsn
-    postgres.stop()
-
-
-@pytest.fixture
-def database(server: str) -> Iterator[Database]:
-    with Database(server, size_max=6) as database:
-        yield database
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalObjectStore:
-    return LocalObjectStore(tmp_path / "objects")
-
-
-@pytest.fixture
-def tenant(server: str) -> str:
-    return new_tenant(server)
 
 
 @pytest.fixture
@@ -235,9 +207,9 @@ def test_a_hold_keeps_what_is_over_its_time_until_it_is_released(
         with pytest.raises(Conflict, match="held since 2026-11-01 by user ann"):
             delete(archive, tenant, [document], actor="user bob", reason="time is over")
     with database.tenant(tenant) as connection:
-        rules.release_hold(connection, hold.id, reason="settled", actor="user bob", now=NOW)
+        rules.release_hold(connection, tenant, hold.id, reason="settled", actor="user bob", now=NOW)
         with pytest.raises(Conflict, match="released before"):
-            rules.release_hold(connection, hold.id, reason="again", actor="user bob", now=NOW)
+            rules.release_hold(connection, tenant, hold.id, reason="again", actor="user bob", now=NOW)
     assert delete(archive, tenant, ["d2", "d3"], actor="user bob", reason="time is over")[1] == 2
     assert one.released_at is None
     assert archive.verify(tenant).intact
