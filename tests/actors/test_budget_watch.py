@@ -525,7 +525,7 @@ def test_a_lane_that_is_folded_again_does_not_count_what_a_thread_had_read_ahead
         first = past[-1].rows(TENANT, ["acme"], 3, wait=True)
         assert [frame["id"].to_list() for frame in first] == [["1"]], "the past of a number is what came before it"
         shard = router.shards[0]
-        shard._followers.not_stored()  # as after a group that the store refused
+        shard.state.followers.not_stored()  # as after a group that the store refused
         shard._refold_at_s = 0.0
         assert spent_of(await read(router))["b"] == "50.00"
         await look(router)

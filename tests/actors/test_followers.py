@@ -239,8 +239,8 @@ def test_a_recovered_follower_is_what_the_log_says(
         take(shard, f"r{number}", 1, f"customer-{number % 7}")
         send(shard, make_events(10, number * 10))
         if checkpoint_rows < 100:
-            while shard._checkpoint_thread is not None:
-                shard._checkpoint_thread.join(0.05)
+            while shard.state.checkpoint_thread is not None:
+                shard.state.checkpoint_thread.join(0.05)
     shard.stop()
     named = ManifestChain(store).newest().snapshots
     assert (0 in named) == (checkpoint_rows < 100)
@@ -312,7 +312,7 @@ def test_a_follower_that_raises_is_put_aside_and_usage_goes_on(opened: Opener) -
     assert "poisoned" in shard.status().followers_error
     assert (send(shard, make_events(5, 10)).verdicts == Verdict.ACCEPTED).all()
     purse.poison = None
-    shard._refold_at_s = shard._followers._again_at_s = 0.0  # the next try is due
+    shard._refold_at_s = shard.state.followers._again_at_s = 0.0  # the next try is due
     assert look(shard, "customer-12") == [1, 0]
     assert look(shard, "customer-1") == [1, 4]
     assert shard.status().followers_error == ""
@@ -343,7 +343,7 @@ def test_a_follower_that_raises_for_one_tenant_goes_on_for_all_others(opened: Op
         send(shard, make_events(1, 20 + number), OTHER_TENANT)
     assert purse.seen.count((0, "event-0")) == tries
     purse.poison = None
-    shard._refold_at_s = shard._followers._again_at_s = 0.0  # the next try is due
+    shard._refold_at_s = shard.state.followers._again_at_s = 0.0  # the next try is due
     assert look_of(TENANT, "customer-7") == [1, 0]
     assert shard.status().followers_error == ""
     shard.stop()
@@ -418,7 +418,7 @@ def test_the_clock_of_a_test_tenant_is_in_every_lane_and_never_goes_back(store: 
 
     again = LocalUsageRouter.open(store)  # recovered from the log
     for shard in again.shards.values():
-        assert shard._clocks.times == {TENANT: microseconds_of(at)}
+        assert shard.state.clocks.times == {TENANT: microseconds_of(at)}
     again.stop()
 
 
@@ -452,15 +452,15 @@ def test_a_test_clock_stands_while_followers_cannot_be_folded_again(
         assert isinstance(move(at + timedelta(days=9)).error, StoreRefused)
         full = False
     away = True
-    shard._refold_at_s = shard._followers._again_at_s = 0.0
+    shard._refold_at_s = shard.state.followers._again_at_s = 0.0
     send(shard, make_events(10, 10))  # the fold fails in front of this group
     send(shard, make_events(10, 20))
     assert isinstance(move(at + timedelta(days=1)).error, Unavailable)
     away = False
-    shard._refold_at_s = shard._followers._again_at_s = 0.0
+    shard._refold_at_s = shard.state.followers._again_at_s = 0.0
     send(shard, make_events(10, 30))
     assert look(shard, "customer-32") == [1, 0]
-    assert shard._clocks.times == {TENANT: microseconds_of(at)}
+    assert shard.state.clocks.times == {TENANT: microseconds_of(at)}
     assert purse.events["customer-12"] == purse.events["customer-22"] == 1
     reader = UsageLogReader(store)
     assert set(pl.concat(reader.scan(TENANT, reader.now()))["received_at"]) == {at}, "rows have a time that never was"

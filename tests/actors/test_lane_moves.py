@@ -218,13 +218,13 @@ def test_a_test_tenants_clock_goes_along_to_a_lane_that_never_heard_of_it(store:
         await router.advance_clock(OTHER_TENANT, clock)
         lane = router.add_lane().lane
         move(router, 7, lane)
-        assert router.shards[lane]._clocks.times[OTHER_TENANT] == router.shards[0]._clocks.times[OTHER_TENANT]
+        assert router.shards[lane].state.clocks.times[OTHER_TENANT] == router.shards[0].state.clocks.times[OTHER_TENANT]
         await router.advance_clock(OTHER_TENANT, clock + timedelta(days=1))
         move(router, 7, 0)
         await router.advance_clock(OTHER_TENANT, clock + timedelta(days=2))
         await router.close()
         router = opened(store)
-        times = {shard._clocks.times[OTHER_TENANT] for shard in router.shards.values() if shard.status().owned}
+        times = {shard.state.clocks.times[OTHER_TENANT] for shard in router.shards.values() if shard.status().owned}
         assert len(times) == 1
         await router.close()
 

@@ -304,13 +304,13 @@ def test_a_batch_makes_no_python_object_per_event(store: LocalObjectStore, opene
     send(shard, make_events(10_000))
     data = encoded(shard.genesis.seed, make_events(10_000, 10_000))
     peak = {"blocks": 0}
-    original = shard._writer.append
+    original = shard.state.writer.append
 
     def watched(*args: object, **kwargs: object) -> object:
         peak["blocks"] = sys.getallocatedblocks() - before
         return original(*args, **kwargs)  # type: ignore[arg-type]
 
-    shard._writer.append = watched  # type: ignore[method-assign,assignment]
+    shard.state.writer.append = watched  # type: ignore[method-assign,assignment]
     gc.collect()
     before = sys.getallocatedblocks()
     assert (decode_answer(shard.submit(data).result(10)).verdicts == Verdict.ACCEPTED).all()
