@@ -19,9 +19,10 @@ import msgspec
 from billing.credit_notes import CreditLine
 from billing.errors import InvalidInput
 from billing.forms import NO_MOMENT, Form, Mistakes
-from billing.master import STEPS_OF_MASTER_DATA, MasterData
+from billing.master import MasterData
 from billing.periods import parse_moment
 from billing.reservations import Asked, parse_reservation
+from billing.steps.apply import STEPS_OF_MASTER_DATA
 
 STEPS_OF_USE = frozenset({"usage", "reserve", "commit", "release", "credit_note", "correct"})
 EVENTS_MAX = 1_000_000
