@@ -16,18 +16,12 @@ def build(_: dict[str, str]) -> Any:
     from deployments.serve_app import application
     from deployments.services import Limits
     from deployments.wiring import PlatformAddress
-    from storage.object_store import StoreAddress
 
     settings = Settings()
     for name in ("database_url", "object_store"):
         if not getattr(settings, name):
             raise InvalidInput(f"a cluster needs CLOUDBILLING_{name.upper()} on every node")
-    store = StoreAddress(
-        settings.object_store,
-        settings.object_store_endpoint or None,
-        settings.object_store_key or None,
-        settings.object_store_secret or None,
-    )
+    store = settings.store_address()
     start_usage_log(UsageLogSettings(store, NAMESPACE, str(settings.data_dir / "cache"), settings.shards))
     address = PlatformAddress(
         dsn=settings.database_url,
@@ -39,5 +33,6 @@ def build(_: dict[str, str]) -> Any:
         log_level=settings.log_level,
         limits=Limits(body_bytes_max=settings.body_bytes_max),
         signing=settings.archive_signing(),
+        archive=settings.archive_address(),
     )
     return application(address, replicas=settings.replicas)

@@ -74,6 +74,14 @@ class Settings(BaseSettings):
         "", description="OTLP/HTTP endpoint for traces and metrics (`http://127.0.0.1:4318`). Empty: none are made."
     )
 
+    archive_store: str = Field(
+        "",
+        description="`s3://bucket/prefix` or `/folder` for the archive alone. Empty: beside the usage log.",
+    )
+    archive_lock: Literal["none", "governance", "compliance"] = Field(
+        "none",
+        description="Whether the archive's bucket locks each object until its retention is over (S3 Object Lock).",
+    )
     archive_key_file: str = Field(
         "",
         description="File of the Ed25519 key that signs the archive's roots; the same on every node. Empty: "
@@ -113,6 +121,23 @@ class Settings(BaseSettings):
         if file:
             sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(file)))
         return tuple(sources)
+
+    def store_address(self) -> Any:
+        """Where the usage log is, and the archive without a store of its own (storage.object_store.StoreAddress)."""
+        return self._address(self.object_store or str(self.data_dir.absolute() / "objects"))
+
+    def archive_address(self) -> Any:
+        """The archive's own store (deployments.wiring.ArchiveStore)."""
+        from deployments.wiring import ArchiveStore
+
+        lock = None if self.archive_lock == "none" else self.archive_lock
+        return ArchiveStore(self._address(self.archive_store) if self.archive_store else self.store_address(), lock)
+
+    def _address(self, url: str) -> Any:
+        from storage.object_store import StoreAddress  # here: it loads what the command line does not need
+
+        key, secret = self.object_store_key or None, self.object_store_secret or None
+        return StoreAddress(url, self.object_store_endpoint or None, key, secret)
 
     def archive_signing(self) -> Any:
         """How this platform signs the roots of its archive (deployments.wiring.ArchiveSigning)."""

@@ -123,15 +123,11 @@ class Platform:
         from deployments.services import Limits
         from deployments.wiring import PlatformAddress
         from storage.gateways.webhook_http import OutboundRules
-        from storage.object_store import StoreAddress, probe
+        from storage.object_store import probe
 
-        store = StoreAddress(
-            settings.object_store or str(self._data / "objects"),
-            settings.object_store_endpoint or None,
-            settings.object_store_key or None,
-            settings.object_store_secret or None,
-        )
+        store, archive = settings.store_address(), settings.archive_address()
         probe(store.open())
+        archive.open()
         self._step("starting Ray (some 15 s) and Serve (some 10 s)")
         self._head.start()
         self._raylet = next((p for p in descendants() if "raylet" in _command(p)), None)
@@ -146,6 +142,7 @@ class Platform:
             telemetry_endpoint=settings.otel_endpoint,
             log_level=settings.log_level,
             signing=settings.archive_signing(),
+            archive=archive,
             limits=Limits(
                 body_bytes_max=settings.body_bytes_max,
                 key_requests_per_s=settings.key_requests_per_s,

@@ -376,7 +376,9 @@ def set_retention(
         retention.set_years(connection, caller.tenant_id, kind, years, actor=caller.actor, now=now)
         audit.record(connection, caller.tenant_id, at=now, actor=caller.actor, action="archive: retention set",
                      subject=kind, before={"years": before}, after={"years": years})  # fmt: skip
-        return json_response({"years": retention.years_of(connection, caller.tenant_id)})
+        answer = json_response({"years": retention.years_of(connection, caller.tenant_id)})
+    services.archive.lengthen_locks(caller.tenant_id)
+    return answer
 
 
 _HOLD = {
@@ -541,6 +543,22 @@ def verify_archive(
             "findings": [plain(vars(each)) for each in proof.findings],
         }
     )
+
+
+@router.post(
+    "/restore",
+    summary="Bring back what was hidden or overwritten",
+    **described(answer={"restored": ["archive/0192f3c0/packs/ab12.tar"]}),
+)
+def restore_archive(request: Request, caller: Caller = Depends(may("archive:write"))) -> Response:
+    """Looks for what `verify` misses or finds changed. A bucket with Object Lock still has the right version below the
+    deletion or the other bytes; elsewhere nothing comes back. Verify again afterwards."""
+    services: Services = request.app.state.services
+    restored = services.archive.restore(caller.tenant_id)
+    with services.database.tenant(caller.tenant_id) as connection:
+        audit.record(connection, caller.tenant_id, at=services.clock(), actor=caller.actor, action="archive: restored",
+                     subject=f"{len(restored)} objects", after={"keys": restored[:100]})  # fmt: skip
+    return json_response({"restored": restored})
 
 
 @router.get(

@@ -14,9 +14,10 @@ from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
 from storage.archive.roots import Roots, SigningKey
 from storage.archive.timestamps import Rfc3161Timestamper
+from storage.archive.vault import LockedVault, LockMode, PlainVault, Vault
 from storage.gateways.webhook_http import OutboundRules
 from storage.master_chain import MasterChain
-from storage.object_store import ObjectStore, StoreAddress
+from storage.object_store import ObjectStore, S3ObjectStore, StoreAddress, StoreUnfit
 from storage.sql.database import Database
 from storage.usage_log.reader import UsageLogReader
 
@@ -39,6 +40,24 @@ class ArchiveSigning:
 
 
 @dataclass(frozen=True)
+class ArchiveStore:
+    """Where the archive's objects are, and whether the store itself locks them."""
+
+    address: StoreAddress
+    lock: LockMode | None = None
+
+    def open(self) -> tuple[ObjectStore, Vault]:
+        store = self.address.open()
+        if self.lock is None:
+            return store, PlainVault(store)
+        if not isinstance(store, S3ObjectStore):
+            raise StoreUnfit("CLOUDBILLING_ARCHIVE_LOCK needs an archive in S3: a folder locks nothing.")
+        vault = LockedVault(store, self.lock)
+        vault.probe()
+        return store, vault
+
+
+@dataclass(frozen=True)
 class PlatformAddress:
     """Where the stores of a platform are. `namespace` is the Ray namespace of its actors."""
 
@@ -52,12 +71,15 @@ class PlatformAddress:
     log_level: str = "INFO"
     limits: Limits = field(default_factory=Limits)
     signing: ArchiveSigning | None = None
+    archive: ArchiveStore | None = None  # None: beside the usage log, without locks
     outbound: OutboundRules = field(default_factory=OutboundRules)
 
     def open(self, *, connections_max: int = 10) -> "Stores":
         store = self.store.open()
         database = Database(self.dsn, size_max=connections_max)
-        archive = Archive(database, store, roots=self.signing.roots(store) if self.signing is not None else None)
+        kept, vault = self.archive.open() if self.archive is not None else (store, None)
+        roots = self.signing.roots(kept) if self.signing is not None else None
+        archive = Archive(database, kept, roots=roots, vault=vault)
         return Stores(database, store, MasterChain(store), archive, UsageLogReader(store))
 
 

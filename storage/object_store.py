@@ -297,11 +297,12 @@ class S3ObjectStore:
         self._bucket = bucket
         self._prefix = f"{bucket}/{prefix}/" if prefix else f"{bucket}/"
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: bytes, **terms: Any) -> bool:
+        """As the protocol says; `terms` are further arguments of the PUT, such as those of Object Lock."""
         assert len(data) <= self.CREATE_BYTES_MAX, f"{key}: {len(data)} bytes would become a multipart upload"
         try:
             # s3fs sends If-None-Match: * for mode="create"; chunksize above the size keeps it one PUT
-            self._fs.pipe_file(self._path(key), data, mode="create", chunksize=max(len(data) + 1, 5 * 2**20))
+            self._fs.pipe_file(self._path(key), data, mode="create", chunksize=max(len(data) + 1, 5 * 2**20), **terms)
         except OSError as error:
             if _precondition_failed(error):
                 return False
@@ -336,11 +337,40 @@ class S3ObjectStore:
             raise self._unavailable(error, key) from error
         return int(modified.timestamp()) * 1_000_000
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, **terms: Any) -> None:
         try:
-            self._fs.pipe_file(self._path(key), data)
+            self._fs.pipe_file(self._path(key), data, **terms)
         except Exception as error:
             raise self._unavailable(error, key) from error
+
+    def call(self, method: str, key: str | None = None, **arguments: Any) -> dict[str, Any]:
+        """One call of the S3 API about the bucket, or about a key of it, for what the protocol does not have.
+
+        Raises FileNotFoundError, PermissionError or another OSError where the store refuses.
+        """
+        if key is not None:
+            arguments["Key"] = self.path_in_bucket(key)
+        return self._fs.call_s3(method, Bucket=self._bucket, **arguments)
+
+    def get_version(self, key: str, version_id: str) -> bytes | None:
+        """The bytes of one version in a bucket that keeps them; None if it does not exist."""
+        from fsspec.asyn import sync
+
+        async def read() -> bytes:
+            found = await self._fs._call_s3(
+                "get_object", Bucket=self._bucket, Key=self.path_in_bucket(key), VersionId=version_id
+            )
+            return await found["Body"].read()
+
+        try:
+            return sync(self._fs.loop, read)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._unavailable(error, key) from error
+
+    def path_in_bucket(self, key: str) -> str:
+        return self._path(key)[len(self._bucket) + 1 :]
 
     def delete(self, key: str) -> None:
         try:

@@ -546,6 +546,14 @@ def _verify(what: str, tenant: str, key: str, url: str, as_json: bool) -> None:
     billing.verify(what, tenant, key, url, as_json)
 
 
+@archive.command("restore")
+def archive_restore(tenant: str = Tenant, key: str = Key, url: str = Url, as_json: bool = AsJson) -> None:
+    """Bring back objects that were hidden or overwritten in a bucket with Object Lock."""
+    from cluster.cli import archive as work
+
+    work.restore(work.Access(tenant, key, url, as_json))
+
+
 @verify.command("archive")
 def verify_archive(tenant: str = Tenant, key: str = Key, url: str = Url, as_json: bool = AsJson) -> None:
     """Every archived byte, and the chain of hashes."""

@@ -105,6 +105,18 @@ def _print_deleted(done: dict[str, Any]) -> None:
     print(f"deleted: {done['documents']} documents, {done['files']} files; the record stays as {record!r}")  # noqa: T201
 
 
+def restore(access: Access) -> None:
+    with context.problems(), access.client(WRITE) as client:
+        done = client.post("/v1/archive/restore", {})
+    context.show(done, access.as_json, _print_restored)
+
+
+def _print_restored(done: dict[str, Any]) -> None:
+    for key in done["restored"]:
+        print(f"restored: {key}")  # noqa: T201
+    print(f"{len(done['restored'])} objects came back; `cloudbilling verify archive` says what is still missing")  # noqa: T201
+
+
 def roots(out: Path | None, access: Access) -> None:
     """Shows the roots; with a folder also writes them there: a copy that nobody here can change."""
     import json

@@ -58,8 +58,8 @@ def delete(
     record = _record(wanted, years, now, actor, reason)
     digest = hashlib.sha256(record.data).digest()
     archive.close_day(tenant_id)
-    (alone,) = pack(tenant_id, [(digest, record.file_name, record.data)])
-    archive.store.create(alone.key, alone.data)
+    (alone,) = pack(tenant_id, [(digest, record.file_name, record.data)], retention.until(record, years))
+    archive.vault.create(alone.key, alone.data, alone.until)
     try:
         with archive.database.tenant(tenant_id) as connection:
             lock_head(connection, tenant_id)
@@ -222,8 +222,8 @@ def _take_away(archive: Archive, tenant_id: str, key: str) -> int:
                 connection.execute("DELETE FROM archive_dropped WHERE object_key = %s", (key,))
                 return 0  # a put took it over
             files = [(bytes(row["sha256"]), names.get(bytes(row["sha256"]), "file"), _slice(data, row)) for row in rows]
-            for one in pack(tenant_id, files):
-                if not archive.store.create(one.key, one.data) and archive.store.get(one.key) != one.data:
+            for one in pack(tenant_id, files, _kept_until(connection, tenant_id, [digest for digest, _, _ in files])):
+                if not archive.vault.create(one.key, one.data, one.until) and archive.store.get(one.key) != one.data:
                     raise Conflict(f"the archive's object {one.key} is damaged: verify the archive")
                 for digest, place in one.places.items():
                     connection.execute(
@@ -233,10 +233,19 @@ def _take_away(archive: Archive, tenant_id: str, key: str) -> int:
     # Readers that found the old place a moment ago look again; nothing names the object any more.
     with archive.database.tenant(tenant_id) as connection:
         lock_head(connection, tenant_id)
-        if _unnamed(connection, tenant_id, [key]):
-            archive.store.delete(key)
+        if _unnamed(connection, tenant_id, [key]) and not archive.vault.take_away(key):
+            return 0  # locked in the store for longer than its rule: a later sweep takes it
         connection.execute("DELETE FROM archive_dropped WHERE object_key = %s", (key,))
     return 1
+
+
+def _kept_until(connection: Connection, tenant_id: str, hashes: Sequence[bytes]) -> date:
+    """The last day on which one of these files must be kept."""
+    years = retention.years_of(connection, tenant_id)
+    rows = connection.execute(
+        "SELECT * FROM archive_entries WHERE sha256 = ANY(%s) AND deleted_by IS NULL", (list(hashes),)
+    )
+    return max(retention.kept_until(archived(row), years) for row in rows)
 
 
 def _slice(data: bytes, row: dict[str, Any]) -> bytes:

@@ -69,7 +69,7 @@ class Archived:
     deleted_by: int | None = None  # position of the record of its deletion; the file and its names are gone
 
 
-FindingKind = Literal["changed", "missing", "added", "register", "chain", "root"]
+FindingKind = Literal["changed", "missing", "added", "register", "chain", "root", "lock"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 PACK_BYTES_MAX = 16 * 1024 * 1024
 PACK_FILES_MAX = 2_000
@@ -40,27 +41,31 @@ class Packed:
     key: str
     data: bytes
     places: dict[bytes, Place]
+    until: date  # the last day on which all of it must be kept
 
 
-def pack(tenant_id: str, files: Sequence[tuple[bytes, str, bytes]]) -> Iterator[Packed]:
-    """The objects for files of (hash, name, bytes), in their order; the same files give the same objects."""
+def pack(tenant_id: str, files: Sequence[tuple[bytes, str, bytes]], until: date) -> Iterator[Packed]:
+    """The objects for files of (hash, name, bytes), in their order; the same files give the same objects.
+
+    All are to be kept until the same day: a store that locks objects locks all files of a pack alike.
+    """
     group: list[tuple[bytes, str, bytes]] = []
     size = 0
     for one in files:
         if group and (size + len(one[2]) > PACK_BYTES_MAX or len(group) >= PACK_FILES_MAX):
-            yield _packed(tenant_id, group)
+            yield _packed(tenant_id, group, until)
             group, size = [], 0
         group.append(one)
         size += len(one[2])
     if group:
-        yield _packed(tenant_id, group)
+        yield _packed(tenant_id, group, until)
 
 
-def _packed(tenant_id: str, files: Sequence[tuple[bytes, str, bytes]]) -> Packed:
+def _packed(tenant_id: str, files: Sequence[tuple[bytes, str, bytes]], until: date) -> Packed:
     if len(files) == 1:
         digest, _, data = files[0]
         key = alone_key(tenant_id, digest.hex())
-        return Packed(key, data, {digest: Place(key, 0, len(data))})
+        return Packed(key, data, {digest: Place(key, 0, len(data))}, until)
     target = io.BytesIO()
     starts: dict[bytes, tuple[int, int]] = {}
     with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -72,14 +77,15 @@ def _packed(tenant_id: str, files: Sequence[tuple[bytes, str, bytes]]) -> Packed
             starts[digest] = (target.tell() - _padded(len(data)), len(data))
     content = target.getvalue()
     key = pack_key(tenant_id, hashlib.sha256(content).hexdigest())
-    return Packed(key, content, {digest: Place(key, start, length) for digest, (start, length) in starts.items()})
+    places = {digest: Place(key, start, length) for digest, (start, length) in starts.items()}
+    return Packed(key, content, places, until)
 
 
 def _padded(length: int) -> int:
     return -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def pack_is_whole(key: str, data: bytes) -> bool:
+def is_whole(key: str, data: bytes) -> bool:
     """Whether an object is what its key says: the hash of its bytes."""
     return hashlib.sha256(data).hexdigest() == key.rpartition("/")[2].removesuffix(".tar")
 

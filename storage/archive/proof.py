@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 
+from storage.archive import retention
 from storage.archive.entries import DELETION, GENESIS, Archived, Finding, archived, chain_findings
-from storage.archive.packs import Place, alone_key, pack_is_whole
+from storage.archive.packs import Place, alone_key, is_whole
 from storage.archive.roots import Roots
+from storage.archive.vault import Vault
 from storage.object_store import ObjectStore
 from storage.sql.database import Database
 
@@ -54,7 +57,13 @@ class _Walk:
 
 
 def prove(
-    database: Database, store: ObjectStore, tenant_id: str, *, known_head: str | None = None, roots: Roots | None = None
+    database: Database,
+    store: ObjectStore,
+    tenant_id: str,
+    *,
+    known_head: str | None = None,
+    roots: Roots | None = None,
+    vault: Vault | None = None,
 ) -> Proof:
     """See `Archive.verify`. Memory: one page of the register and one object at a time."""
     # Listed before the register is read: bytes are put before their entry, so what is archived meanwhile is either not
@@ -78,6 +87,8 @@ def prove(
             _check_bytes(walk, last, found, place)
         else:
             walk.deleted[found.position] = found
+    if vault is not None and vault.locks:
+        walk.findings += _unlocked(vault, locks_wanted(database, tenant_id))
     walk.findings += _unconfirmed(walk)
     walk.findings += _head_findings(database, walk)
     walk.findings += [Finding("added", "nothing in the register names this object", key) for key in present
@@ -86,6 +97,26 @@ def prove(
         walk.findings += roots.findings(signed, walk.entries)
     findings = tuple(walk.findings[:FINDINGS_MAX])
     return Proof(walk.entries, walk.bytes, walk.chain.hex(), findings, walk.confirmed, len(signed))
+
+
+def locks_wanted(database: Database, tenant_id: str) -> dict[str, date]:
+    """The objects of a tenant, and until when what is in them must be kept by today's rules."""
+    with database.tenant(tenant_id) as connection:
+        years = retention.years_of(connection, tenant_id)
+    found: dict[str, date] = {}
+    for entry, place in _all(database, tenant_id):
+        if entry.deleted_by is None:
+            until = retention.kept_until(entry, years)
+            found[place.object_key] = max(until, found.get(place.object_key, until))
+    return found
+
+
+def _unlocked(vault: Vault, wanted: Mapping[str, date]) -> Iterable[Finding]:
+    for key, until in wanted.items():
+        if not vault.is_locked(key, until):
+            yield Finding(
+                "lock", f"the store does not lock it until {until}: set its rule again, or lock it there", key
+            )
 
 
 class _LastObject:
@@ -118,7 +149,7 @@ def _check_bytes(walk: _Walk, last: _LastObject, found: Archived, place: Place) 
         walk.findings.append(Finding("changed", detail, key, found.position, found.number))
     elif found.kind == DELETION:
         _confirm(walk, found, data)
-    whole_pack = not key.endswith(".tar") or key in walk.listed or pack_is_whole(key, whole)
+    whole_pack = not key.endswith(".tar") or key in walk.listed or is_whole(key, whole)
     if not whole_pack and len(walk.findings) == before:  # none of its files so far: what is around them
         walk.findings.append(Finding("changed", "the pack is not what its name says", key))
     walk.listed.add(key)

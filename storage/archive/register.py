@@ -20,10 +20,11 @@ from typing import Any
 from billing.errors import Conflict, InvalidInput, NotFound, Unavailable
 from storage.archive import retention, rights
 from storage.archive.entries import COLUMNS, DELETION, GENESIS, Archived, Entry, archived, next_entry, row_of
-from storage.archive.packs import Packed, Place, alone_key, pack
-from storage.archive.proof import Proof, prove
+from storage.archive.packs import Packed, Place, alone_key, is_whole, pack
+from storage.archive.proof import Proof, locks_wanted, prove
 from storage.archive.rights import Reader
 from storage.archive.roots import Roots
+from storage.archive.vault import PlainVault, Vault
 from storage.object_store import ObjectStore
 from storage.sql.database import Connection, Database
 
@@ -48,9 +49,11 @@ class Archive:
         *,
         clock: Callable[[], datetime] = _now,
         roots: Roots | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self.database = database
         self.store = store
+        self.vault = vault or PlainVault(store)
         self.clock = clock
         self.roots = roots
         self._closed: dict[str, date] = {}  # the day on which a tenant's chain was last signed by this process
@@ -73,7 +76,9 @@ class Archive:
         with self.database.tenant(tenant_id) as connection:
             known = _known(connection, tenant_id, entries)
             placed = _placed(connection, list(set(hashes)))
-        fresh: dict[bytes, tuple[bytes, str, bytes]] = {}
+            years = retention.years_of(connection, tenant_id)
+        fresh: dict[date, dict[bytes, tuple[bytes, str, bytes]]] = {}  # by the day until which they are kept
+        untils = _latest(zip(hashes, (retention.until(entry, years) for entry in entries), strict=True))
         planned: list[tuple[str, str, int]] = []
         for entry, digest in zip(entries, hashes, strict=True):
             found = known.get((entry.document_id, entry.kind, entry.version))
@@ -83,20 +88,24 @@ class Archive:
             _check_version(entry, [*known, *planned])
             planned.append((entry.document_id, entry.kind, entry.version))
             if digest not in placed:
-                fresh[digest] = (digest, entry.file_name or f"{entry.number}.{entry.kind}", entry.data)
+                name = entry.file_name or f"{entry.number}.{entry.kind}"
+                fresh.setdefault(untils[digest], {})[digest] = (digest, name, entry.data)
             elif self._at(placed[digest]) != entry.data:
                 raise _damaged(placed[digest].object_key)
-        objects = list(pack(tenant_id, list(fresh.values())))
+            elif self.vault.locks:  # another document's bytes, which may have to stay longer for this one
+                self.vault.keep(placed[digest].object_key, untils[digest])
+        objects = [one for until, files in fresh.items() for one in pack(tenant_id, list(files.values()), until)]
         with ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(self._store_object, objects))
         with self.database.tenant(tenant_id) as connection:
             return self.register(connection, tenant_id, list(zip(entries, hashes, strict=True)), objects)
 
     def _store_object(self, one: Packed) -> None:
-        if self.store.create(one.key, one.data):
+        if self.vault.create(one.key, one.data, one.until):
             return
         if self.store.get(one.key) != one.data:  # a key is the hash of its bytes: other bytes are damage
             raise _damaged(one.key)
+        self.vault.keep(one.key, one.until)
         self.store.settle(one.key)  # written by somebody who may not have seen it made durable
 
     def register(
@@ -296,7 +305,23 @@ class Archive:
         """
         if self.roots is not None:
             self.close_day(tenant_id)
-        return prove(self.database, self.store, tenant_id, known_head=known_head, roots=self.roots)
+        return prove(self.database, self.store, tenant_id, known_head=known_head, roots=self.roots, vault=self.vault)
+
+    def restore(self, tenant_id: str) -> list[str]:
+        """Bring back what `verify` misses or finds changed and the store still has, hidden or covered; their keys."""
+        wrong = {each.key for each in self.verify(tenant_id).findings if each.kind in ("missing", "changed")}
+        back = [
+            key for key in sorted(wrong) if key and self.vault.restore(key, lambda data, key=key: is_whole(key, data))
+        ]
+        if back:
+            self.lengthen_locks(tenant_id)
+        return back
+
+    def lengthen_locks(self, tenant_id: str) -> None:
+        """After a longer rule: lock each object of the store as long as the files in it must be kept."""
+        if self.vault.locks:
+            for key, until in locks_wanted(self.database, tenant_id).items():
+                self.vault.keep(key, until)
 
 
 def head(connection: Connection, tenant_id: str) -> tuple[int, bytes]:
@@ -331,6 +356,14 @@ def _placed(connection: Connection, hashes: list[bytes]) -> dict[bytes, Place]:
         "SELECT sha256, object_key, start, length FROM archive_places WHERE sha256 = ANY(%s)", (hashes,)
     )
     return {bytes(row["sha256"]): Place(row["object_key"], int(row["start"]), int(row["length"])) for row in rows}
+
+
+def _latest(untils: Iterable[tuple[bytes, date]]) -> dict[bytes, date]:
+    """The latest day of each file: the same bytes may belong to documents of several years."""
+    found: dict[bytes, date] = {}
+    for digest, until in untils:
+        found[digest] = max(until, found.get(digest, until))
+    return found
 
 
 def _damaged(key: str) -> Conflict:

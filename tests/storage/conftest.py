@@ -13,6 +13,7 @@ from storage.object_store import LocalObjectStore
 from storage.sql.database import Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
+from tests.s3_server import S3Server, running
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     migrate(dsn)
     yield dsn
     postgres.stop()
+
+
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    yield from running(tmp_path_factory.mktemp("s3"))
 
 
 @pytest.fixture

@@ -87,14 +87,14 @@ def test_packs_are_bounded_deterministic_and_their_ranges_right() -> None:
     draw = random.Random(seed)
     files = [(bytes([n]) * 32, f"{'x' * draw.randrange(1, 150)}/{n}", draw.randbytes(draw.randrange(3_000)))
              for n in range(50)]  # fmt: skip
-    first, second = list(pack("t", files)), list(pack("t", files))
+    first, second = list(pack("t", files, LATER.date())), list(pack("t", files, LATER.date()))
     assert [(one.key, one.data) for one in first] == [(one.key, one.data) for one in second]
     for digest, _, data in files:
         (place,) = [one.places[digest] for one in first if digest in one.places]
         held = next(one.data for one in first if one.key == place.object_key)
         assert held[place.start : place.start + place.length] == data
     large = [(bytes([n]) * 32, "f", b"x" * 6_000_000) for n in range(5)]
-    assert [len(one.places) for one in pack("t", large)] == [2, 2, 1]
+    assert [len(one.places) for one in pack("t", large, LATER.date())] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("place", ["content", "name"])
@@ -281,14 +281,14 @@ def test_the_leftover_of_a_put_goes_after_a_day_and_never_under_a_put_that_takes
     archive: Archive, store: LocalObjectStore, clock: Clock, tenant: str
 ) -> None:
     archive.put(tenant, entry(1))
-    (lost,) = pack(tenant, [(b"1" * 32, "a", b"a"), (b"2" * 32, "b", b"b")])
+    (lost,) = pack(tenant, [(b"1" * 32, "a", b"a"), (b"2" * 32, "b", b"b")], LATER.date())
     store.create(lost.key, lost.data)
     assert sweep(archive, tenant) == 0
     clock.now += ORPHAN_AGE + timedelta(minutes=1)
     assert sweep(archive, tenant) == 1
     assert not store.exists(lost.key)
     # Swept between the bytes and the entry of a put that found the object there.
-    (mine,) = pack(tenant, [(b"1" * 32, "a", b"a"), (b"2" * 32, "b", b"b")])
+    (mine,) = pack(tenant, [(b"1" * 32, "a", b"a"), (b"2" * 32, "b", b"b")], LATER.date())
     with archive.database.tenant(tenant) as connection:
         archive.register(connection, tenant, [], [mine])
     assert store.exists(mine.key)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,65 +20,8 @@ from storage.object_store import (
     open_object_store,
     probe,
 )
+from tests.s3_server import S3Server
 from tests.usage_log_support import Hooked
-
-VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cloudbilling" / "bin"
-KEY, SECRET = "testkey", "testsecret"
-
-
-class S3Server:
-    """versitygw on loopback over a directory; it is killed and started again on the same port by tests."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        for name in ("data", "iam", "data/bucket"):
-            (directory / name).mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [str(CACHE / "versitygw"), "--access", KEY, "--secret", SECRET, "-p", f"127.0.0.1:{self.port}"]
-        command += ["--quiet", "--iam-dir", str(self.directory / "iam"), "posix", str(self.directory / "data")]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        store, deadline = self.store(), time.monotonic() + 20
-        while True:
-            try:
-                store.get("ready")
-                return
-            except StoreUnavailable:
-                assert time.monotonic() < deadline, "the S3 server does not answer"
-                time.sleep(0.1)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(10)
-
-    def store(self, prefix: str = "log-of-tests") -> S3ObjectStore:
-        return S3ObjectStore("bucket", prefix, endpoint_url=self.url, key=KEY, secret=SECRET, timeout_s=2.0)
-
-
-@pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    if not (CACHE / "versitygw").exists():
-        if shutil.which("go") is None:
-            if os.environ.get("CI"):
-                pytest.fail("no Go on this machine, so no S3 server for the contract test")
-            pytest.skip("no Go on this machine: `apt-get install golang` to test against an S3 server")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "GOBIN": str(CACHE)}
-        subprocess.run(["go", "install", VERSITYGW], check=True, env=environment, timeout=600)
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.services)])
