@@ -17,6 +17,8 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+from psycopg.types.json import Jsonb
+
 from billing.errors import Conflict, InvalidInput, NotFound, Unavailable
 from storage.archive import retention, rights
 from storage.archive.entries import COLUMNS, DELETION, GENESIS, Archived, Entry, archived, next_entry, row_of
@@ -33,6 +35,22 @@ PAGE_MAX = 500
 _HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
 WRITERS = 4  # objects of one batch that are made durable at the same time: the disk merges their syncs
 TEXT_MAX = 200_000  # characters of a file that it is found by; PostgreSQL takes 1 MB of words
+
+
+_INSERT_ENTRIES = (
+    f"INSERT INTO archive_entries (tenant_id, position, {', '.join(COLUMNS)}, previous, chain) SELECT * FROM unnest("  # noqa: S608 - constants
+    "%s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::int[], %s::text[], %s::text[], %s::text[], %s::date[],"
+    " %s::numeric[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::bytea[], %s::timestamptz[], %s::date[],"
+    " %s::smallint[], %s::bytea[], %s::bytea[])"
+)
+_INSERT_TEXTS = (
+    "INSERT INTO archive_texts (tenant_id, position, words) SELECT tenant, position, to_tsvector('simple', said)"
+    " FROM unnest(%s::uuid[], %s::bigint[], %s::text[]) AS given (tenant, position, said)"
+)
+_INSERT_PLACES = (
+    "INSERT INTO archive_places (tenant_id, sha256, object_key, start, length)"
+    " SELECT * FROM unnest(%s::uuid[], %s::bytea[], %s::text[], %s::bigint[], %s::bigint[]) ON CONFLICT DO NOTHING"
+)
 
 
 def _now() -> datetime:
@@ -79,14 +97,13 @@ class Archive:
             years = retention.years_of(connection, tenant_id)
         fresh: dict[date, dict[bytes, tuple[bytes, str, bytes]]] = {}  # by the day until which they are kept
         untils = _latest(zip(hashes, (retention.until(entry, years) for entry in entries), strict=True))
-        planned: list[tuple[str, str, int]] = []
+        newest = _newest(known)
         for entry, digest in zip(entries, hashes, strict=True):
             found = known.get((entry.document_id, entry.kind, entry.version))
             if found is not None:
                 _check_same(found, entry, digest)
                 continue
-            _check_version(entry, [*known, *planned])
-            planned.append((entry.document_id, entry.kind, entry.version))
+            _check_version(entry, newest)
             if digest not in placed:
                 name = entry.file_name or f"{entry.number}.{entry.kind}"
                 fresh.setdefault(untils[digest], {})[digest] = (digest, name, entry.data)
@@ -127,11 +144,12 @@ class Archive:
         rows: list[tuple[Any, ...]] = []
         texts: list[tuple[Any, ...]] = []
         answers: list[Archived] = []
+        newest = _newest(known)
         for entry, digest in entries:
             identity = (entry.document_id, entry.kind, entry.version)
             found = known.get(identity)
             if found is None:
-                _check_version(entry, known)
+                _check_version(entry, newest)
                 position += 1
                 found = next_entry(
                     entry,
@@ -150,21 +168,15 @@ class Archive:
                 _check_same(found, entry, digest)
             answers.append(found)
         if rows:
-            _insert(connection, "archive_entries", ("tenant_id", "position", *COLUMNS, "previous", "chain"), rows)
-            with connection.cursor() as cursor:
-                cursor.executemany(
-                    "INSERT INTO archive_texts (tenant_id, position, words) VALUES (%s, %s, to_tsvector('simple', %s))",
-                    texts,
-                )
-                cursor.executemany(
-                    "INSERT INTO archive_places (tenant_id, sha256, object_key, start, length)"
-                    " VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                    [
-                        (tenant_id, digest, place.object_key, place.start, place.length)
-                        for one in objects
-                        for digest, place in one.places.items()
-                    ],
-                )
+            _insert(connection, _INSERT_ENTRIES, rows)
+            _insert(connection, _INSERT_TEXTS, texts)
+            places = [
+                (tenant_id, digest, place.object_key, place.start, place.length)
+                for one in objects
+                for digest, place in one.places.items()
+            ]
+            if places:
+                _insert(connection, _INSERT_PLACES, places)
             connection.execute(
                 "UPDATE archive_heads SET position = %s, chain = %s WHERE tenant_id = %s", (position, chain, tenant_id)
             )
@@ -256,33 +268,23 @@ class Archive:
         """Entries that fit all that is given, by position; `number` finds beginnings, `text` words of the document
         (as a web search: "an exact phrase", or, -not), `after` is the last position seen. Deleted ones are not found.
         """
-        conditions = ["tenant_id = %(tenant)s", "position > %(after)s", "deleted_by IS NULL"]
-        given: dict[str, Any] = {"tenant": tenant_id, "after": after, "limit": min(limit, PAGE_MAX + 1)}
-        for name, value, condition in (
-            ("customer", customer, "customer = %(customer)s"),
-            ("number", number, "starts_with(number, %(number)s)"),
-            ("kind", kind, "kind = %(kind)s"),
-            ("document_type", document_type, "document_type = %(document_type)s"),
-            ("since", since, "document_date >= %(since)s"),
-            ("until", until, "document_date <= %(until)s"),
-            ("amount_min", amount_min, "amount >= %(amount_min)s"),
-            ("amount_max", amount_max, "amount <= %(amount_max)s"),
-            (
-                "text",
-                _plain_words(text) if text is not None else None,
-                "position IN (SELECT position FROM archive_texts WHERE tenant_id = %(tenant)s"
-                " AND words @@ websearch_to_tsquery('simple', %(text)s))",
-            ),
-        ):
-            if value is not None:
-                conditions.append(condition)
-                given[name] = value
-        if reader is not None:
-            conditions.append(_seen_by(reader, given))
-        where = " AND ".join(conditions)
-        query = f"SELECT * FROM archive_entries WHERE {where} ORDER BY position LIMIT %(limit)s"  # noqa: S608 - constants
+        asked = {
+            "customer": customer,
+            "number": number,
+            "kind": kind,
+            "document_type": document_type,
+            "since": since.isoformat() if since is not None else None,
+            "until": until.isoformat() if until is not None else None,
+            "amount_min": format(amount_min, "f") if amount_min is not None else None,
+            "amount_max": format(amount_max, "f") if amount_max is not None else None,
+            "words": _plain_words(text) if text is not None else None,
+        }
+        seen = None if reader is None else Jsonb([sight.as_json() for sight in reader.sights])
         with self.database.tenant(tenant_id) as connection:
-            found = [archived(row) for row in connection.execute(query, given)]
+            rows = connection.execute(
+                "SELECT * FROM archive_find(%s, %s, %s, %s)", (Jsonb(asked), seen, after, min(limit, PAGE_MAX + 1))
+            )
+            found = [archived(row) for row in rows]
             if reader is not None and (text or customer or number):
                 rights.record(
                     connection,
@@ -401,10 +403,20 @@ def _check_same(found: Archived, entry: Entry, digest: bytes) -> None:
         )
 
 
-def _check_version(entry: Entry, known: Iterable[tuple[str, str, int]]) -> None:
-    newest = max((key[2] for key in known if key[:2] == (entry.document_id, entry.kind)), default=0)
-    if entry.version not in (newest + 1, newest):  # the same twice in one batch is compared when it is chained
-        raise Conflict(f"the next version of {entry.kind} of {entry.document_id} is {newest + 1}, not {entry.version}")
+def _newest(known: Iterable[tuple[str, str, int]]) -> dict[tuple[str, str], int]:
+    """The newest version of each file of each document."""
+    found: dict[tuple[str, str], int] = {}
+    for document_id, kind, version in known:
+        found[document_id, kind] = max(version, found.get((document_id, kind), 0))
+    return found
+
+
+def _check_version(entry: Entry, newest: dict[tuple[str, str], int]) -> None:
+    """Versions follow each other; the entry's is the newest from now on."""
+    before = newest.get((entry.document_id, entry.kind), 0)
+    if entry.version not in (before + 1, before):  # the same twice in one batch is compared when it is chained
+        raise Conflict(f"the next version of {entry.kind} of {entry.document_id} is {before + 1}, not {entry.version}")
+    newest[entry.document_id, entry.kind] = entry.version
 
 
 def _words(entry: Entry) -> str:
@@ -419,22 +431,6 @@ def _plain_words(text: str) -> str:
     return _HYPHEN.sub(" ", text).lower()
 
 
-def _seen_by(reader: Reader, given: dict[str, Any]) -> str:
-    """A condition for what the reader may see."""
-    parts: list[str] = []
-    for place, sight in enumerate(reader.sights):
-        both: list[str] = []
-        if sight.customers is not None:
-            given[f"customers{place}"] = sorted(sight.customers)
-            both.append(f"customer = ANY(%(customers{place})s)")
-        if sight.document_types is not None:
-            given[f"types{place}"] = sorted(sight.document_types)
-            both.append(f"document_type = ANY(%(types{place})s)")
-        parts.append(" AND ".join(both) or "true")
-    return f"({' OR '.join(f'({part})' for part in parts)})"
-
-
-def _insert(connection: Connection, table: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    values = ", ".join(["%s"] * len(names))
-    with connection.cursor() as cursor:
-        cursor.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values})", rows)  # noqa: S608 - constants
+def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """One statement for all rows: their columns travel as arrays."""
+    connection.execute(statement, [list(column) for column in zip(*rows, strict=True)])

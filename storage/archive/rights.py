@@ -31,6 +31,13 @@ class Sight:
             self.document_types is None or found.document_type in self.document_types
         )
 
+    def as_json(self) -> dict[str, list[str] | None]:
+        """As the database's own search takes it."""
+        return {
+            "customers": None if self.customers is None else sorted(self.customers),
+            "types": None if self.document_types is None else sorted(self.document_types),
+        }
+
 
 EVERYTHING = (Sight(),)
 
