@@ -44,7 +44,8 @@ _INSERT_ENTRIES = (
     " %s::smallint[], %s::bytea[], %s::bytea[])"
 )
 _INSERT_TEXTS = (
-    "INSERT INTO archive_texts (tenant_id, position, words) SELECT tenant, position, to_tsvector('simple', said)"
+    "INSERT INTO archive_texts (tenant_id, position, words) SELECT tenant, position,"
+    " to_tsvector('simple', said) || array_to_tsvector(ARRAY[archive_mark(tenant)])"
     " FROM unnest(%s::uuid[], %s::bigint[], %s::text[]) AS given (tenant, position, said)"
 )
 _INSERT_PLACES = (
