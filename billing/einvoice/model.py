@@ -103,10 +103,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Period:
-    """BG-14, BG-26: first and last day, both inside."""
+    """BG-14, BG-26: first and last day, both inside; one of them may be left out."""
 
-    start: date
-    end: date
+    start: date | None = None
+    end: date | None = None
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Debit:
-    """BG-19."""
+    """BG-19. The standard asks for none of the parts; XRechnung does for the last two."""
 
-    mandate: str
-    creditor_id: str
-    iban: str
+    mandate: str | None = None
+    creditor_id: str | None = None
+    iban: str | None = None
 
 
 @dataclass(frozen=True)

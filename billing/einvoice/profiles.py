@@ -13,7 +13,7 @@ from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
-from billing.einvoice.checks import Violation
+from billing.einvoice.checks import Slack, Violation
 from billing.einvoice.model import EN_16931, Address, AllowanceCharge, Invoice, Payment
 
 Profile = Literal["en16931", "xrechnung", "peppol"]
@@ -22,6 +22,7 @@ PEPPOL = f"{EN_16931}#compliant#urn:fdc:peppol.eu:2017:poacc:billing:3.0"
 PROCESS = "urn:fdc:peppol.eu:2017:poacc:billing:01:1.0"  # BT-23
 PROFILES: dict[Profile, str] = {"en16931": EN_16931, "xrechnung": XRECHNUNG, "peppol": PEPPOL}
 CENTS_OFF = Decimal("0.02")  # what R120 and R040 let pass
+TAX_OFF = Decimal("0.99")  # what BR-CO-17 lets pass
 _SKONTO = re.compile(r"#SKONTO#TAGE=\d{1,3}#PROZENT=\d{1,2}\.\d{2}#(BASISBETRAG=-?\d+\.\d{2}#)?")
 _LEITWEG = re.compile(r"\d{2,12}(-[A-Z0-9]{1,30})?-\d{2}")
 
@@ -41,6 +42,11 @@ def profile_violations(invoice: Invoice) -> list[Violation]:
     if invoice.profile.startswith(PEPPOL):
         return [*_shared(invoice), *_peppol(invoice)]
     return []
+
+
+def slack_of(invoice: Invoice) -> Slack:
+    """What the official rules of the invoice's profile take: that a line is quantity x price asks Peppol alone."""
+    return Slack(CENTS_OFF if invoice.profile.startswith(PEPPOL) else None, TAX_OFF, ours=False)
 
 
 def valid_leitweg_id(text: str) -> bool:

@@ -10,7 +10,6 @@ import base64
 from datetime import date
 from decimal import Decimal
 
-from billing.einvoice.cii import CENT, escape, quote
 from billing.einvoice.model import (
     Address,
     AllowanceCharge,
@@ -26,12 +25,13 @@ from billing.einvoice.model import (
     Period,
     TaxRepresentative,
     Totals,
-    plain,
 )
-from billing.errors import FieldError, InvalidInput
+from billing.einvoice.xml_elements import Elements, quote
 
 CREDIT_NOTE_TYPES = frozenset({"381", "396", "81", "83", "261", "532"})
 NO_ORDER = "NA"  # an order's number where only the seller's own is known: UBL wants one (Peppol BIS 3)
+_CBC_CAC = Elements("cbc", "cac")
+_leaf, _node, _number = _CBC_CAC.leaf, _CBC_CAC.node, _CBC_CAC.number
 _PREFIX = "urn:oasis:names:specification:ubl:schema:xsd"
 
 
@@ -40,26 +40,8 @@ def to_ubl(invoice: Invoice) -> bytes:
     return _Writer(invoice).document().encode()
 
 
-def _leaf(element: str, text: str | None, **attributes: str | None) -> str:
-    """One element with text, or nothing at all where there is no text."""
-    if text is None or text == "":
-        return ""
-    marks = "".join(f' {key}="{quote(value)}"' for key, value in attributes.items() if value)
-    return f"<cbc:{element}{marks}>{escape(text)}</cbc:{element}>"
-
-
-def _node(name: str, *children: str) -> str:
-    """One element around its children, or nothing at all where all of them are missing."""
-    inside = "".join(children)
-    return f"<cac:{name}>{inside}</cac:{name}>" if inside else ""
-
-
 def _day(name: str, value: date | None) -> str:
     return "" if value is None else _leaf(name, value.isoformat())
-
-
-def _number(name: str, value: Decimal | None, **attributes: str | None) -> str:
-    return "" if value is None else _leaf(name, plain(value), **attributes)
 
 
 def _id(name: str, identifier: Identifier | None) -> str:
@@ -238,14 +220,7 @@ class _Writer:
         )
 
     def _amount(self, name: str, value: Decimal | None, currency: str | None = None) -> str:
-        if value is None:
-            return ""
-        cents = value.quantize(CENT)
-        if cents != value:
-            detail = f"{name} {value} has more than two decimals, which EN 16931 cannot express (BR-DEC)"
-            raise InvalidInput(detail, errors=[FieldError("", detail)])
-        text = format(abs(cents) if cents == 0 else cents, "f")
-        return _leaf(name, text, currencyID=currency or self._invoice.currency)
+        return _CBC_CAC.amount(name, value, currencyID=currency or self._invoice.currency)
 
     def _order(self) -> str:
         invoice = self._invoice
@@ -293,12 +268,12 @@ class _Writer:
             )
             for one in payment.transfer
         ] or [""]
-        # Text and day stand once, at the first of them (UBL-SR-45, UBL-SR-46).
+        # Text, day, card and mandate stand once, at the first of them (UBL-SR-45, -46, -55).
         codes = [_leaf("PaymentMeansCode", payment.code, name=payment.text) + due]
         codes += [_leaf("PaymentMeansCode", payment.code)] * (len(accounts) - 1)
         return "".join(
-            _node("PaymentMeans", code, reference, inside, account, mandate)
-            for code, account in zip(codes, accounts, strict=True)
+            _node("PaymentMeans", code, reference, *((inside, account, mandate) if place == 0 else (account,)))
+            for place, (code, account) in enumerate(zip(codes, accounts, strict=True))
         )
 
     def _allowance_charge(self, one: AllowanceCharge, *, charge: bool) -> str:

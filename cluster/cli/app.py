@@ -390,12 +390,13 @@ def invoice_render(
         help="With commas: zugferd, zugferd-xrechnung, xrechnung, xrechnung-ubl, cii, ubl, peppol, pdf, html.",
     ),
     language: str = typer.Option("de", help="Of the page: de or en."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse what is only a warning, too."),
     as_json: bool = AsJson,
 ) -> None:
     """Make the files of an invoice in JSON, checked by the official rules; needs no platform."""
     from cluster.cli import invoice_factory
 
-    invoice_factory.render(file, out, formats, language, as_json)
+    invoice_factory.render(file, out, formats, language, strict, as_json)
 
 
 @invoice.command("read")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,22 @@ from cluster.cli import context
 FILE_BYTES_MAX = 100_000_000
 
 
-def render(file: Path, out: Path, formats: str, language: str, as_json: bool) -> None:
+def render(file: Path, out: Path, formats: str, language: str, strict: bool, as_json: bool) -> None:
     """Each format as a file `STEM.FORMAT.ENDING`, checked before; nothing is written if one of them is refused."""
     with context.problems():
         from billing.einvoice.model import Invoice
         from pipelines.invoice_files import formats_of, render_files
 
         form = _form(file)
-        files = render_files(Invoice.from_json(form), formats_of(formats), language)
+        files = render_files(Invoice.from_json(form), formats_of(formats), language, strict=strict)
         written: list[dict[str, Any]] = []
         try:
             out.mkdir(parents=True, exist_ok=True)
             for one in files:
                 path = out / f"{file.stem}.{one.name}"
                 path.write_bytes(one.data)
-                written.append({"format": one.format, "file": str(path), "bytes": len(one.data)})
+                warnings = [f"{each.rule}: {each.detail} ({each.pointer})" for each in one.warnings]
+                written.append({"format": one.format, "file": str(path), "bytes": len(one.data), "warnings": warnings})
         except OSError as error:
             context.fail(str(error), context.NO)
     context.show({"written": written}, as_json, _print_written)
@@ -63,6 +65,8 @@ def read(file: Path, as_json: bool) -> None:
 def _print_written(result: dict[str, Any]) -> None:
     for one in result["written"]:
         print(f"{one['file']}  {one['bytes']:,} bytes")  # noqa: T201
+    for text in dict.fromkeys(text for one in result["written"] for text in one["warnings"]):
+        print(f"warning: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _print_invoice(form: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from billing.einvoice.cii import to_cii
-from billing.einvoice.model import Invoice
+from billing.einvoice.model import Debit, Invoice, Period, Transfer
 from billing.einvoice.ubl import to_ubl
 from billing.errors import InvalidInput
 from pipelines.documents import render_pdf
@@ -41,6 +42,17 @@ def sample(name: str) -> Invoice:
         return replace(invoice, tax_point_on=None, tax_point_code="432")
     if name == "order of the seller only":
         return replace(invoice, order=None)
+    if name == "discount for early payment":
+        return replace(invoice, payment_terms="Zahlbar bis 1.12.\n#SKONTO#TAGE=14#PROZENT=2.00#\n")
+    if name == "account that is no IBAN":
+        assert invoice.payment is not None
+        return replace(invoice, payment=replace(invoice.payment, transfer=(Transfer("0532013000", name="Nordwind"),)))
+    if name == "periods with one end":
+        line = replace(invoice.lines[0], period=Period(end=date(2026, 10, 31)))
+        return replace(invoice, period=Period(start=date(2026, 10, 1)), lines=(line, *invoice.lines[1:]))
+    if name == "a mandate alone":
+        assert invoice.payment is not None
+        return replace(invoice, payment=replace(invoice.payment, debit=Debit(mandate="M-1")))
     return invoice
 
 
@@ -65,7 +77,10 @@ def as_read(invoice: Invoice, syntax: str) -> dict[str, Any]:
     return form
 
 
-NAMES = ["everything", "outside", "credit note", "tax point by code", "order of the seller only"]
+NAMES = [
+    *("everything", "outside", "credit note", "tax point by code", "order of the seller only"),
+    *("discount for early payment", "account that is no IBAN", "periods with one end", "a mandate alone"),
+]
 
 
 @pytest.mark.parametrize("syntax", WRITERS)
@@ -75,6 +90,13 @@ def test_what_is_written_and_read_again_is_the_same_invoice(name: str, syntax: s
     found = read_invoice(WRITERS[syntax](invoice))
     assert found.to_json() == as_read(invoice, syntax)
     assert read_invoice(WRITERS[syntax](found)) == found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cii_passes_the_official_schema_and_rules(name: str) -> None:
+    xml = to_cii(sample(name))
+    assert schema_violations(xml) == []
+    assert rule_violations(xml) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -137,14 +137,30 @@ def test_an_attachment_without_a_name_has_that_of_its_reference_and_is_bytes() -
     assert [line for line in lines if line.startswith(wanted)] == [f"{wanted}iVBORw0K</ram:AttachmentBinaryObject>"]
 
 
-def test_an_account_to_pay_to_stands_in_place_of_card_and_debit() -> None:
-    """BG-16: one means of payment an account; what a debit needs beside its account stays."""
-    transfer = [{"iban": "DE02120300000000202051"}]
+def test_accounts_to_pay_to_stand_beside_card_and_debit() -> None:
+    """BG-16: one element an account, as the schema wants it; what is paid otherwise stands once, in the first."""
+    transfer = [{"iban": "DE02120300000000202051"}, {"iban": "0532013000"}, {"iban": "DE80000000001234567890"}]
     lines = xml_of(changed(OUTSIDE, {"/payment/transfer": transfer}))
-    assert element("IBANID", lines) == ["DE02120300000000202051"]
-    assert "<ram:ApplicableTradeSettlementFinancialCard>" not in lines
+    assert element("IBANID", lines) == ["NO9386011117947", "DE02120300000000202051"]
+    assert element("ProprietaryID", lines) == ["0532013000", "DE80000000001234567890"]  # by their check digits no IBANs
     assert element("DirectDebitMandateID", lines) == ["M-2026-1"]
     assert element("CreditorReferenceID", lines) == ["DE98ZZZ09999999999"]
+
+
+@pytest.mark.parametrize("part", ["mandate", "creditor_id", "iban"])
+def test_of_a_debit_each_part_stands_alone(part: str) -> None:
+    """BG-19: none of the three is mandatory in the standard."""
+    debit = {part: OUTSIDE["payment"]["debit"][part]}
+    text = "".join(xml_of(changed(OUTSIDE, {"/payment/debit": debit})))
+    assert [name for name in OUTSIDE["payment"]["debit"].values() if name in text] == [debit[part]]
+
+
+@pytest.mark.parametrize("end", ["start", "end"])
+def test_a_period_may_have_one_end(end: str) -> None:
+    period = {end: "2026-10-01"}
+    lines = xml_of(changed(EVERYTHING, {"/period": period, "/lines/0/period": period}))
+    other = {"start": "EndDateTime", "end": "StartDateTime"}[end]
+    assert not any(f"<ram:{other}>" in line for line in lines)
 
 
 def test_outside_the_scope_a_rate_stands_only_in_the_tax_table() -> None:
@@ -191,7 +207,7 @@ BAD: list[tuple[str, object, str]] = [
     ("/seller", "Nordwind", "must be an object"),
     ("/notes", {}, "must be a list"),
     ("/notes", [{"text": "a"}] * 100_001, "has more than 100000 entries"),
-    ("/taxes/0/category", "AA", "must be one of S, Z, E, AE, K, G, O"),
+    ("/taxes/0/category", "AA", "must be one of S, Z, E, AE, K, G, O, L, M, B"),
     ("/records/0/rows/0/kind", "row", "must be one of dimension, tier, included, beyond, package, rated, billed"),
     ("/totals/net", "ten", "'ten' is not a decimal number"),
     ("/totals/net", "NaN", "'NaN' is not a decimal number"),

@@ -1,0 +1,166 @@
+"""An invoice as files of every format: each passes its own official rules; what cannot be issued is said in words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.einvoice.model import EN_16931, Invoice
+from billing.einvoice.profiles import PEPPOL, XRECHNUNG
+from billing.errors import InvalidInput
+from pipelines.documents import NotIssuable
+from pipelines.invoice_files import FORMATS, Format, formats_of, render_files
+from pipelines.invoice_rules import rule_violations, schema_violations, syntax_of
+from pipelines.read_invoice import read_invoice, xml_of_pdf
+
+sys.path.append(str(Path(__file__).parents[1] / "billing" / "einvoice"))
+from maximal import changed
+
+EXAMPLE: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "examples" / "invoices" / "invoice.json").read_text(encoding="utf-8")
+)
+PROFILE_OF = {"zugferd": EN_16931, "zugferd-xrechnung": XRECHNUNG, "xrechnung": XRECHNUNG, "xrechnung-ubl": XRECHNUNG,
+              "cii": EN_16931, "ubl": EN_16931, "peppol": PEPPOL}  # fmt: skip
+TYPES = {
+    "invoice": {},
+    "credit note": {"/type_code": "381", "/preceding": [{"number": "RE-2026-0041", "issued_on": "2026-10-01"}]},
+    "corrected invoice": {"/type_code": "384", "/preceding": [{"number": "RE-2026-0041", "issued_on": "2026-10-01"}]},
+    "final invoice": {"/totals/prepaid": "200.00", "/totals/due": "287.27",
+                      "/preceding": [{"number": "AR-2026-0007", "issued_on": "2026-09-01"}]},
+    "paid by debit": {"/payment": {"code": "59", "debit": {"mandate": "M-7", "creditor_id": "DE98ZZZ09999999999",
+                                                          "iban": "DE02120300000000202051"}}},
+    "usage record inside": {"/attachments": [{"ref": "usage", "name": "usage.csv", "mime": "text/csv",
+                                              "bytes": "aWQ7cXVhbnRpdHkK"}]},
+    "right to left and long": {"/buyer/name": "שלום " * 40, "/lines/0/name": "خدمة التخزين", "/lines/0/note": "日本"},
+}  # fmt: skip
+
+
+def made(form: Format, changes: dict[str, Any], language: str = "de") -> bytes:
+    (file,) = render_files(Invoice.from_json(changed(EXAMPLE, changes)), [form], language)
+    return file.data
+
+
+def xml_in(data: bytes) -> bytes:
+    return xml_of_pdf(data) if data.startswith(b"%PDF") else data
+
+
+@pytest.mark.parametrize("form", PROFILE_OF)
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_kind_of_invoice_passes_the_rules_of_every_format(form: Format, kind: str) -> None:
+    xml = xml_in(made(form, TYPES[kind]))
+    assert schema_violations(xml) == []
+    assert rule_violations(xml) == []
+    found = read_invoice(xml)
+    assert found.profile == PROFILE_OF[form]
+    assert syntax_of(xml).startswith("cii" if form in ("zugferd", "zugferd-xrechnung", "xrechnung", "cii") else "ubl")
+    # Whatever the format, it is the same invoice: amounts, parties, terms.
+    given = Invoice.from_json(changed(EXAMPLE, TYPES[kind]))
+    for name in ("number", "type_code", "seller", "payment", "totals", "payment_terms", "buyer_reference", "period"):
+        assert getattr(found, name) == getattr(given, name), name
+    assert [(line.name, line.quantity, line.price, line.base_quantity or 1, line.net) for line in found.lines] == [
+        (line.name, line.quantity, line.price, line.base_quantity or 1, line.net) for line in given.lines
+    ]
+
+
+def test_the_rules_of_xrechnung_are_run_and_not_those_of_the_standard_alone() -> None:
+    """Beside our own checks: a document that passes them by mistake is still stopped by the official rules."""
+    xml = made("xrechnung", {}).replace(b"<ram:BuyerReference>04011000-12345-03</ram:BuyerReference>", b"")
+    assert "BR-DE-15" in {one.rule for one in rule_violations(xml)}
+    xml = made("xrechnung-ubl", {}).replace(b"<cbc:Telephone>+49 421 5550 142</cbc:Telephone>", b"")
+    assert "BR-DE-6" in {one.rule for one in rule_violations(xml)}
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "rule", "pointer"),
+    [
+        ("cii", {"/buyer/address": {"country": "D"}}, "BR-11", "/buyer/address/country"),
+        ("peppol", {"/lines/0/net": "400.03"}, "PEPPOL-EN16931-R120", "/lines/0/net"),
+        ("cii", {"/totals/lines": "409.46"}, "BR-CO-10", "/totals/lines"),
+        ("cii", {"/taxes/0/amount": "78.80"}, "BR-CO-17", "/taxes/0/amount"),
+        ("cii", {"/period": {}}, "BR-CO-19", "/period"),
+        ("xrechnung", {"/seller/contact": ...}, "BR-DE-2", "/seller/contact"),
+        ("peppol", {"/buyer/endpoint/scheme": "EM"}, "PEPPOL-EN16931-CL008", "/buyer/endpoint/scheme"),
+        ("pdf", {"/totals/due": "1"}, "BR-CO-16", "/totals/due"),
+        ("html", {"/lines/0/price": "-1"}, "BR-27", "/lines/0/price"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_rule_words_and_place(
+    form: Format, changes: dict[str, Any], rule: str, pointer: str
+) -> None:
+    with pytest.raises(NotIssuable) as caught:
+        made(form, changes)
+    assert (rule, pointer) in [(one.rule, one.pointer) for one in caught.value.violations]
+    assert str(caught.value).startswith(f"{form}: ")
+
+
+def test_a_unit_that_is_none_is_found_by_the_official_rules() -> None:
+    with pytest.raises(NotIssuable) as caught:
+        made("ubl", {"/lines/0/unit": "pieces"})
+    assert "BR-CL-23" in [one.rule for one in caught.value.violations]
+
+
+def test_what_others_rounded_otherwise_is_let_pass_as_far_as_the_official_rules_do() -> None:
+    """Two cents at a line (R120); what we bill ourselves is exact, see test_documents."""
+    off = {"/lines/0/net": "400.02", "/totals/lines": "409.49", "/totals/net": "409.49", "/taxes/0/base": "409.49",
+           "/totals/gross": "487.29", "/totals/due": "487.29"}  # fmt: skip
+    assert rule_violations(made("peppol", off)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"/lines/0/price": "399.97"}, "PEPPOL-EN16931-R120"),
+        ({"/payment/transfer/0/iban": "DE03120300000000202051"}, "CB-04"),
+        ({"/due_on": "2026-10-01"}, "CB-01"),
+    ],
+)
+def test_what_the_official_rules_let_pass_is_a_warning_and_refused_only_if_asked(
+    changes: dict[str, Any], rule: str
+) -> None:
+    invoice = Invoice.from_json(changed(EXAMPLE, changes))
+    (file,) = render_files(invoice, ["cii"])
+    assert [one.rule for one in file.warnings] == [rule]
+    assert rule_violations(file.data) == []
+    with pytest.raises(NotIssuable, match=rule):
+        render_files(invoice, ["cii"], strict=True)
+
+
+def test_pages_have_the_words_of_their_language_and_every_letter() -> None:
+    html = made("html", TYPES["right to left and long"], "en").decode()
+    assert "Invoice" in html
+    assert "خدمة التخزين" in html
+    assert "Rechnung" in made("html", {}).decode()
+
+
+def test_ten_thousand_lines_are_written_and_read() -> None:
+    line = EXAMPLE["lines"][2]
+    lines = [{**line, "id": str(number), "quantity": "10", "net": "5.00"} for number in range(10_000)]
+    sums = {"/lines": lines, "/totals/lines": "50000.00", "/totals/net": "50000.00", "/taxes/0/base": "50000.00",
+            "/taxes/0/amount": "9500.00", "/totals/tax": "9500.00", "/totals/gross": "59500.00",
+            "/totals/due": "59500.00"}  # fmt: skip
+    assert len(read_invoice(made("cii", sums)).lines) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("zugferd", ("zugferd",)),
+        ("Factur-X, ubl,ubl", ("zugferd", "ubl")),
+        (" xrechnung-cii ,pdf", ("xrechnung", "pdf")),
+    ],
+)
+def test_formats_have_their_usual_names(text: str, found: tuple[str, ...]) -> None:
+    assert formats_of(text) == found
+
+
+@pytest.mark.parametrize("text", ["", ",", "docx", "pdf,docx"])
+def test_an_unknown_format_is_refused_with_those_that_there_are(text: str) -> None:
+    refuse: Callable[[str], object] = formats_of
+    with pytest.raises(InvalidInput) as caught:
+        refuse(text)
+    assert all(name in caught.value.detail for name in FORMATS)
