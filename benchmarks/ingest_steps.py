@@ -29,7 +29,7 @@ from billing.master import MasterData
 from billing.usage_formats import as_lines, parse_together
 from billing.verdicts import classify
 from deployments.usage_groups import UsageGroups
-from deployments.usage_ingest import answer
+from deployments.usage_ingest import answer_of
 from storage.object_store import LocalObjectStore
 from storage.usage_log.partitions import EventIds, event_ids, partitions_of
 from storage.usage_log.recent_ids import RecentIds, stamp_of
@@ -188,10 +188,10 @@ async def _road(
         for body in waiting:
             lines = as_lines(body, NDJSON)
             assert lines is not None
-            parsed, result = await groups.send(TENANT, lines, None, lambda _: None)
-            assert result is not None
-            answer(parsed, result, "/v1/usage", 1_000)
-            accepted += int((result.verdicts == 0).sum())
+            outcome = await groups.send(TENANT, lines, None, lambda _: None)
+            assert outcome.result is not None
+            answer_of(outcome, "/v1/usage", 1_000)
+            accepted += int((outcome.result.verdicts == 0).sum())
 
     try:
         await one_by_one(warm)

@@ -801,31 +801,57 @@ def as_lines(body: bytes, content_type: str, events_max: int = EVENTS_MAX) -> Li
 
 
 def parse_together(parts: Sequence[Lines]) -> list[ParsedUsage]:
-    """What `parse` makes of each, by one reading of all: starting columns up costs as much as a thousand rows of them.
+    """What `parse` makes of each, by one reading of all."""
+    together = read_together(parts)
+    return [together.part(place) for place in range(len(parts))]
+
+
+class Together:
+    """Several requests that were read as one; what is whose is cut out only where somebody asks for it."""
+
+    def __init__(self, whole: ParsedUsage, lines: Sequence[int]) -> None:
+        self.whole = whole
+        self._firsts = [0, *np.cumsum(lines).tolist()]  # lines before each part
+        ends = self._firsts[1:]
+        self._events = _ends(whole.positions, ends)
+        self._rejects = _ends(whole.rejects["position"], ends) if whole.rejects.height else [0] * (len(ends) + 1)
+
+    def __len__(self) -> int:
+        return len(self._firsts) - 1
+
+    def events_of(self, place: int) -> slice:
+        """Which rows of the whole's events are a part's."""
+        return slice(self._events[place], self._events[place + 1])
+
+    def total_of(self, place: int) -> int:
+        """Events and rejects of a part."""
+        events, rejects = self._events, self._rejects
+        return events[place + 1] - events[place] + rejects[place + 1] - rejects[place]
+
+    def part(self, place: int) -> ParsedUsage:
+        """What a part would have been if it had come alone."""
+        if len(self) == 1:
+            return self.whole
+        rows, first, whole = self.events_of(place), self._firsts[place], self.whole
+        start, end = self._rejects[place], self._rejects[place + 1]
+        rejects = _NO_REJECTS
+        if start < end:
+            rejects = whole.rejects.slice(start, end - start).with_columns(pl.col("position") - first)
+        positions = whole.positions.slice(rows.start, rows.stop - rows.start) - first
+        events = whole.events.slice(rows.start, rows.stop - rows.start)
+        return ParsedUsage(events, positions, rejects, events.height + rejects.height)
+
+
+def read_together(parts: Sequence[Lines]) -> Together:
+    """Read all as one: starting columns up costs as much as a thousand rows of them.
 
     A line is an event, a reject or blank, whatever stands around it; so each part gets what its own lines became.
     """
-    joined = b"\n".join(part.body for part in parts)
-    raw = _lines(joined, joined, sum(part.count for part in parts), cloud=False)
-    whole = _finish(raw)
-    if len(parts) == 1:
-        return [whole]
-    ends = np.cumsum([part.count for part in parts])
-    firsts = ends - [part.count for part in parts]
-    event_ends = np.searchsorted(whole.positions.to_numpy(), ends, side="right").tolist()
-    has_rejects = whole.rejects.height > 0
-    reject_ends = np.searchsorted(whole.rejects["position"].to_numpy(), ends, side="right").tolist()
-    found: list[ParsedUsage] = []
-    event_start = reject_start = 0
-    for place, (event_end, reject_end) in enumerate(zip(event_ends, reject_ends, strict=True)):
-        first = int(firsts[place])
-        events = whole.events.slice(event_start, event_end - event_start)
-        positions = whole.positions.slice(event_start, event_end - event_start)
-        rejects = whole.rejects.slice(reject_start, reject_end - reject_start) if has_rejects else _NO_REJECTS
-        if first:
-            positions = positions - first
-            if rejects.height:
-                rejects = rejects.with_columns(pl.col("position") - first)
-        found.append(ParsedUsage(events, positions, rejects, events.height + rejects.height))
-        event_start, reject_start = event_end, reject_end
-    return found
+    joined = parts[0].body if len(parts) == 1 else b"\n".join([part.body for part in parts])
+    lines = [part.count for part in parts]
+    return Together(_finish(_lines(joined, joined, sum(lines), cloud=False)), lines)
+
+
+def _ends(positions: pl.Series, ends: Sequence[int]) -> list[int]:
+    """How many of the positions (in order) lie at or below each end; before them a 0."""
+    return [0, *np.searchsorted(positions.to_numpy(), ends, side="right").tolist()]
