@@ -8,6 +8,7 @@ time: what other work on the machine does is not in it, save for what it takes f
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import structlog
 
 from actors.batches import NO_REASON, Answer, Block, decode_answer, decode_batch, encode_answer, encode_batch
 from actors.router import LocalUsageRouter
@@ -84,6 +86,7 @@ def master_data(customers: int) -> MasterData:
 
 
 def run(size: str, say: Say) -> dict[str, Any]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     chosen = SIZES[size]
     master = FixedMaster(master_data(chosen.customers))
     steps: dict[str, dict[str, float]] = {}
