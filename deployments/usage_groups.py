@@ -17,7 +17,8 @@ import structlog
 
 from actors.router import IngestResult, UsageRouter
 from billing.errors import BillingError, Overloaded
-from billing.usage_formats import Lines, ParsedUsage, Together, read_together
+from billing.parsed_usage import ParsedUsage
+from billing.usage_formats import Lines, Together, read_together
 
 LOG = structlog.get_logger("cloudbilling.usage")
 GROUP_BYTES_MAX = 4 * 1024 * 1024

@@ -11,9 +11,11 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from actors.router import IngestResult
+from billing.body_encoding import decompress
 from billing.errors import FieldError, InvalidInput
+from billing.parsed_usage import ParsedUsage
 from billing.usage import Verdict
-from billing.usage_formats import CONTENT_TYPES, Lines, ParsedUsage, as_lines, decompress, parse
+from billing.usage_formats import CONTENT_TYPES, Lines, as_lines, parse
 from deployments import examples
 from deployments.access import Caller, Gate, may
 from deployments.bodies import Room, read_body
