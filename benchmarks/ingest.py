@@ -8,11 +8,11 @@ answer. Both are measured in turns in the same run. An event has about 171 bytes
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ import uuid_utils
 
 from benchmarks.platform import ROOT, Measured, free_port, platform, wait_until_ready
 from benchmarks.runner import Say, percentiles, tree_cost
+from benchmarks.senders import Answer, as_fast_as_answered
 
 CONNECTIONS = 8
-REPEAT_S = 20.0  # an overload is repeated as a client would; longer than that is a failure
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
@@ -87,25 +87,14 @@ def bodies(count: int, batch: int, customers: int, seed: int) -> list[bytes]:
 
 async def send(url: str, key: str, waiting: list[bytes]) -> Load:
     """Send every body over eight connections; count what was acknowledged."""
-    load, queue = Load(), iter(waiting)
+    load = Load()
 
-    async def worker(http: httpx.AsyncClient) -> None:
-        for body in queue:
-            began = time.perf_counter()
-            answer = await http.post("/v1/usage", content=body, headers=NDJSON)
-            while answer.status_code in (429, 503) and time.perf_counter() - began < REPEAT_S:
-                await asyncio.sleep(0.1)
-                answer = await http.post("/v1/usage", content=body, headers=NDJSON)
-            assert answer.status_code == 200, answer.text[:500]
-            load.times.append(time.perf_counter() - began)
-            load.events += answer.json()["accepted"]
+    def take(_: bytes, answer: Answer, seconds: float) -> None:
+        assert answer.status == 200, answer.body[:500]
+        load.times.append(seconds)
+        load.events += int(json.loads(answer.body)["accepted"])
 
-    limits = httpx.Limits(max_connections=CONNECTIONS)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, limits=limits, trust_env=False) as http:
-        began = time.perf_counter()
-        await asyncio.gather(*(worker(http) for _ in range(CONNECTIONS)))
-        load.seconds = time.perf_counter() - began
+    load.seconds = await as_fast_as_answered(url, key, waiting, CONNECTIONS, take)
     return load
 
 

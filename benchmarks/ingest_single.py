@@ -7,17 +7,17 @@ not slow the sender), where a request counts from the moment it was due.
 from __future__ import annotations
 
 import asyncio
-import time
+import json
+from collections.abc import Callable
 from typing import Any
 
-import httpx
-
-from benchmarks.ingest import NDJSON, bodies, stored_events
+from benchmarks.ingest import bodies, stored_events
 from benchmarks.platform import platform
 from benchmarks.runner import Say, percentiles
+from benchmarks.senders import Answer, as_fast_as_answered, as_scheduled
 
 SIZES = {"small": (60, 30, 20), "normal": (12_000, 6_000, 2_000), "long": (120_000, 60_000, 2_000)}
-CONNECTIONS, OFFERED = 32, 600
+CONNECTIONS, OFFERED, OFFERED_CONNECTIONS = 32, 600, 128
 
 
 def run(size: str, say: Say) -> dict[str, Any]:
@@ -44,43 +44,21 @@ def run(size: str, say: Say) -> dict[str, Any]:
     }
 
 
-async def _one(http: httpx.AsyncClient, body: bytes) -> None:
-    answer = await http.post("/v1/usage", content=body, headers=NDJSON)
-    assert answer.status_code == 200, answer.text[:500]
-    assert answer.json()["accepted"] == 1, answer.text[:500]
-
-
-def _client(url: str, key: str, connections: int) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    headers = {"Authorization": f"Bearer {key}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=60, limits=limits, trust_env=False)
-
-
 async def _closed(url: str, key: str, waiting: list[bytes]) -> tuple[float, list[float]]:
     times: list[float] = []
-    queue = iter(waiting)
-
-    async def worker(http: httpx.AsyncClient) -> None:
-        for body in queue:
-            began = time.perf_counter()
-            await _one(http, body)
-            times.append(time.perf_counter() - began)
-
-    async with _client(url, key, CONNECTIONS) as http:
-        began = time.perf_counter()
-        await asyncio.gather(*(worker(http) for _ in range(CONNECTIONS)))
-        return time.perf_counter() - began, times
+    return await as_fast_as_answered(url, key, waiting, CONNECTIONS, _noted(times)), times
 
 
 async def _offered(url: str, key: str, waiting: list[bytes], rate: int) -> list[float]:
     waits: list[float] = []
-
-    async def at(http: httpx.AsyncClient, due: float, body: bytes) -> None:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        await _one(http, body)
-        waits.append(time.perf_counter() - due)
-
-    async with _client(url, key, 128) as http:
-        began = time.perf_counter() + 0.2
-        await asyncio.gather(*(at(http, began + number / rate, body) for number, body in enumerate(waiting)))
+    await as_scheduled(url, key, waiting, rate, OFFERED_CONNECTIONS, _noted(waits))
     return waits
+
+
+def _noted(times: list[float]) -> Callable[[bytes, Answer, float], None]:
+    def take(_: bytes, answer: Answer, seconds: float) -> None:
+        assert answer.status == 200, answer.body[:500]
+        assert json.loads(answer.body)["accepted"] == 1, answer.body[:500]
+        times.append(seconds)
+
+    return take

@@ -173,13 +173,7 @@ def _json_objects(texts: Mapping[str, pl.Series], height: int) -> pl.Series:
 
 def _with_cells(rows: pl.DataFrame, book: RatingBook) -> pl.DataFrame:
     """Rows with `at`: the start of their local day, or the last cut before them on that day."""
-    local = pl.col("time").dt.convert_time_zone(book.timezone).dt.replace_time_zone(None).dt.truncate("1d")
-    # A midnight that does not exist is the first moment after the gap; one that exists twice is the first.
-    day = pl.coalesce(
-        local.dt.replace_time_zone(book.timezone, ambiguous="earliest", non_existent="null"),
-        (local + pl.duration(hours=1)).dt.replace_time_zone(book.timezone, ambiguous="earliest", non_existent="null"),
-    ).dt.convert_time_zone("UTC")
-    rows = rows.with_columns(at=day.cast(INSTANT))
+    rows = rows.with_columns(_days(rows["time"], book.timezone))
     if book.cuts.height == 0:
         return rows
     owners = book.customers.select("key", pl.col("customer").alias("owner"))
@@ -191,3 +185,35 @@ def _with_cells(rows: pl.DataFrame, book: RatingBook) -> pl.DataFrame:
         .with_columns(at=pl.max_horizontal("at", "cut"))
         .drop("owner", "cut")
     )
+
+
+MINUTE_US = 60_000_000
+ROWS_A_MINUTE = 4  # below, asking for each minute once saves nothing
+
+
+def _days(times: pl.Series, timezone: str) -> pl.Series:
+    """`at`: the start of each time's local day.
+
+    A time zone's rules cost more than all the rest of folding, so they are asked for the ends of each minute: where
+    both lie in one day, all between them does. (A clock that goes back over midnight does so on a whole minute.)
+    """
+    minutes = (times.dt.epoch("us") // MINUTE_US).alias("minute")
+    asked = minutes.unique()
+    if len(asked) * ROWS_A_MINUTE > len(times):
+        return _day_starts(times, timezone).alias("at")
+    first = _day_starts((asked * MINUTE_US).cast(INSTANT), timezone)
+    last = _day_starts((asked * MINUTE_US + (MINUTE_US - 1)).cast(INSTANT), timezone)
+    table = pl.DataFrame([asked, first.set(first != last, None).alias("at")])
+    found = minutes.to_frame().join(table, on="minute", how="left", maintain_order="left")["at"]
+    places = found.is_null().arg_true()
+    return found if not len(places) else found.scatter(places, _day_starts(times.gather(places), timezone))
+
+
+def _day_starts(times: pl.Series, timezone: str) -> pl.Series:
+    local = pl.col("time").dt.convert_time_zone(timezone).dt.replace_time_zone(None).dt.truncate("1d")
+    # A midnight that does not exist is the first moment after the gap; one that exists twice is the first.
+    day = pl.coalesce(
+        local.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null"),
+        (local + pl.duration(hours=1)).dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null"),
+    ).dt.convert_time_zone("UTC")
+    return times.alias("time").to_frame().select(day.cast(INSTANT)).to_series()

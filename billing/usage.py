@@ -27,6 +27,7 @@ EVENT_SCHEMA = pl.Schema(
 )
 TEXT_LENGTH_MAX = 256  # source, id, type, customer, subscription; in characters
 DATA_BYTES_MAX = 16_384
+RESERVED_SOURCE = "cloudbilling:"  # the log's own rows (corrections); no sender may use it
 
 
 class Verdict(IntEnum):

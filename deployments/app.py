@@ -1,5 +1,6 @@
 """The HTTP application: all routes of the API and the front end over one set of services. Knows nothing of Ray."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -37,6 +38,7 @@ from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
 from deployments.bodies import Room
 from deployments.key_limits import LimitHeaders
 from deployments.manners import MasterNumbers
+from deployments.quick_routes import QuickRoutes
 from deployments.services import Services
 from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
 from deployments.usage_groups import UsageGroups
@@ -127,6 +129,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
         from deployments.front import front_router
 
         app.include_router(front_router(services), include_in_schema=False)
+    app.add_middleware(QuickRoutes, application=app, routes=tuple(_hot_routes()))
     app.add_middleware(LimitHeaders)
     app.add_middleware(Traced)  # added last, so outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -190,6 +193,13 @@ def _complete(path: dict[str, Any], route: APIRoute) -> None:
             operation["description"] = f"{operation.get('description', '')}\n\nScope: {words}.".strip()
         else:
             operation["security"] = []
+
+
+def _hot_routes() -> Iterator[APIRoute]:
+    """Those that are called for every event."""
+    for route in usage_ingest.router.routes:
+        assert isinstance(route, APIRoute)
+        yield route
 
 
 def scopes_of(route: APIRoute) -> tuple[str, ...]:

@@ -16,11 +16,13 @@ from starlette.responses import Response
 
 from actors.backfill_desk import BackfillDesk
 from billing.backfills import NOTE_LENGTH_MAX, Backfill, is_name
+from billing.body_encoding import decompress
 from billing.errors import FieldError, InvalidInput, NotFound
 from billing.forms import Form, Mistakes
 from billing.lateness import reasons_of
+from billing.parsed_usage import ParsedUsage
 from billing.usage import Verdict
-from billing.usage_formats import CONTENT_TYPES, ParsedUsage, decompress, parse
+from billing.usage_formats import CONTENT_TYPES, parse
 from deployments import examples
 from deployments.access import Caller, may
 from deployments.bodies import Room, json_form, known_keys, read_body

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import Request
 
+from billing.body_encoding import decompress
 from billing.errors import FieldError, InvalidInput, Malformed, Overloaded, TooLarge, UnsupportedMediaType
-from billing.usage_formats import decompress
 from deployments.services import Services
 
 DEPTH_MAX = 64

@@ -55,6 +55,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
+async def of(request: Request, error: Exception) -> Response:
+    """The answer to an error that a route has raised, for who stands before the framework."""
+    return await (_family(request, error) if isinstance(error, BillingError) else _unexpected(request, error))
+
+
 async def _family(request: Request, error: Exception) -> Response:
     assert isinstance(error, BillingError)
     if error.status >= 500:

@@ -1,4 +1,4 @@
-"""One span, one count and one log line per request, as a plain ASGI shell around the application.
+"""One span, one count and one log line per request (or group of them), as a plain ASGI shell around the application.
 
 The trace goes on where the caller's `traceparent` left off; the answer names it (`traceparent`), so that a complaint
 can be found in logs and traces. No path parameter, key, body or customer goes into tags or lines.
@@ -16,6 +16,7 @@ from storage.telemetry import context_of, traceparent
 
 LOG = structlog.get_logger("cloudbilling.http")
 QUIET = frozenset({"/v1/health/live", "/v1/health/ready"})  # asked every second; a line each would hide the rest
+TOLD = "told"  # in a request's state: a line of the log tells of it already, with others (deployments/usage_groups.py)
 # FastAPI's own spans name whole paths, and with them codes of customers. Ours name the route.
 FRAMEWORK_TELEMETRY_OFF: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 _tracer = trace.get_tracer("cloudbilling.http")
@@ -36,10 +37,9 @@ class Traced:
         sent: dict[str, Any] = {"status": 500}
         parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
         method = scope["method"]
-        with _tracer.start_as_current_span(
-            f"{method} ?", context=context_of(parent), kind=trace.SpanKind.SERVER
-        ) as span:
-            header = traceparent()
+        context = context_of(parent) if parent else None
+        with _tracer.start_as_current_span(f"{method} ?", context=context, kind=trace.SpanKind.SERVER) as span:
+            header = traceparent() if span.get_span_context().is_valid else None
 
             async def watched(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -60,5 +60,5 @@ class Traced:
                 if sent["status"] >= 500:
                     span.set_status(trace.StatusCode.ERROR)
                 _seconds.record(seconds, tags)
-                if route not in QUIET:
+                if route not in QUIET and (sent["status"] >= 400 or not scope.get("state", {}).get(TOLD)):
                     LOG.info("request", method=method, route=route, status=sent["status"], ms=round(seconds * 1e3, 2))

@@ -11,16 +11,19 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from actors.router import IngestResult
+from billing.body_encoding import decompress
 from billing.errors import FieldError, InvalidInput
+from billing.parsed_usage import ParsedUsage
 from billing.usage import Verdict
-from billing.usage_formats import CONTENT_TYPES, Lines, ParsedUsage, as_lines, decompress, parse
+from billing.usage_formats import CONTENT_TYPES, Lines, as_lines, parse
 from deployments import examples
 from deployments.access import Caller, Gate, may
 from deployments.bodies import Room, read_body
 from deployments.manners import described
 from deployments.problems import MEDIA_TYPE, problem_body
 from deployments.services import Services
-from deployments.usage_groups import GROUP_BYTES_MAX, INLINE_BYTES_MAX, UsageGroups
+from deployments.tracing import TOLD
+from deployments.usage_groups import GROUP_BYTES_MAX, INLINE_BYTES_MAX, Outcome, UsageGroups
 
 router = APIRouter(prefix="/v1", tags=["Usage"])
 _WORDS = {verdict.value: verdict.name.lower() for verdict in Verdict}
@@ -63,10 +66,11 @@ async def post_usage(request: Request, caller: Caller = Depends(may("usage:write
         if lines is not None:
             del body
             groups: UsageGroups = request.app.state.usage_groups
-            parsed, result = await groups.send(
+            outcome = await groups.send(
                 caller.tenant_id, lines, number, lambda events: gate.count_events(request, caller, events)
             )
-            return answer(parsed, result, request.url.path, limits.listed_max)
+            request.scope.setdefault("state", {})[TOLD] = True
+            return answer_of(outcome, request.scope["path"], limits.listed_max)
         if len(body) > INLINE_BYTES_MAX or "content-encoding" in request.headers:
             parsed = await asyncio.to_thread(_parse, request, body, services)
         else:
@@ -76,7 +80,7 @@ async def post_usage(request: Request, caller: Caller = Depends(may("usage:write
         if parsed.events.height:
             gate.count_events(request, caller, parsed.events.height)
             result = await services.router.ingest(caller.tenant_id, parsed.events, master_number=number)
-        return answer(parsed, result, request.url.path, limits.listed_max)
+        return answer(parsed, result, request.scope["path"], limits.listed_max)
     finally:
         room.give(held)
 
@@ -116,6 +120,8 @@ def answer(parsed: ParsedUsage, result: IngestResult | None, path: str, listed_m
     """Counts, then the events one by one: all of a small request, the rejected and suspended ones of a large one."""
     if parsed.total == 0:
         raise InvalidInput("the body holds no event")
+    if _are_all_accepted(result, parsed.total) and parsed.total <= listed_max:
+        return Response(_all_accepted(parsed.total), media_type="application/json")
     verdicts = result.verdicts if result is not None else np.zeros(0, dtype=np.uint8)
     counts = np.bincount(verdicts, minlength=len(Verdict))
     rejected = parsed.rejects.height + int(counts[Verdict.REJECTED])
@@ -126,8 +132,6 @@ def answer(parsed: ParsedUsage, result: IngestResult | None, path: str, listed_m
         "suspended": int(counts[Verdict.SUSPENDED]),
         "rejected": rejected,
     }
-    if counts[Verdict.ACCEPTED] == parsed.total <= listed_max:
-        return Response(_all_accepted(parsed.total), media_type="application/json")
     if result is not None and parsed.total <= listed_max:
         positions = parsed.positions.to_list()
         listed = [
@@ -144,6 +148,19 @@ def answer(parsed: ParsedUsage, result: IngestResult | None, path: str, listed_m
     if rejected == parsed.total:
         return _nothing_stored(parsed, body, path)
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def answer_of(outcome: Outcome, path: str, listed_max: int) -> Response:
+    """The answer to one request of a group."""
+    total = outcome.total
+    if _are_all_accepted(outcome.result, total) and total <= listed_max:
+        return Response(_all_accepted(total), media_type="application/json")
+    return answer(outcome.parsed, outcome.result, path, listed_max)
+
+
+def _are_all_accepted(result: IngestResult | None, total: int) -> bool:
+    assert Verdict.ACCEPTED == 0, "any other verdict is above it"
+    return result is not None and len(result.verdicts) == total and not result.verdicts.any()
 
 
 @lru_cache(maxsize=64)

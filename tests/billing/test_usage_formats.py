@@ -13,10 +13,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing import usage_formats
+from billing.body_encoding import decompress
 from billing.errors import InvalidInput, Malformed, TooLarge, UnsupportedMediaType
+from billing.parsed_usage import ParsedUsage
 from billing.usage import EVENT_SCHEMA
-from billing.usage_formats import SMALL_BYTES, decompress, parse
+from billing.usage_formats import SMALL_BYTES, parse
 
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -42,11 +43,11 @@ def many(count: int = 500) -> list[dict[str, Any]]:
     return [event(number) for number in range(count)]
 
 
-def one(**changes: Any) -> usage_formats.ParsedUsage:
+def one(**changes: Any) -> ParsedUsage:
     return parse(lines(event(1, **changes)), NDJSON)
 
 
-def reason(parsed: usage_formats.ParsedUsage) -> tuple[str, str]:
+def reason(parsed: ParsedUsage) -> tuple[str, str]:
     assert parsed.events.height == 0
     row = parsed.rejects.row(0, named=True)
     return row["reason"], row["pointer"]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.usage_formats import SMALL_BYTES, ParsedUsage, as_lines, parse, parse_together
+from billing.parsed_usage import ParsedUsage
+from billing.usage_formats import SMALL_BYTES, as_lines, parse, parse_together
 
 NDJSON = "application/x-ndjson"
 GOOD = '{"source":"s","id":"%d","type":"t","customer":"c","time":"2026-01-02T03:04:05.6Z","data":{"v":"%d"}}'

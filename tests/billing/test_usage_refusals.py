@@ -12,9 +12,12 @@ import polars as pl
 import pytest
 import zstandard
 
-from billing import usage_formats
+from billing import column_lines, exact_lines, parsed_usage
+from billing.body_encoding import decompress
 from billing.errors import BillingError, FieldError, Malformed, TooLarge, UnsupportedMediaType
-from billing.usage_formats import CONTENT_TYPES, FEW, SMALL_BYTES, ParsedUsage, decompress, parse
+from billing.exact_lines import FEW
+from billing.parsed_usage import ParsedUsage
+from billing.usage_formats import CONTENT_TYPES, SMALL_BYTES, parse
 
 NDJSON, JSON = "application/x-ndjson", "application/json"
 CLOUD, CLOUDS = "application/cloudevents+json", "application/cloudevents-batch+json"
@@ -430,11 +433,11 @@ def test_columns_are_trusted_only_where_they_provably_hold_the_whole_body(
     line: str, by_length: bool, by_marks: bool, end: str, rows: int
 ) -> None:
     body = ("\n".join([COMPACT] * (rows - 1) + [line]) + end).encode()
-    table = pl.read_ndjson(body, schema=usage_formats._NDJSON)
+    table = pl.read_ndjson(body, schema=parsed_usage.NDJSON)
     mixed = rows > 1 and "," + " " in line  # one line compact, another spaced: of no one length
-    assert usage_formats._lengths_agree(table, body) is (by_length and not mixed)
-    assert usage_formats._native_agrees(table, body) is by_marks
-    columns = usage_formats._columnar(body, usage_formats._NDJSON, rows, cloud=False)
+    assert column_lines._lengths_agree(table, body) is (by_length and not mixed)
+    assert column_lines._native_agrees(table, body) is by_marks
+    columns = column_lines.read(body, parsed_usage.NDJSON, rows, cloud=False)
     assert (columns is not None) is by_marks
 
 
@@ -462,7 +465,7 @@ def test_columns_of_cloud_events_are_trusted_only_where_their_attributes_are_tex
 ) -> None:
     form = changed({**CLOUD_GOOD, "data": {"a": "b"}}, changes)
     body = "\n".join(json.dumps(one, separators=separators) for one in (CLOUD_GOOD, form)).encode()
-    columns = usage_formats._columnar(body, usage_formats._CLOUD, 10, cloud=True)
+    columns = column_lines.read(body, parsed_usage.CLOUD, 10, cloud=True)
     assert (columns is not None) is agrees
 
 
@@ -475,15 +478,15 @@ def test_columns_of_cloud_events_are_trusted_only_where_their_attributes_are_tex
 def test_a_number_that_a_float_may_not_hold_is_read_exactly(number: str, long: bool) -> None:
     for text in (f'{{"a": {number}}}', f'{{"a":{number}}}', f'{{"a": [1, {number}]}}', f'{{"a": [{number}]}}'):
         line = json.dumps(GOOD)[:-1] + f', "data": {text}}}'
-        assert (usage_formats._columnar(line.encode(), usage_formats._NDJSON, 1, cloud=False) is None) is long
+        assert (column_lines.read(line.encode(), parsed_usage.NDJSON, 1, cloud=False) is None) is long
     as_text = json.dumps({**GOOD, "data": {"a": number}})
-    assert usage_formats._columnar(as_text.encode(), usage_formats._NDJSON, 1, cloud=False) is not None
+    assert column_lines.read(as_text.encode(), parsed_usage.NDJSON, 1, cloud=False) is not None
 
 
 def test_columns_are_not_trusted_with_broken_lines_or_blank_lines() -> None:
     def read(*lines: str) -> bool:
         body = "\n".join(lines).encode()
-        return usage_formats._columnar(body, usage_formats._NDJSON, 10, cloud=False) is not None
+        return column_lines.read(body, parsed_usage.NDJSON, 10, cloud=False) is not None
 
     assert read(COMPACT, COMPACT)
     assert not read(COMPACT, '{"source": ')
@@ -528,13 +531,15 @@ def test_an_array_of_many_is_read_as_columns_and_gives_what_lines_give(monkeypat
     def never(*_: object, **__: object) -> object:
         raise AssertionError("the usual body is read as columns")
 
-    exactly = usage_formats._exact
-    monkeypatch.setattr(usage_formats, "_exact", never)
+    exactly = exact_lines.read_parts
+    monkeypatch.setattr(exact_lines, "read_parts", never)
     for separators in ((",", ":"), (", ", ": ")):
-        assert parse(json.dumps(events, separators=separators).encode(), JSON).events.equals(wanted)
+        spaced = parse(json.dumps(events, separators=separators).encode(), JSON).events
+        assert spaced.drop("data").equals(wanted.drop("data"))
+        assert spaced["data"].to_list() == [json.dumps(ONE["data"], separators=separators)] * 200  # as it was sent
     assert parse(b" \n" + json.dumps(events).encode() + b"\n", JSON).events.equals(wanted)
     assert parse(ndjson(*events), NDJSON).events.equals(wanted)
-    monkeypatch.setattr(usage_formats, "_exact", exactly)
+    monkeypatch.setattr(exact_lines, "read_parts", exactly)
     indented = parse(json.dumps(events, indent=2).encode(), JSON).events  # a line is no event here: read exactly
     assert indented.drop("data").equals(wanted.drop("data"))
     assert [json.loads(data) for data in indented["data"]] == [ONE["data"]] * 200

@@ -29,6 +29,14 @@ def test_ingest_over_http_counts_every_event_and_ends_with_one_json_line(name: s
         assert wanted in result, f"{wanted} is missing"
 
 
+def test_the_steps_of_the_road_are_measured_for_each_size_of_requests() -> None:
+    done = bench("ingest_steps", "--small")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert set(result["whole"]) == set(result["steps"]) == {"1000", "1"}
+    assert all(us >= 0 for steps in result["steps"].values() for us in steps.values())
+
+
 def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
     done = bench("speed")
     assert done.returncode == 2

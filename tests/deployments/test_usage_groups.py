@@ -68,7 +68,7 @@ def test_what_waits_is_one_call_and_each_gets_its_own_rows() -> None:
         router.open.set()
         answers = await asyncio.gather(*first, *rest)
         assert router.calls[3] == ("a", ["3", "4d", "5", "bad x"], 9)
-        got = [(parsed.events["id"].to_list(), result.verdicts.tolist()) for parsed, result in answers]
+        got = [(one.parsed.events["id"].to_list(), one.result.verdicts.tolist()) for one in answers]
         assert got[2] == (["3", "4d"], [Verdict.ACCEPTED, Verdict.DUPLICATE])
         assert got[3] == (["5"], [Verdict.ACCEPTED])
         await asyncio.sleep(0)
@@ -85,9 +85,9 @@ def test_a_client_that_goes_away_takes_nobody_s_rows_with_it() -> None:
         tasks = await started(groups, [("a", lines("2"), None), ("a", lines("3"), None)])
         tasks[0].cancel()
         router.open.set()
-        parsed, result = await tasks[1]
-        assert parsed.events["id"].to_list() == ["3"]
-        assert result.verdicts.tolist() == [Verdict.ACCEPTED]
+        outcome = await tasks[1]
+        assert outcome.parsed.events["id"].to_list() == ["3"]
+        assert outcome.result.verdicts.tolist() == [Verdict.ACCEPTED]
         assert router.calls[2][1] == ["2", "3"]
 
     asyncio.run(main())
@@ -140,7 +140,7 @@ def test_a_key_over_its_limit_is_refused_alone() -> None:
         router.open.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(found[0], Overloaded)
-        assert found[1][0].events["id"].to_list() == ["4"]
+        assert found[1].parsed.events["id"].to_list() == ["4"]
         assert ["4"] in [call[1] for call in router.calls]
         await asyncio.gather(*blocked)
 
