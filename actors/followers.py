@@ -40,6 +40,10 @@ def _no_figures(_: str, __: Sequence[str], ___: int) -> LiveState | None:
     raise AssertionError("only a decision in a shard with master data may ask for usage")
 
 
+def _all_here(_: str, __: Sequence[str]) -> Mapping[int, tuple[int, int]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class JudgedRows:
     """Events of a backfill: which lie in a partition of this lane, which are new, whose id was whose before."""
@@ -63,6 +67,8 @@ class LogMoment:
     judge_backfilled: Callable[[str, pl.DataFrame, str, Sequence[str]], JudgedRows] = _nobody_sends
     # (tenant, keys, master number) -> committed usage of those of the keys that are at home in this lane.
     usage: Callable[[str, Sequence[str], int], LiveState | None] = _no_figures
+    # (tenant, keys) -> of their partitions those that are in other lanes: generation and lane.
+    elsewhere: Callable[[str, Sequence[str]], Mapping[int, tuple[int, int]]] = _all_here
 
     def now_us(self, tenant_id: str) -> int:
         """What "now" is for a tenant: its test clock, else the log's time."""

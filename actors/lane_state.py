@@ -32,7 +32,7 @@ from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
 from storage.usage_log.lane import LaneWriter, walk
 from storage.usage_log.manifest import Manifest, ManifestChain
-from storage.usage_log.partitions import EventIds, event_ids, partitions_of
+from storage.usage_log.partitions import EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
 from storage.usage_log.segment import ROW_SCHEMA, Control, SegmentHead, StoredSegment
 
@@ -93,12 +93,19 @@ class LaneState:
             self._is_recorded,
             self._judge_backfilled,
             self._usage_of,
+            self._elsewhere,
         )
 
     def _usage_of(self, tenant_id: str, keys: Sequence[str], master_number: int) -> LiveState | None:
         if self.figures is None:
             raise Unavailable("This shard has no master data, so it keeps no figures.")
         return self.figures.usage(tenant_id, keys, master_number).live
+
+    def _elsewhere(self, tenant_id: str, keys: Sequence[str]) -> Mapping[int, tuple[int, int]]:
+        if not self._has_moved:  # then a router can only believe what is so
+            return {}
+        partitions = {partition_of(self.seed, tenant_id, key) for key in keys if key}
+        return {one: self.owner(one) for one in partitions if not self.owned[one]}
 
     # -- recovery -----------------------------------------------------------------------------------------------------
 
@@ -347,6 +354,7 @@ class LaneState:
 
     def _place(self) -> None:
         owned, moved = self.owned.copy(), self.generation > 0
+        self._has_moved = bool(moved.any())
         self.followers.places(owned, moved)
         if self.figures is not None:
             self.figures.places(owned, moved, self.seed)
