@@ -301,6 +301,7 @@ class GroupingRouter(ABC):
         for lane, answer in zip(asked, answers, strict=True):
             if not answer.owned:
                 return True  # figures of one process that says nothing of partitions
+            self._learn_moves(answer)
             owned = np.unpackbits(np.frombuffer(answer.owned, np.uint8)).astype(np.bool_)
             owners += owned
             self._route[owned & (owners == 1)] = lane
@@ -313,7 +314,17 @@ class GroupingRouter(ABC):
 
     async def figures_of(self, lane: int, tenant_id: str, keys: Sequence[str], master_number: int = 0) -> Figures:
         """What one lane has folded of keys, and up to which of its numbers."""
-        return await asyncio.wait_for(self._usage(lane, tenant_id, list(keys), master_number), self._deadline_s)
+        figures = await asyncio.wait_for(self._usage(lane, tenant_id, list(keys), master_number), self._deadline_s)
+        self._learn_moves(figures)
+        return figures
+
+    async def look_around(self) -> None:
+        """Ask all lanes who has which partition: for whoever must know of moves that no call of his has met."""
+        lanes = await asyncio.to_thread(self._lanes)
+        await asyncio.gather(*(self.figures_of(lane, "", []) for lane in lanes))
+
+    def _learn_moves(self, figures: Figures) -> None:
+        self._learn_owners({partition: (generation, lane) for partition, generation, lane in figures.moved})
 
     async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
         loop = asyncio.get_running_loop()
