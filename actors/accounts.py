@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -17,9 +17,12 @@ from fractions import Fraction
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from actors.account_rows import KINDS, AccountRows, KnownEntries
+from actors.decisions import Elsewhere
 from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment
 from actors.live_figures import MasterSource
 from actors.plain_reservations import PlainReservations, PlainTerms
@@ -58,6 +61,7 @@ from billing.run_credit import (
     until_step,
 )
 from billing.wallets import Wallets, first_of
+from storage.usage_log.genesis import PARTITIONS
 from storage.usage_log.segment import instant_of
 
 COMMIT = "cloudbilling:commit"
@@ -81,6 +85,27 @@ ForeignOf = Callable[[str, str, MasterData], LiveState | None]  # tenant, custom
 class _Tenant:
     accounts: dict[str, Account] = field(default_factory=dict[str, Account])  # by customer
     owner: dict[str, str] = field(default_factory=dict[str, str])  # reservation -> customer
+    # Of ids that several customers have, whose partitions came together here: the others.
+    also: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+    def own(self, id: str, customer: str) -> None:
+        if self.owner.setdefault(id, customer) != customer:
+            self.also.setdefault(id, []).append(customer)
+
+    def disown(self, id: str, customer: str) -> None:
+        others = self.also.get(id)
+        if others is None:
+            self.owner.pop(id, None)
+            return
+        if customer in others:
+            others.remove(customer)
+        else:
+            self.owner[id] = others.pop(0)
+        if not others:
+            del self.also[id]
+
+    def owners(self, id: str) -> list[str]:
+        return [self.owner[id], *self.also.get(id, ())] if id in self.owner else []
 
 
 @dataclass
@@ -112,6 +137,7 @@ class Accounts:
         self._closed_max = closed_max
         self._masters: dict[str, _Master] = {}
         self._known = KnownEntries()
+        self._owned: npt.NDArray[np.bool_] = np.ones(PARTITIONS, np.bool_)
         self.decisions: Mapping[str, Decision] = {
             "reserve": self._reserve,
             "commit": self._commit,
@@ -129,11 +155,19 @@ class Accounts:
     def watches(self, tenant_id: str) -> bool:
         return False
 
-    def holds(self, lies_in: LiesIn) -> bool:
-        """Accounts do not move yet: a partition with reservations stays in its lane."""
-        return any(
-            lies_in(one, list(tenant.accounts)).any() for one, tenant in self._tenants.items() if tenant.accounts
-        )
+    def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_]) -> None:
+        self._owned = owned
+
+    def leave(self, lies_in: LiesIn) -> None:
+        """Customers go with their partition; all that was decided about them comes with it where it goes."""
+        for tenant_id, tenant in self._tenants.items():
+            names = list(tenant.accounts)
+            for customer, goes in zip(names, lies_in(tenant_id, names), strict=True):
+                if goes:
+                    for id in tenant.accounts.pop(customer).reservations:
+                        tenant.disown(id, customer)
+        here = {tenant_id: tenant.accounts for tenant_id, tenant in self._tenants.items()}
+        self._closed = collections.deque(one for one in self._closed if one[1] in here[one[0]])
 
     def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
         return NO_ROWS
@@ -160,7 +194,7 @@ class Accounts:
         if account is None:
             account = tenant.accounts[customer] = Account()
         if type(entry) is Reserved:
-            tenant.owner[id] = customer
+            tenant.own(id, customer)
         for closed in account.apply(id, entry, now):
             self._closed.append((tenant_id, customer, closed))
         while len(self._closed) > self._closed_max:
@@ -173,7 +207,7 @@ class Accounts:
         # An expired one that was committed late was closed twice, and may be gone already.
         if id in account.reservations:
             account.forget(id)
-            tenant.owner.pop(id, None)
+            tenant.disown(id, customer)
 
     def freeze(self) -> Callable[[], bytes]:
         tenants = {
@@ -190,7 +224,8 @@ class Accounts:
             tenant = self._tenants[tenant_id] = _Tenant()
             for customer, one in accounts.items():
                 account = tenant.accounts[customer] = one.account()
-                tenant.owner.update(dict.fromkeys(account.reservations, customer))
+                for id in account.reservations:
+                    tenant.own(id, customer)
         self._closed.extend(state.closed)
         self._forgot = state.forgot
 
@@ -225,7 +260,7 @@ class Accounts:
         mistakes = Mistakes()
         asked = parse_reservation(Form(form, "", mistakes), batch.master)
         mistakes.check()
-        owner = batch.known_owner(asked.id)
+        owner = batch.owner_for(asked.id, asked.customer)
         if owner is not None:
             if owner != asked.customer:
                 raise Conflict(f"The id {asked.id!r} is a reservation of another customer.", id=asked.id)
@@ -325,9 +360,9 @@ class Accounts:
         tenant, now = self._tenants.get(tenant_id, _Tenant()), instant_of(moment.now_us(tenant_id))
         found: list[dict[str, Any]] = []
         for id in asked.ids:
-            owner = tenant.owner.get(id)
-            if owner is not None and asked.customer in (None, owner):
-                found.append(_form_of(owner, id, tenant.accounts[owner], now))
+            for owner in tenant.owners(id):
+                if asked.customer in (None, owner):
+                    found.append(_form_of(owner, id, tenant.accounts[owner], now))
         if not asked.ids and asked.customer is not None and asked.customer in tenant.accounts:
             account = tenant.accounts[asked.customer]
             ids = sorted(account.reservations, key=lambda id: (account.reservations[id].at, id), reverse=True)
@@ -338,10 +373,13 @@ class Accounts:
                     found.append(form)
                 if len(found) >= min(asked.limit, LISTED_MAX):
                     break
+        if asked.whole:  # for whoever asks all lanes: whether one that is on its way is in nobody's answer
+            return Decided(NO_ROWS, msgspec.json.encode({"found": found, "owned": np.packbits(self._owned).tobytes()}))
         return Decided(NO_ROWS, msgspec.json.encode(found))
 
     def _wallets(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         asked = msgspec.json.decode(payload, type=_WhichWallets)
+        _check_all_here(tenant_id, asked.customers, moment)
         batch = self._batch(tenant_id, moment, asked.master)
         forms = [self._wallet_form(batch, customer) for customer in asked.customers]
         return Decided(NO_ROWS, msgspec.json.encode(forms), forces_put=asked.fresh)
@@ -366,6 +404,7 @@ class Accounts:
     def _run_credit(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """What a run starts from, by customer: the answers recorded for it, or the state of the wallets."""
         asked = msgspec.json.decode(payload, type=RunCredit)
+        _check_all_here(tenant_id, asked.customers, moment)
         batch = self._batch(tenant_id, moment, asked.master)
         found = {
             customer: state_for_run(batch.account(customer), customer, batch.top_ups(customer), asked, batch.now)
@@ -376,6 +415,7 @@ class Accounts:
     def _run_hold(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """Hold what a run's documents use. Customers whose answers would differ now are refused: read again."""
         asked = msgspec.json.decode(payload, type=RunHold)
+        _check_all_here(tenant_id, asked.asks, moment)
         batch = self._batch(tenant_id, moment, asked.master)
         answers: dict[str, RunAnswer] = {}
         for customer, asks in asked.asks.items():
@@ -407,6 +447,7 @@ class Accounts:
         That there is nothing to move is answered after a put: a lane that was overtaken may not know of the hold.
         """
         moves = msgspec.json.decode(payload, type=list[Move])
+        _check_all_here(tenant_id, [move.customer for move in moves], moment)
         batch = self._batch(tenant_id, moment)
         seen: set[str] = set()
         for move in moves:
@@ -425,6 +466,7 @@ class Accounts:
         call = msgspec.json.decode(payload, type=_Call)
         if len(call.entries) > ENTRIES_MAX:
             raise InvalidInput(f"at most {ENTRIES_MAX} entries in one call")
+        _check_all_here(tenant_id, call.customers, moment)
         return self._batch(tenant_id, moment, call.master), call.entries
 
     def _batch(self, tenant_id: str, moment: LogMoment, at_least: int = 0) -> _Batch:
@@ -501,6 +543,10 @@ class _Batch:
     def known_owner(self, id: str) -> str | None:
         return self._owner.get(id) or self._tenant.owner.get(id)
 
+    def owner_for(self, id: str, customer: str) -> str | None:
+        """Whose reservation it is: the customer's who asks, if it is his among others."""
+        return customer if customer in self._tenant.also.get(id, ()) else self.known_owner(id)
+
     def reserved_plainly(self, customer: str, id: str, entry: Reserved, shown: dict[str, Any]) -> None:
         self.rows.add(RESERVE, id, customer, entry)
         self._owner[id] = customer
@@ -521,7 +567,7 @@ class _Batch:
 
     def find(self, id: str, customer: str) -> str:
         """Whose reservation this is. NotFound where it is none of this lane's."""
-        owner = self.known_owner(id)
+        owner = self.owner_for(id, customer)
         if owner is None or (customer and owner != customer):
             if customer and self.moment.is_recorded(self.tenant_id, [(customer, RESERVE, id)])[0]:
                 raise Conflict(f"Reservation {id!r} was closed long ago, its verdict is no longer kept.", id=id)
@@ -583,7 +629,15 @@ def live_cost(master: MasterData, uses: Sequence[UsePiece], live: LiveState | No
 
 class _Call(msgspec.Struct):
     entries: list[Any] = []
+    customers: list[str] = []  # whose they are, as the caller found it out
     master: int = 0  # look at least at this number of the master data
+
+
+def _check_all_here(tenant_id: str, customers: Iterable[str], moment: LogMoment) -> None:
+    """Raises Elsewhere if a partition of these has moved: the caller put them together by what it knew."""
+    owners = moment.elsewhere(tenant_id, list(customers))
+    if owners:
+        raise Elsewhere("A customer's partition is in another lane. Send the same again.", owners)
 
 
 def row_id(subject: str, customer: str) -> str:
@@ -600,6 +654,7 @@ class _WhichReservations(msgspec.Struct):
     state: str | None = None
     after: str | None = None
     limit: int = LISTED_MAX
+    whole: bool = False  # answer which partitions are here as well
 
 
 class _WhichWallets(msgspec.Struct):

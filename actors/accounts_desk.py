@@ -10,15 +10,17 @@ import asyncio
 import collections
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from actors.amendment_desk import AmendmentDesk
+from actors.decisions import Elsewhere
 from actors.router import UsageRouter
-from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound, Overloaded
+from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound, Overloaded, Unavailable
 from billing.run_credit import CreditState, Move, RunAnswer, RunCredit, RunHold
 from storage.usage_log.reader import UsageLogReader
 
@@ -26,6 +28,7 @@ CUSTOMERS_MAX = 1_000  # of one call to a lane
 CALLS_MAX = 2  # to a lane, of one tenant and decision; meanwhile others wait and then travel together
 TOGETHER_MAX = 2_000  # entries of one call
 WAITING_MAX = 10_000  # requests
+PAUSE_S_FIRST, PAUSE_S_MAX = 0.01, 0.2  # while partitions move
 T = TypeVar("T")
 _ERRORS: dict[str, type[BillingError]] = {error.code: error for error in (Conflict, InvalidInput, NotFound)}
 
@@ -46,6 +49,13 @@ class Problem:
 
 Outcome = dict[str, Any] | Problem  # a reservation as the lane shows it, or why not
 RawOutcome = msgspec.Raw | Problem  # the same as the lane encoded it: for whoever only passes it on
+
+
+class _Share(msgspec.Struct):
+    """What one lane knows of reservations, and the partitions that are at home there (bits)."""
+
+    found: list[dict[str, Any]]
+    owned: bytes
 
 
 class _Answered(msgspec.Struct):
@@ -111,10 +121,18 @@ class AccountsDesk:
         """Reservations by id; those that no lane knows are left out. Without a customer all lanes are asked."""
         payload = msgspec.json.encode({"ids": list(ids), "customer": customer})
         if customer is not None:
-            answers = [await self._router.decide(tenant_id, customer, "reservations", payload)]
-        else:
+            found: list[dict[str, Any]] = msgspec.json.decode(
+                await self._router.decide(tenant_id, customer, "reservations", payload)
+            )
+            return found
+        payload = msgspec.json.encode({"ids": list(ids), "whole": True})
+        async for _ in _tries(self._router.deadline_s):
             answers = await self._router.decide_everywhere(tenant_id, "reservations", payload)
-        return [form for answer in answers for form in msgspec.json.decode(answer)]
+            shares = [msgspec.json.decode(answer, type=_Share) for answer in answers]
+            owners = sum(np.unpackbits(np.frombuffer(one.owned, np.uint8)).astype(np.int64) for one in shares)
+            if (owners == 1).all():  # else what is on its way from lane to lane is in nobody's answer, or in two
+                return [form for one in shares for form in one.found]
+        raise Unavailable("Partitions are being moved. Send the same again.")
 
     async def of_customer(
         self, tenant_id: str, customer: str, *, state: str | None = None, after: str | None = None, limit: int = 100
@@ -128,20 +146,35 @@ class AccountsDesk:
         self, tenant_id: str, customers: Sequence[str], *, fresh: bool = False, master: int = 0
     ) -> list[dict[str, Any]]:
         """The wallets of customers, in their order; `fresh` is answered after a put, so by the lane's true writer."""
-        calls = self._by_lane(tenant_id, customers)
-        answers = await asyncio.gather(
-            *(
-                self._router.decide(
-                    tenant_id,
-                    named[0],
-                    "wallets",
-                    msgspec.json.encode({"customers": named, "fresh": fresh, "master": master}),
-                )
-                for named in calls
-            )
-        )
-        found = {form["customer"]: form for answer in answers for form in msgspec.json.decode(answer)}
+        found: dict[str, dict[str, Any]] = {}
+
+        async def ask(named: Sequence[str]) -> None:
+            payload = msgspec.json.encode({"customers": named, "fresh": fresh, "master": master})
+            answer = await self._router.decide(tenant_id, named[0], "wallets", payload)
+            found.update({form["customer"]: form for form in msgspec.json.decode(answer)})
+
+        await self._at_homes(tenant_id, customers, ask)
         return [found[customer] for customer in customers]
+
+    async def _at_homes(
+        self, tenant_id: str, customers: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[None]]
+    ) -> None:
+        """Ask the lane of each customer, those of one lane at once; again where a partition has moved meanwhile."""
+        waiting = list(customers)
+        async for _ in _tries(self._router.deadline_s):
+            moved: list[str] = []
+
+            async def try_(named: list[str], moved: list[str] = moved) -> None:
+                try:
+                    await ask(named)
+                except Elsewhere:
+                    moved.extend(named)
+
+            await asyncio.gather(*(try_(named) for named in self._by_lane(tenant_id, waiting)))
+            waiting = moved
+            if not waiting:
+                return
+        raise Unavailable("Partitions are being moved. Send the same again with the same ids.")
 
     async def _close(self, tenant_id: str, name: str, forms: Sequence[Any]) -> list[RawOutcome]:
         """Commit or release: where the customer is not said, it is looked up in all lanes first."""
@@ -163,19 +196,30 @@ class AccountsDesk:
     async def _in_lanes(
         self, tenant_id: str, name: str, forms: Sequence[Any], customers: Sequence[str], master: int = 0
     ) -> list[RawOutcome]:
-        lanes = self._router.lanes_of(tenant_id, customers)
-        places: dict[int, list[int]] = {}
-        for place, lane in enumerate(lanes):
-            places.setdefault(lane, []).append(place)
         outcomes: list[RawOutcome] = [_NOTHING] * len(forms)
+        waiting: Sequence[int] = range(len(forms))
+        async for _ in _tries(self._router.deadline_s):
+            places: dict[int, list[int]] = {}
+            lanes = self._router.lanes_of(tenant_id, [customers[place] for place in waiting])
+            for place, lane in zip(waiting, lanes, strict=True):
+                places.setdefault(lane, []).append(place)
+            moved: list[int] = []
 
-        async def ask(lane: int, mine: Sequence[int]) -> None:
-            entries = [(customers[place], forms[place]) for place in mine]
-            for place, outcome in zip(mine, await self._travel((tenant_id, name, lane, master), entries), strict=True):
-                outcomes[place] = outcome
+            async def ask(lane: int, mine: Sequence[int], moved: list[int] = moved) -> None:
+                entries = [(customers[place], forms[place]) for place in mine]
+                try:
+                    found = await self._travel((tenant_id, name, lane, master), entries)
+                except Elsewhere:  # nothing was decided: another grouping
+                    moved.extend(mine)
+                    return
+                for place, outcome in zip(mine, found, strict=True):
+                    outcomes[place] = outcome
 
-        await asyncio.gather(*(ask(lane, mine) for lane, mine in places.items()))
-        return outcomes
+            await asyncio.gather(*(ask(lane, mine) for lane, mine in places.items()))
+            waiting = moved
+            if not waiting:
+                return outcomes
+        raise Unavailable("Partitions are being moved. Send the same again with the same ids.")
 
     async def _travel(self, key: _LineKey, entries: Sequence[tuple[str, Any]]) -> Sequence[RawOutcome]:
         """Entries of one request to their lane, with those of others that wait while two calls are under way."""
@@ -207,7 +251,9 @@ class AccountsDesk:
                     count += len(request.entries)
                 entries = [entry for request in together for entry in request.entries]
                 try:
-                    payload = msgspec.json.encode({"entries": [form for _, form in entries], "master": master})
+                    customers = [customer for customer, _ in entries]
+                    call = {"entries": [form for _, form in entries], "customers": customers, "master": master}
+                    payload = msgspec.json.encode(call)
                     answer = await self._router.decide(tenant_id, entries[0][0], name, payload)
                     found = [_outcome(one) for one in _answered.decode(answer)]
                     assert len(found) == len(entries), f"{len(entries)} entries asked, {len(found)} answered"
@@ -243,36 +289,47 @@ class AccountsDesk:
 
     async def run_credit(self, tenant_id: str, asked: RunCredit) -> dict[str, CreditState]:
         found: dict[str, CreditState] = {}
-        for named in self._by_lane(tenant_id, asked.customers):
-            payload = msgspec.json.encode(msgspec.structs.replace(asked, customers=named))
+
+        async def ask(named: Sequence[str]) -> None:
+            payload = msgspec.json.encode(msgspec.structs.replace(asked, customers=list(named)))
             answer = await self._router.decide(tenant_id, named[0], "run_credit", payload)
             found.update(msgspec.json.decode(answer, type=dict[str, CreditState]))
+
+        await self._at_homes(tenant_id, asked.customers, ask)
         return found
 
     async def run_hold(self, tenant_id: str, asked: RunHold) -> dict[str, RunAnswer]:
         found: dict[str, RunAnswer] = {}
-        for named in self._by_lane(tenant_id, list(asked.asks)):
+
+        async def ask(named: Sequence[str]) -> None:
             mine = {customer: asked.asks[customer] for customer in named}
             payload = msgspec.json.encode(msgspec.structs.replace(asked, asks=mine))
             answer = await self._router.decide(tenant_id, named[0], "run_hold", payload)
             found.update(msgspec.json.decode(answer, type=dict[str, RunAnswer]))
+
+        await self._at_homes(tenant_id, list(asked.asks), ask)
         return found
 
     async def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
         """Write what became of documents, in this order for each customer; how many rows that made."""
         made = 0
         waiting = list(moves)
+        first: dict[str, Move] = {}
+
+        async def ask(named: Sequence[str]) -> None:
+            nonlocal made
+            payload = msgspec.json.encode([first[customer] for customer in named])
+            made += int(await self._router.decide(tenant_id, named[0], "run_move", payload))
+
         while waiting:
-            first: dict[str, Move] = {}
+            first = {}
             rest: list[Move] = []
             for move in waiting:
                 if move.customer in first:
                     rest.append(move)
                 else:
                     first[move.customer] = move
-            for named in self._by_lane(tenant_id, list(first)):
-                payload = msgspec.json.encode([first[customer] for customer in named])
-                made += int(await self._router.decide(tenant_id, named[0], "run_move", payload))
+            await self._at_homes(tenant_id, list(first), ask)
             waiting = rest
         return made
 
@@ -310,6 +367,17 @@ class RunDesk:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="run-desk", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+
+async def _tries(deadline_s: float) -> AsyncIterator[None]:
+    """Some tries, with pauses that grow, until a deadline."""
+    loop = asyncio.get_running_loop()
+    end_s, pause_s = loop.time() + deadline_s, PAUSE_S_FIRST
+    yield
+    while loop.time() + pause_s < end_s:
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, PAUSE_S_MAX)
+        yield
 
 
 def customer_of(form: Any) -> str:

@@ -7,6 +7,7 @@ costs nothing per event: it is not watched. Usage that lies in other lanes count
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,17 +22,18 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment, LogRow, log_rows
-from actors.foreign_usage import FOREIGN, ForeignUsage, Told, together
+from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment, LogRow, Parts, log_rows
+from actors.foreign_usage import FOREIGN, STATE_BYTES_MAX, ForeignUsage, Told, together, told_row
 from actors.foreign_usage import KIND as FOREIGN_KIND
 from actors.lane_past import LanePast, NotRead
 from actors.live_figures import MasterSource
 from billing.amendments import fold_amendments_of_lane, states_before
 from billing.budget_state import ARRIVED, NO_EVENTS, Planned, Step, TenantBudgets, Watch
 from billing.budgets import Alert, Forecast
-from billing.errors import NotFound, Unavailable
+from billing.errors import Conflict, NotFound, Unavailable
 from billing.live_state import LiveState
 from billing.master import Budget, MasterData
+from billing.meters import MeterState
 from billing.money import decimal_text, round_amount, shown_quantity
 from billing.periods import Period
 from billing.spending import cells_fit
@@ -39,7 +41,7 @@ from billing.usage import INSTANT
 from billing.webhooks import alert_id
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import PARTITIONS, Genesis, read_genesis
-from storage.usage_log.partitions import partitions_of
+from storage.usage_log.partitions import partition_of, partitions_of
 from storage.usage_log.segment import RowKind, instant_of, microseconds_of
 
 SOURCE = "cloudbilling:budget"  # of ids; no sender may use it
@@ -78,19 +80,24 @@ class _Pending:
 
 @dataclass(frozen=True)
 class RecordedAlert:
-    """An alert with its place in the order of the log."""
+    """An alert with its place in the order of the log: it stays what it is when the alert moves."""
 
     alert: Alert
     log_time_us: int
+    lane: int
     number: int
     place: int
+
+    @property
+    def position(self) -> tuple[int, int, int, int]:
+        return self.log_time_us, self.lane, self.number, self.place
 
 
 class BudgetWatch:
     """The follower of one lane."""
 
     name = "budgets"
-    version = 2
+    version = 3
 
     def __init__(
         self,
@@ -107,7 +114,7 @@ class BudgetWatch:
         self._past = past or LanePast(lane, store)
         self._genesis: Genesis | None = None
         self._owned: npt.NDArray[np.bool_] | None = None  # partitions; None: those that the lane began with
-        self._has_moved = False
+        self._moved: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)  # ever, of all as this lane knows
         self._known: dict[str, _Known] = {}
         self._watches: dict[str, Watch] = {}
         self._foreign = ForeignUsage()
@@ -125,17 +132,109 @@ class BudgetWatch:
         return tenant_id in self._tenants or self._newest(tenant_id) is not None
 
     def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_]) -> None:
-        self._owned, self._has_moved = owned, bool(moved.any())
+        self._owned, self._moved = owned, moved
         self._watches.clear()
         self._known.clear()
 
+    # -- moves ---------------------------------------------------------------------------------------------------------
+
     def holds(self, lies_in: LiesIn) -> bool:
-        """Budgets do not move yet: a partition with a budget, or with usage that counts for one, stays in its lane."""
+        """Levels of keys beside a customer's code are seen in his lane only: while they count, all of it stays."""
         for tenant_id, state in self._tenants.items():
-            keys = [*state.watch.budgets, *state.watch.owners]
-            if keys and lies_in(tenant_id, keys).any():
-                return True
+            for customer, events in state.levels.items():
+                keys = set(events["customer"]) - {customer}
+                if keys and lies_in(tenant_id, [customer, *keys]).any():
+                    return True
         return False
+
+    def parting(self, lies_in: LiesIn, moment: LogMoment) -> Sequence[pl.DataFrame]:
+        """Of customers who go all that is followed; of keys that are told of from now on the usage that was here."""
+        found: list[pl.DataFrame] = []
+        for tenant_id, state in self._tenants.items():
+            going, handed = _going(state, tenant_id, lies_in)
+            rows: list[LogRow] = []
+            now_us = moment.now_us(tenant_id)
+            for customer in sorted({*going, *handed}):
+                copy = state.copy_of(customer)
+                keys = handed.get(customer, []) or [key for key in state.watch.keys[customer] if key != customer]
+                usage = copy.hand_over(customer, keys) if keys else None
+                for key in keys if usage is not None else ():
+                    told = Told(key, 0, moment.number, state.watch.number, _of_key(usage, key).to_bytes())
+                    if len(told.state) > STATE_BYTES_MAX:
+                        detail = f"usage of {customer!r} under {key!r} has {len(told.state)} bytes"
+                        raise Conflict(f"the partition cannot move: {detail}, more than lanes tell each other")
+                    rows.append(told_row(customer, told, now_us))
+                if customer in going:
+                    rows.append(self._moved_row(tenant_id, copy, customer, moment))
+            if rows:
+                found.append(log_rows(tenant_id, rows))
+        return found
+
+    def _moved_row(self, tenant_id: str, copy: TenantBudgets, customer: str, moment: LogMoment) -> LogRow:
+        codes = {one.code for one in copy.watch.budgets[customer]}
+        places = [one.position for one in self._alerts.get(tenant_id, ()) if one.alert.budget in codes]
+        detail = {
+            "master": copy.watch.number,
+            "state": base64.b64encode(copy.to_bytes()).decode(),
+            "places": places,
+        }
+        id_ = f"{customer}/{self._lane}/{moment.number}"
+        return LogRow(RowKind.BUDGETS_MOVED, SOURCE, id_, customer, moment.now_us(tenant_id), detail, "moved")
+
+    def leave(self, lies_in: LiesIn) -> None:
+        for tenant_id, state in self._tenants.items():
+            going, handed = _going(state, tenant_id, lies_in)
+            for customer, keys in handed.items():
+                state.hand_over(customer, keys)
+            for customer in going:
+                state.leave(customer)
+            self._keep_alerts(tenant_id, state)
+        for tenant_id in self._foreign.tenants():
+            known = list(self._foreign.customers(tenant_id))
+            self._foreign.forget(
+                tenant_id, [one for one, goes in zip(known, lies_in(tenant_id, known), strict=True) if goes]
+            )
+
+    def coming(self, tenant_id: str, parting: Parts, moment: LogMoment) -> pl.DataFrame:
+        """A look with the acquisition: from there on the customers who come rest on this lane's master data."""
+        numbers = [_master_in(row) for row, _ in _moved_in(parting)]
+        state = self._tenants.get(tenant_id)
+        if not numbers:
+            return NO_ROWS
+        least = max([*numbers, -1 if state is None else state.watch.number])
+        number, _ = self._master.newest(tenant_id, at_least=least)
+        id_ = f"{self._lane}/{moment.number}"
+        row = LogRow(RowKind.MASTER_SEEN, SOURCE, id_, "", moment.log_time_us, {"master": number}, "look")
+        return log_rows(tenant_id, [row])
+
+    def arrive(self, tenant_id: str, parts: Parts, parting: Parts, moment: LogMoment) -> None:
+        for rows, at in parts:
+            self._foreign.take(tenant_id, rows, at)
+        for row, customer in _moved_in(parting):
+            form = json.loads(row)
+
+            def watch_at(number: int, customer: str = customer) -> Watch:
+                return Watch.of(number, self._master.at(tenant_id, number), {customer}, lambda of, key: key == of)
+
+            came = TenantBudgets.from_bytes(base64.b64decode(form["state"]), watch_at)
+            alerts = came.spending.budgets.alerts
+            self._alerts.setdefault(tenant_id, []).extend(
+                RecordedAlert(alert, *place) for alert, place in zip(alerts, form["places"], strict=True)
+            )
+            state = self._tenants.get(tenant_id)
+            if state is None:
+                state = self._tenants[tenant_id] = TenantBudgets.empty(came.watch)
+            state.join(came)
+            self._keep_alerts(tenant_id, state)
+
+    def _keep_alerts(self, tenant_id: str, state: TenantBudgets) -> None:
+        """The alerts of the budgets that are followed here, in the order of the log."""
+        codes = {budget.code for budgets in state.watch.budgets.values() for budget in budgets}
+        kept = [one for one in self._alerts.get(tenant_id, ()) if one.alert.budget in codes]
+        self._alerts[tenant_id] = sorted(kept, key=lambda one: one.position)
+        state.spending.budgets.alerts = [one.alert for one in self._alerts[tenant_id]]
+
+    # -- the fold ------------------------------------------------------------------------------------------------------
 
     def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
         found: list[pl.DataFrame] = []
@@ -196,10 +295,7 @@ class BudgetWatch:
         foreign = self._foreign.freeze()
 
         def packed() -> bytes:
-            places = {
-                tenant_id: [[one.log_time_us, one.number, one.place] for one in recorded]
-                for tenant_id, recorded in alerts.items()
-            }
+            places = {tenant_id: [one.position for one in recorded] for tenant_id, recorded in alerts.items()}
             return msgspec.msgpack.encode([states, places, last, foreign])
 
         return packed
@@ -328,9 +424,47 @@ class BudgetWatch:
     def foreign_usage(
         self, tenant_id: str, customer: str, master: MasterData, more: pl.DataFrame | None = None
     ) -> LiveState | None:
-        """All that other lanes have told of a customer. None if nothing, or if some of it has other cells than these
-        master data ask for: until it is told again, what it was before stands."""
-        parts = self._foreign.usage(tenant_id, customer, master.keys_of(customer), more)
+        """All that was told of a customer's keys whose events do not come by themselves. None if nothing, or if some of
+        it has other cells than these master data ask for: until it is told again, what it was before stands."""
+        is_local = self._is_local(tenant_id)
+        keys = [key for key in master.keys_of(customer) if not is_local(customer, key)]
+        return self._told(tenant_id, customer, keys, master, more)
+
+    def usage_elsewhere(self, tenant_id: str, customer: str, master: MasterData) -> LiveState | None:
+        """The same of keys that are in other lanes now: for whoever has the figures of those that are here."""
+        keys = list(master.keys_of(customer))
+        partitions = partitions_of(self._seed(), tenant_id, pl.Series(keys, dtype=pl.String))
+        owned = self._here()
+        away = [key for key, at in zip(keys, partitions.tolist(), strict=True) if not owned[at]]
+        return self._told(tenant_id, customer, away, master, None)
+
+    def _is_local(self, tenant_id: str) -> Callable[[str, str], bool]:
+        """(customer, key) -> whether events under the key come here by themselves, and have from the beginning.
+
+        Of other keys somebody tells (actors/foreign_carrier.py), also when their lane becomes this one: what was told
+        and what comes must not count twice. A customer's code goes where his budgets go.
+        """
+        whole, seed = self._here() & ~self._moved, self._seed()
+
+        def is_local(customer: str, key: str) -> bool:
+            if key == customer:
+                return True
+            return all(whole[partition_of(seed, tenant_id, one)] for one in (customer, key))
+
+        return is_local
+
+    def _here(self) -> npt.NDArray[np.bool_]:
+        if self._owned is None:
+            self._seed()
+            assert self._genesis is not None, "read with the seed"
+            first = self._genesis.first_lane
+            return np.array([first(at) == self._lane for at in range(PARTITIONS)])
+        return self._owned
+
+    def _told(
+        self, tenant_id: str, customer: str, keys: Sequence[str], master: MasterData, more: pl.DataFrame | None
+    ) -> LiveState | None:
+        parts = self._foreign.usage(tenant_id, customer, keys, more)
         for number, live in parts:
             if not cells_fit(live, self._master.at(tenant_id, number), master):
                 return None
@@ -353,8 +487,9 @@ class BudgetWatch:
 
         def history(keys: Sequence[str]) -> pl.DataFrame:
             found = self._past.rows(tenant_id, keys, before, wait=wait)
-            if self._has_moved:  # what these keys had in other lanes came before all that they have here
-                found = [*self._past.elsewhere(tenant_id, keys), *found]
+            wandered = self._wandered(tenant_id, keys)
+            if wandered:  # what these keys had in other lanes came before all that they have here
+                found = [*self._past.elsewhere(tenant_id, wandered), *found]
             number, open_rows = self._open.get(tenant_id, (-1, []))
             if number == before:  # rows of this group that are not in the log yet
                 found += [rows.filter(pl.col("customer").is_in(list(keys))) for rows in open_rows]
@@ -368,6 +503,19 @@ class BudgetWatch:
             return pl.concat([_arrived(known.without(usage)), _corrected(known.events)]).sort("number", "row")
 
         return history
+
+    def _wandered(self, tenant_id: str, keys: Sequence[str]) -> list[str]:
+        """Keys whose partitions have moved ever."""
+        if not self._moved.any():
+            return []
+        partitions = partitions_of(self._seed(), tenant_id, pl.Series(keys, dtype=pl.String))
+        return [key for key, moved in zip(keys, self._moved[partitions], strict=True) if moved]
+
+    def _seed(self) -> int:
+        if self._genesis is None:
+            self._genesis = read_genesis(self._store)
+            assert self._genesis is not None, "a lane is served only where there is a log"
+        return self._genesis.seed
 
     def _is_read(self, tenant_id: str, watch: Watch, moment: LogMoment) -> bool:
         """Whether master data can be taken on without reading a long lane on the thread that commits."""
@@ -390,7 +538,7 @@ class BudgetWatch:
             at = datetime.fromisoformat(detail["at"])
             alert = Alert(detail["budget"], Decimal(detail["threshold"]), at, period, spent)
             if state.spending.budgets.record(alert):
-                recorded = RecordedAlert(alert, moment.log_time_us, moment.number, detail["place"])
+                recorded = RecordedAlert(alert, moment.log_time_us, moment.lane, moment.number, detail["place"])
                 self._alerts.setdefault(tenant_id, []).append(recorded)
 
     # -- master data ---------------------------------------------------------------------------------------------------
@@ -422,17 +570,11 @@ class BudgetWatch:
         known = self._watches.get(tenant_id)
         if known is not None and known.number == number:
             return known
-        if self._genesis is None:
-            self._genesis = read_genesis(self._store)
-            assert self._genesis is not None, "a lane is served only where there is a log"
-        genesis = self._genesis
         customers = pl.Series(sorted({budget.customer for budget in master.budgets.values()}), dtype=pl.String)
-        partitions = partitions_of(genesis.seed, tenant_id, customers).tolist()
-        owned = self._owned
-        if owned is None:
-            owned = np.array([genesis.first_lane(at) == self._lane for at in range(PARTITIONS)])
+        partitions = partitions_of(self._seed(), tenant_id, customers).tolist()
+        owned = self._here()
         homes = {one for one, at in zip(customers, partitions, strict=True) if owned[at]}
-        watch = self._watches[tenant_id] = Watch.of(number, master, homes)
+        watch = self._watches[tenant_id] = Watch.of(number, master, homes, self._is_local(tenant_id))
         return watch
 
     # -- decisions -----------------------------------------------------------------------------------------------------
@@ -483,7 +625,7 @@ class BudgetWatch:
         forms: list[dict[str, Any]] = []
         for one in self._alerts.get(tenant_id, ()):
             assert state is not None, "alerts are of a tenant that is watched"
-            place = (one.log_time_us, self._lane, one.number, one.place)
+            place = one.position
             budget = state.watch.master.budgets[one.alert.budget]
             if (asked.after is not None and place <= asked.after) or not asked.fits(budget):
                 continue
@@ -501,8 +643,39 @@ def _being_read(what: str) -> Unavailable:
 
 
 _Frozen = tuple[
-    dict[str, bytes], dict[str, list[tuple[int, int, int]]], dict[str, int], list[tuple[str, str, int, Told]]
+    dict[str, bytes], dict[str, list[tuple[int, int, int, int]]], dict[str, int], list[tuple[str, str, int, Told]]
 ]
+
+
+def _going(state: TenantBudgets, tenant_id: str, lies_in: LiesIn) -> tuple[list[str], dict[str, list[str]]]:
+    """Customers who go with a partition, and by customer who stays the keys that go."""
+    customers, keys = list(state.watch.budgets), list(state.watch.owners)
+    going = [one for one, goes in zip(customers, lies_in(tenant_id, customers), strict=True) if goes]
+    handed: dict[str, list[str]] = {}
+    for key, goes in zip(keys, lies_in(tenant_id, keys), strict=True):
+        owner = state.watch.owners[key]
+        if goes and owner not in going:
+            handed.setdefault(owner, []).append(key)
+    return going, handed
+
+
+def _moved_in(parts: Parts) -> list[tuple[str, str]]:
+    """(detail, customer) of what was written down of customers who came."""
+    found: list[tuple[str, str]] = []
+    for rows, _ in parts:
+        mine = _of_kind(rows, RowKind.BUDGETS_MOVED)
+        found += zip(mine["detail"], mine["customer"], strict=True)
+    return found
+
+
+def _master_in(detail: str) -> int:
+    number: int = json.loads(detail)["master"]
+    return number
+
+
+def _of_key(live: LiveState, key: str) -> LiveState:
+    state, mine = live.state, pl.col("key") == key
+    return LiveState(MeterState(state.by, state.small.filter(mine), state.sets.filter(mine), state.runs.filter(mine)))
 
 
 class _Which(msgspec.Struct):

@@ -7,6 +7,7 @@ same family, so that a caller sees what the decision raised.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,16 @@ from billing.errors import (
 from storage.object_store import StoreRefused
 
 ANY_PARTITION = -1
+
+
+class Elsewhere(Unavailable):
+    """A decision about several keys, and some of their partitions are in other lanes: nothing was decided."""
+
+    def __init__(self, detail: str, owners: Mapping[int, tuple[int, int]]) -> None:
+        super().__init__(detail)
+        self.owners = dict(owners)  # partition: generation, lane
+
+
 _ERRORS: dict[str, type[BillingError]] = {
     error.code: error
     for error in (
@@ -81,7 +92,10 @@ def encode_moved(lane: int, generation: int, owner: int) -> bytes:
 def encode_failure(error: BillingError) -> bytes:
     code = error.code if error.code in _ERRORS else (Unavailable.code if error.retryable else "error")
     fields = [[one.pointer, one.detail] for one in error.errors]
-    return _framed({"lane": -1, "number": -1, "failed": code, "detail": error.detail, "errors": fields}, b"")
+    head: dict[str, Any] = {"lane": -1, "number": -1, "failed": code, "detail": error.detail, "errors": fields}
+    if isinstance(error, Elsewhere):
+        head["owners"] = [[partition, *owner] for partition, owner in error.owners.items()]
+    return _framed(head, b"")
 
 
 def decode_decided(data: bytes) -> DecisionAnswer:
@@ -90,6 +104,9 @@ def decode_decided(data: bytes) -> DecisionAnswer:
     if "failed" in head:
         fields = [FieldError(pointer, detail) for pointer, detail in head["errors"]]
         error = _ERRORS.get(head["failed"], BillingError)(head["detail"], errors=fields)
+    if "owners" in head:
+        owners = {partition: (generation, lane) for partition, generation, lane in head["owners"]}
+        error = Elsewhere(head["detail"], owners)
     owner = (head["owner"][0], head["owner"][1]) if "owner" in head else None
     return DecisionAnswer(head["lane"], head["number"], body, error, owner)
 

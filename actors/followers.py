@@ -40,6 +40,10 @@ def _no_figures(_: str, __: Sequence[str], ___: int) -> LiveState | None:
     raise AssertionError("only a decision in a shard with master data may ask for usage")
 
 
+def _all_here(_: str, __: Sequence[str]) -> Mapping[int, tuple[int, int]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class JudgedRows:
     """Events of a backfill: which lie in a partition of this lane, which are new, whose id was whose before."""
@@ -63,6 +67,8 @@ class LogMoment:
     judge_backfilled: Callable[[str, pl.DataFrame, str, Sequence[str]], JudgedRows] = _nobody_sends
     # (tenant, keys, master number) -> committed usage of those of the keys that are at home in this lane.
     usage: Callable[[str, Sequence[str], int], LiveState | None] = _no_figures
+    # (tenant, keys) -> of their partitions those that are in other lanes: generation and lane.
+    elsewhere: Callable[[str, Sequence[str]], Mapping[int, tuple[int, int]]] = _all_here
 
     def now_us(self, tenant_id: str) -> int:
         """What "now" is for a tenant: its test clock, else the log's time."""
@@ -94,6 +100,7 @@ class Decided:
     controls: Sequence[Control] = ()  # records of the lane itself, in the same segment
     partition: int = -1  # where the rows lie, if that does not follow from their customers
     log_time_us: int = 0  # the segment's is not below it
+    clocks: Mapping[str, int] = field(default_factory=dict)  # of test tenants, as they come with a partition
     after: Callable[[int], None] | None = None  # once it is COMMITTED under this number, before anybody is answered
 
 
@@ -137,6 +144,26 @@ class Moving(Protocol):
 
     def leave(self, lies_in: LiesIn) -> None:
         """Forget what belongs to keys of a partition: `lies_in(tenant, keys)` says which. It may come again."""
+        ...
+
+
+Parts = Sequence[tuple[pl.DataFrame, LogMoment]]  # rows of one tenant in the order of the log, segment by segment
+
+
+@runtime_checkable
+class Carrying(Protocol):
+    """A follower whose state is too dear to fold again where a partition comes: whoever lets it go writes it down."""
+
+    def parting(self, lies_in: LiesIn, moment: LogMoment) -> Sequence[pl.DataFrame]:
+        """Rows that say what leaves; they stand in the segment of the release, and are applied before `leave`."""
+        ...
+
+    def coming(self, tenant_id: str, parting: Parts, moment: LogMoment) -> pl.DataFrame:
+        """Rows to stand beside the acquisition, applied after `arrive`; by those of the release alone."""
+        ...
+
+    def arrive(self, tenant_id: str, parts: Parts, parting: Parts, moment: LogMoment) -> None:
+        """Instead of `apply`: what was decided in the partition before, and of that the rows of the release."""
         ...
 
 
@@ -361,13 +388,39 @@ class FollowerSet:
                 with self._guard(follower):
                     follower.leave(lies_in)
 
+    def parting(self, lies_in: LiesIn, moment: LogMoment) -> list[pl.DataFrame]:
+        """What followers write down of a partition that goes."""
+        return [
+            frame
+            for follower in self._followers.values()
+            if isinstance(follower, Carrying)
+            for frame in follower.parting(lies_in, moment)
+        ]
+
+    def coming(self, parting: Parts, moment: LogMoment) -> list[pl.DataFrame]:
+        """What followers write beside the acquisition of a partition, by the rows of its release."""
+        return [
+            rows
+            for follower in self._followers.values()
+            if isinstance(follower, Carrying)
+            for tenant_id, parts in _parts_by_tenant(parting).items()
+            if (rows := follower.coming(tenant_id, parts, moment)).height
+        ]
+
     def arrive(
-        self, luggage: Sequence[tuple[pl.DataFrame, LogMoment]], number: int, firsts: Mapping[str, int] | None = None
+        self, luggage: Parts, parting: Parts, moment: LogMoment, firsts: Mapping[str, int] | None = None
     ) -> None:
-        """A partition comes with this number: what was decided in it before, in order."""
-        behind = [one for name, one in self._followers.items() if firsts is None or number >= firsts[name]]
-        for rows, moment in luggage:
-            self._show(behind, rows, moment)
+        """A partition comes with this number: what was decided in it before, in order, and beside its release."""
+        behind = [one for name, one in self._followers.items() if firsts is None or moment.number >= firsts[name]]
+        released = _parts_by_tenant(parting)
+        for tenant_id, parts in _parts_by_tenant(luggage).items():
+            for follower in behind:
+                if isinstance(follower, Carrying) and self._is_well(follower, tenant_id):
+                    with self._guard(follower, tenant_id):
+                        follower.arrive(tenant_id, parts, released.get(tenant_id, ()), moment)
+        plain = [one for one in behind if not isinstance(one, Carrying)]
+        for rows, at in luggage:
+            self._show(plain, rows, at)
 
     def folded_again(self) -> None:
         """All that the log has was replayed: what is aside now is so by the log itself, and is tried later."""
@@ -415,6 +468,13 @@ def _by_tenant(rows: pl.DataFrame) -> list[tuple[str, bool, pl.DataFrame]]:
         (str(tenant_id), bool((part["kind"].to_numpy() == int(RowKind.USAGE)).any()), part)
         for (tenant_id,), part in parts.items()
     ]
+
+
+def _parts_by_tenant(parts: Parts) -> dict[str, list[tuple[pl.DataFrame, LogMoment]]]:
+    found: dict[str, list[tuple[pl.DataFrame, LogMoment]]] = {}
+    for rows, moment in parts:
+        found.setdefault(str(rows["tenant"][0]), []).append((rows, moment))
+    return found
 
 
 def _wanted(follower: LaneFollower, tenant_id: str, has_usage: bool, rows: pl.DataFrame) -> pl.DataFrame:

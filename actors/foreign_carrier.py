@@ -29,8 +29,8 @@ KEYS_MAX = 2_000  # of one question to a lane
 @dataclass
 class _Tenant:
     number: int
-    keys: dict[str, list[str]]  # by customer: those in other lanes than his code
-    owner: dict[str, str]
+    owners: Sequence[tuple[int, int]]  # (lane, generation) of all keys of customers who have several
+    owner: dict[str, str]  # customer by key, of keys that are told of
     sent: dict[str, bytes] = field(default_factory=dict[str, bytes])  # by key: digest of what its home lane has
 
 
@@ -46,6 +46,10 @@ class ForeignCarrier:
     async def round(self) -> int:
         """How many keys were told anew."""
         told = 0
+        try:
+            await self.router.look_around()
+        except BillingError as error:
+            LOG.warning("who has which partition is not known now: %s", error.detail)
         for tenant_id in self.tenants():
             try:
                 told += await self.carry(tenant_id)
@@ -91,17 +95,15 @@ class ForeignCarrier:
         except NotFound:
             return None
         known = self._known.get(tenant_id)
-        if known is None or known.number != number:
-            keys = foreign_keys(master, self._lanes(tenant_id, master))
-            owner = {key: customer for customer, of_customer in keys.items() for key in of_customer}
-            # Other master data may ask for other cells: everything is told again, and taken where it differs.
-            self._known[tenant_id] = known = _Tenant(number, keys, owner)
-        return known if known.owner else None
-
-    def _lanes(self, tenant_id: str, master: MasterData) -> dict[str, int]:
-        """The lane of each key of a customer that has several."""
         keys = [key for customer in master.customers for key in _several(master, customer)]
-        return dict(zip(keys, self.router.lanes_of(tenant_id, keys), strict=True))
+        owners = self.router.owners_of(tenant_id, keys)
+        if known is None or known.number != number or known.owners != owners:
+            found = foreign_keys(master, dict(zip(keys, owners, strict=True)))
+            owner = {key: customer for customer, of_customer in found.items() for key in of_customer}
+            # Other master data may ask for other cells: everything is told again, and taken where it differs. After a
+            # move, too: whoever is at home elsewhere now may not have been told.
+            self._known[tenant_id] = known = _Tenant(number, owners, owner)
+        return known if known.owner else None
 
 
 def _several(master: MasterData, customer: str) -> Sequence[str]:

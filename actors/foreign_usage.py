@@ -79,16 +79,7 @@ class ForeignUsage:
             settled.append(told.key)
             if len(told.state) > STATE_BYTES_MAX:
                 continue
-            detail: dict[str, Any] = {
-                "key": told.key,
-                "generation": told.generation,
-                "number": told.number,
-                "master": told.master,
-                "state": base64.b64encode(told.state).decode(),
-            }
-            id = "/".join(map(str, (told.key, *told.position)))
-            at_us = moment.now_us(tenant_id)
-            rows.append(LogRow(RowKind.FOREIGN_STATE, SOURCE, id, asked.customer, at_us, detail, "foreign_state"))
+            rows.append(told_row(asked.customer, told, moment.now_us(tenant_id)))
         return rows, settled
 
     def take(self, tenant_id: str, rows: pl.DataFrame, moment: LogMoment) -> set[str]:
@@ -101,6 +92,15 @@ class ForeignUsage:
                 of_customer[told.key] = _Known(told, moment.log_time_us, LiveState.from_bytes(told.state))
             found.add(customer)
         return found
+
+    def forget(self, tenant_id: str, customers: Collection[str]) -> None:
+        """What was told of customers who are at home in another lane now."""
+        of_tenant = self._known.get(tenant_id, {})
+        for customer in customers:
+            of_tenant.pop(customer, None)
+
+    def tenants(self) -> list[str]:
+        return list(self._known)
 
     def customers(self, tenant_id: str) -> Collection[str]:
         return self._known.get(tenant_id, {}).keys()
@@ -133,6 +133,18 @@ class ForeignUsage:
         self._known = {}
 
 
+def told_row(customer: str, told: Told, at_us: int) -> LogRow:
+    detail: dict[str, Any] = {
+        "key": told.key,
+        "generation": told.generation,
+        "number": told.number,
+        "master": told.master,
+        "state": base64.b64encode(told.state).decode(),
+    }
+    id = "/".join(map(str, (told.key, *told.position)))
+    return LogRow(RowKind.FOREIGN_STATE, SOURCE, id, customer, at_us, detail, "foreign_state")
+
+
 def _told_in(rows: pl.DataFrame) -> list[tuple[str, Told]]:
     kinds = rows["kind"].to_list()
     if KIND not in kinds:
@@ -154,12 +166,21 @@ def together(parts: Sequence[LiveState]) -> LiveState | None:
     return whole
 
 
-def foreign_keys(master: MasterData, lanes: Mapping[str, int]) -> dict[str, list[str]]:
-    """Of customers with a budget or credit: the keys that lie in another lane than their code."""
+def foreign_keys(master: MasterData, owners: Mapping[str, tuple[int, int]]) -> dict[str, list[str]]:
+    """Of customers with a budget or credit: the keys of which their home lane must be told.
+
+    `owners` are (lane, generation) by key. Those that have not lain in one lane with the customer's code from the
+    beginning: what comes there by itself counts by itself (`BudgetWatch`).
+    """
     customers = {budget.customer for budget in master.budgets.values()} | set(master.wallet_customers)
     found: dict[str, list[str]] = {}
     for customer in sorted(customers):
-        keys = [key for key in master.keys_of(customer) if key in lanes and lanes[key] != lanes[customer]]
+        home = owners.get(customer)
+        keys = [
+            key
+            for key in master.keys_of(customer)
+            if key != customer and home is not None and key in owners and (owners[key] != home or home[1] > 0)
+        ]
         if keys:
             found[customer] = keys
     return found

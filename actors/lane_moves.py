@@ -139,6 +139,22 @@ def _ids(seed: int, segment: StoredSegment, partition: int) -> EventIds:
     return ids_of_rows(seed, rows["tenant"], rows, rows["partition"].to_numpy())
 
 
+def parting_rows(luggage: Luggage) -> list[pl.DataFrame]:
+    """The rows beside the release: what the lane that had the partition wrote down of it."""
+    is_there = (pl.col("lane") == luggage.lane) & (pl.col("number") == luggage.number)
+    return [found for frame in luggage.rows if (found := frame.filter(is_there)).height]
+
+
+def clocks_in(luggage: Luggage) -> dict[str, int]:
+    """The times of test tenants that come along; a lane that never heard of them goes by them from now on."""
+    set_ = pl.col("kind") == int(RowKind.CLOCK_SET)
+    found: dict[str, int] = {}
+    for frame in luggage.rows:
+        for tenant_id, time_us in frame.filter(set_).select("tenant", pl.col("time").to_physical()).iter_rows():
+            found[tenant_id] = max(found.get(tenant_id, time_us), time_us)
+    return found
+
+
 def in_order(rows: Sequence[pl.DataFrame]) -> list[tuple[pl.DataFrame, LogMoment]]:
     """Rows as states take them: what one segment has of one tenant, with its moment."""
     if not rows:

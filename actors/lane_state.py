@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import polars as pl
 from actors.amendments import Amendments
 from actors.backfills import Backfills
 from actors.followers import NO_ROWS, Decided, FollowerSet, FrozenFollower, JudgedRows, LaneFollower, LiesIn, LogMoment
-from actors.lane_moves import Luggage, complete, in_order, pack
+from actors.lane_moves import Luggage, clocks_in, complete, in_order, pack, parting_rows
 from actors.live_figures import LiveFigures, MasterSource
 from actors.tenant_clocks import TenantClocks, clock_rows
 from billing.errors import BillingError, Conflict, Unavailable
@@ -32,7 +33,7 @@ from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
 from storage.usage_log.lane import LaneWriter, walk
 from storage.usage_log.manifest import Manifest, ManifestChain
-from storage.usage_log.partitions import EventIds, event_ids, partitions_of
+from storage.usage_log.partitions import EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
 from storage.usage_log.segment import ROW_SCHEMA, Control, SegmentHead, StoredSegment
 
@@ -93,12 +94,19 @@ class LaneState:
             self._is_recorded,
             self._judge_backfilled,
             self._usage_of,
+            self._elsewhere,
         )
 
     def _usage_of(self, tenant_id: str, keys: Sequence[str], master_number: int) -> LiveState | None:
         if self.figures is None:
             raise Unavailable("This shard has no master data, so it keeps no figures.")
         return self.figures.usage(tenant_id, keys, master_number).live
+
+    def _elsewhere(self, tenant_id: str, keys: Sequence[str]) -> Mapping[int, tuple[int, int]]:
+        if not self._has_moved:  # then a router can only believe what is so
+            return {}
+        partitions = {partition_of(self.seed, tenant_id, key) for key in keys if key}
+        return {one: self.owner(one) for one in partitions if not self.owned[one]}
 
     # -- recovery -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +152,7 @@ class LaneState:
         head = segment.head
         for control in head.controls:
             if control.what == "acquired":
-                self._arrived(self._luggage(control), control.generation, head.number)
+                self._arrived(self._luggage(control), control.generation, _moment_of(head))
         if head.rows:
             self._apply_rows(segment)
         for control in head.controls:
@@ -173,7 +181,9 @@ class LaneState:
             head = segment.head
             for control in head.controls:
                 if control.what == "acquired":
-                    self.followers.arrive(in_order(self._luggage(control).rows), head.number, firsts)
+                    luggage = self._luggage(control)
+                    moment = _moment_of(head)
+                    self.followers.arrive(in_order(luggage.rows), in_order(parting_rows(luggage)), moment, firsts)
             if self.followers.watch(head.counters) or any(count.decided for count in head.counters.values()):
                 self.followers.replay(segment.rows(), _moment_of(head), firsts)
             for control in head.controls:
@@ -212,11 +222,15 @@ class LaneState:
         return placed, ids_of_rows(self.seed, tenants, placed, partitions)
 
     def placed_in(self, rows: pl.DataFrame, partition: int) -> tuple[pl.DataFrame, EventIds] | None:
-        """Rows of several tenants that a lane writes into a partition itself."""
+        """Rows of several tenants that a lane writes itself: those of nobody into a partition that moves."""
         if rows.height == 0:
             return None
-        placed = rows.select(ROW_SCHEMA.names()).with_columns(pl.lit(partition, pl.UInt8).alias("partition"))
-        partitions = np.full(rows.height, partition, np.uint8)
+        rows = rows.select(ROW_SCHEMA.names())
+        partitions = partitions_of(self.seed, rows["tenant"], rows["customer"])
+        partitions[(rows["customer"] == "").to_numpy()] = partition
+        order = np.argsort(partitions, kind="stable")
+        partitions = partitions[order]
+        placed = rows[order].with_columns(pl.Series("partition", partitions))
         return placed, event_ids(self.seed, placed["tenant"], placed, partitions)
 
     def add_ids(self, ids: EventIds, number: int) -> npt.NDArray[np.bool_]:
@@ -286,8 +300,10 @@ class LaneState:
             raise Conflict(f"partition {partition} is in lane {self.lane} already")
         if staying := self.followers.staying(self._lies_in(partition)):
             raise Conflict(f"partition {partition} cannot move now: {', '.join(staying)} keep it")
+        rows = [clock_rows(moment.clocks, f"{partition}:{generation + 1}")]
+        rows += self.followers.parting(self._lies_in(partition), moment)
         return Decided(
-            clock_rows(moment.clocks, f"{partition}:{generation + 1}"),
+            pl.concat(rows),
             _move_form(partition, generation + 1, moment.number),
             controls=(Control("released", partition, generation + 1, to_lane),),
             partition=partition,
@@ -309,12 +325,20 @@ class LaneState:
         if self._chain.newest().floor(from_lane) > luggage.first:  # rule H: what was read counts
             self._packed.pop(partition, None)
             raise Unavailable(f"Lane {from_lane} was cleared while it was read. Send the same again.")
+        parting = in_order(parting_rows(luggage))
+        clocks = clocks_in(luggage)
+        log_time_us = luggage.released_us + 1  # so that a partition's history can be told apart by time
+        at = replace(
+            moment, clocks={**moment.clocks, **clocks}, log_time_us=max(moment.log_time_us, luggage.released_us + 1)
+        )
         return Decided(
-            NO_ROWS,
+            pl.concat([NO_ROWS, *self.followers.coming(parting, at)]),
             _move_form(partition, release.generation, moment.number),
             controls=(Control("acquired", partition, release.generation, from_lane, luggage.number),),
-            log_time_us=luggage.released_us + 1,  # so that a partition's history can be told apart by time
-            after=lambda number: self._arrived(luggage, release.generation, number),
+            partition=partition,
+            clocks=clocks,
+            log_time_us=log_time_us,
+            after=lambda number: self._arrived(luggage, release.generation, replace(at, number=number)),
         )
 
     def _luggage(self, control: Control) -> Luggage:
@@ -323,8 +347,8 @@ class LaneState:
         packed = pack(self._store, seed, self.manifest, partition, control.lane, up_to=control.number - 1)
         return complete(self._store, seed, packed, self.lane, number=control.number)
 
-    def _arrived(self, luggage: Luggage, generation: int, number: int) -> None:
-        partition = luggage.partition
+    def _arrived(self, luggage: Luggage, generation: int, moment: LogMoment) -> None:
+        partition, number = luggage.partition, moment.number
         if luggage.manifest.number > self.manifest.number:  # its runs hold the ids that it did not bring
             self.runs = self.runs.with_runs(self._store, luggage.manifest.runs, self._cache)
             self.manifest = luggage.manifest
@@ -334,7 +358,7 @@ class LaneState:
         self._packed.pop(partition, None)
         self.owned[partition], self.lane_of[partition], self.generation[partition] = True, self.lane, generation
         self._place()
-        self.followers.arrive(in_order(luggage.rows), number)
+        self.followers.arrive(in_order(luggage.rows), in_order(parting_rows(luggage)), moment)
         if self.figures is not None:
             self.figures.arrive(partition)
 
@@ -347,9 +371,11 @@ class LaneState:
 
     def _place(self) -> None:
         owned, moved = self.owned.copy(), self.generation > 0
+        self._has_moved = bool(moved.any())
         self.followers.places(owned, moved)
         if self.figures is not None:
-            self.figures.places(owned, moved, self.seed)
+            owners = tuple((int(one), *self.owner(int(one))) for one in np.flatnonzero(moved))
+            self.figures.places(owned, moved, self.seed, owners)
 
     def _lies_in(self, partition: int) -> LiesIn:
         seed = self.seed

@@ -81,6 +81,7 @@ class Figures:
     number: int
     master_number: int
     owned: bytes = b""  # bits of the partitions whose keys these figures are of; b"": all that were asked for
+    moved: tuple[tuple[int, int, int], ...] = ()  # as the lane knows of moves: partition, generation, lane that has it
 
 
 class LiveFigures:
@@ -101,6 +102,7 @@ class LiveFigures:
         self._owned: npt.NDArray[np.bool_] = np.ones(PARTITIONS, np.bool_)
         self._moved: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)
         self._seed = 0
+        self._owners: tuple[tuple[int, int, int], ...] = ()
 
     # -- the commit thread's side --------------------------------------------------------------------------------------
 
@@ -134,9 +136,15 @@ class LiveFigures:
                     self._woken.set()
             self._number = number
 
-    def places(self, owned: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_], seed: int) -> None:
-        """Which partitions are at home here, and which of all have moved ever. The arrays are not changed later."""
-        self._owned, self._moved, self._seed = owned, moved.copy(), seed
+    def places(
+        self,
+        owned: npt.NDArray[np.bool_],
+        moved: npt.NDArray[np.bool_],
+        seed: int,
+        owners: tuple[tuple[int, int, int], ...] = (),
+    ) -> None:
+        """Which partitions are at home here, which of all have moved ever, and where to. They are not changed later."""
+        self._owned, self._moved, self._seed, self._owners = owned, moved.copy(), seed, owners
 
     def arrive(self, partition: int) -> None:
         """A partition came: what it had before lies in other lanes and is folded by whoever asks first."""
@@ -157,16 +165,21 @@ class LiveFigures:
     # -- queries -------------------------------------------------------------------------------------------------------
 
     def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
-        """The state of these customer keys (None: all), with all that was committed before the call."""
+        """The state of these customer keys (None: all), with all that was committed before the call.
+
+        Asked for no tenant it says who has which partition.
+        """
+        if not tenant_id:
+            return Figures(None, self._number, -1, np.packbits(self._owned).tobytes(), self._owners)
         book = self._book(tenant_id, master_number)
         with self._lock:
-            owned, has_moved = self._owned, bool(self._moved.any())
+            owned, has_moved, owners = self._owned, bool(self._moved.any()), self._owners
             tenant, number = self._tenants.get(tenant_id), self._number
             if tenant is None and has_moved and book is not None:
                 tenant = self._tenants[tenant_id] = self._new_tenant()  # it may lie in what came from other lanes
         bits = np.packbits(owned).tobytes()
         if tenant is None or book is None:
-            return Figures(None, number, book.number if book else -1, bits)
+            return Figures(None, number, book.number if book else -1, bits, owners)
         number = self._fold(tenant_id, tenant, book)
         with tenant.lock:
             parts = list(tenant.parts)
@@ -177,7 +190,7 @@ class LiveFigures:
         for part in wanted[1:]:
             assert live is not None
             live = merge_live(live, part)
-        return Figures(live, number, book.number, bits)
+        return Figures(live, number, book.number, bits, owners)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -269,13 +269,14 @@ class RatingShard:
         *,
         ends_group: bool = False,
         size: int = DECISION_BYTES,
+        alone: bool = False,
     ) -> Future[bytes]:
         """Decide on the commit thread, in the order of arrival with usage; answered after COMMITTED.
 
         The future gives an encoded answer (actors/decisions.py), also for errors.
         """
         rows = max(1, size // DECIDED_ROW_BYTES) if size > DECISION_BYTES else 1
-        item = DecisionItem(Future(), tenant_id, partition, decider, max(size, DECISION_BYTES), ends_group, rows)
+        item = DecisionItem(Future(), tenant_id, partition, decider, max(size, DECISION_BYTES), ends_group, rows, alone)
         with self._condition:
             if not self._serving or self._stopping:
                 item.fail(Unavailable(f"Lane {self.lane} is not served here."))
@@ -311,11 +312,15 @@ class RatingShard:
 
     def release(self, partition: int, to_lane: int) -> Future[bytes]:
         """Let a partition go to another lane: it takes no more rows here from the record's number on."""
-        return self.decide("", ANY_PARTITION, lambda at: self.state.release(partition, to_lane, at), ends_group=True)
+        return self.decide(
+            "", ANY_PARTITION, lambda at: self.state.release(partition, to_lane, at), ends_group=True, alone=True
+        )
 
     def acquire(self, partition: int, from_lane: int) -> Future[bytes]:
         """Take a partition that another lane has let go to this one. Unavailable while that has not happened."""
-        return self.decide("", ANY_PARTITION, lambda at: self.state.acquire(partition, from_lane, at), ends_group=True)
+        return self.decide(
+            "", ANY_PARTITION, lambda at: self.state.acquire(partition, from_lane, at), ends_group=True, alone=True
+        )
 
     def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
         """The live figures of customer keys (None: all of the tenant in this lane)."""
@@ -426,7 +431,7 @@ class RatingShard:
         self._answer(group)
         if rows is not None and head is not None:
             for frame in group.unapplied:
-                self.state.followers.apply(frame, moment)
+                self.state.followers.apply(frame, group.moment)
             if head.number % self.settings.hint_every == 0:
                 write_hint(self._store, self.lane, head.number)
         return items[taken:]
@@ -541,7 +546,15 @@ class RatingShard:
             self._add_ids(group, ids)
             group.frames.append(rows)
             group.count(rows)
-            group.unapplied.append(rows)
+            log_time_us = max(group.moment.log_time_us, decided.log_time_us)
+            clocks = {**group.moment.clocks, **decided.clocks}
+            group.moment = replace(group.moment, log_time_us=log_time_us, clocks=clocks)
+            # As a replay does it: the rows, then the partition leaves; the partition arrives, then the rows.
+            if any(control.what == "released" for control in decided.controls):
+                group.is_applied = True
+                self.state.followers.apply(rows, group.moment)
+            else:
+                group.unapplied.append(rows)
         elif placed is not None:
             rows, ids = placed
             if item.tenant_id in group.unseen and self._is_first_look(rows, item.tenant_id):

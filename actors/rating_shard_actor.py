@@ -58,11 +58,14 @@ class RatingShardActor:
         return self._shard.decide_named(data).result()
 
     @ray.method(concurrency_group="query")
-    def usage(self, tenant_id: str, keys: list[str] | None, master_number: int) -> tuple[bytes | None, int, int, bytes]:
-        """Encoded live state (None: nothing), the lane's number it goes to, the master number, partitions (bits)."""
+    def usage(
+        self, tenant_id: str, keys: list[str] | None, master_number: int
+    ) -> tuple[bytes | None, int, int, bytes, tuple[tuple[int, int, int], ...]]:
+        """Encoded live state (None: nothing), the lane's number it goes to, the master number, partitions (bits), and
+        of those that have moved the generation and the lane."""
         figures = self._shard.usage(tenant_id, keys, master_number)
         live = None if figures.live is None else figures.live.to_bytes()
-        return live, figures.number, figures.master_number, figures.owned
+        return live, figures.number, figures.master_number, figures.owned, figures.moved
 
     @ray.method(concurrency_group="query")
     def prepare_move(self, partition: int, from_lane: int) -> None:

@@ -31,7 +31,7 @@ from actors.batches import (
     decode_answer,
     encode_batch,
 )
-from actors.decisions import ANY_PARTITION, DecisionRequest, decode_decided, encode_request
+from actors.decisions import ANY_PARTITION, DecisionRequest, Elsewhere, decode_decided, encode_request
 from actors.fair_parts import FairParts
 from actors.followers import LaneFollower
 from actors.lane_traces import TRACES_MAX
@@ -117,6 +117,11 @@ class UsageRouter(Protocol):
 
     def lanes_of(self, tenant_id: str, keys: Sequence[str]) -> list[int]:
         """The lane of each key as far as this router knows: for payloads that hold several keys of one lane."""
+        ...
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a call is repeated before it is unknown what became of it."""
         ...
 
     async def advance_clock(self, tenant_id: str, to: datetime) -> None:
@@ -230,6 +235,9 @@ class GroupingRouter(ABC):
             asked = int(self._route[request.partition]) if lane is None else lane
             try:
                 answer = decode_decided(await asyncio.wait_for(self._decide(asked, data), CALL_TIMEOUT_S))
+                if isinstance(answer.error, Elsewhere):  # who put the keys together takes them apart
+                    self._learn_owners(answer.error.owners)
+                    raise answer.error
                 if answer.owner is None and not isinstance(answer.error, Unavailable):
                     if answer.error is not None:
                         raise answer.error
@@ -238,12 +246,10 @@ class GroupingRouter(ABC):
                     raise answer.error
                 if answer.owner is not None:
                     detail = "a partition is being moved"
-                    generation, owner = answer.owner
-                    if generation > self._generation[request.partition]:
-                        self._generation[request.partition], self._route[request.partition] = generation, owner
+                    self._learn_owners({request.partition: answer.owner})
                 elif answer.error is not None:
                     detail = answer.error.detail
-            except StoreRefused:
+            except (StoreRefused, Elsewhere):
                 raise
             except Unavailable as error:
                 detail = error.detail
@@ -253,6 +259,11 @@ class GroupingRouter(ABC):
                 raise Unavailable(f"It is unknown whether this was decided ({detail}). {_AGAIN}")
             await asyncio.sleep(wait)
             wait = min(2 * wait, RETRY_WAIT_S_MAX)
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a call is repeated before it is unknown what became of it."""
+        return self._deadline_s
 
     async def usage(self, tenant_id: str, keys: Sequence[str] | None = None, *, master_number: int = 0) -> LiveUsage:
         wanted = None if keys is None else list(dict.fromkeys(keys))
@@ -290,6 +301,7 @@ class GroupingRouter(ABC):
         for lane, answer in zip(asked, answers, strict=True):
             if not answer.owned:
                 return True  # figures of one process that says nothing of partitions
+            self._learn_moves(answer)
             owned = np.unpackbits(np.frombuffer(answer.owned, np.uint8)).astype(np.bool_)
             owners += owned
             self._route[owned & (owners == 1)] = lane
@@ -302,7 +314,17 @@ class GroupingRouter(ABC):
 
     async def figures_of(self, lane: int, tenant_id: str, keys: Sequence[str], master_number: int = 0) -> Figures:
         """What one lane has folded of keys, and up to which of its numbers."""
-        return await asyncio.wait_for(self._usage(lane, tenant_id, list(keys), master_number), self._deadline_s)
+        figures = await asyncio.wait_for(self._usage(lane, tenant_id, list(keys), master_number), self._deadline_s)
+        self._learn_moves(figures)
+        return figures
+
+    async def look_around(self) -> None:
+        """Ask all lanes who has which partition: for whoever must know of moves that no call of his has met."""
+        lanes = await asyncio.to_thread(self._lanes)
+        await asyncio.gather(*(self.figures_of(lane, "", []) for lane in lanes))
+
+    def _learn_moves(self, figures: Figures) -> None:
+        self._learn_owners({partition: (generation, lane) for partition, generation, lane in figures.moved})
 
     async def ingest(self, tenant_id: str, events: pl.DataFrame, *, master_number: int | None = None) -> IngestResult:
         loop = asyncio.get_running_loop()
@@ -348,7 +370,7 @@ class GroupingRouter(ABC):
                         positions[outcome.answer.lane] = max(
                             positions.get(outcome.answer.lane, -1), outcome.answer.number
                         )
-                    self._learn(outcome.answer)
+                    self._learn_owners(outcome.answer.owners)
                     not_owned = chunk[outcome.verdicts == NOT_OWNED]
                     if len(not_owned):
                         retry.append(not_owned)
@@ -382,8 +404,8 @@ class GroupingRouter(ABC):
         partitions = partitions_of(self._genesis.seed, tenant_id, events["customer"])
         return partitions, event_ids(self._genesis.seed, tenant_id, events, partitions)
 
-    def _learn(self, answer: Answer) -> None:
-        for partition, (generation, lane) in answer.owners.items():
+    def _learn_owners(self, owners: Mapping[int, tuple[int, int]]) -> None:
+        for partition, (generation, lane) in owners.items():
             if generation > self._generation[partition]:
                 self._generation[partition], self._route[partition] = generation, lane
 

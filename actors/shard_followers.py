@@ -16,4 +16,4 @@ def shard_followers(lane: int, master: MasterSource | None, store: ObjectStore) 
     if master is None:
         return ()
     budgets = BudgetWatch(lane, master, store)
-    return (budgets, Accounts(master, budgets.left, budgets.foreign_usage))
+    return (budgets, Accounts(master, budgets.left, budgets.usage_elsewhere))

@@ -49,7 +49,7 @@ class UsageItem:
     partitions: npt.NDArray[np.uint8]
     ids: EventIds
     bytes: int
-    ends_group = False
+    ends_group = alone = False
 
     @property
     def rows(self) -> int:
@@ -73,6 +73,7 @@ class DecisionItem:
     bytes: int
     ends_group: bool  # what comes after it is another group: a clock moves for later rows only
     rows: int = 1  # that it counts for; one that brings many rows more
+    alone: bool = False  # in its group: what moves a partition changes what all other rows mean
 
     def fail(self, error: BillingError, *, refused: bool = False) -> None:
         if not self.future.done():
@@ -117,7 +118,7 @@ class FairQueue:
             ended = False
             while queue and not ended and (queue[0].bytes <= self._deficits[tenant_id] or len(self._turns) == 1):
                 item = queue[0]
-                if group and (rows + item.rows > rows_max or size + item.bytes > bytes_max):
+                if group and (item.alone or rows + item.rows > rows_max or size + item.bytes > bytes_max):
                     return group
                 queue.popleft()
                 self._deficits[tenant_id] -= item.bytes

@@ -291,11 +291,11 @@ class RayUsageRouter(GroupingRouter):
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
         handle = await self._handle(lane)
         try:
-            data, number, used, owned = await handle.usage.remote(tenant_id, keys, master_number)
+            data, number, used, owned, moved = await handle.usage.remote(tenant_id, keys, master_number)
         except (RayActorError, ActorUnavailableError) as error:
             self._handles.pop(lane, None)
             raise Unavailable(f"Shard {lane} is being replaced.") from error
-        return Figures(None if data is None else LiveState.from_bytes(data), number, used, owned)
+        return Figures(None if data is None else LiveState.from_bytes(data), number, used, owned, moved)
 
     async def _handle(self, lane: int) -> Any:
         handle = self._handles.get(lane)

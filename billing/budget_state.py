@@ -43,6 +43,10 @@ _ID = ("customer", "source", "id")  # ids are unique within a customer key
 History = Callable[[Sequence[str]], pl.DataFrame]
 
 
+def _anything(_: str, __: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Watch:
     """What one state of master data asks to be watched, of the customers whose home is here."""
@@ -50,21 +54,45 @@ class Watch:
     number: int
     master: MasterData
     budgets: Mapping[str, tuple[Budget, ...]]  # by customer, in the order in which they were defined
-    keys: Mapping[str, tuple[str, ...]]
+    keys: Mapping[str, tuple[str, ...]]  # whose events come by themselves; of his other keys others tell
     owners: Mapping[str, str]  # customer by key
     level_types: frozenset[str]  # types of events that a level is made of
 
     @classmethod
-    def of(cls, number: int, master: MasterData, homes: Collection[str]) -> Watch:
-        """`homes` are the customers whose budgets are looked after here."""
+    def of(
+        cls, number: int, master: MasterData, homes: Collection[str], is_local: Callable[[str, str], bool] = _anything
+    ) -> Watch:
+        """`homes` are the customers whose budgets are looked after here; `is_local` (customer, key): events come."""
         budgets: dict[str, tuple[Budget, ...]] = {}
         for budget in master.budgets.values():
             if budget.customer in homes:
                 budgets[budget.customer] = (*budgets.get(budget.customer, ()), budget)
-        keys = {customer: master.keys_of(customer) for customer in budgets}
+        keys = {one: tuple(key for key in master.keys_of(one) if is_local(one, key)) for one in budgets}
         owners = {key: customer for customer, of_customer in keys.items() for key in of_customer}
         types = frozenset(meter.event_type for meter in master.meters.values() if meter.aggregation == LEVEL)
         return cls(number, master, budgets, keys, owners, types)
+
+    def without(self, customers: Collection[str], keys: Collection[str]) -> Watch:
+        """Without these customers, and without these keys of others."""
+        return replace(
+            self,
+            budgets={one: budgets for one, budgets in self.budgets.items() if one not in customers},
+            keys={
+                one: tuple(key for key in mine if key not in keys)
+                for one, mine in self.keys.items()
+                if one not in customers
+            },
+            owners={key: one for key, one in self.owners.items() if one not in customers and key not in keys},
+        )
+
+    def joined(self, other: Watch) -> Watch:
+        """With the customers of another; each as his own master data say."""
+        return replace(
+            self,
+            budgets={**self.budgets, **other.budgets},
+            keys={**self.keys, **other.keys},
+            owners={**self.owners, **other.owners},
+        )
 
     def in_order(self, customers: Collection[str]) -> list[Budget]:
         """Their budgets, in the order in which the tenant defined them."""
@@ -97,6 +125,54 @@ class TenantBudgets:
     @classmethod
     def from_bytes(cls, data: bytes, watch_at: Callable[[int], Watch]) -> TenantBudgets:
         return _unpacked(data, watch_at)
+
+    def hand_over(self, customer: str, keys: Collection[str]) -> LiveState | None:
+        """Others tell of these keys of a customer from now on; gives the usage under them that was followed here."""
+        self.watch = self.watch.without((), keys)
+        self.waiting = self.waiting.filter(~pl.col("customer").is_in(list(keys)))
+        return self.spending.hand_over(self.watch.master, customer, keys)
+
+    def copy_of(self, customer: str) -> TenantBudgets:
+        """All that is followed of one customer, apart: what becomes of it does not show here."""
+        watch = self.watch
+        others = [one for one in watch.budgets if one != customer]
+        spending = self.spending.part([customer])
+        codes = {budget.code for budget in watch.budgets.get(customer, ())}
+        budgets = replace(
+            spending.budgets,
+            raised={code: set(keys) for code, keys in spending.budgets.raised.items() if code in codes},
+            alerts=[one for one in self.spending.budgets.alerts if one.budget in codes],
+        )
+        return TenantBudgets(
+            watch.without(others, ()),
+            replace(spending, budgets=budgets),
+            self.waiting.filter(pl.col("customer").is_in(list(watch.keys.get(customer, ())))),
+            {customer: self.levels[customer]} if customer in self.levels else {},
+            self.looked_at,
+            self.levels_from,
+        )
+
+    def leave(self, customer: str) -> None:
+        """A customer is looked after elsewhere from now on."""
+        codes = {budget.code for budget in self.watch.budgets.get(customer, ())}
+        self.waiting = self.waiting.filter(~pl.col("customer").is_in(list(self.watch.keys.get(customer, ()))))
+        self.watch = self.watch.without((customer,), ())
+        self.spending.let_go(customer, codes)
+        self.levels.pop(customer, None)
+
+    def join(self, other: TenantBudgets) -> None:
+        """Take on what another place followed of its customers; a look at master data not older than both follows."""
+        self.watch = self.watch.joined(other.watch)
+        self.spending.followed.update(other.spending.followed)
+        self.spending.budgets.take(other.spending.budgets)
+        self.spending.budgets.raised.update(other.spending.budgets.raised)
+        self.spending.budgets.alerts += other.spending.budgets.alerts
+        # What waited there came before all that comes here.
+        came = other.waiting.with_columns(number=pl.lit(0, pl.Int64), row=pl.int_range(other.waiting.height))
+        self.waiting = pl.concat([self.waiting, came.cast(ARRIVED)])
+        self.levels.update(other.levels)
+        since = [one for one in (self.levels_from, other.levels_from, other.looked_at) if one is not None]
+        self.looked_at, self.levels_from = self.looked_at or other.looked_at, min(since, default=None)
 
     def plan(self, step: Step, history: History) -> Planned:
         """What a step adds, without changing anything here."""

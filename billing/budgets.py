@@ -7,7 +7,7 @@ have cost up to the clock. What that is, is followed by `billing/spending.py`. S
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -108,6 +108,15 @@ class Budgets:
         """What a part has become counts."""
         self.spent.update(part.spent)
         self.levels.update(part.levels)
+
+    def forget(self, customer: str, codes: Collection[str]) -> None:
+        """Drop a customer's, with what his budgets raised: he is looked after elsewhere."""
+        for kind in KINDS:
+            self.spent.pop((customer, kind), None)
+            self.levels.pop((customer, kind), None)
+        for code in codes:
+            self.raised.pop(code, None)
+        self.alerts = [one for one in self.alerts if one.budget not in codes]
 
     def check(self, budgets: Iterable[Budget], now: datetime) -> list[Alert]:
         """Raise what is reached and was not raised yet."""

@@ -7,7 +7,7 @@ one more rating of all events. Levels cost by holding: `level_costs` looks at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from fractions import Fraction
@@ -101,9 +101,36 @@ class Spending:
         self.followed.update(part.followed)
         self.budgets.take(part.budgets)
 
+    def hand_over(self, master: MasterData, customer: str, keys: Collection[str]) -> LiveState | None:
+        """From now on others tell of usage under these keys: what it has cost stays, and is booked as theirs.
+
+        Gives the usage that was here, None where there is none. What each day of it has cost is its part among all
+        usage of the customer, as `set_foreign` books it; the sum over the days is exact.
+        """
+        one, view = self.followed.get(customer), _view(master)
+        if one is None:
+            return None
+        assert self._fits(master, view, customer), f"usage of {customer} was folded for other master data"
+        theirs = _only(one.usage, pl.col("key").is_in(list(keys)))
+        if theirs.state.small.height == 0:
+            return None
+        one = replace(one, usage=_only(one.usage, ~pl.col("key").is_in(list(keys))), costs={}, booked=dict(one.booked))
+        now = one.foreign or _only(theirs, pl.lit(False))
+        for day, cost, then in self._by_day(master, view, customer, one.usage, now, merge_live(now, theirs)):
+            one.booked[day] = one.booked.get(day, ZERO) + cost
+            now = then
+        one.foreign = now
+        self.followed[customer] = one
+        return theirs
+
     def forget(self, customer: str) -> None:
         """Fold the customer's usage again before the next event: what counted before has changed."""
         self.followed.pop(customer, None)
+
+    def let_go(self, customer: str, codes: Collection[str]) -> None:
+        """Drop all of a customer, with his budgets of these codes: he is looked after elsewhere."""
+        self.followed.pop(customer, None)
+        self.budgets.forget(customer, codes)
 
     def _fit(self, master: MasterData, view: _View, customers: Sequence[str], earlier: Earlier) -> None:
         """Fold usage (again) where it is missing, or where other cells are asked for than it was folded for."""
@@ -157,19 +184,26 @@ class Spending:
         codes = [meter.code for meter in view.book.meters]
         new = _only(live, pl.col("meter").is_in(codes))
         now = one.foreign or _only(new, pl.lit(False))
-        days = _local_day(master.tenant.timezone)
-        for day, first, last, meters in _changed(now, new, days):
-            types = {meter.event_type for meter in view.book.meters if meter.code in meters}
-            pieces = [usage_piece(master, use) for use in _uses_with(master, customer, _moments(first, last), types)]
-            before = sum(_amounts(pieces, merge_live(one.usage, now), view), ZERO)
-            now = _joined(_only(now, days != day), _only(new, days == day))
-            cost = sum(_amounts(pieces, merge_live(one.usage, now), view), ZERO) - before
+        for day, cost, then in self._by_day(master, view, customer, one.usage, now, new):
+            now = then
             self.budgets.add(customer, midnight(day, master.tenant.timezone), cost - one.owed.pop(day, ZERO))
             one.booked[day] = one.booked.get(day, ZERO) + cost
         for day, owed in one.owed.items():
             self.budgets.add(customer, midnight(day, master.tenant.timezone), -owed)
         one.owed = {}
         one.foreign, one.costs = now, {}
+
+    def _by_day(
+        self, master: MasterData, view: _View, customer: str, usage: LiveState, now: LiveState, new: LiveState
+    ) -> Iterator[tuple[date, Fraction, LiveState]]:
+        """From what was told to what is told now, one local day after the other: what each changes, and it so far."""
+        days = _local_day(master.tenant.timezone)
+        for day, first, last, meters in _changed(now, new, days):
+            types = {meter.event_type for meter in view.book.meters if meter.code in meters}
+            pieces = [usage_piece(master, use) for use in _uses_with(master, customer, _moments(first, last), types)]
+            before = sum(_amounts(pieces, merge_live(usage, now), view), ZERO)
+            now = _joined(_only(now, days != day), _only(new, days == day))
+            yield day, sum(_amounts(pieces, merge_live(usage, now), view), ZERO) - before, now
 
     def _fits(self, master: MasterData, view: _View, customer: str) -> bool:
         known = self.followed.get(customer)

@@ -66,7 +66,7 @@ async def move_partition(
     request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
 ) -> Response:
     """It pauses for some milliseconds: what is sent meanwhile waits. Repeating does nothing (`moved: false`). 409 while
-    the partition holds reservations or a budget, which do not move yet; 503: unknown, send the same again."""
+    the partition has levels or usage too large to move; 503: unknown, send again."""
     mistakes = Mistakes()
     top = Form(known_keys(form, ("partition", "lane"), ("partition", "lane")), "", mistakes)
     partition, lane = top.count("partition", 0, 0, PARTITIONS - 1), top.count("lane", 0, 0, LANES_MAX)
@@ -87,7 +87,7 @@ async def spread(
     request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
 ) -> Response:
     """Begins lanes that there are not yet (a shard each) and drains those that are not named: before a machine leaves.
-    Moves one partition after the other; after 503 send the same again. What cannot move yet stays."""
+    Moves one partition after the other; after 503 send the same again. What cannot move stays."""
     lanes = known_keys(form, ("lanes",), ("lanes",))["lanes"]
     if (
         not isinstance(lanes, list)

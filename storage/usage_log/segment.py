@@ -49,6 +49,7 @@ class RowKind(IntEnum):
     MASTER_SEEN = 15  # budgets rest on this master number from the segment on
     BACKFILLED = 16  # an event sent under a backfill: counts once that is committed (storage/usage_log/backfills.py)
     FOREIGN_STATE = 18  # usage of a customer that another lane keeps, as his home lane was told of it
+    BUDGETS_MOVED = 19  # what is followed of a customer's budgets, by the lane that lets his partition go
     BACKFILL_NOTED = 17  # a step of a backfill; 8 and 9 are those that decide
 
 

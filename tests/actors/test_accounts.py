@@ -15,10 +15,13 @@ import pytest
 
 from actors.accounts import Accounts
 from actors.accounts_desk import AccountsDesk, Problem, RunDesk
+from actors.partition_mover import finish, half_moved, move_partition
 from actors.rating_shard import ShardSettings
-from billing.errors import Conflict, Unavailable
+from actors.router import _Calls
+from billing.errors import BillingError, Conflict, Unavailable
 from billing.run_credit import Ask, Move, RunCredit, RunHold
 from storage.usage_log.lane import count_lanes, walk
+from storage.usage_log.partitions import partition_of
 from storage.usage_log.segment import RowKind
 from tests.actors.accounts_support import START, Place, customer, place, top_up
 from tests.usage_log_support import TENANT, make_events
@@ -268,15 +271,17 @@ CODES = ("a", "b", "c", "d")
 
 
 @pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**9)])
-def test_fifty_callers_never_overdraw_while_shards_die(here: Place, seed: int) -> None:
-    """At every number of every lane: credit - what left it - open reservations >= 0, by the rows alone."""
+@pytest.mark.parametrize("moves", [0, 20])
+def test_fifty_callers_never_overdraw_while_shards_die_and_partitions_move(here: Place, seed: int, moves: int) -> None:
+    """At every row of a customer: credit - what left it - open reservations >= 0, by the rows of all lanes alone."""
     print(f"seed {seed}")
     chance = random.Random(seed)
     for code in CODES:
         here.masters.apply(customer(code), top_up(code, "40.00"), top_up(code, "15.00", kind="promotional"))
-    world = _World(here, chance)
+    world = _World(here, chance, moves)
     asyncio.run(world.live())
     _check_rows(here)
+    assert world.moved >= moves // 4
     # What callers were told is what the rows say, for every request and every repeat of it.
     recorded = {row["id"]: json.loads(row["detail"]) for _, row in rows_of(here, RowKind.RESERVED)}
     for id, granted in world.told:
@@ -285,8 +290,9 @@ def test_fifty_callers_never_overdraw_while_shards_die(here: Place, seed: int) -
 
 
 class _World:
-    def __init__(self, here: Place, chance: random.Random) -> None:
+    def __init__(self, here: Place, chance: random.Random, moves: int) -> None:
         self.here, self.chance = here, chance
+        self.moves, self.moved = moves, 0
         self.settings = ShardSettings(checkpoint_rows=60, checkpoint_s=3600)
         self.told: list[tuple[str, str]] = []
         self.calls = 0
@@ -308,7 +314,7 @@ class _World:
         return AccountsDesk(router)
 
     async def live(self) -> None:
-        await asyncio.gather(self._killer(), *(self._caller(number) for number in range(CALLERS)))
+        await asyncio.gather(self._killer(), self._mover(), *(self._caller(number) for number in range(CALLERS)))
 
     async def _killer(self) -> None:
         """Nobody tells the old shards: they find out at their next put, if they have one."""
@@ -317,6 +323,36 @@ class _World:
             await self.calls_reached(kill * CALLERS * CALLS // (KILLS + 1))
             self.here.clock.now += timedelta(seconds=self.chance.choice((-30, 20, 60)))
             self.desk = await asyncio.to_thread(self._open)
+
+    async def _mover(self) -> None:
+        """Moves partitions of customers; some moves are left half done for a while, for the next look to finish."""
+        for move in range(1, self.moves + 1):
+            await self.calls_reached(move * CALLERS * CALLS // (self.moves + 2))
+            router = self.here.router
+            assert router is not None
+            partition = partition_of(router._genesis.seed, TENANT, self.chance.choice(CODES))
+            calls = _Calls(router.shards)
+            try:
+                (owner,) = [one.lane for one in router.shards.values() if partition in one.status().owned]
+                if self.chance.random() < 0.3:
+                    await asyncio.to_thread(calls.release, owner, partition, 1 - owner)
+                else:
+                    await asyncio.to_thread(move_partition, calls, partition, owner, 1 - owner)
+                    self.moved += 1
+            except (BillingError, TimeoutError, ValueError):  # a shard that was overtaken, or is not what it was
+                pass
+            await self._finish()
+
+    async def _finish(self) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            router = self.here.router
+            assert router is not None
+            statuses = [shard.status() for shard in router.shards.values()]
+            if not half_moved(statuses):
+                return
+            await asyncio.to_thread(finish, _Calls(router.shards), statuses)
+        raise AssertionError("a move was never finished")
 
     async def calls_reached(self, number: int) -> None:
         async with self.called:
@@ -359,35 +395,37 @@ class _World:
 
 
 def _check_rows(here: Place) -> None:
-    """Fold the rows by hand, in exact amounts, and look at every pot after every number."""
+    """Fold a customer's rows by hand, in exact amounts, and look at every pot after every row.
+
+    Their order is that of log time, whatever lanes they lay in; of one time they lie in one lane.
+    """
     _, master = here.masters.newest(TENANT)
-    amounts = {one.number: one.amount for one in master.top_ups}
-    for lane in range(count_lanes(here.store)):
+    rows = rows_of(here, RowKind.RESERVED, RowKind.COMMITTED, RowKind.RELEASED)
+    for code in CODES:
+        amounts = {one.number: one.amount for one in master.top_ups if one.customer == code}
         open_: dict[str, tuple[dict[int, Decimal], int | None]] = {}
         gone: dict[int, Decimal] = defaultdict(Decimal)
-        for segment in walk(here.store, lane, 0):
-            now = segment.head.log_time_us
+        for now, row in sorted((one for one in rows if one[1]["customer"] == code), key=lambda one: one[0]):
             for id in [id for id, (_, expires) in open_.items() if expires is not None and expires <= now]:
                 del open_[id]
-            for row in segment.rows().iter_rows(named=True):
-                detail = json.loads(row["detail"])
-                parts = {int(number): Decimal(part) for number, part in detail.get("parts", ())}
-                if row["kind"] == RowKind.RESERVED:
-                    expires = detail.get("expires")
-                    until = None if expires is None else int(datetime.fromisoformat(expires).timestamp() * 1_000_000)
-                    open_[row["id"]] = (parts, until)
-                    assert sum(parts.values(), ZERO) == Decimal(detail["granted"])
-                elif row["kind"] == RowKind.COMMITTED:
-                    held, _ = open_.pop(row["id"], ({}, None))
-                    assert detail.get("late") or all(part <= held[number] for number, part in parts.items())
-                    for number, part in parts.items():
-                        gone[number] += part
-                elif row["kind"] == RowKind.RELEASED:
-                    del open_[row["id"]]
+            detail = json.loads(row["detail"])
+            parts = {int(number): Decimal(part) for number, part in detail.get("parts", ())}
+            if row["kind"] == RowKind.RESERVED:
+                expires = detail.get("expires")
+                until = None if expires is None else int(datetime.fromisoformat(expires).timestamp() * 1_000_000)
+                open_[row["id"]] = (parts, until)
+                assert sum(parts.values(), ZERO) == Decimal(detail["granted"])
+            elif row["kind"] == RowKind.COMMITTED:
+                held, _ = open_.pop(row["id"], ({}, None))
+                assert detail.get("late") or all(part <= held[number] for number, part in parts.items())
+                for number, part in parts.items():
+                    gone[number] += part
+            elif row["kind"] == RowKind.RELEASED:
+                del open_[row["id"]]
             held: dict[int, Decimal] = defaultdict(Decimal)
             for parts, _ in open_.values():
                 for number, part in parts.items():
                     held[number] += part
             for number, amount in amounts.items():
                 left = amount - gone[number] - held[number]
-                assert left >= 0, f"lane {lane} number {segment.head.number}: top-up {number} is {left}"
+                assert left >= 0, f"after {row['id']} of {code}: top-up {number} is {left}"

@@ -97,8 +97,12 @@ class World:
         probe = ForeignCarrier(self.router, self.chain, lambda: [TENANT])
         before = len(self.told())
         await probe.round()
-        known = self.carrier._known.get(TENANT)
-        return len(self.told()) != before or (known is not None and set(known.sent) != set(probe._known[TENANT].sent))
+        known = probe._known.get(TENANT)
+        if known is None or not known.owner:
+            return len(self.told()) != before
+        usage = (await self.router.usage(TENANT, list(known.owner))).live
+        used = set() if usage is None else set(usage.state.small["key"])
+        return len(self.told()) != before or set(known.sent) != used  # what was told a moment ago is told later
 
 
 def test_usage_of_other_lanes_crosses_a_threshold_once_and_survives_a_kill(tmp_path: Path) -> None:
