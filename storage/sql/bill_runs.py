@@ -106,6 +106,14 @@ def last_finalised(connection: Connection) -> dict[str, Any] | None:
     return None if row is None else dict(row)
 
 
+def billed_up_to(connection: Connection) -> datetime | None:
+    """How far the tenant is billed: the farthest end of a run whose documents are final, whichever came last."""
+    row = connection.execute(
+        "SELECT max(up_to) AS up_to FROM bill_runs WHERE state IN ('finalised', 'done')"
+    ).fetchone()
+    return None if row is None else row["up_to"]
+
+
 def any_reversed(connection: Connection, marks: Sequence[int]) -> bool:
     """Whether one of these marks (steps of the master data that say a run is final) is of a run that was taken back."""
     row = connection.execute(

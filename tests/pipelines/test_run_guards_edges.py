@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
 import pytest
-from test_run_guards import balances, documents, plain_world
+from test_run_guards import balances, documents, plain_world, settle
 
 import pipelines.run_reversal as run_reversal
 from billing.credit_notes import CreditLine, credit_note
@@ -19,11 +19,12 @@ from billing.errors import Conflict
 from billing.settle import BilledDocument
 from billing.usage import EVENT_SCHEMA
 from pipelines.bill_run import BillRunDriver
+from pipelines.run_schedule import outlook, shown, start_due
 from storage.sql import bill_runs, invoices, steps
 from storage.sql.database import Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
-from tests.chaos.bill_run_world import CUSTOMERS, NOW, World, _tenant
+from tests.chaos.bill_run_world import CUSTOMERS, FEBRUARY, MARCH, NOW, World, _tenant
 
 pytestmark = pytest.mark.postgres
 JANUARY_ENDS = datetime(2026, 1, 31, 23, tzinfo=UTC)
@@ -129,3 +130,18 @@ def test_a_reversal_goes_by_what_is_left_of_each_line_after_credit_notes_by_hand
     assert {row["amount"] for row in owed} == {Decimal(0)}  # of each document, not only of all
     again = driver.drive(tenant_id, driver.plan(tenant_id, JANUARY_ENDS, "ann")["id"])
     assert again["documents"]["made"] == CUSTOMERS
+
+
+def test_a_run_up_to_an_earlier_day_makes_no_later_period_due_again(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    settle(database, tenant_id, {"schedule": {"interval": "month", "approve": True}})
+    driver = world.driver(database)
+    for up_to in (MARCH, FEBRUARY):  # the second one for somebody who was left out of January
+        run = driver.drive(tenant_id, driver.plan(tenant_id, up_to, "ann")["id"])
+        assert run["state"] == "done"
+    later = lambda: NOW + timedelta(days=2)  # noqa: E731
+    with database.tenant(tenant_id) as connection:
+        seen = shown(outlook(connection, tenant_id, later), "Europe/Berlin")
+    assert (seen["due"], seen["missed"], seen["alarm"]) == ([], [], None)
+    assert seen["next"]["last_day"] == "2026-03-31"
+    assert tenant_id not in [tenant for tenant, _ in start_due(database, driver, later)]
