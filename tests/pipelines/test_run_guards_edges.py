@@ -145,3 +145,50 @@ def test_a_run_up_to_an_earlier_day_makes_no_later_period_due_again(world: World
     assert (seen["due"], seen["missed"], seen["alarm"]) == ([], [], None)
     assert seen["next"]["last_day"] == "2026-03-31"
     assert tenant_id not in [tenant for tenant, _ in start_due(database, driver, later)]
+
+
+ODD_TEXTS = (
+    "\\N",
+    "\\.",
+    'a "b", c',
+    "back\\slash\\",
+    "tab\there",
+    "two\nlines\r\n",
+    "\\.\n\\N",
+    " ",
+    "'; --",
+    "é🌍\x7f",
+)
+
+
+def test_texts_of_any_signs_reach_the_tables_as_they_are(world: World, database: Database) -> None:
+    tenant_id = _tenant(database)
+    with database.tenant(tenant_id) as connection:
+        changes = [
+            {"at": "2026-01-01", "customer": {"code": f"odd{place}", "name": text, "address": {"line1": text}}}
+            for place, text in enumerate(ODD_TEXTS)
+        ]
+        charge = {"kind": "one_off", "price": {"model": "flat", "amount": "1"}, "tax": "standard"}
+        for place, text in enumerate(ODD_TEXTS):
+            plan = {"code": f"odd{place}", "currency": "EUR", "charges": [{**charge, "code": "start", "name": text}]}
+            changes.append({"at": "2026-01-01", "publish": {"plan": {**plan, "interval": "month"}}})
+            subscription = {"code": f"o{place}", "customer": f"odd{place}", "plan": f"odd{place}"}
+            changes.append({"at": "2026-01-01", "subscribe": subscription})
+        steps.append_steps(connection, tenant_id, changes, "test", now=NOW)
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, JANUARY_ENDS, "ann")["id"])
+    assert run["state"] == "done", run["error"]
+    with database.tenant(tenant_id) as connection:
+        rows = connection.execute(
+            "SELECT i.customer_name, i.buyer -> 'address' ->> 'line1' AS street, l.name, i.number FROM invoices i"
+            " JOIN invoice_lines l ON l.invoice_id = i.id WHERE i.customer LIKE 'odd%%' ORDER BY i.customer"
+        ).fetchall()
+        assert [(row["customer_name"], row["street"], row["name"]) for row in rows] == [(t, t, t) for t in ODD_TEXTS]
+        # A text that somebody types beside a document goes the same way.
+        for row, text in zip(rows, ODD_TEXTS, strict=True):
+            document = invoices.get(connection, row["number"])["document"]
+            note = credit_note(BilledDocument(row["number"], document), NOW.date())
+            final = invoices.Final(note, "main", "RK-{yyyy}-{n:06}", {"name": text}, NOW, reason=text)
+            invoices.finalise(connection, tenant_id, [final], NOW)
+        told = connection.execute("SELECT reason FROM invoices WHERE reason IS NOT NULL ORDER BY id").fetchall()
+    assert [row["reason"] for row in told] == list(ODD_TEXTS)
