@@ -257,6 +257,9 @@ class BillRunDriver:
             if (last and last["id"]) != (previous and previous["id"]):
                 # It ended between our reading and our taking the place: what it billed is unknown to this plan.
                 raise Conflict("another bill run ended meanwhile: start it again")
+            if bill_runs.any_reversed(connection, [mark.number for mark in master.runs]):
+                # Read while it was being reversed: for these master data its periods are billed still.
+                raise Conflict("a bill run was reversed meanwhile: nothing is planned, start it again")
         self._checkpoint("planned")
         return self.get(tenant_id, run_id)
 

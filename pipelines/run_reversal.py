@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Any
+from uuid import UUID
 
 from billing.credit_notes import CreditLine, credit_note, mirror
 from billing.documents import Document
@@ -35,14 +36,16 @@ def reverse_documents(
     bring_moves: Callable[[str], None],
 ) -> None:
     """Bring a run that is being reversed to its end; a repeat goes on where another one stopped."""
+    after: UUID | None = None  # what is behind it stands as it was; a repeat begins in front and finds it taken back
     while True:
         with database.tenant(tenant_id) as connection:
             run = bill_runs.get(connection, run_id, lock=True)
             if run["state"] != "reversing":
                 return
-            rows = invoices.to_reverse(connection, run_id, BATCH)
+            rows = invoices.to_reverse(connection, run_id, BATCH, after)
             if rows:
                 _reverse(connection, tenant_id, run, rows, clock())
+                after = rows[-1]["id"]
                 checkpoint("reversing")
             else:
                 step = {"at": run["made_at"].isoformat(), "bill_run_reversed": {"id": run_id, "mark": run["mark"]}}
@@ -63,8 +66,12 @@ def _reverse(
     day = local_date(tenant.test_clock or now, tenant.timezone)
     entities = {one["code"]: one for one in tenants.legal_entities(connection)}
     finals: list[invoices.Final] = []
+    taken_back: list[Mapping[str, Any]] = []
     for row in rows:
         document = against(BilledDocument(row["number"], row["document"]), max(day, row["document"].date), row["notes"])
+        if document is None:
+            continue
+        taken_back.append(row)
         entity = entities[row["entity"]]
         series = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
         finals.append(
@@ -78,27 +85,26 @@ def _reverse(
                 reverses_run=str(run["id"]),
             )
         )
-    for made, row in zip(invoices.finalise(connection, tenant_id, finals, now), rows, strict=True):
+    for made, row in zip(invoices.finalise(connection, tenant_id, finals, now), taken_back, strict=True):
         if row["document"].type == "invoice" and not row["notes"]:
             moves = restoring(made.number, row["document"], row["number"])
             wallet_moves.add(connection, tenant_id, moves, now)
 
 
-def against(billed: BilledDocument, day: date, notes: Sequence[Document]) -> Document:
-    """What takes a document back: its mirror, or what credit notes by hand have left; a credit note by an invoice."""
+def against(billed: BilledDocument, day: date, notes: Sequence[Document]) -> Document | None:
+    """What takes a document back: its mirror, or what credit notes by hand have left; a credit note by an invoice.
+
+    None where they have left nothing. That is said by the lines: a document over 0.00 can be open, and the sum of the
+    notes can be that of the document while a line and its opposite in another tax group are open.
+    """
     if billed.document.type == "credit_note":
         return replace(mirror(billed, day), type="invoice")
     if not notes:
         return mirror(billed, day)
-    credited = {line.corrects.line for note in notes for line in note.lines if line.corrects is not None}
-    left = [number for number, line in enumerate(billed.document.lines, start=1) if line.stated]
-    open_ = [number for number in left if number not in credited or _left(billed, number, notes)]
-    return credit_note(billed, day, notes, [CreditLine(number) for number in open_])
-
-
-def _left(billed: BilledDocument, number: int, notes: Sequence[Document]) -> bool:
-    line = billed.document.lines[number - 1]
-    taken = sum(
-        one.stated for note in notes for one in note.lines if one.corrects is not None and one.corrects.line == number
-    )
-    return line.stated != taken
+    left = {number: line.stated for number, line in enumerate(billed.document.lines, start=1)}
+    for note in notes:
+        for line in note.lines:
+            if line.corrects is not None:
+                left[line.corrects.line] -= line.stated
+    open_ = [CreditLine(number) for number, rest in left.items() if rest]
+    return credit_note(billed, day, notes, open_) if open_ else None

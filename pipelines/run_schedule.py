@@ -42,9 +42,9 @@ def outlook(connection: Connection, tenant_id: str, clock: Callable[[], datetime
     tenant = tenants.by_id(connection, tenant_id)
     settings = billing_settings.of(connection, tenant.kind)
     now = tenant.test_clock or clock()
-    last = bill_runs.last_finalised(connection)
     active = bill_runs.active(connection)
-    since = last["up_to"] if last is not None else tenant.created_at
+    # The farthest, not the last one: a run up to an earlier day (for whom one was parked) bills nothing beyond it.
+    since = bill_runs.billed_up_to(connection) or tenant.created_at
     due = [one for one in due_runs(settings, tenant.timezone, since, now) if not _given_up(connection, one)]
     missed = tuple(one for one in due if one.is_missed(now))
     waiting = None if active is None else str(active["id"])

@@ -106,6 +106,23 @@ def last_finalised(connection: Connection) -> dict[str, Any] | None:
     return None if row is None else dict(row)
 
 
+def billed_up_to(connection: Connection) -> datetime | None:
+    """How far the tenant is billed: the farthest end of a run whose documents are final, whichever came last."""
+    row = connection.execute(
+        "SELECT max(up_to) AS up_to FROM bill_runs WHERE state IN ('finalised', 'done')"
+    ).fetchone()
+    return None if row is None else row["up_to"]
+
+
+def any_reversed(connection: Connection, marks: Sequence[int]) -> bool:
+    """Whether one of these marks (steps of the master data that say a run is final) is of a run that was taken back."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM bill_runs WHERE state IN ('reversing', 'reversed') AND mark = ANY(%s)) AS found",
+        (list(marks),),
+    ).fetchone()
+    return row is not None and bool(row["found"])
+
+
 def by_request(connection: Connection, request_key: str) -> str | None:
     """The run that this request planned, if it came so far."""
     row = connection.execute("SELECT id FROM bill_runs WHERE request_key = %s", (request_key,)).fetchone()

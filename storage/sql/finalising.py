@@ -225,7 +225,8 @@ def _csv(frame: pl.DataFrame) -> bytes:
     instants = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.Datetime)]
     frame = frame.with_columns(pl.col(name).dt.to_string("iso:strict") for name in instants)
     out = io.BytesIO()
-    frame.write_csv(out, include_header=False, null_value="\\N")
+    # Texts in quotes all of them: one that reads \N would be NULL without.
+    frame.write_csv(out, include_header=False, null_value="\\N", quote_style="non_numeric")
     return out.getvalue()
 
 

@@ -231,16 +231,15 @@ def countries(connection: Connection) -> set[str]:
     return {row["country"] for row in rows if row["country"]}
 
 
-def to_reverse(connection: Connection, run_id: str, limit: int) -> list[dict[str, Any]]:
-    """Documents of a run that nothing takes back yet, oldest first, with their credit notes by hand in `notes`."""
+def to_reverse(connection: Connection, run_id: str, limit: int, after: UUID | None = None) -> list[dict[str, Any]]:
+    """Documents of a run that no reversal takes back yet, by id and behind `after`, with their credit notes by hand in
+    `notes`. Those that such notes took back as a whole are among them: whether anything is left say the lines."""
     rows = connection.execute(
         "SELECT i.id, i.number, i.customer, i.entity, i.document, i.packed, i.buyer, i.run_mark, i.made_at"
-        " FROM invoices i WHERE i.run_id = %s AND NOT EXISTS (SELECT 1 FROM invoices o"
-        "  WHERE o.reverses_run = i.run_id AND o.refers_to = i.number)"
-        " AND NOT (i.type = 'invoice' AND i.gross <> 0 AND i.gross = (SELECT coalesce(sum(n.gross), 0) FROM invoices n"
-        "  WHERE n.refers_to = i.number AND n.type = 'credit_note'))"
+        " FROM invoices i WHERE i.run_id = %s AND (%s::uuid IS NULL OR i.id > %s)"
+        " AND NOT EXISTS (SELECT 1 FROM invoices o WHERE o.reverses_run = i.run_id AND o.refers_to = i.number)"
         " ORDER BY i.id LIMIT %s",
-        (UUID(run_id), limit),
+        (UUID(run_id), after, after, limit),
     ).fetchall()
     found = [_read(row) for row in rows]
     noted: dict[str, list[Document]] = {}
