@@ -205,7 +205,7 @@ class BillRunDriver:
             tenant = tenants.by_id(connection, tenant_id)
             settings = billing_settings.of(connection, tenant.kind)
             previous = bill_runs.last_finalised(connection)  # before the number: its mark is then in the master data
-            number, _ = steps.current(connection, tenant_id)
+            number = steps.current_number(connection, tenant_id)
         now = self._clock()
         made_at = tenant.test_clock or now
         cut_at = midnight(up_to, tenant.timezone) if not isinstance(up_to, datetime) else up_to
@@ -227,6 +227,8 @@ class BillRunDriver:
                 errors=[FieldError("/document_date", "is not allowed here")],
             )
         self._chain.project(self._database, tenant_id, up_to=number)
+        if (at_hand := steps.at_hand(tenant_id)) is not None and at_hand[0] <= number:
+            self._chain.keep(tenant_id, *at_hand)  # from the same steps: who changed master data here had them applied
         master = self._chain.at(tenant_id, number)
         run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
         # Before the cut, so that what is voided does not count in this run any more.
