@@ -224,33 +224,38 @@ def _complete(frame: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 
 def merge(left: MeterState, right: MeterState) -> MeterState:
     """One state of two over different events; in whichever order it is called, the result is the same."""
-    assert left.by == right.by, "states of different groups"
-    return regroup(
-        MeterState(
-            left.by,
-            pl.concat([left.small, right.small]),
-            pl.concat([left.sets, right.sets]),
-            pl.concat([left.runs, right.runs]),
-        ),
-        left.by,
+    return merged([left, right])
+
+
+def merged(states: Sequence[MeterState]) -> MeterState:
+    """One state of many over different events; at least one."""
+    first = states[0]
+    assert all(one.by == first.by for one in states), "states of different groups"
+    if len(states) == 1:
+        return first
+    whole = MeterState(
+        first.by,
+        pl.concat([one.small for one in states]),
+        pl.concat([one.sets for one in states]),
+        pl.concat([one.runs for one in states]),
     )
+    return regroup(whole, first.by)
 
 
 def regroup(state: MeterState, by: Sequence[str]) -> MeterState:
     """The same usage in coarser groups."""
-    small = (
-        state.small.sort(_LATEST, nulls_last=False)
-        .group_by(by)
-        .agg(
-            pl.col("events").sum(),
-            pl.col("first").min(),
-            pl.col("last").max(),
-            pl.col("sum").sum(),
-            pl.col("low").min(),
-            pl.col("high").max(),
-            *(pl.col(name).last() for name in _LATEST),
-            pl.col("latest").last(),
-        )
+    small = state.small
+    if small["latest_time"].null_count() < small.height:  # only the latest event asks for an order
+        small = small.sort(_LATEST, nulls_last=False)
+    small = small.group_by(by).agg(
+        pl.col("events").sum(),
+        pl.col("first").min(),
+        pl.col("last").max(),
+        pl.col("sum").sum(),
+        pl.col("low").min(),
+        pl.col("high").max(),
+        *(pl.col(name).last() for name in _LATEST),
+        pl.col("latest").last(),
     )
     sets = state.sets.select(*by, "text").unique()
     return MeterState(tuple(by), _complete(small, by), sets, state.runs.select(*by, *RUN))

@@ -230,6 +230,7 @@ class BillRunDriver:
         if (at_hand := steps.at_hand(tenant_id)) is not None and at_hand[0] <= number:
             self._chain.keep(tenant_id, *at_hand)  # from the same steps: who changed master data here had them applied
         master = self._chain.at(tenant_id, number)
+        steps.keep(tenant_id, number, master)  # the approval appends a step to them
         run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
         # Before the cut, so that what is voided does not count in this run any more.
         findings = void_reused_ids(self._store, self._voider, tenant_id, master) if self._voider is not None else []

@@ -162,6 +162,11 @@ def at_hand(tenant_id: str) -> tuple[int, MasterData] | None:
     return _CACHE.get(tenant_id)
 
 
+def keep(tenant_id: str, number: int, master: MasterData) -> None:
+    """Have master data of a committed number at hand that the caller got elsewhere."""
+    _CACHE.put(tenant_id, number, master)
+
+
 def changes_after(connection: Connection, tenant_id: str, number: int, limit: int) -> list[dict[str, Any]]:
     """Committed changes behind a number, in order, each with its steps: what the projector writes to the chain."""
     rows = connection.execute(
