@@ -27,6 +27,7 @@ from billing.documents import Line
 from billing.due import BEGINNING, Due, Use, due_of, settled_to
 from billing.errors import BillingError
 from billing.folded_usage import FoldedUsage
+from billing.json_columns import in_quotes, quoted
 from billing.master import MasterData
 from billing.money import NUMBER, minor_digits, rounded
 from billing.periods import grid, local_date
@@ -594,8 +595,8 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
     texts = lines.select(
         "document",
         pl.concat_str(
-            "json_0", _quoted(lines, "subscription"), "json_1", _in_quotes("quantity"), "json_2",
-            _in_quotes("amount_text"), "json_3", "explanation", "json_4", pl.col("step").cast(pl.String), "json_5",
+            "json_0", quoted(lines, "subscription"), "json_1", in_quotes("quantity"), "json_2",
+            in_quotes("amount_text"), "json_3", "explanation", "json_4", pl.col("step").cast(pl.String), "json_5",
         ).alias("text"),
     )  # fmt: skip
     line_texts = texts.group_by("document", maintain_order=True).agg(pl.col("text").str.join(",").alias("line_json"))
@@ -629,7 +630,7 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
     place = pl.int_range(pl.len()).over("owner").cast(pl.String)
     # In the order of the fields of `Document`.
     json = pl.concat_str(
-        pl.lit('{"customer":'), _quoted(found, "customer"), pl.lit(',"type":"invoice","currency":"'), "currency",
+        pl.lit('{"customer":'), quoted(found, "customer"), pl.lit(',"type":"invoice","currency":"'), "currency",
         pl.lit(f'","date":"{day.isoformat()}","lines":['), "line_json", pl.lit('],"allowances":[],"taxes":['),
         "tax_json", pl.lit('],"net":"'), "net", pl.lit('","tax":"'), "tax", pl.lit('","gross":"'), "gross",
         pl.lit('","due":"'), "gross", pl.lit('","prepaid":"'), "prepaid", pl.lit('","refers_to":null,"members":[]}'),
@@ -653,20 +654,3 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         json.cast(pl.Binary).alias("json"),
     )
     return frame.with_columns(pl.Series("body", packed(frame["json"].to_list()), dtype=pl.Binary)).drop("json")
-
-
-def _in_quotes(name: str) -> pl.Expr:
-    return pl.concat_str(pl.lit('"'), name, pl.lit('"'))
-
-
-def _quoted(frame: pl.DataFrame, name: str) -> pl.Expr:
-    """A column of texts as JSON strings; only what needs it is escaped one by one."""
-    odd = frame.filter(pl.col(name).str.contains(r'["\\\x00-\x1f\x7f]'))[name].unique().to_list()
-    if not odd:
-        return _in_quotes(name)
-    escaped = {text: msgspec.json.encode(text).decode() for text in odd}
-    return (
-        pl.when(pl.col(name).is_in(odd))
-        .then(pl.col(name).replace_strict(escaped, default=None))
-        .otherwise(_in_quotes(name))
-    )
