@@ -175,18 +175,26 @@ def fold(usage: pl.DataFrame, by: Sequence[str]) -> MeterState:
     source, value (number; null for count and unique_count), text (for unique_count).
     """
     small: list[pl.DataFrame] = []
-    sets = usage.filter(pl.col("aggregation") == "unique_count").select(*by, "text").unique()
+    kinds: list[str] = usage["aggregation"].unique().to_list()
+    none = usage.clear()
+    counts_texts = "unique_count" in kinds
+    texts = usage.filter(pl.col("aggregation") == "unique_count") if counts_texts else none
+    sets = texts.select(*by, "text").unique()
     huge = (pl.col("value") >= HUGE) | (pl.col("value") <= -HUGE)
     held = pl.col("keep") | (pl.col("aggregation") == "time_weighted_sum") | (
         (pl.col("aggregation") == "sum") & huge.fill_null(False)
     )  # fmt: skip
-    runs = usage.filter(held).select(*by, *RUN)
-    for (aggregation,), group in usage.group_by("aggregation"):
-        if aggregation == "sum":
+    has_huge = "sum" in kinds and bool(usage.select(huge.any()).item())
+    has_runs = has_huge or "time_weighted_sum" in kinds or bool(usage["keep"].any())
+    runs = (usage.filter(held) if has_runs else none).select(*by, *RUN)
+    for aggregation in kinds:
+        # Mostly there is but one: nothing is copied then.
+        group = usage if len(kinds) == 1 else usage.filter(pl.col("aggregation") == aggregation)
+        if has_huge and aggregation == "sum":
             group = group.with_columns(value=pl.when(huge).then(None).otherwise(pl.col("value")))
         elif aggregation == "latest":
             group = group.sort(EVENT_ORDER)
-        small.append(_complete(group.group_by(by).agg(*_SPAN, *_FOLDS[str(aggregation)]), by))
+        small.append(_complete(group.group_by(by).agg(*_SPAN, *_FOLDS[aggregation]), by))
     empty = usage.select(by).clear().with_columns(pl.lit(None, dtype).alias(name) for name, dtype in SMALL.items())
     return MeterState(tuple(by), pl.concat(small) if small else empty, sets, runs)
 
