@@ -32,6 +32,8 @@ from storage.sql import invoices, steps, tenants
 from storage.sql.database import Connection, Database, connect
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
+from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.sealing import seal
 
 Say = Callable[[str], None]
 SIZES = {"small": (200, 4_000), "normal": (10_000, 1_000_000), "long": (100_000, 20_000_000)}
@@ -159,7 +161,7 @@ def _code(number: int) -> str:
 
 
 def _fill(database: Database, store: LocalObjectStore, tenant_id: str, customers: int, count: int) -> None:
-    """The same events into the log, and typed into a table for the SQL statement."""
+    """The same events into the log, sealed, and typed into a table for the SQL statement, analysed."""
     random = np.random.default_rng(20261125)
 
     async def send() -> None:
@@ -172,6 +174,8 @@ def _fill(database: Database, store: LocalObjectStore, tenant_id: str, customers
                 _copy(connection, numbers)
         finally:
             await router.close()
+        # As the platform keeps its log: all but the last minutes is sealed, long before anybody is billed.
+        seal(store, UsageLogReader(store).now())
 
     with connect(database.dsn) as connection:
         connection.execute("CREATE TABLE peer_usage (customer text, meter smallint, at timestamptz, value numeric)")

@@ -26,11 +26,13 @@ from billing.document_json import line_form, packed
 from billing.documents import Line
 from billing.due import BEGINNING, Due, Use, due_of, settled_to
 from billing.errors import BillingError
+from billing.folded_usage import FoldedUsage
+from billing.json_columns import in_quotes, quoted
 from billing.master import MasterData
 from billing.money import NUMBER, minor_digits, rounded
 from billing.periods import grid, local_date
 from billing.rate_uses import explain_price, instant_text, plain_text, usage_piece
-from billing.rating import KEYS_SCHEMA, PIECES_SCHEMA, PieceColumns, RatedPieces, rate
+from billing.rating import KEYS_SCHEMA, PIECES_SCHEMA, PieceColumns, Pieces, RatedPieces, price_of, rate
 from billing.settle import RatedRow, Shared, settle
 from billing.usage import INSTANT
 
@@ -80,6 +82,7 @@ class Plain:
     events_from: datetime | None
     late_before: pl.DataFrame  # owner, before: usage of earlier time that no run has seen is late
     shared: Shared
+    folding: pl.Series  # by owner, whether his usage may be folded while it is read (`usage_pieces`)
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,19 @@ class _Sorting:
             min(starts, default=None),
             before,
             self.shared,
+            self._folding(contracts),
         )
+
+    def _folding(self, contracts: pl.DataFrame) -> pl.Series:
+        """All but owners with a level: what it held is seldom a decimal, and then his events are asked for again."""
+        meters = self.master.meters
+        level_kinds = [
+            number
+            for number, kind in enumerate(self.kinds)
+            if any(meters[use.charge.meter].aggregation == "time_weighted_sum" for use in kind.uses)
+        ]
+        owners = contracts.filter(pl.col("kind").is_in(pl.Series(level_kinds, dtype=pl.UInt32).implode()))["owner"]
+        return pl.repeat(True, len(self.customers), dtype=pl.Boolean, eager=True).scatter(owners.unique(), False)
 
 
 def _is_plain(plan: Plan) -> bool:
@@ -237,17 +252,34 @@ def bill_plain(
     now: datetime,
     document_date: date | None = None,
     leave: frozenset[str] = frozenset(),
+    folded: FoldedUsage | None = None,
 ) -> BilledPlain:
-    """The documents of the chosen customers but for those to `leave`; `events` are as `bill` wants them."""
+    """The documents of the chosen customers but for those to `leave`; `events` are as `bill` wants them.
+
+    With `folded` the events of all for whom `chosen.folding` holds are in there, and need not be among `events`.
+    """
     day = document_date or local_date(now, master.tenant.timezone)
     contracts = chosen.contracts
     if leave:
         contracts = contracts.filter(~pl.col("customer").is_in(list(leave)))
-    pieces, of_piece = _pieces(master, chosen, contracts, events)
-    rated = rate(pieces, events, master.meters, master.tenant.timezone)
     templates = _Templates(master, chosen)
-    usage, odd = _usage_lines(rated, of_piece, templates)
-    lines = pl.concat([_fee_lines(contracts, templates), usage])
+    found = [_fee_lines(contracts, templates)]
+    odd_contracts: list[pl.Series] = []
+    by_events = contracts
+    if folded is not None:
+        table, of_piece = usage_pieces(master, chosen)
+        pieces = Pieces(table, master.meters, master.tenant.timezone)
+        usage, odd = _usage_lines(price_of(pieces, folded.state, folded.singles), of_piece, templates)
+        found.append(usage)
+        odd_contracts.append(odd)
+        by_events = contracts.filter(~chosen.folding.gather(contracts["owner"]))
+    if by_events.height:
+        table, of_piece = _pieces(master, chosen, by_events, events)
+        usage, odd = _usage_lines(rate(table, events, master.meters, master.tenant.timezone), of_piece, templates)
+        found.append(usage)
+        odd_contracts.append(odd)
+    odd = pl.concat(odd_contracts) if odd_contracts else pl.Series(dtype=pl.UInt32)
+    lines = pl.concat(found)
     # By customer and currency, then as `settle` sorts them: subscription, place of the charge, time, price row.
     lines = lines.join(contracts.select("contract", "owner", "customer", "subscription", "step"), on="contract")
     odd_owners = set(contracts.filter(pl.col("contract").is_in(odd.implode()))["owner"].unique())
@@ -258,6 +290,39 @@ def _pieces(
     master: MasterData, chosen: Plain, contracts: pl.DataFrame, events: pl.DataFrame
 ) -> tuple[PieceColumns, pl.DataFrame]:
     """The pieces worth rating (of meters whose events the customer has, or that owe a minimum), and whose they are."""
+    charges, uses = _uses(master, chosen)
+    seen = events.select("customer", "type").unique().join(chosen.keys, left_on="customer", right_on="key")
+    seen = seen.select("owner", "type").unique()
+    own = contracts.select(_OF_CONTRACT)
+    names = ["contract", "use", *PIECES_SCHEMA.names()]
+    found = pl.concat(
+        [
+            own.join(seen, on="owner").join(uses, on=["kind", "type"]).select(names),
+            own.join(uses.filter(pl.col("type").is_null()), on="kind").select(names),
+        ]
+    ).sort("contract", "use")
+    keys = chosen.keys.join(found.select("owner").unique(), on="owner", how="semi")
+    return PieceColumns(charges, found.select(PIECES_SCHEMA.names()), keys), found.select("contract", "use")
+
+
+_OF_CONTRACT = ("contract", "kind", "owner", pl.col("subscription").alias("of_subscription"))
+
+
+def usage_pieces(master: MasterData, chosen: Plain) -> tuple[PieceColumns, pl.DataFrame]:
+    """All pieces of those whose usage may be folded while it is read, and whose they are (contract, use).
+
+    Known before any event is read. Their order follows from master data and customers: who folds and who prices must
+    agree on it, or usage would be billed to somebody else (`FOLDED_FORM`).
+    """
+    charges, uses = _uses(master, chosen)
+    own = chosen.contracts.filter(chosen.folding.gather(chosen.contracts["owner"])).select(_OF_CONTRACT)
+    found = own.join(uses, on="kind").sort("contract", "use")
+    keys = chosen.keys.filter(chosen.folding.gather(chosen.keys["owner"]))
+    return PieceColumns(charges, found.select(PIECES_SCHEMA.names()), keys), found.select("contract", "use")
+
+
+def _uses(master: MasterData, chosen: Plain) -> tuple[list[Charge], pl.DataFrame]:
+    """The charges of all kinds, and what each kind uses: `type` is null for what owes a minimum without any event."""
     numbers: dict[int, int] = {}
     charges: list[Charge] = []
     rows: list[tuple[Any, ...]] = []
@@ -275,19 +340,7 @@ def _pieces(
         "kind": pl.UInt32, "use": pl.UInt32, "charge": pl.UInt32, "start": INSTANT, "end": INSTANT, "units": NUMBER,
         "type": pl.String,
     }  # fmt: skip
-    uses = pl.DataFrame(rows, schema=schema, orient="row")
-    seen = events.select("customer", "type").unique().join(chosen.keys, left_on="customer", right_on="key")
-    seen = seen.select("owner", "type").unique()
-    own = contracts.select("contract", "kind", "owner", pl.col("subscription").alias("of_subscription"))
-    names = ["contract", "use", *PIECES_SCHEMA.names()]
-    found = pl.concat(
-        [
-            own.join(seen, on="owner").join(uses, on=["kind", "type"]).select(names),
-            own.join(uses.filter(pl.col("type").is_null()), on="kind").select(names),
-        ]
-    ).sort("contract", "use")
-    keys = chosen.keys.join(found.select("owner").unique(), on="owner", how="semi")
-    return PieceColumns(charges, found.select(PIECES_SCHEMA.names()), keys), found.select("contract", "use")
+    return charges, pl.DataFrame(rows, schema=schema, orient="row")
 
 
 # -- Lines -------------------------------------------------------------------------------------------------------------
@@ -542,8 +595,8 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
     texts = lines.select(
         "document",
         pl.concat_str(
-            "json_0", _quoted(lines, "subscription"), "json_1", _in_quotes("quantity"), "json_2",
-            _in_quotes("amount_text"), "json_3", "explanation", "json_4", pl.col("step").cast(pl.String), "json_5",
+            "json_0", quoted(lines, "subscription"), "json_1", in_quotes("quantity"), "json_2",
+            in_quotes("amount_text"), "json_3", "explanation", "json_4", pl.col("step").cast(pl.String), "json_5",
         ).alias("text"),
     )  # fmt: skip
     line_texts = texts.group_by("document", maintain_order=True).agg(pl.col("text").str.join(",").alias("line_json"))
@@ -577,7 +630,7 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
     place = pl.int_range(pl.len()).over("owner").cast(pl.String)
     # In the order of the fields of `Document`.
     json = pl.concat_str(
-        pl.lit('{"customer":'), _quoted(found, "customer"), pl.lit(',"type":"invoice","currency":"'), "currency",
+        pl.lit('{"customer":'), quoted(found, "customer"), pl.lit(',"type":"invoice","currency":"'), "currency",
         pl.lit(f'","date":"{day.isoformat()}","lines":['), "line_json", pl.lit('],"allowances":[],"taxes":['),
         "tax_json", pl.lit('],"net":"'), "net", pl.lit('","tax":"'), "tax", pl.lit('","gross":"'), "gross",
         pl.lit('","due":"'), "gross", pl.lit('","prepaid":"'), "prepaid", pl.lit('","refers_to":null,"members":[]}'),
@@ -601,20 +654,3 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         json.cast(pl.Binary).alias("json"),
     )
     return frame.with_columns(pl.Series("body", packed(frame["json"].to_list()), dtype=pl.Binary)).drop("json")
-
-
-def _in_quotes(name: str) -> pl.Expr:
-    return pl.concat_str(pl.lit('"'), name, pl.lit('"'))
-
-
-def _quoted(frame: pl.DataFrame, name: str) -> pl.Expr:
-    """A column of texts as JSON strings; only what needs it is escaped one by one."""
-    odd = frame.filter(pl.col(name).str.contains(r'["\\\x00-\x1f\x7f]'))[name].unique().to_list()
-    if not odd:
-        return _in_quotes(name)
-    escaped = {text: msgspec.json.encode(text).decode() for text in odd}
-    return (
-        pl.when(pl.col(name).is_in(odd))
-        .then(pl.col(name).replace_strict(escaped, default=None))
-        .otherwise(_in_quotes(name))
-    )

@@ -175,18 +175,26 @@ def fold(usage: pl.DataFrame, by: Sequence[str]) -> MeterState:
     source, value (number; null for count and unique_count), text (for unique_count).
     """
     small: list[pl.DataFrame] = []
-    sets = usage.filter(pl.col("aggregation") == "unique_count").select(*by, "text").unique()
+    kinds: list[str] = usage["aggregation"].unique().to_list()
+    none = usage.clear()
+    counts_texts = "unique_count" in kinds
+    texts = usage.filter(pl.col("aggregation") == "unique_count") if counts_texts else none
+    sets = texts.select(*by, "text").unique()
     huge = (pl.col("value") >= HUGE) | (pl.col("value") <= -HUGE)
     held = pl.col("keep") | (pl.col("aggregation") == "time_weighted_sum") | (
         (pl.col("aggregation") == "sum") & huge.fill_null(False)
     )  # fmt: skip
-    runs = usage.filter(held).select(*by, *RUN)
-    for (aggregation,), group in usage.group_by("aggregation"):
-        if aggregation == "sum":
+    has_huge = "sum" in kinds and bool(usage.select(huge.any()).item())
+    has_runs = has_huge or "time_weighted_sum" in kinds or bool(usage["keep"].any())
+    runs = (usage.filter(held) if has_runs else none).select(*by, *RUN)
+    for aggregation in kinds:
+        # Mostly there is but one: nothing is copied then.
+        group = usage if len(kinds) == 1 else usage.filter(pl.col("aggregation") == aggregation)
+        if has_huge and aggregation == "sum":
             group = group.with_columns(value=pl.when(huge).then(None).otherwise(pl.col("value")))
         elif aggregation == "latest":
             group = group.sort(EVENT_ORDER)
-        small.append(_complete(group.group_by(by).agg(*_SPAN, *_FOLDS[str(aggregation)]), by))
+        small.append(_complete(group.group_by(by).agg(*_SPAN, *_FOLDS[aggregation]), by))
     empty = usage.select(by).clear().with_columns(pl.lit(None, dtype).alias(name) for name, dtype in SMALL.items())
     return MeterState(tuple(by), pl.concat(small) if small else empty, sets, runs)
 
@@ -224,33 +232,38 @@ def _complete(frame: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 
 def merge(left: MeterState, right: MeterState) -> MeterState:
     """One state of two over different events; in whichever order it is called, the result is the same."""
-    assert left.by == right.by, "states of different groups"
-    return regroup(
-        MeterState(
-            left.by,
-            pl.concat([left.small, right.small]),
-            pl.concat([left.sets, right.sets]),
-            pl.concat([left.runs, right.runs]),
-        ),
-        left.by,
+    return merged([left, right])
+
+
+def merged(states: Sequence[MeterState]) -> MeterState:
+    """One state of many over different events; at least one."""
+    first = states[0]
+    assert all(one.by == first.by for one in states), "states of different groups"
+    if len(states) == 1:
+        return first
+    whole = MeterState(
+        first.by,
+        pl.concat([one.small for one in states]),
+        pl.concat([one.sets for one in states]),
+        pl.concat([one.runs for one in states]),
     )
+    return regroup(whole, first.by)
 
 
 def regroup(state: MeterState, by: Sequence[str]) -> MeterState:
     """The same usage in coarser groups."""
-    small = (
-        state.small.sort(_LATEST, nulls_last=False)
-        .group_by(by)
-        .agg(
-            pl.col("events").sum(),
-            pl.col("first").min(),
-            pl.col("last").max(),
-            pl.col("sum").sum(),
-            pl.col("low").min(),
-            pl.col("high").max(),
-            *(pl.col(name).last() for name in _LATEST),
-            pl.col("latest").last(),
-        )
+    small = state.small
+    if small["latest_time"].null_count() < small.height:  # only the latest event asks for an order
+        small = small.sort(_LATEST, nulls_last=False)
+    small = small.group_by(by).agg(
+        pl.col("events").sum(),
+        pl.col("first").min(),
+        pl.col("last").max(),
+        pl.col("sum").sum(),
+        pl.col("low").min(),
+        pl.col("high").max(),
+        *(pl.col(name).last() for name in _LATEST),
+        pl.col("latest").last(),
     )
     sets = state.sets.select(*by, "text").unique()
     return MeterState(tuple(by), _complete(small, by), sets, state.runs.select(*by, *RUN))

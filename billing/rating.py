@@ -136,11 +136,11 @@ def rate(
     singles: list[pl.DataFrame] = []
     for batch in batches:
         for offset in range(0, max(batch.height, 1), table.batch_rows):
-            folded, single = _fold_batch(batch.slice(offset, table.batch_rows), table)
+            folded, single = fold_batch(batch.slice(offset, table.batch_rows), table)
             state = folded if state is None else merge(state, folded)
             singles.append(single)
     if state is None:
-        state, single = _fold_batch(pl.DataFrame(schema=EVENT_SCHEMA), table)
+        state, single = fold_batch(pl.DataFrame(schema=EVENT_SCHEMA), table)
         singles.append(single)
     return price_of(table, state, pl.concat(singles))
 
@@ -260,8 +260,11 @@ def slot_column() -> pl.Expr:
     return (pl.col("piece").cast(pl.UInt64) * SLOT_ROWS + pl.col("price_row").cast(pl.UInt64)).alias("slot")
 
 
-def _fold_batch(events: pl.DataFrame, table: Pieces) -> tuple[MeterState, pl.DataFrame]:
-    """The state by piece and price row, and the single events of rows whose price asks for them."""
+def fold_batch(events: pl.DataFrame, table: Pieces) -> tuple[MeterState, pl.DataFrame]:
+    """The state by piece and price row, and the single events (SINGLES) of rows whose price asks for them.
+
+    Where `events` have a column `owner` it says whose they are; else their keys do.
+    """
     kinds = row_kinds(table.charges)
     states: list[MeterState] = []
     singles: list[pl.DataFrame] = []
@@ -320,9 +323,12 @@ def _counted(events: pl.DataFrame, table: Pieces) -> Iterator[tuple[Usage, pl.Da
 
 def _usage_of_owners(events: pl.DataFrame, table: Pieces) -> Iterator[tuple[Usage, pl.DataFrame]]:
     """By event type, what the events of the pieces' customers measure, with the key of customer and meter."""
-    owners = events.select("customer").join(
-        table.keys, left_on="customer", right_on="key", how="left", maintain_order="left"
-    )["owner"]
+    if "owner" in events.columns:
+        owners = events["owner"]
+    else:
+        owners = events.select("customer").join(
+            table.keys, left_on="customer", right_on="key", how="left", maintain_order="left"
+        )["owner"]
     # Ids and sources are texts that only ordered meters and prices look at: others do not carry them along.
     order = EVENT_ORDER if table.is_ordered else ("time",)
     frame = events.select("type", "subscription", "data", *typed_names(events.columns), *order).with_columns(owners)

@@ -51,6 +51,56 @@ def typed_columns(rows: pl.DataFrame, reads: Mapping[str, Reads]) -> list[pl.Ser
     return found
 
 
+def are_typed(events: pl.DataFrame, reads: Reads) -> bool:
+    """Whether typed columns hold all that is read of these events, so that nobody need look at their text."""
+    return not events.height or not events.select(any_lacking(reads, events.columns)).item()
+
+
+def any_lacking(reads: Reads, columns: Iterable[str]) -> pl.Expr:
+    known, lacking = set(columns), pl.lit(False)
+    for prefix, by_type in ((NUMBER_PREFIX, reads.numbers), (TEXT_PREFIX, reads.texts)):
+        for name, types in _types_of(by_type).items():
+            of_type = pl.col("type").is_in(types)
+            column = prefix + name
+            lacking |= (of_type & pl.col(column).is_null()).any() if column in known else of_type.any()
+    return lacking
+
+
+def _types_of(by_type: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+    """By property, in order: the event types of which it is read."""
+    found: dict[str, list[str]] = {}
+    for event_type, names in by_type.items():
+        for name in names:
+            found.setdefault(name, []).append(event_type)
+    return dict(sorted(found.items()))
+
+
+def with_typed(events: pl.DataFrame, reads: Reads) -> pl.DataFrame:
+    """Events of one tenant with typed columns for all that is read of them: what is null then, the text does not have.
+
+    For who looks at the same properties more than once: reading one out of the text costs as much as all the rest.
+    """
+    found: list[pl.Series] = []
+    for prefix, by_type in ((NUMBER_PREFIX, reads.numbers), (TEXT_PREFIX, reads.texts)):
+        for name, types in list(_types_of(by_type).items())[:PROPERTIES_MAX]:
+            column, dtype = prefix + name, NUMBER if prefix == NUMBER_PREFIX else pl.String()
+            if column in events.columns:
+                known = events[column].cast(dtype)
+            else:
+                known = pl.repeat(None, events.height, dtype=dtype, eager=True).alias(column)
+            places = pl.Series(dtype=pl.UInt32)
+            if known.null_count():
+                places = (events["type"].is_in(types) & known.is_null()).arg_true()
+            if places.len() == 0:
+                found.append(known)
+                continue
+            whole = places.len() == events.height
+            texts = property_texts(events["data"] if whole else events["data"].gather(places), [name])[name]
+            values = numbers(texts) if prefix == NUMBER_PREFIX else texts
+            found.append((values if whole else known.scatter(places, values)).alias(column))
+    return events.with_columns(found)
+
+
 def typed_names(columns: Iterable[str]) -> list[str]:
     """The typed ones of some columns."""
     return [name for name in columns if name.startswith((NUMBER_PREFIX, TEXT_PREFIX))]

@@ -15,7 +15,7 @@ import polars as pl
 
 from billing.assemble import Credit
 from billing.bill import BilledDocument, BillResult, bill, events_needed_from
-from billing.bill_columns import bill_plain, plain
+from billing.bill_columns import Plain, bill_plain, plain
 from billing.document_columns import DocumentColumns, columns_of, together, totals_of
 from billing.documents import Document
 from billing.lateness import reasons_of
@@ -24,8 +24,17 @@ from billing.wallets import Wallets, wallets_of
 from pipelines.chunk_results import Result, pack, unpack
 from pipelines.data_versions import check_time_zones
 from pipelines.run_credit import Billed, Facts, WalletDesk, bill_with_credit, read_credit
+from pipelines.run_usage import (
+    ChunkUsage,
+    behind,
+    gather,
+    read_events,
+    read_usage,
+    released,
+    sliced,
+    with_cut_of_last_run,
+)
 from pipelines.run_usage import Facts as UsageFacts
-from pipelines.run_usage import behind, gather, read_usage, released, sliced, with_cut_of_last_run
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import invoices
@@ -203,17 +212,19 @@ def compute_columns(
         now=task.made_at,
         document_date=task.document_date,
         leave=frozenset(usage.rest),
+        folded=usage.folded,
     )
     parts, parked = [found.documents], list[dict[str, str]]()
     holders: dict[str, tuple[str, ...]] = {}
     # Who turned out to need more than columns has no late usage: of him only what is due is looked at.
-    for these, events_from in (
-        (list(usage.rest), usage.needed_from),
-        (sorted(set(found.rest) - set(usage.rest)), task.up_to),
+    turned = sorted(set(found.rest) - set(usage.rest))
+    for these, events_from, kept in (
+        (list(usage.rest), usage.needed_from, usage.events),
+        (turned, task.up_to, _with_folded(store, facts, usage, chosen, turned)),
     ):
         if these:
             keys = [key for customer in these for key in facts.master.keys_of(customer)]
-            events = usage.events.filter(pl.col("customer").is_in(keys))
+            events = kept.filter(pl.col("customer").is_in(keys))
             one_by_one = _one_by_one(
                 task, database, chain, facts.master, these, events, events_from, before=before, desk=desk, holds=holds
             )
@@ -222,6 +233,18 @@ def compute_columns(
             holders.update(one_by_one.holders)
     parked.sort(key=lambda one: customers.index(one["customer"]) if one["customer"] in customers else 0)
     return ChunkColumns(customers, together(parts), parked, holders)
+
+
+def _with_folded(
+    store: ObjectStore, facts: UsageFacts, usage: ChunkUsage, chosen: Plain, customers: Sequence[str]
+) -> pl.DataFrame:
+    """The events of some customers: of those whose usage was folded they are read again. Rare, so the log is asked."""
+    folded = {customer for customer, folds in zip(chosen.customers, chosen.folding, strict=True) if folds}
+    again = [customer for customer in customers if customer in folded]
+    if not again:
+        return usage.events
+    read = read_events(UsageLogReader(store), facts, again, usage.due_from)
+    return pl.concat([usage.events, read], how="diagonal_relaxed")
 
 
 def compute_documents(

@@ -53,6 +53,13 @@ def pack(result: Result) -> bytes:
     return out.getvalue()
 
 
+def unpack_heads(data: bytes) -> pl.DataFrame:
+    """The documents of a result without their bodies and rows (DOCUMENTS_SCHEMA but for `body`): for a look at them."""
+    if pl.read_parquet_metadata(io.BytesIO(data))["format"] != FORMAT:
+        return unpack(data).columns.documents.drop("body")
+    return pl.read_parquet(io.BytesIO(data), columns=[name for name in DOCUMENTS_SCHEMA if name != "body"])
+
+
 def unpack(data: bytes) -> Result:
     metadata: dict[str, Any] = pl.read_parquet_metadata(io.BytesIO(data))
     frame = pl.read_parquet(io.BytesIO(data))

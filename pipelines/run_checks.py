@@ -13,7 +13,6 @@ from typing import Any
 
 import polars as pl
 
-from billing.document_columns import DocumentColumns
 from billing.guard_rails import LAST_SCHEMA, Held, difference, held_by, outliers, stops
 from billing.guard_rails import OUTLIERS as OUTLIERS_MAX
 from billing.master import MasterData
@@ -37,9 +36,12 @@ def check(
     master: MasterData,
     run: Mapping[str, Any],
     totals: Mapping[str, Mapping[str, str]],
-    chunks: Iterable[DocumentColumns],
+    chunks: Iterable[pl.DataFrame],
 ) -> Checked:
-    """Look at every chunk's documents; a customer of a family is held with all of it, as its lines are one matter."""
+    """Look at every chunk's documents (DOCUMENTS_SCHEMA; nobody looks at bodies).
+
+    A customer of a family is held with all of it, as its lines are one matter.
+    """
     rails = settings.guard_rails
     last_run = bill_runs.last_finalised(connection)
     before = bill_runs.totals(connection, str(last_run["id"])) if last_run else {}
@@ -48,16 +50,16 @@ def check(
     voided = _voided(run["findings"], master)
     held: dict[str, Held] = {}
     far: list[dict[str, str]] = []
-    for columns in chunks:
-        customers = columns.documents["customer"].unique().to_list()
+    for documents in chunks:
+        customers = documents["customer"].unique().to_list()
         if not customers:
             continue
         last = _last(connection, customers)
         countries = {customer: master.customers[customer].country for customer in customers}
-        for one in held_by(rails, columns.documents, last, countries, known_countries, voided):
+        for one in held_by(rails, documents, last, countries, known_countries, voided):
             for member in master.family(one.customer):
                 held.setdefault(member, Held(member, one.code, one.reason))
-        far += outliers(columns.documents, last)
+        far += outliers(documents, last)
     far.sort(key=lambda one: abs(Decimal(one["gross"]) - Decimal(one["highest_of_last"])), reverse=True)
     waits = stops(rails, differences, totals.keys()) if last_run else []
     checks = {

@@ -1,8 +1,10 @@
-"""The usage of a bill run: read once from the log, cut into slices by chunk, put into the object store.
+"""The usage of a bill run: read once from the log, folded by contract on the way, put into the object store by chunk.
 
-Owns which rows a chunk is given and what is known of late ones; what is made of them is `bill_run_chunk.py`. All
+Owns which rows a chunk is given and what is known of late ones; what is made of them is `bill_run_chunk.py`. Of
+customers who are billed in columns nothing but folded usage is kept; the rows of all others are cut into slices. All
 customers need the rows of the time that is due; few need older ones (usage that came late, contracts with long
-periods): those are read for them alone. So the log is read twice at most, whatever the number of chunks.
+periods), and few turn out to need their rows after all: those are read for them alone. So the log is read three times
+at most, whatever the number of chunks.
 
 Two readings of one cut give the same rows, but not in the same order (what was sealed meanwhile lies elsewhere): slices
 of two attempts must never be mixed. Each attempt puts its slices under names of its own, and the index that names them
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import uuid4
@@ -23,10 +27,11 @@ import polars as pl
 
 from billing import lateness
 from billing.bill import events_needed_from
-from billing.bill_columns import late_owners, plain
+from billing.bill_columns import TEXT_DIGITS, late_owners, plain, usage_pieces
+from billing.folded_usage import FOLDED_FORM, FoldedUsage, Folding, beyond_columns
 from billing.lateness import reasons_of
 from billing.master import MasterData
-from billing.typed_columns import event_columns
+from billing.typed_columns import Reads, event_columns, with_typed
 from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import earliest_backfilled, scan_sent
@@ -34,6 +39,7 @@ from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
 
 SLICE_ROWS = 2_000_000  # rows that are gathered before they are cut into slices: bounds the memory of a gathering
+AT_ONCE = 2  # frames of the log that are judged and folded at the same time
 FRESH_SCHEMA = pl.Schema({"key": pl.String, "time": INSTANT})  # per key the earliest event that no run has seen
 
 
@@ -51,24 +57,37 @@ class Facts:
 
 @dataclass(frozen=True)
 class ChunkUsage:
-    """A chunk's events that can be rated; `fresh` (FRESH_SCHEMA) are those of its keys that no run has seen.
+    """A chunk's usage that can be rated; `fresh` (FRESH_SCHEMA) are events of its keys that no run has seen.
 
-    Complete from `needed_from` on for the customers in `rest` (who are billed one by one; None: from the beginning),
-    and for the others in all that is due and not billed.
+    `folded` is that of customers whose usage folds (`Plain.folding`), `events` that of the others and of those in
+    `rest`. Complete from `needed_from` on for the customers in `rest` (who are billed one by one; None: from the
+    beginning), and for the others in all that is due and not billed, which is from `due_from` on.
     """
 
     events: pl.DataFrame
+    folded: FoldedUsage
     fresh: pl.DataFrame
     rest: tuple[str, ...]
     needed_from: datetime | None
+    due_from: datetime | None
 
 
 def read_usage(reader: UsageLogReader, facts: Facts, customers: Sequence[str]) -> ChunkUsage:
     """The usage of a single chunk, straight from the log."""
     collected = _Collecting(reader, facts, [customers])
     events = _together([frame.drop("chunk") for frame in collected.frames()])
-    (rest,), (needed,) = collected.rest, collected.needed
-    return ChunkUsage(events, collected.fresh_of(0), rest, needed)
+    (rest,), (needed,), (folded,) = collected.rest, collected.needed, collected.folded
+    return ChunkUsage(events, folded, collected.fresh_of(0), rest, needed, collected.due_from)
+
+
+def read_events(reader: UsageLogReader, facts: Facts, customers: Sequence[str], start: datetime | None) -> pl.DataFrame:
+    """The events of some customers from a time on that can be rated, out of the log."""
+    master = with_cut_of_last_run(facts.master, facts.previous)
+    keys = [key for customer in customers for key in master.keys_of(customer)]
+    found: list[pl.DataFrame] = []
+    for frame in scan_counting(reader, facts.tenant_id, facts.cut, customers=keys, start=start, typed=True):
+        found.append(frame.filter(reasons_of(frame, master, facts.now).is_null()).select(event_columns(frame)))
+    return _together(found)
 
 
 # -- Slices ------------------------------------------------------------------------------------------------------------
@@ -78,14 +97,20 @@ class _Index(msgspec.Struct, frozen=True):
     """Which objects hold the slices of each chunk, and what was found of its customers."""
 
     slices: list[list[str]]
+    folded: list[dict[str, str]]
     fresh: list[str]
     rest: list[list[str]]
     needed: list[datetime | None]
+    due_from: datetime | None
+
+
+# What another version folded is not read: it is gathered again.
+_INDEX = f"index-{FOLDED_FORM}.json"
 
 
 def gather(store: ObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], prefix: str) -> None:
     """Put the slices of all chunks below `prefix`; harmless when they are there, or when another process does it."""
-    index = f"{prefix}index.json"
+    index = f"{prefix}{_INDEX}"
     if store.exists(index):
         return
     attempt = f"{prefix}{uuid4().hex}/"
@@ -105,6 +130,8 @@ def gather(store: ObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], pr
             slices[int(chunk)].append(key)
 
     for frame in collected.frames():
+        if not frame.height:
+            continue
         waiting.append(frame)
         rows += frame.height
         if rows >= SLICE_ROWS:
@@ -113,10 +140,17 @@ def gather(store: ObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], pr
     if waiting:
         put()
     fresh: list[str] = []
+    folded: list[dict[str, str]] = []
+    for chunk, usage in enumerate(collected.folded):
+        kept = {name: frame for name, frame in usage.frames().items() if frame.height}
+        folded.append({name: f"{attempt}{name}-{chunk:06}.parquet" for name in kept})
+        for name, key in folded[-1].items():
+            store.create(key, _parquet(kept[name]))
     for chunk in range(len(chunks)):
         fresh.append(f"{attempt}fresh-{chunk:06}.parquet")
         store.create(fresh[-1], _parquet(collected.fresh_of(chunk)))
-    found = _Index(slices, fresh, [list(rest) for rest in collected.rest], collected.needed)
+    rest = [list(customers) for customers in collected.rest]
+    found = _Index(slices, folded, fresh, rest, collected.needed, collected.due_from)
     if not store.create(index, msgspec.json.encode(found)):
         for key in store.list(attempt):  # another attempt was first: its slices count, ours go
             store.delete(key)
@@ -124,17 +158,19 @@ def gather(store: ObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], pr
 
 def sliced(store: ObjectStore, prefix: str, chunk: int) -> ChunkUsage:
     """A chunk's usage out of what was gathered."""
-    data = store.get(f"{prefix}index.json")
+    data = store.get(f"{prefix}{_INDEX}")
     assert data is not None, "usage is gathered before chunks are computed"
     index = msgspec.json.decode(data, type=_Index)
     events = _together([_frame(store, key) for key in index.slices[chunk]])
-    return ChunkUsage(events, _frame(store, index.fresh[chunk]), tuple(index.rest[chunk]), index.needed[chunk])
+    folded = FoldedUsage.of_frames({name: _frame(store, key) for name, key in index.folded[chunk].items()})
+    fresh = _frame(store, index.fresh[chunk])
+    return ChunkUsage(events, folded, fresh, tuple(index.rest[chunk]), index.needed[chunk], index.due_from)
 
 
 def forget(store: ObjectStore, prefix: str) -> None:
-    """Delete what was gathered, the index first: nobody finds half of it."""
-    store.delete(f"{prefix}index.json")
-    for key in list(store.list(prefix)):
+    """Delete what was gathered, the indexes first: nobody finds half of it."""
+    keys = list(store.list(prefix))
+    for key in sorted(keys, key=lambda key: not key.startswith(f"{prefix}index")):
         store.delete(key)
 
 
@@ -158,56 +194,132 @@ def _frame(store: ObjectStore, key: str) -> pl.DataFrame:
 # -- Reading the log ---------------------------------------------------------------------------------------------------
 
 
+_NO_ROWS = pl.DataFrame(schema={"chunk": pl.UInt32, **EVENT_SCHEMA})
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a frame of the log came to: rows that are kept as they are, with their chunk, the rest folded."""
+
+    kept: pl.DataFrame
+    folded: FoldedUsage | None
+    fresh: pl.DataFrame | None
+
+
 class _Collecting:
-    """One reading for all chunks: `frames` gives their events with the chunk; the rest is known when they are read."""
+    """One reading for all chunks: `frames` gives rows that are kept, with the chunk; the rest is known afterwards."""
 
     def __init__(self, reader: UsageLogReader, facts: Facts, chunks: Sequence[Sequence[str]]) -> None:
         self._reader, self._facts, self._chunks = reader, facts, chunks
         master = self._master = with_cut_of_last_run(facts.master, facts.previous)
         self._levels = any(meter.aggregation == "time_weighted_sum" for meter in master.meters.values())
         self._plain = [plain(master, customers, facts.up_to) for customers in chunks]
+        self._pieces = [usage_pieces(master, one) for one in self._plain]
+        self._folding = Folding(master, [pieces for pieces, _ in self._pieces])
+        self.folded: list[FoldedUsage] = []
         self.rest: list[tuple[str, ...]] = [one.rest for one in self._plain]
         self.needed: list[datetime | None] = [None] * len(chunks)
+        starts = [one.events_from for one in self._plain if one.events_from is not None]
+        self.due_from = None if self._levels else min(starts, default=facts.up_to)
         rows = [(key, chunk) for chunk, codes in enumerate(chunks) for code in codes for key in master.keys_of(code)]
-        self._keys = pl.DataFrame(rows, schema={"key": pl.String, "chunk": pl.UInt32}, orient="row")
+        keys = pl.DataFrame(rows, schema={"key": pl.String, "chunk": pl.UInt32}, orient="row")
+        self._keys = keys.join(self._folding.keys, on="key", how="left", maintain_order="left")  # owner: usage folds
         self._fresh = pl.DataFrame(schema=FRESH_SCHEMA)
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Rows of EVENT_SCHEMA and their chunk."""
-        facts = self._facts
-        starts = [one.events_from for one in self._plain if one.events_from is not None]
-        main = None if self._levels else min(starts, default=facts.up_to)
+        facts, main = self._facts, self.due_from
         released = self._released()
         found: list[pl.DataFrame] = []
-        for frame in self._counting(main, None, None):
-            if facts.previous is not None:
-                new = behind(frame, facts.previous)
-                if released:
-                    new |= frame["customer"].is_in(released)
-                found.append(_earliest(frame.filter(new)))
-            yield frame.select("chunk", *event_columns(frame))
+        # Two at a time: while one waits for a step that runs on one core the other goes on.
+        with ThreadPoolExecutor(AT_ONCE, "usage") as pool:
+            waiting: deque[Future[_Taken]] = deque()
+
+            def done() -> pl.DataFrame:
+                taken = waiting.popleft().result()
+                if taken.folded is not None:
+                    self._folding.add(taken.folded)
+                if taken.fresh is not None:
+                    found.append(taken.fresh)
+                return taken.kept
+
+            for frame in self._scanned(main, None, None, self._narrow()):
+                waiting.append(pool.submit(self._take, frame, released))
+                if len(waiting) > AT_ONCE:
+                    yield done()
+            while waiting:
+                yield done()
         if facts.previous is not None:
             found += self._fresh_before(facts.previous, main, released)
         self._fresh = (
             _earliest(pl.concat([frame.rename({"key": "customer"}) for frame in found])) if found else self._fresh
         )
+        self.folded = self._folding.parts()
+        before = [set(rest) for rest in self.rest]
         self._choose()
         if main is not None:
             yield from self._older(main)
+        yield from self._unfolded(main, before)
+
+    def _narrow(self) -> Reads | None:
+        """What must be read of events, if nobody's are kept as they are and nobody asks for their order."""
+        book = self._master.rating_book()
+        if self._keys["owner"].null_count() or self._folding.reads_order or book.rejects_late:
+            return None
+        return book.reads
+
+    def _take(self, frame: pl.DataFrame, released: Sequence[str]) -> _Taken:
+        rated = self._judged(frame)
+        fresh = None
+        if self._facts.previous is not None:
+            new = behind(rated, self._facts.previous)
+            if released:
+                new |= rated["customer"].is_in(released)
+            fresh = _earliest(rated.filter(new))
+        folds = rated["owner"].is_not_null()
+        if folds.all():
+            return _Taken(_NO_ROWS, self._folding.fold(rated), fresh)
+        columns = ["chunk", *event_columns(rated)]
+        if not folds.any():
+            return _Taken(rated.select(columns), None, fresh)
+        return _Taken(rated.filter(~folds).select(columns), self._folding.fold(rated.filter(folds)), fresh)
 
     def fresh_of(self, chunk: int) -> pl.DataFrame:
         return self._fresh.join(self._keys.filter(pl.col("chunk") == chunk), on="key", how="semi")
 
-    def _counting(self, start: datetime | None, end: datetime | None, keys: list[str] | None) -> Iterator[pl.DataFrame]:
+    def _beyond(self, chunk: int) -> set[str]:
+        """Customers of whose usage is seen before it is priced that columns will not do."""
+        one, (_, of_piece) = self._plain[chunk], self._pieces[chunk]
+        pieces = beyond_columns(self.folded[chunk], TEXT_DIGITS)
+        contracts = of_piece["contract"].gather(pieces).unique()
+        return set(one.contracts["customer"].gather(contracts))
+
+    def _scanned(
+        self, start: datetime | None, end: datetime | None, keys: list[str] | None, narrow: Reads | None = None
+    ) -> Iterator[pl.DataFrame]:
         facts = self._facts
         if keys is None and len(self._chunks) == 1:
             keys = self._keys["key"].to_list()
-        for frame in scan_counting(
-            self._reader, facts.tenant_id, facts.cut, customers=keys, start=start, end=end, typed=True
-        ):
-            owned = frame.join(self._keys, left_on="customer", right_on="key", how="inner", maintain_order="left")
-            if owned.height:
-                yield owned.filter(reasons_of(owned, self._master, facts.now).is_null())
+        yield from scan_counting(
+            self._reader, facts.tenant_id, facts.cut, customers=keys, start=start, end=end, typed=True, narrow=narrow
+        )
+
+    def _judged(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The rows of these customers that can be rated, with chunk and owner, and typed: they are read again."""
+        found = frame.select("customer").join(
+            self._keys, left_on="customer", right_on="key", how="left", maintain_order="left"
+        )
+        owned = frame.with_columns(found["chunk"], found["owner"])  # joined as a whole it would be copied
+        if found["chunk"].null_count():
+            owned = owned.filter(found["chunk"].is_not_null())
+        owned = with_typed(owned, self._master.rating_book().reads)
+        reasons = reasons_of(owned, self._master, self._facts.now)
+        return owned.filter(reasons.is_null()) if reasons.null_count() < reasons.len() else owned
+
+    def _kept(self, start: datetime | None, end: datetime | None, keys: list[str]) -> Iterator[pl.DataFrame]:
+        for frame in self._scanned(start, end, keys):
+            rated = self._judged(frame)
+            yield rated.select("chunk", *event_columns(rated))
 
     def _fresh_before(self, previous: Cut, main: datetime | None, released: Sequence[str]) -> Iterator[pl.DataFrame]:
         """What came since the last run with a time before the time that is read for all, whether it counts or not."""
@@ -237,7 +349,7 @@ class _Collecting:
         """Who has late usage is billed one by one, and of those the time from which on their events are needed."""
         for chunk, one in enumerate(self._plain):
             fresh = self.fresh_of(chunk)
-            rest = self.rest[chunk] = tuple(sorted({*one.rest, *late_owners(one, fresh)}))
+            rest = self.rest[chunk] = tuple(sorted({*one.rest, *late_owners(one, fresh), *self._beyond(chunk)}))
             if self._levels or not rest:
                 continue
             keys = [key for customer in rest for key in self._master.keys_of(customer)]
@@ -255,8 +367,24 @@ class _Collecting:
         if not wanted:
             return
         keys = [key for chunk in wanted for code in self.rest[chunk] for key in self._master.keys_of(code)]
-        for frame in self._counting(min(wanted.values()), main, keys):
-            yield frame.select("chunk", *event_columns(frame))
+        yield from self._kept(min(wanted.values()), main, keys)
+
+    def _unfolded(self, main: datetime | None, before: Sequence[set[str]]) -> Iterator[pl.DataFrame]:
+        """The rows of those who turned out to be billed one by one when their usage was folded already."""
+        turned = pl.DataFrame(
+            [
+                (key,)
+                for rest, known in zip(self.rest, before, strict=True)
+                for code in rest
+                if code not in known
+                for key in self._master.keys_of(code)
+            ],
+            schema={"key": pl.String},
+            orient="row",
+        )
+        keys = self._keys.filter(pl.col("owner").is_not_null()).join(turned, on="key", how="semi")["key"].to_list()
+        if keys:
+            yield from self._kept(main, None, keys)
 
 
 def _earliest(frame: pl.DataFrame) -> pl.DataFrame:

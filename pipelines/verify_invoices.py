@@ -8,6 +8,7 @@ that is missing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -18,8 +19,8 @@ import polars as pl
 
 from billing.document_columns import AMOUNT
 from billing.document_json import document_json, unpacked
-from pipelines.bill_run import tasks_of, usage_prefix
-from pipelines.bill_run_chunk import ChunkColumns, GatherTask, compute_columns, gather_usage
+from pipelines.bill_run import COMPUTING, tasks_of, usage_prefix
+from pipelines.bill_run_chunk import ChunkColumns, ChunkTask, GatherTask, compute_columns, gather_usage
 from pipelines.run_credit import WalletDesk
 from pipelines.run_usage import forget
 from storage.master_chain import MasterChain
@@ -77,15 +78,21 @@ def verify_run(
     try:
         if gathered is not None:
             gather_usage(GatherTask(tuple(tasks), gathered), store, database, chain)
-        for task in tasks:
+
+        def checked(task: ChunkTask) -> tuple[int, list[Finding]]:
             found = compute_columns(
                 replace(task, gathered=gathered, time_zones=None), store, database, chain, before=run_id, desk=desk
             )
-            checked, wrong = _compared(database, tenant_id, run_id, found, parked)
-            count += checked
-            findings.extend(wrong)
-            if len(findings) > FINDINGS_MAX:
-                break
+            return _compared(database, tenant_id, run_id, found, parked)
+
+        at_once = COMPUTING if desk is None else 1
+        with ThreadPoolExecutor(at_once, "verify") as pool:
+            for first in range(0, len(tasks), at_once):  # no more are begun when enough is found
+                for documents, wrong in pool.map(checked, tasks[first : first + at_once]):
+                    count += documents
+                    findings.extend(wrong)
+                if len(findings) > FINDINGS_MAX:
+                    break
     finally:
         if gathered is not None:
             forget(store, gathered)

@@ -70,9 +70,13 @@ class MasterChain:
             if (past := self._past.get((tenant_id, number))) is not None:
                 self._past.move_to_end((tenant_id, number))
                 return past
+            earlier = [(n, master) for (of, n), master in self._past.items() if of == tenant_id and n < number]
         # Forward from what is known, if that is nearer than a complete entry.
-        if known and number - number % COMPLETE_EVERY <= known[0] < number:
-            start, master = known
+        if known and known[0] < number:
+            earlier.append(known)
+        nearest = max(earlier, key=lambda one: one[0], default=None)
+        if nearest is not None and number - number % COMPLETE_EVERY <= nearest[0]:
+            start, master = nearest
         else:
             start, master = self._complete_at_or_before(tenant_id, number)
         for wanted in range(start + 1, number + 1):
@@ -80,11 +84,15 @@ class MasterChain:
             if change is None:
                 raise NotFound(f"change {number} is not in the tenant's master chain")
             master = master.apply_all(change["steps"])
+        self.keep(tenant_id, number, master)
+        return master
+
+    def keep(self, tenant_id: str, number: int, master: MasterData) -> None:
+        """Have master data of a committed number at hand that the caller got elsewhere: `at` goes on from there."""
         with self._lock:
             self._past[(tenant_id, number)] = master
             while len(self._past) > CACHED_PAST:
                 self._past.popitem(last=False)
-        return master
 
     def project(self, database: TenantRows, tenant_id: str, *, up_to: int | None = None) -> int:
         """Write committed changes that the chain lacks, in order; the newest number then in it.

@@ -16,9 +16,11 @@ from typing import Any
 from uuid import UUID
 
 import polars as pl
+import psycopg
 import uuid_utils
 
 from billing.document_columns import AMOUNT, DocumentColumns
+from billing.json_columns import in_quotes, quoted
 from billing.numbers import number_text
 from billing.usage import INSTANT
 from storage.sql.database import Connection
@@ -36,7 +38,7 @@ class Staged:
 
     tenant: UUID
     ids: Sequence[UUID]
-    documents: pl.DataFrame  # type, entity, pattern, year: what chooses counter and form of the number
+    documents: pl.DataFrame  # id, type, entity, pattern, year (what chooses counter and form of the number), amounts
     members: pl.DataFrame
     now: datetime
 
@@ -47,13 +49,16 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         "period_start", "period_end", "net", "tax", "gross", "prepaid", "due", "run_id", "run_mark", "made_at",
         "refers_to", "reason", "packed", "buyer", "reverses_run",
     ),
-    "invoice_lines": (
-        "invoice_id", "line", "subscription", "charge", "kind", "name", "period_start", "period_end", "quantity",
-        "unit", "allowance", "amount", "tax_category", "tax_percent", "plan", "plan_version", "correction",
-    ),
+    "invoice_lines": ("invoice_id", "line", "subscription", "quantity", "allowance", "amount"),
     "invoice_taxes": ("invoice_id", "category", "percent", "base", "amount"),
     "postings": ("invoice_id", "posting", "booked_on", "debit", "credit", "amount", "currency"),
 }  # fmt: skip
+# What a line shares with many others: a chunk has some dozens of kinds of lines and tens of thousands of lines. Sent
+# once for each kind, a line's text is a fourth as long, and what costs most to parse (instants) is gone from it.
+_OF_KIND = (
+    "charge", "kind", "name", "period_start", "period_end", "unit", "tax_category", "tax_percent", "plan",
+    "plan_version", "correction",
+)  # fmt: skip
 
 
 _IDS = threading.Lock()
@@ -89,30 +94,41 @@ def stage(
     documents = columns.documents.with_columns(
         [*heads.get_columns(), pl.Series("id", [str(one) for one in ids], dtype=pl.String)]
     ).with_columns(year=pl.col("issued_on").dt.year().cast(pl.Int32), series="type")
+    kinds = columns.lines.select(_OF_KIND).unique(maintain_order=True).with_row_index("of_kind")
+    lines = columns.lines.join(kinds, on=_OF_KIND, how="left", nulls_equal=True, maintain_order="left")
     frames = {
         "invoices": documents.with_columns(packed=pl.concat_str(pl.lit("\\x"), pl.col("body").bin.encode("hex"))),
-        "invoice_lines": _with_id(columns.lines, documents),
+        "invoice_lines": _with_id(lines, documents),
         "invoice_taxes": _with_id(columns.taxes, documents),
         "postings": _with_id(postings_of(columns.documents), documents),
     }
     with connection.cursor() as cursor:
         for table, names in _COLUMNS.items():
+            of_kind = ", 0 AS of_kind" if table == "invoice_lines" else ""
             listed = ", ".join(names)
             cursor.execute(
                 f"CREATE TEMPORARY TABLE draft_{table} ON COMMIT DROP AS"  # noqa: S608 - names of this module
-                f" SELECT {listed} FROM {table} WITH NO DATA"
+                f" SELECT {listed}{of_kind} FROM {table} WITH NO DATA"
             )
-            with cursor.copy(f"COPY draft_{table} ({listed}) FROM STDIN (FORMAT csv, NULL '\\N')") as copy:
-                copy.write(_csv(frames[table].select(names)))
+            _copy(cursor, f"draft_{table}", frames[table].select(*names, *(["of_kind"] if of_kind else [])))
+        of_kind = ", ".join(_OF_KIND)
+        cursor.execute(
+            "CREATE TEMPORARY TABLE draft_kinds ON COMMIT DROP AS"  # noqa: S608 - names of this module
+            f" SELECT 0 AS of_kind, {of_kind} FROM invoice_lines WITH NO DATA"
+        )
+        _copy(cursor, "draft_kinds", kinds)
     for table in ("invoice_lines", "invoice_taxes", "postings"):
-        listed = ", ".join(_COLUMNS[table])
+        listed, source = ", ".join(_COLUMNS[table]), f"draft_{table}"
+        if table == "invoice_lines":
+            listed, source = f"{listed}, {of_kind}", f"{source} JOIN draft_kinds USING (of_kind)"
         connection.execute(
             f"INSERT INTO {table} (tenant_id, {listed})"  # noqa: S608 - names of this module
-            f" SELECT %s, {listed} FROM draft_{table}",
+            f" SELECT %s, {listed} FROM {source}",
             (tenant,),
         )
     members = columns.members.join(documents.select("document", "id"), on="document", how="left")
-    return Staged(tenant, ids, documents.select("type", "entity", "pattern", "year"), members, now)
+    names = ("id", "type", "entity", "pattern", "year", "customer", "currency", "net", "gross", "due")
+    return Staged(tenant, ids, documents.select(names), members, now)
 
 
 def number(connection: Connection, staged: Staged) -> list[str]:
@@ -121,6 +137,15 @@ def number(connection: Connection, staged: Staged) -> list[str]:
         return []
     tenant = staged.tenant
     numbers = numbers_of(connection, tenant, staged.documents)
+    given = staged.documents.with_columns(
+        n=pl.Series([n for n, _ in numbers], dtype=pl.Int64),
+        number=pl.Series([number for _, number in numbers], dtype=pl.String),
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TEMPORARY TABLE draft_numbers (id uuid, n bigint, number text, told jsonb) ON COMMIT DROP"
+        )
+        _copy(cursor, "draft_numbers", given.select("id", "n", "number", _told(given).alias("told")))
     connection.execute(
         "INSERT INTO invoices (tenant_id, id, number, entity, series, year, n, type, customer, customer_name, currency,"
         " issued_on, due_on, period_start, period_end, net, tax, gross, prepaid, due, run_id, run_mark, made_at,"
@@ -128,8 +153,8 @@ def number(connection: Connection, staged: Staged) -> list[str]:
         " SELECT %s, d.id, w.number, d.entity, d.series, d.year, w.n, d.type, d.customer, d.customer_name, d.currency,"
         " d.issued_on, d.due_on, d.period_start, d.period_end, d.net, d.tax, d.gross, d.prepaid, d.due, d.run_id,"
         " d.run_mark, d.made_at, d.refers_to, d.reason, d.packed, d.buyer, d.reverses_run"
-        " FROM draft_invoices d JOIN unnest(%s::uuid[], %s::bigint[], %s::text[]) AS w (id, n, number) ON w.id = d.id",
-        (tenant, list(staged.ids), [n for n, _ in numbers], [number for _, number in numbers]),
+        " FROM draft_invoices d JOIN draft_numbers w USING (id)",
+        (tenant,),
     )
     connection.execute(
         "INSERT INTO document_files (tenant_id, invoice_id, state, changed_at)"
@@ -139,15 +164,29 @@ def number(connection: Connection, staged: Staged) -> list[str]:
     _insert_members(connection, staged)
     connection.execute(
         "INSERT INTO outbox (tenant_id, at, kind, subject, body)"
-        " SELECT %s, %s, d.type || '.finalised', w.number, jsonb_build_object('number', w.number, 'customer',"
-        " d.customer, 'currency', d.currency, 'net', d.net::text, 'gross', d.gross::text, 'due', d.due::text)"
-        " FROM draft_invoices d JOIN unnest(%s::uuid[], %s::bigint[], %s::text[]) AS w (id, n, number) ON w.id = d.id"
-        " ORDER BY w.n",
-        (tenant, staged.now, list(staged.ids), [n for n, _ in numbers], [number for _, number in numbers]),
+        " SELECT %s, %s, d.type || '.finalised', w.number, w.told"
+        " FROM draft_invoices d JOIN draft_numbers w USING (id) ORDER BY w.n",
+        (tenant, staged.now),
     )
-    for table in _COLUMNS:
-        connection.execute(f"DROP TABLE draft_{table}")
+    drafts = ", ".join(f"draft_{name}" for name in (*_COLUMNS, "kinds", "numbers"))
+    connection.execute(f"DROP TABLE {drafts}")
     return [number for _, number in numbers]
+
+
+def _told(given: pl.DataFrame) -> pl.Expr:
+    """What the outbox says of each document, as JSON."""
+    amounts = (pl.concat_str(pl.lit(f',"{name}":'), in_quotes(name)) for name in ("net", "gross", "due"))
+    return pl.concat_str(
+        pl.lit('{"number":'), quoted(given, "number"), pl.lit(',"customer":'), quoted(given, "customer"),
+        pl.lit(',"currency":'), quoted(given, "currency"), *amounts, pl.lit("}"),
+    )  # fmt: skip
+
+
+def _copy(cursor: psycopg.Cursor[Any], table: str, frame: pl.DataFrame) -> None:
+    """Rows into a draft; its columns have the frame's names."""
+    listed = ", ".join(frame.columns)
+    with cursor.copy(f"COPY {table} ({listed}) FROM STDIN (FORMAT csv, NULL '\\N')") as copy:  # names of this module
+        copy.write(_csv(frame))
 
 
 def numbers_of(connection: Connection, tenant: UUID, documents: pl.DataFrame) -> list[tuple[int, str]]:

@@ -145,10 +145,26 @@ def append_step(
 
 def current(connection: Connection, tenant_id: str) -> tuple[int, MasterData]:
     """The newest committed master data of the tenant and its number."""
+    number = current_number(connection, tenant_id)
+    return number, _at(connection, tenant_id, number)
+
+
+def current_number(connection: Connection, tenant_id: str) -> int:
+    """The newest committed number of the tenant. Errors: NotFound."""
     row = connection.execute("SELECT number FROM masters WHERE tenant_id = %s", (UUID(tenant_id),)).fetchone()
     if row is None:
         raise NotFound("the tenant has no master data")
-    return row["number"], _at(connection, tenant_id, row["number"])
+    return int(row["number"])
+
+
+def at_hand(tenant_id: str) -> tuple[int, MasterData] | None:
+    """A committed number and its master data, the newest that this process happens to have put together."""
+    return _CACHE.get(tenant_id)
+
+
+def keep(tenant_id: str, number: int, master: MasterData) -> None:
+    """Have master data of a committed number at hand that the caller got elsewhere."""
+    _CACHE.put(tenant_id, number, master)
 
 
 def changes_after(connection: Connection, tenant_id: str, number: int, limit: int) -> list[dict[str, Any]]:

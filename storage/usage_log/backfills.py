@@ -18,6 +18,7 @@ import polars as pl
 
 from billing.amendments import ORIGIN_SCHEMA, fold_amendments
 from billing.backfills import HOME_KEY, SOURCE, Backfill, after_step
+from billing.typed_columns import Reads
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import open_log
 from storage.usage_log.partitions import EventIds, event_ids, partition_of
@@ -163,9 +164,12 @@ def scan_sent(
     end: datetime | None = None,
     ids: Sequence[str] | None = None,
     typed: bool = False,
+    narrow: Reads | None = None,
 ) -> Iterator[pl.DataFrame]:
     """All events that count at a cut but for amendments, as they were sent: SCAN_SCHEMA, or BACKFILLED_SCHEMA."""
-    yield from reader.scan(tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids, typed=typed)
+    yield from reader.scan(
+        tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids, typed=typed, narrow=narrow
+    )
     yield from scan_backfilled(reader, tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids)
 
 

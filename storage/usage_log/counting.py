@@ -12,6 +12,7 @@ from datetime import datetime
 import polars as pl
 
 from billing.amendments import ORIGIN_SCHEMA, Amended, fold_amendments
+from billing.typed_columns import Reads
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import backfills_at, scan_sent
 from storage.usage_log.reader import DECIDED_SCHEMA, SCAN_SCHEMA, Cut, UsageLogReader
@@ -48,15 +49,21 @@ def scan_counting(
     start: datetime | None = None,
     end: datetime | None = None,
     typed: bool = False,
+    narrow: Reads | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Events of a cut as they count, each once: frames of SCAN_SCHEMA, then of SCAN_SCHEMA and ORIGIN_SCHEMA.
 
+    With `narrow` frames may have fewer columns (`UsageLogReader.scan`).
     With `typed` those that were sealed have typed columns besides; they say what the text says, but sooner.
     An amended event has the position of the row that gave it its state, and source and id as it was sent; one of a
     backfill (its frames have the column `backfill`) that of the record that committed it.
     """
     known = amendments_at(reader, tenant_id, cut)[0] if amended is None else amended
-    for frame in scan_sent(reader, tenant_id, cut, customers=customers, start=start, end=end, typed=typed):
+    if known.touched.height:
+        narrow = None  # who is amended is told by source and id
+    for frame in scan_sent(
+        reader, tenant_id, cut, customers=customers, start=start, end=end, typed=typed, narrow=narrow
+    ):
         counting = known.without(frame)
         if counting.height:
             yield counting

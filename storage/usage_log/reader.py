@@ -14,7 +14,7 @@ from datetime import date, datetime
 
 import polars as pl
 
-from billing.typed_columns import typed_names
+from billing.typed_columns import Reads, are_typed, typed_names
 from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.lane import count_lanes, last_number, read_hint, read_segment
@@ -36,6 +36,8 @@ POSITION_SCHEMA = pl.Schema(
     {"kind": pl.UInt8, "lane": pl.UInt16, "number": pl.UInt64, "row": pl.UInt32, "received_at": INSTANT}
 )
 SCAN_SCHEMA = pl.Schema({**EVENT_SCHEMA, **POSITION_SCHEMA})
+NARROW = ("type", "customer", "subscription", "time", "data", "lane", "number")  # what judging and adding up look at
+_OF_SEGMENT = ("tenant", "partition", "kind", "type", "customer", "subscription", "time", "data", "id")
 _TYPED = "*typed"  # stands for the typed columns that a file has
 _Times = tuple[datetime | None, datetime | None]  # half-open
 _ALWAYS: _Times = (None, None)
@@ -152,11 +154,13 @@ class UsageLogReader:
         ids: Sequence[str] | None = None,
         kinds: Sequence[RowKind] = (RowKind.USAGE,),
         typed: bool = False,
+        narrow: Reads | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Rows of a tenant at or below `cut` (and after `since`), each exactly once: frames of SCAN_SCHEMA.
 
         `customers` are customer keys as the events carry them; `start`/`end` are half-open and compare `time`.
         `typed`: frames have typed columns besides (`billing/typed_columns.py`), not all of them the same ones.
+        `narrow`: of the columns only NARROW and typed ones; `data` is null where typed columns hold all these reads.
         Usage as it was sent; as it counts, amendments in it, it is in storage/usage_log/counting.py.
         """
         conditions = [pl.col("tenant") == tenant_id, pl.col("kind").is_in([int(kind) for kind in kinds])]
@@ -174,8 +178,17 @@ class UsageLogReader:
             conditions.append(pl.col("id").is_in(list(ids)))
         wanted = set(range(256)) if partitions is None else set(partitions)
         names = [*SCAN_SCHEMA.names(), *([_TYPED] if typed else [])]
+        if narrow is not None:
+            names = [*NARROW, _TYPED]
         yield from self._scan(
-            tenant_id, cut, since or NOTHING, wanted, pl.all_horizontal(conditions), names, times=(start, end)
+            tenant_id,
+            cut,
+            since or NOTHING,
+            wanted,
+            pl.all_horizontal(conditions),
+            names,
+            times=(start, end),
+            narrow=narrow,
         )
 
     def scan_changes(self, tenant_id: str, cut: Cut, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
@@ -238,6 +251,7 @@ class UsageLogReader:
         changes_only: bool = False,
         decided_only: bool = False,
         times: _Times = _ALWAYS,
+        narrow: Reads | None = None,
     ) -> Iterator[pl.DataFrame]:
         done: set[str] = set()
         for _ in range(READINGS_MAX):
@@ -255,6 +269,7 @@ class UsageLogReader:
                     changes_only=changes_only,
                     decided_only=decided_only,
                     times=times,
+                    narrow=narrow,
                 )
                 return
             except StoreUnavailable:
@@ -277,6 +292,7 @@ class UsageLogReader:
         changes_only: bool,
         decided_only: bool,
         times: _Times,
+        narrow: Reads | None,
     ) -> Iterator[pl.DataFrame]:
         pending: list[pl.DataFrame] = []
         rows = 0
@@ -288,7 +304,7 @@ class UsageLogReader:
             pending.clear()
             return frame
 
-        for frame in self._sealed(manifest, tenant_id, cut, since, partitions, condition, columns, times):
+        for frame in self._sealed(manifest, tenant_id, cut, since, partitions, condition, columns, times, narrow):
             pending.append(frame)
             rows += frame.height
             if rows >= CHUNK_ROWS:
@@ -310,7 +326,8 @@ class UsageLogReader:
                 if decided_only and not any(count.decided for count in head.counters.values()):
                     continue
                 segment = segment or self._segment(lane, number)
-                frame = with_positions(segment.rows(), segment.head).filter(condition).select(plain)
+                stored = segment.rows(None if narrow is None else _OF_SEGMENT)
+                frame = with_positions(stored, segment.head).filter(condition).select(plain)
                 if frame.height:
                     pending.append(frame)
                     rows += frame.height
@@ -332,6 +349,7 @@ class UsageLogReader:
         condition: pl.Expr,
         columns: list[str],
         times: _Times,
+        narrow: Reads | None,
     ) -> Iterator[pl.DataFrame]:
         if all(since.last(lane) >= number for lane, number in manifest.sealed.items()):
             return  # all that is sealed lies before: a live reader's usual case
@@ -343,20 +361,28 @@ class UsageLogReader:
                 continue
             if _lies_outside(file, times):
                 continue
-            frame = self._read_sealed(file, condition if within is None else condition & within, columns)
+            frame = self._read_sealed(file, condition if within is None else condition & within, columns, narrow)
             if frame.height:
                 yield frame
 
-    def _read_sealed(self, file: SealedFile, condition: pl.Expr, columns: list[str]) -> pl.DataFrame:
+    def _read_sealed(
+        self, file: SealedFile, condition: pl.Expr, columns: list[str], narrow: Reads | None
+    ) -> pl.DataFrame:
         path = self._store.local_path(file.key)
         if path is not None and path.exists():
             lazy = pl.scan_parquet(path)
-            return lazy.filter(condition).select(_present(columns, lazy)).collect()
-        data = self._store.get(file.key)
-        if data is None:
-            raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
-        lazy = pl.scan_parquet(io.BytesIO(data))
-        return lazy.filter(condition).select(_present(columns, lazy)).collect()
+        else:
+            data = self._store.get(file.key)
+            if data is None:
+                raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
+            lazy = pl.scan_parquet(io.BytesIO(data))
+        lazy, names = lazy.filter(condition), _present(columns, lazy)
+        if narrow is not None:
+            # The text is most of a file's bytes, and says nothing that the typed columns do not say.
+            frame = lazy.select(name for name in names if name != "data").collect()
+            if are_typed(frame, narrow):
+                return frame.with_columns(pl.lit(None, pl.String).alias("data")).select(names)
+        return lazy.select(names).collect()
 
     def _segment(self, lane: int, number: int) -> StoredSegment:
         segment = read_segment(self._store, lane, number)

@@ -17,11 +17,13 @@ from test_bill_properties import day, lives, with_runs
 
 import billing.scenario as scenario
 from billing.bill import BillResult
-from billing.bill_columns import bill_plain, late_owners, plain
+from billing.bill_columns import bill_plain, late_owners, plain, usage_pieces
 from billing.document_columns import DocumentColumns, columns_of, together, totals_of
 from billing.documents import Document
+from billing.folded_usage import FoldedUsage, Folding
 from billing.master import MasterData
 from billing.scenario import documents_of
+from billing.typed_columns import with_typed
 from cluster.scenario_command import load
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -53,6 +55,7 @@ class Both:
         chosen = plain(master, customers, given["up_to"])
         late = late_owners(chosen, fresh.select(pl.col("customer").alias("key"), "time"))
         found = bill_plain(master, chosen, events, now=given["now"], leave=late)
+        self._folded(master, customers, events, given, late)
         rest = set(found.rest)
         self.counts["rest"] += len(rest)
         self.counts["plain"] += len(set(customers) - rest)
@@ -67,6 +70,35 @@ class Both:
         same(together([found.documents, by_hand]), whole)
         assert totals_of(whole) == plain_totals(result.documents)
         return result
+
+    def _folded(
+        self,
+        master: MasterData,
+        customers: Sequence[str],
+        events: pl.DataFrame,
+        given: dict[str, Any],
+        late: frozenset[str],
+    ) -> None:
+        """The same bills when usage is folded for two chunks at once, out of typed frames, before it is priced."""
+        chunks = [plain(master, part, given["up_to"]) for part in (customers[::2], customers[1::2])]
+        folding = Folding(master, [usage_pieces(master, chosen)[0] for chosen in chunks])
+        owned = events.join(folding.keys, left_on="customer", right_on="key", how="inner", maintain_order="left")
+        owned = with_typed(owned, master.rating_book().reads)
+        for offset in range(0, owned.height, 3):
+            folding.add(folding.fold(owned.slice(offset, 3)))
+        others = events.join(folding.keys, left_on="customer", right_on="key", how="anti", maintain_order="left")
+        for chosen, part in zip(chunks, folding.parts(), strict=True):
+            leave = late & set(chosen.customers)
+            by_events = bill_plain(master, chosen, events, now=given["now"], leave=leave)
+            found = bill_plain(master, chosen, others, now=given["now"], leave=leave, folded=part)
+            same(found.documents, by_events.documents)
+            assert found.rest == by_events.rest
+            again = FoldedUsage.of_frames({name: frame for name, frame in part.frames().items() if frame.height})
+            same(
+                bill_plain(master, chosen, others, now=given["now"], leave=leave, folded=again).documents,
+                found.documents,
+            )
+            self.counts["folded"] += found.documents.count
 
 
 def plain_totals(documents: Sequence[Document]) -> dict[str, dict[str, str]]:

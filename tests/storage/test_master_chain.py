@@ -63,3 +63,12 @@ def test_asking_again_for_a_number_reads_nothing(store: Counted) -> None:
 def test_a_number_beyond_the_chain_is_not_found(store: Counted) -> None:
     with pytest.raises(NotFound):
         MasterChain(store).at(TENANT, 41)
+
+
+def test_going_on_from_a_number_that_is_at_hand_reads_only_the_changes_since(store: Counted) -> None:
+    chain = MasterChain(store)
+    fresh = MasterChain(store).at(TENANT, 39)
+    chain.keep(TENANT, 37, MasterChain(store).at(TENANT, 37))
+    reads = store.reads
+    assert len(chain.at(TENANT, 39).customers) == len(fresh.customers)
+    assert store.reads - reads == 2
