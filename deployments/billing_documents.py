@@ -66,6 +66,13 @@ _RUN = {
         "difference": {"EUR": {"net": "1234.50", "last_net": "1200.00", "change_percent": "2.9"}},
         "outliers": [],
         "stops": [],
+        "by_plan": [{"plan": "compute", "currency": "EUR", "net": "1234.5", "lines": 80, "subscriptions": 40}],
+        "by_tax": [
+            {"category": "S", "percent": "19", "currency": "EUR", "base": "1234.5", "amount": "234.56", "documents": 40}
+        ],
+        "by_country": [
+            {"country": "DE", "currency": "EUR", "net": "1234.5", "tax": "234.56", "gross": "1469.06", "documents": 40}
+        ],
     },
     "findings": [],
     "error": None,

@@ -32,6 +32,7 @@ from billing.errors import BillingError, Conflict, FieldError, InvalidInput, Not
 from billing.master import Customer
 from billing.numbers import patterns_of
 from billing.periods import local_date, midnight
+from billing.run_breakdown import Breakdown
 from pipelines.bill_run_chunk import (
     CUSTOMERS,
     ChunkResult,
@@ -382,7 +383,7 @@ class BillRunDriver:
         self._checkpoint("computed")
         return True
 
-    def _documents_of(self, chunk: Mapping[str, Any]) -> pl.DataFrame:
+    def _documents_of(self, chunk: Mapping[str, Any]) -> tuple[pl.DataFrame, Breakdown]:
         data = self._store.get(chunk["result"])
         assert data is not None, "the result of a computed chunk is never deleted"
         return unpack_heads(data)

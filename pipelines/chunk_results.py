@@ -22,6 +22,7 @@ from billing.document_columns import (
     columns_of,
 )
 from billing.document_json import document_from
+from billing.run_breakdown import Breakdown, by_plan_and_tax
 
 FORMAT = "2"
 _NESTED = {"lines": LINES_SCHEMA, "taxes": TAXES_SCHEMA, "members": MEMBERS_SCHEMA}
@@ -46,6 +47,7 @@ def pack(result: Result) -> bytes:
     metadata = {
         "parked": msgspec.json.encode(list(result.parked)).decode(),
         "holders": msgspec.json.encode({one: list(keys) for one, keys in result.holders.items()}).decode(),
+        "breakdown": msgspec.json.encode(by_plan_and_tax(result.columns)).decode(),
         "format": FORMAT,
     }
     out = io.BytesIO()
@@ -53,11 +55,15 @@ def pack(result: Result) -> bytes:
     return out.getvalue()
 
 
-def unpack_heads(data: bytes) -> pl.DataFrame:
-    """The documents of a result without their bodies and rows (DOCUMENTS_SCHEMA but for `body`): for a look at them."""
-    if pl.read_parquet_metadata(io.BytesIO(data))["format"] != FORMAT:
-        return unpack(data).columns.documents.drop("body")
-    return pl.read_parquet(io.BytesIO(data), columns=[name for name in DOCUMENTS_SCHEMA if name != "body"])
+def unpack_heads(data: bytes) -> tuple[pl.DataFrame, Breakdown]:
+    """For a look at a result: its documents without bodies and rows (DOCUMENTS_SCHEMA but for `body`), and their sums
+    by plan and by tax."""
+    metadata = pl.read_parquet_metadata(io.BytesIO(data))
+    if metadata["format"] != FORMAT or "breakdown" not in metadata:
+        columns = unpack(data).columns
+        return columns.documents.drop("body"), by_plan_and_tax(columns)
+    heads = pl.read_parquet(io.BytesIO(data), columns=[name for name in DOCUMENTS_SCHEMA if name != "body"])
+    return heads, msgspec.json.decode(metadata["breakdown"])
 
 
 def unpack(data: bytes) -> Result:

@@ -16,6 +16,7 @@ import polars as pl
 from billing.guard_rails import LAST_SCHEMA, Held, difference, held_by, outliers, stops
 from billing.guard_rails import OUTLIERS as OUTLIERS_MAX
 from billing.master import MasterData
+from billing.run_breakdown import Breakdown, added, by_country
 from billing.run_settings import RunSettings
 from storage.sql import bill_runs, invoices
 from storage.sql.database import Connection
@@ -36,9 +37,9 @@ def check(
     master: MasterData,
     run: Mapping[str, Any],
     totals: Mapping[str, Mapping[str, str]],
-    chunks: Iterable[pl.DataFrame],
+    chunks: Iterable[tuple[pl.DataFrame, Breakdown]],
 ) -> Checked:
-    """Look at every chunk's documents (DOCUMENTS_SCHEMA; nobody looks at bodies).
+    """Look at every chunk's documents (DOCUMENTS_SCHEMA; nobody looks at bodies) and their sums by plan and tax.
 
     A customer of a family is held with all of it, as its lines are one matter.
     """
@@ -50,12 +51,15 @@ def check(
     voided = _voided(run["findings"], master)
     held: dict[str, Held] = {}
     far: list[dict[str, str]] = []
-    for documents in chunks:
+    sums: list[Breakdown] = []
+    for documents, breakdown in chunks:
+        sums.append(breakdown)
         customers = documents["customer"].unique().to_list()
         if not customers:
             continue
         last = _last(connection, customers)
         countries = {customer: master.customers[customer].country for customer in customers}
+        sums.append(by_country(documents, countries))
         for one in held_by(rails, documents, last, countries, known_countries, voided):
             for member in master.family(one.customer):
                 held.setdefault(member, Held(member, one.code, one.reason))
@@ -67,6 +71,7 @@ def check(
         "difference": differences,
         "outliers": far[:OUTLIERS_MAX],
         "stops": waits,
+        **added(sums),
     }
     return Checked(checks, [vars(held[customer]) for customer in sorted(held)], waits)
 

@@ -17,7 +17,7 @@ from pipelines.bill_run import BillRunDriver
 from pipelines.run_schedule import outlook, shown, start_due
 from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
-from storage.sql import bill_runs, billing_settings, invoices, steps, tenants
+from storage.sql import bill_runs, billing_settings, invoices, overview, steps, tenants
 from storage.sql.database import Connection, Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
@@ -302,3 +302,32 @@ def test_patterns_of_two_legal_entities_never_give_one_number() -> None:
     assert patterns_of("sued", {}, is_default=False)["invoice"] == "RE-sued-{yyyy}-{n:06}"
     with pytest.raises(InvalidInput, match="legal entity 'main'"):
         check_patterns({"invoice": "{series}-{yyyy}-{n:06}"}, "sued", is_default=False, others=others)
+
+
+def test_what_a_computed_run_comes_to_by_plan_tax_and_country_is_what_its_invoices_say_in_the_end(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shown before anybody approves; afterwards SQL adds up the invoices that were made."""
+    monkeypatch.setattr("pipelines.bill_run.CUSTOMERS", 5)  # several chunks, whose sums are added
+    tenant_id = world.make_tenant()
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "ann")["id"], approve=False)
+    assert run["state"] == "computed"
+    checks = run["checks"]
+    assert (len(checks["by_plan"]), len(checks["by_tax"])) == (1, 2)
+    done = driver.drive(tenant_id, run["id"], approve=True)
+    assert done["state"] == "done"
+    assert done["parked"] == []
+    with database.tenant(tenant_id) as connection:
+        plans = overview.billed_by_plan(connection, run=run["id"])
+        taxes = overview.billed_by_tax(connection, run["id"])
+    assert {(one["plan"], one["currency"]): (Decimal(one["net"]), one["lines"], one["subscriptions"])
+            for one in checks["by_plan"]} == {
+        (one.plan, one.currency): (one.net, one.lines, one.subscriptions) for one in plans}  # fmt: skip
+    assert {(one["category"], Decimal(one["percent"])): (Decimal(one["base"]), Decimal(one["amount"]), one["documents"])
+            for one in checks["by_tax"]} == {
+        (one.category, one.percent): (one.base, one.amount, one.documents) for one in taxes}  # fmt: skip
+    for name in ("net", "tax", "gross"):
+        sums = sum((Decimal(one[name]) for one in checks["by_country"]), Decimal(0))
+        assert sums == sum((Decimal(each[name]) for each in done["totals"].values()), Decimal(0)), name
+    assert sum(one["documents"] for one in checks["by_country"]) == done["documents"]["made"]

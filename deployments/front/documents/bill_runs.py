@@ -90,8 +90,13 @@ def routes(front: Front) -> APIRouter:
             run = overview.run(connection, run_id)
             if run is None:
                 raise NotFound(run_id)
-            plans = overview.billed_by_plan(connection, run=run.id)
-            taxes = overview.billed_by_tax(connection, run.id)
+            if run.finalised:
+                plans = overview.billed_by_plan(connection, run=run.id)
+                taxes = overview.billed_by_tax(connection, run.id)
+            else:  # what the look at the computed run found
+                plans = [overview.PlanTotal(**_amounts(one, "net")) for one in run.checks.get("by_plan", ())]
+                taxes = [overview.TaxRow(**_amounts(one, "percent", "base", "amount"))
+                         for one in run.checks.get("by_tax", ())]  # fmt: skip
         master = front.master(visit)
         view = _run_view(run, visit)
         return front.page(
@@ -103,6 +108,7 @@ def routes(front: Front) -> APIRouter:
             live=_live(run, visit),
             by_plan=[_plan_view(one, master) for one in plans],
             by_tax=taxes,
+            by_country=[_amounts(one, "net", "tax", "gross") for one in run.checks.get("by_country", ())],
             parked=[_parked_view(one, master) for one in run.parked],
             held=[_parked_view(one, master) for one in run.held],
             facts=_run_facts(run, visit.texts, visit.formats),
@@ -330,6 +336,11 @@ def _run_facts(run: RunRow, t: Texts, f: Formats) -> list[tuple[str, Any]]:
         seconds = Decimal(int((run.ended_at - run.started_at).total_seconds() * 10)) / 10
         facts.append((t("bill_run.fact_duration"), f.duration(seconds)))
     return facts
+
+
+def _amounts(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The row with these values as numbers: they travel as text."""
+    return {**row, **{name: Decimal(row[name]) for name in names}}
 
 
 def _plan_view(one: overview.PlanTotal, master: MasterData) -> dict[str, Any]:
