@@ -84,6 +84,7 @@ def start(
     events: int = 6_000,
     now: datetime = NOW,
     customers: dict[str, int] | None = None,
+    name: str = HOSTILE,
 ) -> Platform:
     """Set up and serve; a tenant with a generated business, and one without anything."""
     postgres = EmbeddedPostgres(directory / "pg")
@@ -160,7 +161,7 @@ def start(
         )
     hostile = {
         "code": HOSTILE_CODE,
-        "name": HOSTILE,
+        "name": name,
         "country": "DE",
         "keys": ["sim-1", "sim-2"],
         "address": {"street": "Gasse 1", "post_code": "10115", "city": "Berlin"},

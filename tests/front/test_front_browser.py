@@ -108,6 +108,20 @@ def test_axe_finds_nothing_on_a_phone_and_at_night(
         assert odd == []
 
 
+@pytest.mark.parametrize("area", ["customers", "subscriptions", "invoices", "bill-runs"])
+def test_a_row_of_a_list_leads_to_a_page_of_its_own(chromium: Browser, platform: Platform, area: str) -> None:
+    """Filters and pages of a list are swapped in place; a row's page was swapped away with them and came out empty."""
+    with signed_in(chromium, platform) as (page, odd):
+        page.goto(f"/{area}")
+        row = page.locator(f"main tbody a[href^='/{area}/']").first
+        name = row.inner_text()
+        row.click()
+        page.wait_for_url(re.compile(f"/{area}/"))
+        expect(page.locator("h1")).to_contain_text(name)
+        expect(page.locator("main")).not_to_be_empty()
+        assert odd == []
+
+
 def test_the_sign_in_page_has_no_finding_and_says_what_is_wrong(chromium: Browser, platform: Platform) -> None:
     context = chromium.new_context(base_url=platform.url, locale="de-DE")
     page = context.new_page()
