@@ -28,19 +28,24 @@ class Sender:
         parts = urlsplit(url)
         assert parts.hostname is not None
         self._host, self._port = parts.hostname, parts.port or 80
-        lines = [f"host: {parts.netloc}", f"content-type: {content_type}"]
-        if key:
-            lines.append(f"authorization: Bearer {key}")
-        self._headers = "".join(f"{line}\r\n" for line in lines)
+        lines = [f"host: {parts.netloc}", *([f"authorization: Bearer {key}"] if key else [])]
+        self._common = "".join(f"{line}\r\n" for line in lines)
+        self._headers = f"{self._common}content-type: {content_type}\r\n"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: bytes) -> Answer:
         """The answer to one request; raises what a broken connection raises."""
+        head = f"POST {path} HTTP/1.1\r\n{self._headers}content-length: {len(body)}\r\n\r\n".encode()
+        return await self._ask(head, body)
+
+    async def get(self, path: str) -> Answer:
+        return await self._ask(f"GET {path} HTTP/1.1\r\n{self._common}\r\n".encode(), b"")
+
+    async def _ask(self, head: bytes, body: bytes) -> Answer:
         if self._streams is None or self._streams[0].at_eof():
             await self.close()
             self._streams = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
         reader, writer = self._streams
-        head = f"POST {path} HTTP/1.1\r\n{self._headers}content-length: {len(body)}\r\n\r\n".encode()
         if len(body) < 65_536:
             writer.write(head + body)
         else:

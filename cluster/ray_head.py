@@ -89,6 +89,8 @@ class RayHead:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(serve),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(serve / "server-state"),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(self.data / "haproxy-on-loopback"),
+            # A body comes in pieces of this size, and each costs as much as a dozen events; 16 kB by default.
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
             # How long Ray waits for its own raylet; its default of 30 s is too short on a busy machine.
             "RAY_raylet_start_wait_time_s": "120",
             # How long a call to an actor that died waits until it fails; with the default of 1 s its repeat comes late.

@@ -51,6 +51,7 @@ def application(address: PlatformAddress, *, replicas: int = 1) -> Any:
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.5,
+        logging_config={"enable_access_log": False},  # ours says the same (deployments/tracing.py)
         ray_actor_options={"num_cpus": 0},
     )
     @serve.ingress()

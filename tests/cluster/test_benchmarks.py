@@ -18,7 +18,7 @@ def bench(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("name", ["ingest", "ingest_single", "reservations"])
+@pytest.mark.parametrize("name", ["ingest", "ingest_single", "freshness", "reservations"])
 def test_ingest_over_http_counts_every_event_and_ends_with_one_json_line(name: str) -> None:
     done = bench(name, "--small")
     assert done.returncode == 0, done.stderr[-3000:]
