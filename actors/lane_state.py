@@ -33,7 +33,7 @@ from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
 from storage.usage_log.lane import LaneWriter, walk
 from storage.usage_log.manifest import Manifest, ManifestChain
-from storage.usage_log.partitions import EventIds, event_ids, partition_of, partitions_of
+from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
 from storage.usage_log.segment import ROW_SCHEMA, Control, SegmentHead, StoredSegment
 
@@ -103,9 +103,11 @@ class LaneState:
         return self.figures.usage(tenant_id, keys, master_number).live
 
     def _elsewhere(self, tenant_id: str, keys: Sequence[str]) -> Mapping[int, tuple[int, int]]:
-        if not self._has_moved:  # then a router can only believe what is so
-            return {}
-        partitions = {partition_of(self.seed, tenant_id, key) for key in keys if key}
+        distinct = list(dict.fromkeys(key for key in keys if key))
+        if len(distinct) <= FEW:
+            partitions = {partition_of(self.seed, tenant_id, key) for key in distinct}
+        else:
+            partitions = set(partitions_of(self.seed, tenant_id, pl.Series(distinct, dtype=pl.String)).tolist())
         return {one: self.owner(one) for one in partitions if not self.owned[one]}
 
     # -- recovery -----------------------------------------------------------------------------------------------------
@@ -371,7 +373,6 @@ class LaneState:
 
     def _place(self) -> None:
         owned, moved = self.owned.copy(), self.generation > 0
-        self._has_moved = bool(moved.any())
         self.followers.places(owned, moved)
         if self.figures is not None:
             owners = tuple((int(one), *self.owner(int(one))) for one in np.flatnonzero(moved))

@@ -137,6 +137,24 @@ def test_a_call_for_customers_who_are_no_longer_in_one_lane_is_taken_apart_and_l
     assert [form["wallets"][0]["reserved"] for form in wallets] == ["2.00", "2.00"]
 
 
+def test_who_is_on_his_way_to_a_lane_that_never_saw_a_move_waits_with_those_he_is_sent_with(here: Place) -> None:
+    """The lane that let him go names the other one, which has nothing of him yet."""
+    desk = here.open()
+    stay, go = in_different_lanes(here)
+    partition, lane = home(here, go)
+    calls = _Calls(router_of(here).shards)
+    calls.release(lane, partition, 1 - lane)
+
+    def later() -> None:
+        time.sleep(0.4)
+        calls.acquire(1 - lane, partition, lane)
+
+    threading.Thread(target=later).start()
+    router_of(here)._learn_owners({partition: (1, 1 - lane)})
+    forms = [{"customer": code, "id": f"{code}/1", "amount": "1.00"} for code in (stay, go)]
+    assert [form["granted"] for form in asyncio.run(desk.reserve(TENANT, forms))] == ["1.00", "1.00"]
+
+
 def test_two_customers_with_one_reservation_id_keep_theirs_when_they_meet_in_one_lane(here: Place) -> None:
     desk = here.open()
     left, right = in_different_lanes(here)
