@@ -38,8 +38,9 @@ from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
 
 SUPERVISOR_NAME = "usage-supervisor"
-BEAT_S = 1.0
-BEAT_TIMEOUT_S = 2.0
+BEAT_S = 0.5  # between two looks
+BEAT_TIMEOUT_S = 1.0
+STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
 MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
 SPREAD_S_MAX = 110.0  # below the time that a request may take
@@ -188,7 +189,7 @@ class SupervisorActor:
     def stop(self) -> None:
         """Stop watching and end the shards; what they have queued is committed first."""
         self._stopping.set()
-        self._thread.join(BEAT_TIMEOUT_S * 2)
+        self._thread.join(BEAT_TIMEOUT_S * 4)
         host = self._supervisor.host
         for lane in range(self._supervisor.lanes):
             host.end(lane)
@@ -328,7 +329,7 @@ class RayUsageRouter(GroupingRouter):
         """For the health page."""
         try:
             supervisor = await asyncio.to_thread(ray.get_actor, SUPERVISOR_NAME, self._namespace)
-            return await asyncio.wait_for(supervisor.status.remote(), BEAT_TIMEOUT_S)
+            return await asyncio.wait_for(supervisor.status.remote(), STATUS_TIMEOUT_S)
         except (ValueError, RayError, asyncio.TimeoutError) as error:  # noqa: UP041
             raise Unavailable("The supervisor of the rating shards does not answer.") from error
 
