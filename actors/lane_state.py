@@ -20,7 +20,7 @@ import polars as pl
 from actors.amendments import Amendments
 from actors.backfills import Backfills
 from actors.followers import NO_ROWS, Decided, FollowerSet, FrozenFollower, JudgedRows, LaneFollower, LiesIn, LogMoment
-from actors.lane_moves import Luggage, clocks_in, complete, in_order, pack, parting_rows
+from actors.lane_moves import Luggage, clocks_in, complete, in_order, pack, parting_rows, prepare
 from actors.live_figures import LiveFigures, MasterSource
 from actors.tenant_clocks import TenantClocks, clock_rows
 from billing.errors import BillingError, Conflict, Unavailable
@@ -185,7 +185,7 @@ class LaneState:
                 if control.what == "acquired":
                     luggage = self._luggage(control)
                     moment = _moment_of(head)
-                    self.followers.arrive(in_order(luggage.rows), in_order(parting_rows(luggage)), moment, firsts)
+                    self.followers.arrive(luggage.parts, in_order(parting_rows(luggage)), moment, firsts)
             if self.followers.watch(head.counters) or any(count.decided for count in head.counters.values()):
                 self.followers.replay(segment.rows(), _moment_of(head), firsts)
             for control in head.controls:
@@ -287,9 +287,10 @@ class LaneState:
 
     # -- moves --------------------------------------------------------------------------------------------------------
 
-    def prepare_move(self, partition: int, from_lane: int) -> None:
+    def prepare_move(self, partition: int, from_lane: int, generation: int) -> None:
         """Read what a partition will bring along while its lane still serves it. Nothing of it is durable."""
-        self._packed[partition] = pack(self._store, self.seed, self._chain.newest(), partition, from_lane)
+        manifest = self._chain.newest()
+        self._packed[partition] = prepare(self._store, self.seed, manifest, partition, from_lane, generation)
 
     def release(self, partition: int, to_lane: int, moment: LogMoment) -> Decided:
         """The decision that lets a partition go. Raises Conflict where it is not, or while a follower keeps it here."""
@@ -360,7 +361,7 @@ class LaneState:
         self._packed.pop(partition, None)
         self.owned[partition], self.lane_of[partition], self.generation[partition] = True, self.lane, generation
         self._place()
-        self.followers.arrive(in_order(luggage.rows), in_order(parting_rows(luggage)), moment)
+        self.followers.arrive(luggage.parts, in_order(parting_rows(luggage)), moment)
         if self.figures is not None:
             self.figures.arrive(partition)
 

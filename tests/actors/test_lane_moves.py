@@ -72,7 +72,7 @@ def body(data: bytes) -> dict[str, Any]:
 def move(router: LocalUsageRouter, partition: int, to_lane: int) -> float:
     """As a supervisor does it; gives the seconds for which nobody served the partition."""
     source, target = router.shards[owner_of(router, partition)], router.shards[to_lane]
-    target.prepare_move(partition, source.lane)
+    target.prepare_move(partition, source.lane, source.status().generation_of(partition))
     began = time.monotonic()
     release(source, partition, to_lane)
     acquire(target, partition, source.lane)
