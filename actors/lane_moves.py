@@ -6,7 +6,7 @@ had it let it go. Nothing is handed over from process to process: who dies in be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -18,7 +18,7 @@ from storage.usage_log.backfills import ids_of_rows
 from storage.usage_log.lane import walk
 from storage.usage_log.manifest import Manifest
 from storage.usage_log.partitions import EventIds
-from storage.usage_log.reader import Cut, UsageLogReader
+from storage.usage_log.reader import NOTHING, Cut, UsageLogReader
 from storage.usage_log.segment import ROW_SCHEMA, Control, RowKind, SegmentHead, StoredSegment, microseconds_of
 
 # Rows of a partition that states rest on. Usage is read where it is wanted; what a lane notes of itself (no customer)
@@ -28,11 +28,14 @@ _DECIDED = ~pl.col("kind").is_in([int(RowKind.USAGE), int(RowKind.BACKFILLED)]) 
 )
 
 
+UNKNOWN = -1
+
+
 @dataclass(frozen=True)
 class Luggage:
     """What a partition brings from a lane, as far as it has been read: `number` is the last of that lane.
 
-    `rows` are the decided ones of all lanes that it ever lay in, in order; known with the release.
+    `rows` are decided ones that were read with the release, its own among them; `parts` those of all lanes ever.
     """
 
     partition: int
@@ -42,6 +45,8 @@ class Luggage:
     manifest: Manifest  # its runs hold the ids that are not in here
     ids: tuple[EventIds, ...]
     rows: tuple[pl.DataFrame, ...] = ()
+    parts: tuple[tuple[pl.DataFrame, LogMoment], ...] = ()  # the same as states take them
+    generation: int = UNKNOWN  # of the partition where it was, if all of it up to `number` was read ahead
     release: Control | None = None
     released_us: int = 0  # the log time of the release: the new lane's goes on behind it
 
@@ -57,6 +62,34 @@ def pack(
         if partition in segment.head.ranges:
             ids.append(_ids(seed, segment, partition))
     return Luggage(partition, lane, first, last, manifest, tuple(ids))
+
+
+def prepare(store: ObjectStore, seed: int, manifest: Manifest, partition: int, lane: int, generation: int) -> Luggage:
+    """Read all of it that there is, while its lane still serves it: of every lane that it ever lay in.
+
+    `generation` is the partition's there. So what is left to read once it has been let go is a few numbers.
+    """
+    packed, reader = pack(store, seed, manifest, partition, lane), UsageLogReader(store)
+    earlier: dict[int, int] = {}
+    if generation > 0:
+        came = _acquired(reader, partition, lane, packed.number, generation)
+        earlier = dict(_tenures(reader, partition, came.lane, came.number, generation).positions)
+    cut = {**earlier, lane: packed.number}
+    ids = [*packed.ids, *_ids_elsewhere(store, seed, packed, cut)]
+    parts = tuple(in_order(_decided_rows(reader, partition, Cut(cut), NOTHING)))
+    return replace(packed, ids=tuple(ids), parts=parts, generation=generation)
+
+
+def _ids_elsewhere(store: ObjectStore, seed: int, packed: Luggage, lasts: Mapping[int, int]) -> Iterator[EventIds]:
+    """What earlier lanes had and no run covers yet: the last one has it in memory only."""
+    for lane, last in lasts.items():
+        if lane != packed.lane:
+            yield from pack(store, seed, packed.manifest, packed.partition, lane, up_to=last).ids
+
+
+def _decided_rows(reader: UsageLogReader, partition: int, cut: Cut, since: Cut) -> tuple[pl.DataFrame, ...]:
+    frames = (frame.filter(_DECIDED) for frame in reader.scan_decided(cut, partition, since=since))
+    return tuple(frame for frame in frames if frame.height)
 
 
 def complete(store: ObjectStore, seed: int, packed: Luggage, to_lane: int, *, number: int | None = None) -> Luggage:
@@ -77,16 +110,19 @@ def complete(store: ObjectStore, seed: int, packed: Luggage, to_lane: int, *, nu
     if found is None:
         raise Unavailable(f"Lane {packed.lane} has not let partition {packed.partition} go. Send the same again.")
     release, head = found
-    cut = _tenures(reader, packed.partition, packed.lane, head.number, release.generation)
-    for lane, last in cut.positions.items():
-        if lane != packed.lane:  # what earlier lanes had and no run covers yet: the last one has it in memory only
-            ids.extend(pack(store, seed, packed.manifest, packed.partition, lane, up_to=last).ids)
-    frames = [frame.filter(_DECIDED) for frame in reader.scan_decided(cut, packed.partition)]
+    if packed.generation + 1 == release.generation and packed.number <= head.number:
+        tail, since = Cut({packed.lane: head.number}), Cut({packed.lane: packed.number})
+        rows, before = _decided_rows(reader, packed.partition, tail, since), packed.parts
+    else:  # nobody prepared it, or it has moved meanwhile
+        cut = _tenures(reader, packed.partition, packed.lane, head.number, release.generation)
+        ids.extend(_ids_elsewhere(store, seed, packed, cut.positions))
+        rows, before = _decided_rows(reader, packed.partition, cut, NOTHING), ()
     return replace(
         packed,
         number=head.number,
         ids=tuple(ids),
-        rows=tuple(frame for frame in frames if frame.height),
+        rows=rows,
+        parts=(*before, *in_order(rows)),
         release=release,
         released_us=head.log_time_us,
     )

@@ -20,7 +20,7 @@ import polars as pl
 from actors.amendments import Amendments
 from actors.backfills import Backfills
 from actors.followers import NO_ROWS, Decided, FollowerSet, FrozenFollower, JudgedRows, LaneFollower, LiesIn, LogMoment
-from actors.lane_moves import Luggage, clocks_in, complete, in_order, pack, parting_rows
+from actors.lane_moves import Luggage, clocks_in, complete, in_order, pack, parting_rows, prepare
 from actors.live_figures import LiveFigures, MasterSource
 from actors.tenant_clocks import TenantClocks, clock_rows
 from billing.errors import BillingError, Conflict, Unavailable
@@ -33,7 +33,7 @@ from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
 from storage.usage_log.lane import LaneWriter, walk
 from storage.usage_log.manifest import Manifest, ManifestChain
-from storage.usage_log.partitions import EventIds, event_ids, partition_of, partitions_of
+from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
 from storage.usage_log.segment import ROW_SCHEMA, Control, SegmentHead, StoredSegment
 
@@ -103,9 +103,11 @@ class LaneState:
         return self.figures.usage(tenant_id, keys, master_number).live
 
     def _elsewhere(self, tenant_id: str, keys: Sequence[str]) -> Mapping[int, tuple[int, int]]:
-        if not self._has_moved:  # then a router can only believe what is so
-            return {}
-        partitions = {partition_of(self.seed, tenant_id, key) for key in keys if key}
+        distinct = list(dict.fromkeys(key for key in keys if key))
+        if len(distinct) <= FEW:
+            partitions = {partition_of(self.seed, tenant_id, key) for key in distinct}
+        else:
+            partitions = set(partitions_of(self.seed, tenant_id, pl.Series(distinct, dtype=pl.String)).tolist())
         return {one: self.owner(one) for one in partitions if not self.owned[one]}
 
     # -- recovery -----------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ class LaneState:
                 if control.what == "acquired":
                     luggage = self._luggage(control)
                     moment = _moment_of(head)
-                    self.followers.arrive(in_order(luggage.rows), in_order(parting_rows(luggage)), moment, firsts)
+                    self.followers.arrive(luggage.parts, in_order(parting_rows(luggage)), moment, firsts)
             if self.followers.watch(head.counters) or any(count.decided for count in head.counters.values()):
                 self.followers.replay(segment.rows(), _moment_of(head), firsts)
             for control in head.controls:
@@ -285,9 +287,10 @@ class LaneState:
 
     # -- moves --------------------------------------------------------------------------------------------------------
 
-    def prepare_move(self, partition: int, from_lane: int) -> None:
+    def prepare_move(self, partition: int, from_lane: int, generation: int) -> None:
         """Read what a partition will bring along while its lane still serves it. Nothing of it is durable."""
-        self._packed[partition] = pack(self._store, self.seed, self._chain.newest(), partition, from_lane)
+        manifest = self._chain.newest()
+        self._packed[partition] = prepare(self._store, self.seed, manifest, partition, from_lane, generation)
 
     def release(self, partition: int, to_lane: int, moment: LogMoment) -> Decided:
         """The decision that lets a partition go. Raises Conflict where it is not, or while a follower keeps it here."""
@@ -358,7 +361,7 @@ class LaneState:
         self._packed.pop(partition, None)
         self.owned[partition], self.lane_of[partition], self.generation[partition] = True, self.lane, generation
         self._place()
-        self.followers.arrive(in_order(luggage.rows), in_order(parting_rows(luggage)), moment)
+        self.followers.arrive(luggage.parts, in_order(parting_rows(luggage)), moment)
         if self.figures is not None:
             self.figures.arrive(partition)
 
@@ -371,7 +374,6 @@ class LaneState:
 
     def _place(self) -> None:
         owned, moved = self.owned.copy(), self.generation > 0
-        self._has_moved = bool(moved.any())
         self.followers.places(owned, moved)
         if self.figures is not None:
             owners = tuple((int(one), *self.owner(int(one))) for one in np.flatnonzero(moved))

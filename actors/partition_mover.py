@@ -19,19 +19,22 @@ from storage.usage_log.genesis import PARTITIONS
 class LaneCalls(Protocol):
     """The shards by their lanes. Each call answers within its own time limit, or raises Unavailable."""
 
-    def prepare_move(self, lane: int, partition: int, from_lane: int) -> None: ...
+    def prepare_move(self, lane: int, partition: int, from_lane: int, generation: int) -> None: ...
 
     def release(self, lane: int, partition: int, to_lane: int) -> bytes: ...
 
     def acquire(self, lane: int, partition: int, from_lane: int) -> bytes: ...
 
 
-def move_partition(calls: LaneCalls, partition: int, from_lane: int, to_lane: int) -> Mapping[str, Any]:
+def move_partition(
+    calls: LaneCalls, partition: int, from_lane: int, to_lane: int, generation: int
+) -> Mapping[str, Any]:
     """Move a partition; answers its generation. Raises Conflict where it cannot go, Unavailable where it is unknown.
 
+    `generation` is how often it has moved before, as its lane says: by a wrong one the pause is longer, nothing else.
     It may be called again at any time: each of its steps does nothing where that has been done.
     """
-    calls.prepare_move(to_lane, partition, from_lane)
+    calls.prepare_move(to_lane, partition, from_lane, generation)
     _body(calls.release(from_lane, partition, to_lane))
     return _body(calls.acquire(to_lane, partition, from_lane))
 

@@ -109,6 +109,11 @@ class ShardStatus:
     clock_error: str = ""  # the writer's clock differs from the store's
     owned: tuple[int, ...] = ()  # the partitions that are at home here
     released: tuple[tuple[int, int, int], ...] = ()  # let go, by this lane's log: partition, generation, to this lane
+    came: tuple[tuple[int, int], ...] = ()  # of the owned those that have moved ever: partition, generation
+
+    def generation_of(self, partition: int) -> int:
+        """How often a partition that is at home here has moved."""
+        return dict(self.came).get(partition, 0)
 
 
 class RatingShard:
@@ -235,6 +240,10 @@ class RatingShard:
                 (int(partition), *self.state.owner(int(partition)))
                 for partition in np.flatnonzero(~self.state.owned & (self.state.generation > 0))
             ),
+            came=tuple(
+                (int(partition), int(self.state.generation[partition]))
+                for partition in np.flatnonzero(self.state.owned & (self.state.generation > 0))
+            ),
         )
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -306,9 +315,9 @@ class RatingShard:
         ends_group, size = request.name == SET_CLOCK, len(request.payload)
         return self.decide(request.tenant_id, request.partition, decider, ends_group=ends_group, size=size)
 
-    def prepare_move(self, partition: int, from_lane: int) -> None:
+    def prepare_move(self, partition: int, from_lane: int, generation: int) -> None:
         """Read what a partition will bring along while its lane still serves it. Nothing of it is durable."""
-        self.state.prepare_move(partition, from_lane)
+        self.state.prepare_move(partition, from_lane, generation)
 
     def release(self, partition: int, to_lane: int) -> Future[bytes]:
         """Let a partition go to another lane: it takes no more rows here from the record's number on."""

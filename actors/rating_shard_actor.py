@@ -68,8 +68,8 @@ class RatingShardActor:
         return live, figures.number, figures.master_number, figures.owned, figures.moved
 
     @ray.method(concurrency_group="query")
-    def prepare_move(self, partition: int, from_lane: int) -> None:
-        self._shard.prepare_move(partition, from_lane)
+    def prepare_move(self, partition: int, from_lane: int, generation: int) -> None:
+        self._shard.prepare_move(partition, from_lane, generation)
 
     @ray.method(concurrency_group="decide")
     def release(self, partition: int, to_lane: int) -> bytes:

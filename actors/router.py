@@ -554,18 +554,21 @@ class LocalUsageRouter(GroupingRouter):
     async def move(self, partition: int, lane: int) -> dict[str, Any]:
         if lane not in self.shards:
             raise Conflict(f"there is no lane {lane}")
-        (owner,) = [one.lane for one in self.shards.values() if partition in one.status().owned]
-        if owner == lane:
+        (owner,) = [one for one in map(RatingShard.status, self.shards.values()) if partition in one.owned]
+        if owner.lane == lane:
             return {"partition": partition, "moved": False}
-        return dict(await asyncio.to_thread(move_partition, _Calls(self.shards), partition, owner, lane))
+        calls, generation = _Calls(self.shards), owner.generation_of(partition)
+        return dict(await asyncio.to_thread(move_partition, calls, partition, owner.lane, lane, generation))
 
     async def spread(self, lanes: Sequence[int]) -> int:
         while len(self.shards) <= max(lanes):
             await asyncio.to_thread(self.add_lane)
         moved = 0
-        for partition, owner, lane in spreading([one.status() for one in self.shards.values()], sorted(set(lanes))):
+        statuses = {one.lane: one.status() for one in self.shards.values()}
+        for partition, owner, lane in spreading(list(statuses.values()), sorted(set(lanes))):
+            calls, generation = _Calls(self.shards), statuses[owner].generation_of(partition)
             with contextlib.suppress(Conflict):  # one that must stay, stays
-                await asyncio.to_thread(move_partition, _Calls(self.shards), partition, owner, lane)
+                await asyncio.to_thread(move_partition, calls, partition, owner, lane, generation)
                 moved += 1
         return moved
 
@@ -585,8 +588,8 @@ class _Calls:
 
     shards: Mapping[int, RatingShard]
 
-    def prepare_move(self, lane: int, partition: int, from_lane: int) -> None:
-        self.shards[lane].prepare_move(partition, from_lane)
+    def prepare_move(self, lane: int, partition: int, from_lane: int, generation: int) -> None:
+        self.shards[lane].prepare_move(partition, from_lane, generation)
 
     def release(self, lane: int, partition: int, to_lane: int) -> bytes:
         return self.shards[lane].release(partition, to_lane).result(CALL_TIMEOUT_S)

@@ -38,10 +38,12 @@ from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
 
 SUPERVISOR_NAME = "usage-supervisor"
-BEAT_S = 1.0
-BEAT_TIMEOUT_S = 2.0
+BEAT_S = 0.5  # between two looks
+BEAT_TIMEOUT_S = 1.0
+STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
 MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
+PREPARE_TIMEOUT_S = 60.0  # all that was decided in a partition is read, while it is served
 SPREAD_S_MAX = 110.0  # below the time that a request may take
 LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
@@ -88,8 +90,8 @@ class RayShardHost:
             scheduling_strategy="SPREAD",  # a node that goes takes few lanes with it
         ).remote(lane, self._settings.address, self._settings.shard, self._settings.cache_directory)
 
-    def prepare_move(self, lane: int, partition: int, from_lane: int) -> None:
-        self._call(lane, "prepare_move", partition, from_lane)
+    def prepare_move(self, lane: int, partition: int, from_lane: int, generation: int) -> None:
+        self._call(lane, "prepare_move", partition, from_lane, generation, timeout_s=PREPARE_TIMEOUT_S)
 
     def release(self, lane: int, partition: int, to_lane: int) -> bytes:
         return bytes(self._call(lane, "release", partition, to_lane))
@@ -97,10 +99,10 @@ class RayShardHost:
     def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
         return bytes(self._call(lane, "acquire", partition, from_lane))
 
-    def _call(self, lane: int, name: str, *arguments: int) -> Any:
+    def _call(self, lane: int, name: str, *arguments: int, timeout_s: float = MOVE_TIMEOUT_S) -> Any:
         try:
             actor = ray.get_actor(shard_name(lane), namespace=self._settings.namespace)
-            return ray.get(getattr(actor, name).remote(*arguments), timeout=MOVE_TIMEOUT_S)
+            return ray.get(getattr(actor, name).remote(*arguments), timeout=timeout_s)
         except (ValueError, GetTimeoutError, ActorUnavailableError, RayActorError) as error:
             raise Unavailable(f"Lane {lane} does not answer; whether it did {name} is unknown.") from error
         except RayTaskError as error:  # what the shard raised
@@ -145,14 +147,16 @@ class SupervisorActor:
         """Move one partition; answers its generation. As `partition_mover.move_partition`."""
         with self._moving:
             statuses = self._statuses()
-            owners = [status.lane for status in statuses if partition in status.owned]
+            owners = [status for status in statuses if partition in status.owned]
             if not owners:
                 raise Unavailable(f"Nobody has partition {partition} at the moment. Send the same again.")
             if not 0 <= to_lane < self._supervisor.lanes:
                 raise Conflict(f"there is no lane {to_lane}")
-            if owners == [to_lane]:
+            (owner,) = owners
+            if owner.lane == to_lane:
                 return {"partition": partition, "moved": False}
-            return dict(move_partition(self._host, partition, owners[0], to_lane))
+            generation = owner.generation_of(partition)
+            return dict(move_partition(self._host, partition, owner.lane, to_lane, generation))
 
     def spread(self, lanes: Sequence[int]) -> int:
         """Let exactly these lanes have partitions, evenly; begins lanes that there are not yet. How many it moved.
@@ -168,9 +172,11 @@ class SupervisorActor:
                 raise Unavailable(f"Not all of {self._supervisor.lanes} lanes are served. Send the same again.")
             time.sleep(0.2)
         moved = 0
-        for partition, from_lane, to_lane in spreading(self._statuses(), sorted(set(lanes))):
+        statuses = {status.lane: status for status in self._statuses()}
+        for partition, from_lane, to_lane in spreading(list(statuses.values()), sorted(set(lanes))):
+            generation = statuses[from_lane].generation_of(partition)
             with self._moving, contextlib.suppress(Conflict):  # one that must stay, stays
-                move_partition(self._host, partition, from_lane, to_lane)
+                move_partition(self._host, partition, from_lane, to_lane, generation)
                 moved += 1
         return moved
 
@@ -188,7 +194,7 @@ class SupervisorActor:
     def stop(self) -> None:
         """Stop watching and end the shards; what they have queued is committed first."""
         self._stopping.set()
-        self._thread.join(BEAT_TIMEOUT_S * 2)
+        self._thread.join(BEAT_TIMEOUT_S * 4)
         host = self._supervisor.host
         for lane in range(self._supervisor.lanes):
             host.end(lane)
@@ -308,7 +314,7 @@ class RayUsageRouter(GroupingRouter):
         return handle
 
     async def move(self, partition: int, lane: int) -> dict[str, Any]:
-        return await self._ask_supervisor("move", partition, lane, timeout_s=3 * MOVE_TIMEOUT_S)
+        return await self._ask_supervisor("move", partition, lane, timeout_s=PREPARE_TIMEOUT_S + 2 * MOVE_TIMEOUT_S)
 
     async def spread(self, lanes: Sequence[int]) -> int:
         return await self._ask_supervisor("spread", list(lanes), timeout_s=SPREAD_S_MAX)
@@ -328,7 +334,7 @@ class RayUsageRouter(GroupingRouter):
         """For the health page."""
         try:
             supervisor = await asyncio.to_thread(ray.get_actor, SUPERVISOR_NAME, self._namespace)
-            return await asyncio.wait_for(supervisor.status.remote(), BEAT_TIMEOUT_S)
+            return await asyncio.wait_for(supervisor.status.remote(), STATUS_TIMEOUT_S)
         except (ValueError, RayError, asyncio.TimeoutError) as error:  # noqa: UP041
             raise Unavailable("The supervisor of the rating shards does not answer.") from error
 

@@ -217,11 +217,11 @@ class UsageLogReader:
         columns = DECIDED_SCHEMA.names()
         yield from self._scan(tenant_id, cut, since or NOTHING, wanted, of_tenant, columns, changes_only=changes_only)
 
-    def scan_decided(self, cut: Cut, partition: int) -> Iterator[pl.DataFrame]:
+    def scan_decided(self, cut: Cut, partition: int, *, since: Cut | None = None) -> Iterator[pl.DataFrame]:
         """Rows of all tenants in a partition, but those of segments with nothing but usage: as `scan_all` has them."""
         columns = [*ROW_SCHEMA.names(), "lane", "number", "row", "received_at"]
         condition = (pl.col("partition") == partition) & (pl.col("kind") != int(RowKind.USAGE))
-        yield from self._scan(None, cut, NOTHING, {partition}, condition, columns, decided_only=True)
+        yield from self._scan(None, cut, since or NOTHING, {partition}, condition, columns, decided_only=True)
 
     def head(self, lane: int, number: int) -> SegmentHead:
         """What lies under a number, without its rows; read once in this process."""

@@ -16,6 +16,7 @@ from actors.decisions import decode_decided
 from actors.partition_mover import finish, move_partition
 from actors.router import LocalUsageRouter, _Calls
 from billing.run_credit import Ask, Move, RunHold
+from storage.object_store import LocalObjectStore
 from storage.usage_log.partitions import partition_of
 from tests.actors.accounts_support import START, Place, customer, place, top_up
 from tests.usage_log_support import TENANT
@@ -43,7 +44,8 @@ def home(here: Place, code: str) -> tuple[int, int]:
 
 def move(here: Place, code: str) -> None:
     partition, lane = home(here, code)
-    move_partition(_Calls(router_of(here).shards), partition, lane, 1 - lane)
+    generation = router_of(here).shards[lane].status().generation_of(partition)
+    move_partition(_Calls(router_of(here).shards), partition, lane, 1 - lane, generation)
 
 
 def in_different_lanes(here: Place) -> tuple[str, str]:
@@ -80,7 +82,7 @@ def test_who_dies_at_any_step_of_a_move_leaves_every_verdict_as_it_was(here: Pla
     partition, lane = home(here, "acme")
     calls = _Calls(router_of(here).shards)
     if step != "before":
-        calls.prepare_move(1 - lane, partition, lane)
+        calls.prepare_move(1 - lane, partition, lane, 0)
     if step in ("released", "acquired"):
         calls.release(lane, partition, 1 - lane)
     if step == "acquired":
@@ -137,6 +139,24 @@ def test_a_call_for_customers_who_are_no_longer_in_one_lane_is_taken_apart_and_l
     assert [form["wallets"][0]["reserved"] for form in wallets] == ["2.00", "2.00"]
 
 
+def test_who_is_on_his_way_to_a_lane_that_never_saw_a_move_waits_with_those_he_is_sent_with(here: Place) -> None:
+    """The lane that let him go names the other one, which has nothing of him yet."""
+    desk = here.open()
+    stay, go = in_different_lanes(here)
+    partition, lane = home(here, go)
+    calls = _Calls(router_of(here).shards)
+    calls.release(lane, partition, 1 - lane)
+
+    def later() -> None:
+        time.sleep(0.4)
+        calls.acquire(1 - lane, partition, lane)
+
+    threading.Thread(target=later).start()
+    router_of(here)._learn_owners({partition: (1, 1 - lane)})
+    forms = [{"customer": code, "id": f"{code}/1", "amount": "1.00"} for code in (stay, go)]
+    assert [form["granted"] for form in asyncio.run(desk.reserve(TENANT, forms))] == ["1.00", "1.00"]
+
+
 def test_two_customers_with_one_reservation_id_keep_theirs_when_they_meet_in_one_lane(here: Place) -> None:
     desk = here.open()
     left, right = in_different_lanes(here)
@@ -174,3 +194,32 @@ def test_a_reservation_that_is_on_its_way_is_waited_for_and_not_denied(here: Pla
     thread.join()
     assert not isinstance(outcome, Problem), outcome
     assert outcome["committed"] == "1.00"
+
+
+def test_what_was_decided_before_is_read_before_the_partition_stands_still(here: Place, monkeypatch: Any) -> None:
+    """Between release and acquisition only the tail is read, however long the partition's past, whatever its lanes."""
+    here.masters.apply(customer("acme"), top_up("acme", "50.00"))
+    desk = here.open()
+    reads: list[str] = []
+    plain = LocalObjectStore.get
+
+    def counted(store: LocalObjectStore, key: str) -> bytes | None:
+        reads.append(key)
+        return plain(store, key)
+
+    monkeypatch.setattr(LocalObjectStore, "get", counted)
+    for turn in range(3):
+        for number in range(40):
+            one(desk.reserve(TENANT, [{"customer": "acme", "id": f"r{turn}-{number}", "amount": "0.10"}]))
+        partition, lane = home(here, "acme")
+        shards = router_of(here).shards
+        calls = _Calls(shards)
+        calls.prepare_move(1 - lane, partition, lane, shards[lane].status().generation_of(partition))
+        reads.clear()
+        calls.release(lane, partition, 1 - lane)
+        calls.acquire(1 - lane, partition, lane)
+        segments = [key for key in reads if "lanes/" in key]
+        assert len(segments) < 20, f"turn {turn}: {len(segments)} segments were read while nobody served it"
+        assert home(here, "acme")[1] == 1 - lane
+    [wallet] = one(desk.wallets(TENANT, ["acme"]))["wallets"]
+    assert wallet["reserved"] == "12.00"

@@ -337,7 +337,8 @@ class _World:
                 if self.chance.random() < 0.3:
                     await asyncio.to_thread(calls.release, owner, partition, 1 - owner)
                 else:
-                    await asyncio.to_thread(move_partition, calls, partition, owner, 1 - owner)
+                    generation = router.shards[owner].status().generation_of(partition)
+                    await asyncio.to_thread(move_partition, calls, partition, owner, 1 - owner, generation)
                     self.moved += 1
             except (BillingError, TimeoutError, ValueError):  # a shard that was overtaken, or is not what it was
                 pass

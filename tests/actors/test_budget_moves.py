@@ -82,7 +82,8 @@ class World:
     def move(self, key: str, to_lane: int) -> None:
         partition, lane = self.home(key)
         if lane != to_lane:
-            move_partition(_Calls(self.router.shards), partition, lane, to_lane)
+            generation = self.router.shards[lane].status().generation_of(partition)
+            move_partition(_Calls(self.router.shards), partition, lane, to_lane, generation)
 
     async def settle(self) -> None:
         """Until every key is told: once a second at most."""
@@ -290,7 +291,7 @@ def test_who_dies_at_any_step_of_a_move_leaves_budgets_that_alert_once(tmp_path:
         target = (lane + 1) % LANES
         calls = _Calls(world.router.shards)
         if step != "before":
-            calls.prepare_move(target, partition, lane)
+            calls.prepare_move(target, partition, lane, 0)
         if step in ("released", "acquired"):
             calls.release(lane, partition, target)
         if step == "acquired":

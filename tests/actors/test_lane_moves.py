@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +19,8 @@ import pytest
 from actors.amendment_desk import AmendmentDesk
 from actors.backfill_desk import BackfillDesk
 from actors.budget_watch import LOOK, READ
-from actors.decisions import decode_decided
+from actors.decisions import ANY_PARTITION, decode_decided
+from actors.followers import NO_ROWS, Decided, LogMoment
 from actors.rating_shard import RatingShard, ShardSettings
 from actors.router import LocalUsageRouter
 from billing.errors import Conflict, Unavailable
@@ -71,7 +72,7 @@ def body(data: bytes) -> dict[str, Any]:
 def move(router: LocalUsageRouter, partition: int, to_lane: int) -> float:
     """As a supervisor does it; gives the seconds for which nobody served the partition."""
     source, target = router.shards[owner_of(router, partition)], router.shards[to_lane]
-    target.prepare_move(partition, source.lane)
+    target.prepare_move(partition, source.lane, source.status().generation_of(partition))
     began = time.monotonic()
     release(source, partition, to_lane)
     acquire(target, partition, source.lane)
@@ -340,5 +341,48 @@ def test_a_partition_that_moves_twice_before_any_checkpoint_still_knows_its_firs
         again = opened(store)  # and after recovery
         assert ((await again.ingest(TENANT, events)).verdicts == Verdict.DUPLICATE).all()
         await again.close()
+
+    asyncio.run(scene())
+
+
+def test_a_checkpoint_that_is_taken_on_late_keeps_the_newer_id_runs_that_an_arrival_brought(
+    store: LocalObjectStore,
+) -> None:
+    """Its own entry is older: it lacks the run by which the lane that let go had forgotten its ids."""
+
+    def on_the_commit_thread(shard: RatingShard, act: Callable[[], None]) -> None:
+        def decider(_: LogMoment) -> Decided:
+            act()
+            return Decided(NO_ROWS, b"")
+
+        assert decode_decided(shard.decide("", ANY_PARTITION, decider).result(10)).error is None
+
+    def checkpoint(shard: RatingShard) -> None:
+        def begin() -> None:
+            shard.state.rows_since_checkpoint = 1
+            shard.state.checkpoint_if_due(1, 0.0)
+
+        on_the_commit_thread(shard, begin)
+        while shard.state.checkpoint_thread is not None:
+            time.sleep(0.01)
+
+    async def scene() -> None:
+        router = opened(store)
+        events = make_events(300)
+        await router.ingest(TENANT, events)
+        (partition, *_) = partitions_with_events(router, CUSTOMERS)
+        source = router.shards[owner_of(router, partition)]
+        target = router.shards[(source.lane + 1) % 3]
+        taken_on, target.state.follow_checkpoint = target.state.follow_checkpoint, lambda: None  # type: ignore[method-assign]
+        checkpoint(target)
+        checkpoint(source)
+        on_the_commit_thread(source, source.state.follow_checkpoint)
+        assert len(source.state.recent) == 0, "its ids are in the run alone"
+        move(router, partition, target.lane)
+        number = target.state.manifest.number
+        on_the_commit_thread(target, taken_on)
+        assert target.state.manifest.number == number
+        assert ((await router.ingest(TENANT, events)).verdicts == Verdict.DUPLICATE).all()
+        await router.close()
 
     asyncio.run(scene())

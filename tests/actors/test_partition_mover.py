@@ -30,9 +30,9 @@ class Local:
         if self.die_at < 0:
             raise Unavailable("the mover died")
 
-    def prepare_move(self, lane: int, partition: int, from_lane: int) -> None:
+    def prepare_move(self, lane: int, partition: int, from_lane: int, generation: int) -> None:
         self._step()
-        self.router.shards[lane].prepare_move(partition, from_lane)
+        self.router.shards[lane].prepare_move(partition, from_lane, generation)
 
     def release(self, lane: int, partition: int, to_lane: int) -> bytes:
         self._step()
@@ -55,9 +55,9 @@ def test_a_move_that_died_at_any_call_is_finished_by_the_next_look(tmp_path: Pat
         (first, *_) = router.shards[0].status().owned
         if die_at < 3:
             with pytest.raises(Unavailable):
-                move_partition(Local(router, die_at), first, 0, 1)
+                move_partition(Local(router, die_at), first, 0, 1, 0)
         else:
-            assert move_partition(Local(router, die_at), first, 0, 1)["generation"] == 1
+            assert move_partition(Local(router, die_at), first, 0, 1, 0)["generation"] == 1
         assert half_moved(statuses(router)) == ([(first, 0, 1)] if die_at == 2 else [])
         assert finish(Local(router), statuses(router)) == []
         owners = [status.lane for status in statuses(router) if first in status.owned]
@@ -78,7 +78,8 @@ def test_partitions_spread_to_a_new_lane_and_leave_one_that_is_drained(tmp_path:
             chance = random.Random(1)
             some = plan if len(plan) < 20 else chance.sample(plan, 20)
             for partition, from_lane, to_lane in some:
-                move_partition(Local(router), partition, from_lane, to_lane)
+                generation = router.shards[from_lane].status().generation_of(partition)
+                move_partition(Local(router), partition, from_lane, to_lane, generation)
             sizes = {status.lane: len(status.owned) for status in statuses(router)}
             assert sum(sizes.values()) == 256
             left = spreading(statuses(router), lanes)

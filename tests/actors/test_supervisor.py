@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from actors.rating_shard import ShardStatus
 from actors.supervisor import (
+    CALM_S,
     HUNG_S,
     RESTARTING_S_MAX,
     STARTING_S_MAX,
@@ -33,11 +35,13 @@ class World:
     beats: dict[int, Beat] = field(default_factory=dict)
     done: list[tuple[str, int]] = field(default_factory=list)
     comes_up: bool = True
+    answers_after_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.supervisor = ShardSupervisor(self, self.lanes, now_s=lambda: self.now)
 
     def beat(self, lane: int) -> Beat:
+        self.now += self.answers_after_s
         return self.beats.get(lane, Beat(Health.ABSENT))
 
     def start(self, lane: int) -> None:
@@ -73,12 +77,56 @@ def test_a_hung_shard_is_replaced_after_seconds_and_not_before() -> None:
     assert "no answer" in world.supervisor.status().replacements[-1].reason
 
 
+def test_a_lane_that_falls_silent_again_and_again_is_given_more_time_each_time_and_less_when_it_is_calm() -> None:
+    """A machine that starves is not helped by new processes."""
+    world = World()
+    world.look(5)
+    waited: list[int] = []
+    for _ in range(5):
+        world.beats[0] = Beat(Health.SILENT)
+        seconds = 0
+        while not world.look(1):
+            seconds += 1
+        waited.append(seconds)
+        world.look(2)
+    assert waited == [3, 5, 10, 20, 20]
+    world.look(CALM_S + 1)
+    world.beats[0] = Beat(Health.SILENT)
+    assert world.look(HUNG_S + 1) == []
+    assert world.look(1) == [("end", 0), ("start", 0)]
+
+
+def test_a_silence_counts_from_the_question_that_nobody_answered() -> None:
+    world = World()
+    world.look(5)
+    world.beats[0] = Beat(Health.SILENT)
+    world.answers_after_s = 1.0
+    world.supervisor.reconcile()
+    world.now += 0.5
+    assert world.look(1) == [("end", 0), ("start", 0)], "asked at 0, again at 1.5, no answer until 2.5"
+
+
+def test_lanes_that_hang_together_are_found_together() -> None:
+    """Each is asked in a thread of its own: else every one that hangs would delay the look at the next."""
+    world = World(lanes=4)
+    world.look(5)
+    all_asked = threading.Barrier(4, timeout=5.0)
+    plain = world.beat
+
+    def beat(lane: int) -> Beat:
+        all_asked.wait()
+        return plain(lane)
+
+    world.beat = beat  # type: ignore[method-assign]
+    assert world.supervisor.reconcile().healthy
+
+
 def test_a_short_silence_is_forgiven() -> None:
     world = World()
     world.look(5)
     for _ in range(5):
         world.beats[0] = Beat(Health.SILENT)
-        assert world.look(HUNG_S - 1) == []
+        assert world.look(int(HUNG_S)) == []
         world.beats[0] = Beat(Health.SERVING, STATUS)
         assert world.look(1) == []
 
