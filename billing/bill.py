@@ -20,6 +20,7 @@ from billing.documents import Document, Line, Member
 from billing.due import Due, Use, due, first_unbilled_use, merged
 from billing.errors import BillingError
 from billing.master import MasterData
+from billing.money import exact_sums
 from billing.periods import local_date
 from billing.rate_uses import metered, rate_uses
 from billing.settle import BilledDocument, Reissue, Settled, Shared, settle, sort_drafts
@@ -53,6 +54,7 @@ class BillResult:
     parked: tuple[Parked, ...]
 
 
+@exact_sums()
 def bill(
     master: MasterData,
     customers: Sequence[str],

@@ -198,6 +198,8 @@ class _Sorting:
             return None
         if due.parts or due.ad_hoc or any(use.billed is not None for use in due.uses):
             return None
+        if any(abs(fee.line.amount) > LARGEST or "E" in str(fee.line.quantity) for fee in fees):
+            return None
         uses = [_Metered(use, use.piece.span.charge, model.first_place + use.piece.span.place) for use in due.uses]
         self.kinds.append(_Kind(model, settled, open_from, fees, uses))
         return len(self.kinds) - 1

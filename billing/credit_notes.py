@@ -15,7 +15,7 @@ from fractions import Fraction
 from billing.assemble import Group, Pool, pool_of, stated_sums, tax_of, with_net
 from billing.documents import Allowance, Corrects, Document, Line, TaxTotal
 from billing.errors import Conflict, FieldError, InvalidInput
-from billing.money import minor_digits, round_amount, split_by_largest_remainder
+from billing.money import exact_sums, minor_digits, round_amount, split_by_largest_remainder
 from billing.settle import BilledDocument
 from billing.tax.inclusive import net_within, spread_net, tax_within
 
@@ -40,6 +40,7 @@ def mirror(billed: BilledDocument, day: date) -> Document:
     return replace(billed.document, type="credit_note", date=day, lines=lines, refers_to=billed.number)
 
 
+@exact_sums()
 def credit_note(
     billed: BilledDocument, day: date, notes: Sequence[Document] = (), lines: Sequence[CreditLine] | None = None
 ) -> Document:

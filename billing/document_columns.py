@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import polars as pl
 
 from billing.document_json import document_json, packed
 from billing.documents import Document
+from billing.money import exact_sum
 from billing.usage import INSTANT
 
 AMOUNT = pl.Decimal(38, 4)  # of any currency: none has more places
+AMOUNT_TEXT_MAX = 28  # signs of an amount that sums in columns hold, a billion of them; above Python adds
 
 LINES_SCHEMA = pl.Schema({
     "document": pl.UInt32, "line": pl.UInt32, "subscription": pl.String, "charge": pl.String, "kind": pl.String,
@@ -137,8 +140,11 @@ def _placed(frame: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
 
 def totals_of(columns: DocumentColumns) -> dict[str, dict[str, str]]:
     """Per currency: documents, credit notes, and signed sums (a credit note counts negative)."""
+    names = ("net", "tax", "gross")
+    if any(has_large(columns.documents[name]) for name in names):
+        return _large_totals(columns.documents.select("currency", "type", *names))
     is_note = pl.col("type") == "credit_note"
-    amounts = [pl.col(name).str.to_decimal(scale=4).cast(AMOUNT) for name in ("net", "tax", "gross")]
+    amounts = [pl.col(name).str.to_decimal(scale=4).cast(AMOUNT) for name in names]
     signed = [
         pl.when(is_note).then(-amount).otherwise(amount).sum().alias(amount.meta.output_name()) for amount in amounts
     ]
@@ -152,10 +158,40 @@ def totals_of(columns: DocumentColumns) -> dict[str, dict[str, str]]:
         str(row["currency"]): {
             "documents": str(row["documents"]),
             "credit_notes": str(row["credit_notes"]),
-            **{name: _with_places(row[name], int(row["places"])) for name in ("net", "tax", "gross")},
+            **{name: _with_places(row[name], int(row["places"])) for name in names},
         }
         for row in sums.sort("currency").iter_rows(named=True)
     }
+
+
+def has_large(amounts: pl.Series) -> bool:
+    """Whether columns may not hold the sum of these texts; a column of numbers would say null of such a one."""
+    longest: Any = amounts.str.len_chars().max()
+    return longest is not None and int(longest) > AMOUNT_TEXT_MAX
+
+
+def _large_totals(documents: pl.DataFrame) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for currency in documents["currency"].unique().sort():
+        own = documents.filter(pl.col("currency") == currency)
+        is_note = (own["type"] == "credit_note").to_list()
+        found[currency] = {"documents": str(own.height), "credit_notes": str(sum(is_note))}
+        for name in ("net", "tax", "gross"):
+            signed = (
+                Decimal(text).copy_negate() if note else Decimal(text)
+                for text, note in zip(own[name], is_note, strict=True)
+            )
+            found[currency][name] = format(exact_sum(signed), "f")
+    return found
+
+
+def sums_of_lines(lines: pl.DataFrame) -> dict[int, Decimal]:
+    """The sum of each document's lines (LINES_SCHEMA), by the document's place."""
+    if not has_large(lines["amount"]):
+        sums = lines.group_by("document").agg(pl.col("amount").str.to_decimal(scale=4).cast(AMOUNT).sum())
+        return dict(sums.iter_rows())
+    texts = lines.group_by("document").agg("amount")
+    return {document: exact_sum(map(Decimal, amounts)) for document, amounts in texts.iter_rows()}
 
 
 def _places(text: pl.Expr) -> pl.Expr:

@@ -12,11 +12,12 @@ from decimal import Decimal
 
 import polars as pl
 
-from billing.document_columns import AMOUNT
+from billing.document_columns import AMOUNT, AMOUNT_TEXT_MAX
 from billing.money import decimal_text
 from billing.run_settings import GuardRails
 
 OUTLIERS = 20
+HIGHEST = Decimal(10) ** 28  # of the last invoices; beyond it they are all alike here
 LAST_SCHEMA = pl.Schema({"customer": pl.String, "currency": pl.String, "highest": AMOUNT})
 
 
@@ -46,11 +47,10 @@ def held_by(
     if not rails.on:
         return []
     found: dict[str, Held] = {}
-    gross = documents.filter(pl.col("type") == "invoice").select(
-        "customer", "currency", pl.col("gross").str.to_decimal(scale=4).cast(AMOUNT)
-    )
+    gross = documents.filter(pl.col("type") == "invoice").select("customer", "currency", "gross")
     joined = gross.join(last, on=["customer", "currency"], how="left", maintain_order="left")
-    for customer, currency, amount, highest in joined.iter_rows():
+    for customer, currency, text, highest in joined.iter_rows():
+        amount = Decimal(text)  # of any size: what a column does not hold is what a rail is for
         held = _over_last(rails, customer, currency, amount, highest) or _over_limit(rails, customer, currency, amount)
         if held is not None:
             found.setdefault(customer, held)
@@ -114,12 +114,17 @@ def stops(rails: GuardRails, differences: Mapping[str, Mapping[str, str | None]]
 
 def outliers(documents: pl.DataFrame, last: pl.DataFrame) -> list[dict[str, str]]:
     """The documents that differ most from the highest of their customer's last invoices, largest first."""
-    gross = documents.filter(pl.col("type") == "invoice").select(
-        "customer", "currency", pl.col("gross").str.to_decimal(scale=4).cast(AMOUNT)
-    )
-    joined = gross.join(last, on=["customer", "currency"], how="inner").filter(pl.col("gross") != pl.col("highest"))
-    top = joined.sort((pl.col("gross") - pl.col("highest")).abs(), descending=True).head(OUTLIERS)
+    is_large = pl.col("gross").str.len_chars() > AMOUNT_TEXT_MAX
+    number = pl.when(is_large).then(HIGHEST).otherwise(pl.col("gross").str.to_decimal(scale=4).cast(AMOUNT))
+    gross = documents.filter(pl.col("type") == "invoice").select("customer", "currency", "gross", number=number)
+    joined = gross.join(last, on=["customer", "currency"], how="inner").filter(pl.col("number") != pl.col("highest"))
+    top = joined.sort((pl.col("number") - pl.col("highest")).abs(), descending=True).head(OUTLIERS)
     return [
-        {"customer": customer, "currency": currency, "gross": _money(amount), "highest_of_last": _money(highest)}
-        for customer, currency, amount, highest in top.iter_rows()
+        {
+            "customer": customer,
+            "currency": currency,
+            "gross": _money(Decimal(gross)),
+            "highest_of_last": _money(highest),
+        }
+        for customer, currency, gross, highest in top.select("customer", "currency", "gross", "highest").iter_rows()
     ]

@@ -7,8 +7,9 @@ A `Decimal` product rounds to 28 digits in Python's default context, so exact ar
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from decimal import ROUND_HALF_UP, Context, Decimal, Inexact
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, localcontext
 from fractions import Fraction
 
 import polars as pl
@@ -44,6 +45,18 @@ MINOR_DIGITS: dict[str, int] = {
     for digits, codes in ((0, _NO_MINOR_UNIT), (2, _TWO_DIGITS), (3, _THREE_DIGITS), (4, _FOUR_DIGITS))
     for code in codes.split()
 }
+
+
+@contextmanager
+def exact_sums() -> Generator[None, None, None]:
+    """Python adds in 28 digits unless told otherwise: a sum beyond 10^26 would lose its cents, and say nothing."""
+    with localcontext(_ROUNDING):
+        yield
+
+
+@exact_sums()
+def exact_sum(numbers: Iterable[Decimal]) -> Decimal:
+    return sum(numbers, _ZERO)
 
 
 def whole_up_to(number: pl.Expr, most: int) -> pl.Expr:

@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from billing.document_columns import AMOUNT, DocumentColumns
-from billing.money import decimal_text
+from billing.document_columns import AMOUNT, DocumentColumns, has_large
+from billing.money import decimal_text, exact_sum
 
 ROWS_MAX = 100  # of each table, those with most money
 Rows = list[dict[str, Any]]
@@ -33,12 +33,12 @@ _SIGN = pl.when(pl.col("type") == "credit_note").then(-1).otherwise(1).alias("si
 def by_plan_and_tax(columns: DocumentColumns) -> Breakdown:
     """Two tables of a chunk. Amounts are text."""
     heads = columns.documents.select("document", "currency", _SIGN)
-    lines = columns.lines.select("document", "plan", "subscription", "amount").join(heads, on="document")
+    lines = columns.lines.select("document", "plan", "subscription", net="amount").join(heads, on="document")
     taxes = columns.taxes.select("document", "category", "percent", "base", "amount").join(heads, on="document")
     subscriptions, documents = pl.col("subscription").n_unique(), pl.col("document").n_unique()
     return {
-        "by_plan": _table(lines, "by_plan", net=_signed("amount"), lines=pl.len(), subscriptions=subscriptions),
-        "by_tax": _table(taxes, "by_tax", base=_signed("base"), amount=_signed("amount"), documents=documents),
+        "by_plan": _table(lines, "by_plan", ("net",), lines=pl.len(), subscriptions=subscriptions),
+        "by_tax": _table(taxes, "by_tax", ("base", "amount"), documents=documents),
     }
 
 
@@ -46,16 +46,22 @@ def by_country(documents: pl.DataFrame, countries: Mapping[str, str]) -> Breakdo
     """The third table of a chunk, from its documents without their rows; `countries` by the customer's code."""
     country = pl.col("customer").replace_strict(dict(countries), default="", return_dtype=pl.String).alias("country")
     heads = documents.select("currency", _SIGN, country, "net", "tax", "gross")
-    sums = {name: _signed(name) for name in ("net", "tax", "gross")}
-    return {"by_country": _table(heads, "by_country", **sums, documents=pl.len())}
+    return {"by_country": _table(heads, "by_country", ("net", "tax", "gross"), documents=pl.len())}
 
 
-def _signed(column: str) -> pl.Expr:
-    return (pl.col(column).str.to_decimal(scale=4).cast(AMOUNT) * pl.col("sign")).sum().cast(pl.String)
-
-
-def _table(rows: pl.DataFrame, name: str, **sums: pl.Expr) -> Rows:
-    return rows.group_by(_KEYS[name], maintain_order=True).agg(**sums).to_dicts()
+def _table(rows: pl.DataFrame, name: str, amounts: tuple[str, ...], **counts: pl.Expr) -> Rows:
+    grouped = rows.group_by(_KEYS[name], maintain_order=True)
+    if not any(has_large(rows[amount]) for amount in amounts):
+        sums = [(pl.col(one).str.to_decimal(scale=4).cast(AMOUNT) * pl.col("sign")).sum() for one in amounts]
+        return grouped.agg(*(one.cast(pl.String) for one in sums), **counts).to_dicts()
+    found = grouped.agg(*amounts, "sign", **counts).to_dicts()
+    for row in found:
+        signs: list[int] = row.pop("sign")
+        for one in amounts:
+            signed = (Decimal(text) if sign > 0 else Decimal(text).copy_negate()
+                      for text, sign in zip(row[one], signs, strict=True))  # fmt: skip
+            row[one] = format(exact_sum(signed), "f")
+    return found
 
 
 def added(parts: Iterable[Breakdown]) -> dict[str, Rows]:
@@ -69,7 +75,8 @@ def added(parts: Iterable[Breakdown]) -> dict[str, Rows]:
                     key, {**dict(zip(keys, key, strict=True)), **dict.fromkeys(_SUMS[name], 0)}
                 )
                 for one in _SUMS[name]:
-                    sum_[one] += Decimal(row[one]) if isinstance(row[one], str) else row[one]
+                    more = Decimal(row[one]) if isinstance(row[one], str) else row[one]
+                    sum_[one] = exact_sum([sum_[one], more]) if isinstance(more, Decimal) else sum_[one] + more
     return {name: [_shown(row) for row in _largest(name, rows.values())] for name, rows in sums.items()}
 
 

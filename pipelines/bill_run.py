@@ -30,6 +30,7 @@ from psycopg.errors import UniqueViolation
 from billing.document_columns import totals_of
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotAllowed, Unavailable
 from billing.master import Customer
+from billing.money import exact_sum
 from billing.numbers import patterns_of
 from billing.periods import local_date, midnight
 from billing.run_breakdown import Breakdown
@@ -742,7 +743,7 @@ def _sum_totals(parts: Sequence[Mapping[str, Mapping[str, str]]]) -> dict[str, d
         for currency, amounts in part.items():
             one = sums.setdefault(currency, {})
             for name, amount in amounts.items():
-                one[name] = one.get(name, Decimal(0)) + Decimal(amount)
+                one[name] = exact_sum((one.get(name, Decimal(0)), Decimal(amount)))
     return {
         currency: {name: format(amount, "f") for name, amount in amounts.items()}
         for currency, amounts in sorted(sums.items())

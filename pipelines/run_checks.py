@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from billing.guard_rails import LAST_SCHEMA, Held, difference, held_by, outliers, stops
+from billing.guard_rails import HIGHEST, LAST_SCHEMA, Held, difference, held_by, outliers, stops
 from billing.guard_rails import OUTLIERS as OUTLIERS_MAX
 from billing.master import MasterData
 from billing.run_breakdown import Breakdown, added, by_country
@@ -77,7 +77,10 @@ def check(
 
 
 def _last(connection: Connection, customers: Sequence[str]) -> pl.DataFrame:
-    rows = invoices.highest_of_last(connection, customers)
+    rows = [
+        (customer, currency, min(highest, HIGHEST))
+        for customer, currency, highest in invoices.highest_of_last(connection, customers)
+    ]
     return pl.DataFrame(rows, schema=LAST_SCHEMA, orient="row")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,17 @@ from test_bill_properties import day, lives, with_runs
 import billing.scenario as scenario
 from billing.bill import BillResult
 from billing.bill_columns import bill_plain, late_owners, plain, usage_pieces
-from billing.document_columns import DocumentColumns, columns_of, together, totals_of
+from billing.document_columns import DocumentColumns, columns_of, sums_of_lines, together, totals_of
 from billing.documents import Document
 from billing.folded_usage import FoldedUsage, Folding
+from billing.guard_rails import LAST_SCHEMA, held_by, outliers
 from billing.master import MasterData
+from billing.money import exact_sum
+from billing.run_settings import GuardRails
 from billing.scenario import documents_of
 from billing.typed_columns import with_typed
 from cluster.scenario_command import load
+from storage.sql.finalising import postings_of
 
 CASES = Path(__file__).parents[1] / "cases"
 SCENARIOS = sorted([*(CASES / "scenarios").glob("*.yaml"), *(CASES / "own").glob("*.yaml")])
@@ -110,7 +116,7 @@ def plain_totals(documents: Sequence[Document]) -> dict[str, dict[str, str]]:
             "documents": str(len(own)),
             "credit_notes": str(signs.count(-1)),
             **{
-                name: format(sum(sign * getattr(one, name) for sign, one in zip(signs, own, strict=True)), "f")
+                name: format(exact_sum(getattr(one, name) * sign for sign, one in zip(signs, own, strict=True)), "f")
                 for name in ("net", "tax", "gross")
             },
         }
@@ -220,3 +226,43 @@ def test_a_customer_with_late_usage_is_left_to_the_other_way(both: Both) -> None
     documents = documents_of(life([plan(usage())], [*steps, late, run("2026-03-01")]))
     assert [line.correction for line in documents[1].document.lines] == [True, False]
     assert (both.counts["plain"], both.counts["rest"]) == (1, 1)
+
+
+def monthly(code: str, amount: str, tax: str = "vat", **more: Any) -> dict[str, Any]:
+    return {"code": code, "kind": "recurring", "price": {"model": "per_unit", "unit": amount}, "tax": tax, **more}
+
+
+# The largest price times the largest quantity, tax groups far apart that cancel out, usage beyond any column.
+@pytest.mark.parametrize(
+    ("charges", "quantities", "value"),
+    [
+        ([monthly("a", "99999999999999.99")], {"a": "99999999999999"}, "1"),
+        ([monthly("a", "99999999999999.99"), monthly("b", "0.01")], {"a": "99999999999999.99"}, "1"),
+        ([monthly("a", "10000000000000.01")], {}, "1"),
+        ([monthly("a", "9000000000000"), monthly("b", "-9000000000000", "small"), monthly("c", "1")], {}, "1"),
+        ([monthly("a", "1", timing="arrears")], {"a": "0.0000001"}, "1"),
+        ([monthly("a", "1")], {}, "99999999999999999999999999"),
+    ],
+)
+def test_numbers_beyond_the_columns_are_billed_to_the_last_digit(
+    charges: list[dict[str, Any]], quantities: dict[str, str], value: str, both: Both
+) -> None:
+    metered = {**usage(unit="1" if value == "1" else "99999999999999"), "tax": "vat"}
+    steps = [subscribe("2026-01-01", quantities=quantities), used("2026-01-05", ("2026-01-05", value))]
+    scenario_ = life([plan(*charges, metered)], [*steps, run("2026-02-01")])
+    small = {"code": "small", "percents": [{"from": "2000-01-01", "percent": "5"}]}
+    documents = documents_of({**scenario_, "tax_codes": [*scenario_["tax_codes"], small]})
+    for document in (one.document for one in documents):
+        net = sum(Fraction(line.amount) for line in document.lines)
+        tax = sum(Fraction(one.amount) for one in document.taxes)
+        assert (Fraction(document.net), Fraction(document.tax)) == (net, tax)
+        assert Fraction(document.gross) == net + tax
+        columns = columns_of([document])
+        assert Fraction(sums_of_lines(columns.lines)[0]) == net
+        posted = postings_of(columns.documents).filter(pl.col("credit") == "revenue")
+        assert Fraction(posted["amount"].item()) == net
+        last = pl.DataFrame([(document.customer, "EUR", Decimal(1))], schema=LAST_SCHEMA, orient="row")
+        held = [one.code for one in held_by(GuardRails(on=True), columns.documents, last, {}, (), ())]
+        assert held == (["over_last_invoices"] if document.gross > 3 else [])
+        (outlier,) = outliers(columns.documents, last)
+        assert Fraction(outlier["gross"]) == Fraction(document.gross)
