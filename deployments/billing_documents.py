@@ -517,8 +517,9 @@ def post_credit_note(
     def work(connection: Connection) -> Answer:
         # Two notes on one invoice at once could credit more than there is.
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{caller.tenant_id} {number}",))
+        bill_runs.keep_out(connection, caller.tenant_id)
         if bill_runs.active(connection) is not None:
-            # A run in a tenant that reissues may be about to credit the same invoice.
+            # One that is reversed, or of a tenant that reissues, may be about to credit the same invoice.
             raise Conflict("a bill run is going on: credit this when it has ended")
         row = invoices.get(connection, number)
         if any(each["type"] == "invoice" for each in row["referred_by"]):

@@ -629,6 +629,7 @@ class BillRunDriver:
         for one that made invoices again for late usage (each of those stands for an older one).
         """
         with self._database.tenant(tenant_id) as connection:
+            bill_runs.alone(connection, tenant_id)  # a credit note that is being written now is then seen
             run = bill_runs.get(connection, run_id, lock=True)
             if run["state"] in ("reversing", "reversed"):
                 return

@@ -17,6 +17,19 @@ from storage.sql.database import Connection
 ENDED = ("done", "cancelled", "failed", "reversed")
 
 
+def keep_out(connection: Connection, tenant_id: str) -> None:
+    """No run of the tenant begins, and none is taken back, until this transaction ends: for a document beside runs.
+
+    Whoever asks `active` after this sees every run that there will be until then.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0))", (f"bill runs {tenant_id}",))
+
+
+def alone(connection: Connection, tenant_id: str) -> None:
+    """Wait until nobody keeps runs out, and let nobody do so until this transaction ends."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"bill runs {tenant_id}",))
+
+
 def create(
     connection: Connection,
     tenant_id: str,
@@ -43,6 +56,7 @@ def create(
     """
     tenant = UUID(tenant_id)
     run = UUID(run_id) if run_id else UUID(bytes=uuid_utils.uuid7().bytes)
+    alone(connection, tenant_id)
     try:
         connection.execute(
             "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"

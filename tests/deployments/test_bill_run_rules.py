@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+from decimal import Decimal
+from threading import Event
 from typing import Any
 
 import pytest
 
+from deployments import billing_documents
 from pipelines.bill_run import BillRunDriver
 
 pytestmark = pytest.mark.postgres
@@ -86,3 +90,40 @@ def test_a_repeat_after_a_crash_between_plan_and_answer_gets_the_run(
     assert tenant.get(f"/v1/bill-runs/{planned[0]}").json()["state"] == "done"
     other = tenant.post("/v1/bill-runs", body, **{"Idempotency-Key": "another"})
     assert other.status_code == 202  # the first one is done: this one finds nothing more
+
+
+@pytest.mark.parametrize("other", ["reverse", "run"])
+def test_a_reversal_or_a_run_waits_for_a_credit_note_by_hand_that_is_being_written(
+    other: str, tenant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}).json()
+    (invoice,) = tenant.get("/v1/invoices").json()["items"]
+    writing, go = Event(), Event()
+    write = billing_documents.credit_note
+
+    def slowly(*given: Any) -> Any:
+        writing.set()  # it has looked: no run goes on
+        assert go.wait(60)
+        return write(*given)
+
+    monkeypatch.setattr(billing_documents, "credit_note", slowly)
+    wanted = {"document": invoice["number"], "lines": [{"line": 1, "amount": "0.20"}]}
+    path = f"/v1/bill-runs/{run['id']}/reverse" if other == "reverse" else "/v1/bill-runs"
+    body = {} if other == "reverse" else {"up_to": "2026-02-01"}
+    with ThreadPoolExecutor(2) as pool:
+        by_hand = pool.submit(tenant.post, "/v1/credit-notes", wanted)
+        try:
+            assert writing.wait(60)
+            beside = pool.submit(tenant.post, path, body)
+            done, _ = wait([beside], timeout=2)
+        finally:
+            go.set()
+        assert done == set()
+        assert by_hand.result(60).status_code == 201
+        assert beside.result(60).status_code == 202
+    if other == "reverse":
+        assert tenant.get(f"/v1/bill-runs/{run['id']}").json()["state"] == "reversed"
+        notes = tenant.get("/v1/invoices?type=credit_note").json()["items"]
+        assert sum(Decimal(one["gross"]) for one in notes) == Decimal(invoice["gross"])
+        again = tenant.post("/v1/credit-notes", wanted)  # nothing is left of it
+        assert again.status_code in (409, 422)
