@@ -49,6 +49,7 @@ from pipelines.document_files import make_files
 from pipelines.reused_ids import Voider, void_reused_ids
 from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves, settling
+from pipelines.run_issuers import without_issuer
 from pipelines.run_reversal import reverse_documents
 from pipelines.run_usage import forget
 from storage.archive import Archive
@@ -371,11 +372,13 @@ class BillRunDriver:
             if any(chunk["state"] == "planned" for chunk in found):
                 return False  # paused or cancelled meanwhile
             parked = [one for chunk in found for one in chunk["parked"]]
+            documented = (self._documents_of(chunk).documents["customer"].to_list() for chunk in found)
             tenant = tenants.by_id(connection, tenant_id)
             settings = billing_settings.of(connection, tenant.kind)
             master = self._chain.at(tenant_id, run["master_number"])
             totals = _sum_totals([chunk["totals"] for chunk in found if chunk["totals"]])
             checked = check(connection, settings, master, run, totals, map(self._documents_of, found))
+            parked += without_issuer(connection, master, lambda: documented)
             bill_runs.set_checks(connection, run_id, checked.checks, checked.held)
             self._checkpoint("checked")
             bill_runs.move(

@@ -18,6 +18,7 @@ from billing.document_columns import columns_of
 from billing.document_json import document_from, document_json, unpacked
 from billing.documents import Document
 from billing.errors import NotFound
+from billing.money import parse_number
 from billing.numbers import PATTERNS, check_patterns, number_text
 from billing.settle import BilledDocument
 from storage.sql import finalising
@@ -87,7 +88,13 @@ def due_on(day: date, type: str, buyer: Mapping[str, Any]) -> date | None:
     """When a document of that day is to be paid; a credit note is not."""
     if type == "credit_note":
         return None
-    return day + timedelta(days=int(buyer.get("payment_days") or PAYMENT_DAYS))
+    return day + timedelta(days=min(_payment_days(buyer.get("payment_days")), (date.max - day).days))
+
+
+def _payment_days(said: Any) -> int:
+    """A customer's form says what it likes: up to 0 is at once, what is no whole number counts as not said."""
+    days = parse_number(str(said) if isinstance(said, float) else said)
+    return PAYMENT_DAYS if days is None or days != int(days) else max(int(days), 0)
 
 
 def buyer_json(buyer: Mapping[str, Any]) -> str:

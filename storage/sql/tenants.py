@@ -182,6 +182,12 @@ def legal_entities(connection: Connection) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
+def legal_entity_codes(connection: Connection) -> set[str]:
+    """Their codes, and the empty one if there is an entity for customers who name none."""
+    rows = connection.execute("SELECT code, is_default FROM legal_entities").fetchall()
+    return {row["code"] for row in rows} | {"" for row in rows if row["is_default"]}
+
+
 def _tenant(row: Mapping[str, Any]) -> Tenant:
     return Tenant(**{**row, "id": str(row["id"])})
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 import pytest
@@ -20,7 +21,9 @@ from billing.settle import BilledDocument
 from billing.usage import EVENT_SCHEMA
 from pipelines.bill_run import BillRunDriver
 from pipelines.run_schedule import outlook, shown, start_due
-from storage.sql import bill_runs, invoices, steps
+from pipelines.verify_invoices import verify_run
+from storage.object_store import LocalObjectStore
+from storage.sql import bill_runs, invoices, steps, tenants
 from storage.sql.database import Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
@@ -192,3 +195,60 @@ def test_texts_of_any_signs_reach_the_tables_as_they_are(world: World, database:
             invoices.finalise(connection, tenant_id, [final], NOW)
         told = connection.execute("SELECT reason FROM invoices WHERE reason IS NOT NULL ORDER BY id").fetchall()
     assert [row["reason"] for row in told] == list(ODD_TEXTS)
+
+
+def test_a_customer_of_an_unknown_legal_entity_is_parked_with_the_reason_until_it_is_there(
+    world: World, database: Database
+) -> None:
+    tenant_id = _tenant(database)
+    with database.tenant(tenant_id) as connection:
+        changes = [
+            {"at": "2026-01-01", "customer": {"code": "c2", "legal_entity": "ghost"}},
+            {"at": "2026-01-01", "customer": {"code": "c3", "payer": "c2"}},
+        ]
+        steps.append_steps(connection, tenant_id, changes, "test", now=NOW)
+    driver = world.driver(database)
+    run = driver.drive(tenant_id, driver.plan(tenant_id, JANUARY_ENDS, "ann")["id"], approve=False)
+    assert run["state"] == "computed"
+    parked = {one["customer"]: (one["code"], one["reason"]) for one in run["parked"]}
+    assert {code for code, _ in parked.values()} == {"unknown_legal_entity"}
+    assert "there is no legal entity 'ghost'" in parked["c2"][1]
+    assert parked["c3"][1].startswith("shares documents with customer 'c2'")
+    assert driver.drive(tenant_id, run["id"], approve=True)["state"] == "done"
+    others = [f"c{number}" for number in range(CUSTOMERS) if number not in (2, 3)]
+    assert [row["customer"] for row in documents(database, tenant_id, run["id"])] == others
+    proof = verify_run(database, LocalObjectStore(world.directory), driver._chain, tenant_id, run["id"])
+    assert proof.proven, proof
+    with database.tenant(tenant_id) as connection:
+        form = {"name": "Ghost AG", "country": "AT"}
+        tenants.put_legal_entity(connection, tenant_id, "ghost", form, country="AT", now=NOW)
+    again = driver.drive(tenant_id, driver.plan(tenant_id, JANUARY_ENDS, "ann")["id"])
+    assert (again["state"], again["parked"]) == ("done", [])
+    (row,) = documents(database, tenant_id, again["id"])
+    assert (row["customer"], row["entity"]) == ("c2", "ghost")
+    with database.tenant(tenant_id) as connection:
+        assert invoices.number_gaps(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "due_on"),
+    [
+        (0, "2026-03-01"),
+        ("0", "2026-03-01"),
+        (-5, "2026-03-01"),
+        (10, "2026-03-11"),
+        (10.0, "2026-03-11"),
+        ("30", "2026-03-31"),
+        (None, "2026-03-15"),
+        ("", "2026-03-15"),
+        ("soon", "2026-03-15"),
+        (True, "2026-03-15"),
+        (0.5, "2026-03-15"),
+        ([14], "2026-03-15"),
+        (10**9, "9999-12-31"),
+        (10**25, "9999-12-31"),
+    ],
+)
+def test_payment_days_of_any_kind_make_a_date(said: Any, due_on: str) -> None:
+    assert str(invoices.due_on(date(2026, 3, 1), "invoice", {"payment_days": said})) == due_on
+    assert str(invoices.due_on(date(2026, 3, 1), "invoice", {})) == "2026-03-15"
