@@ -67,7 +67,7 @@ class Folding:
             first += 0 if highest is None else int(str(highest)) + 1
         columns = PieceColumns(list(charges.values()), pl.concat(frames), pl.concat(keys))
         self._table = Pieces(columns, master.meters, master.tenant.timezone)
-        assert self._table.lone_pieces.height <= columns.frame.height  # made now: threads share it
+        assert len(self._table.lone_pieces) <= len(master.meters)  # made now: threads share it
         self.keys = columns.keys  # whose events `fold` takes: key and owner
         self._states: list[MeterState] = []
         self._singles: list[pl.DataFrame] = []

@@ -17,14 +17,15 @@ from billing.master import MasterData
 from billing.verdicts import classify
 
 
-def reasons_of(events: pl.DataFrame, master: MasterData, now: datetime) -> pl.Series:
+def reasons_of(events: pl.DataFrame, master: MasterData, now: datetime, *, known: bool = False) -> pl.Series:
     """The first reason that keeps each event in suspense, null where it counts.
 
     `events` have their positions (`lane`, `number`); those with `counts_late` count although they are late.
+    `known`: all are of customers of the master data.
     """
     book = master.rating_book()
     nothing_late = pl.repeat(False, events.height, dtype=pl.Boolean, eager=True)
-    reasons = classify(events, book, now, new=nothing_late)
+    reasons = classify(events, book, now, new=nothing_late, known=known)
     if not book.rejects_late or not master.runs or events.height == 0:
         return reasons
     after = runs_before(events, master)

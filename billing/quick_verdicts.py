@@ -34,6 +34,7 @@ class QuickVerdicts:
         self._limit = book.future_limit
         self._easy = _easy_types(book)
         paused = book.pauses["customer"].unique()
+        self._pauses_nobody = paused.len() == 0
         keys = book.customers.filter(~pl.col("customer").is_in(paused.implode()))["key"]
         hashes = keys.hash().to_numpy()
         order = np.argsort(hashes)
@@ -44,14 +45,16 @@ class QuickVerdicts:
     def settles_nothing(self) -> bool:
         return not self._easy or not len(self._hashes)
 
-    def unsettled(self, events: pl.DataFrame, now: datetime) -> npt.NDArray[np.int64]:
-        """The places of events that must be asked."""
+    def unsettled(self, events: pl.DataFrame, now: datetime, *, known: bool = False) -> npt.NDArray[np.int64]:
+        """The places of events that must be asked; `known`: all are of customers' keys, as the caller has found."""
         if self.settles_nothing:
             return np.arange(events.height)
         in_time = pl.col("time") <= pl.lit(now + self._limit, INSTANT)
         settled = events.select((self._settled(events) & in_time).fill_null(False).alias("settled"))
         settled = settled.to_series().to_numpy()
-        return np.flatnonzero(~(settled & self._known(events["customer"])))
+        if not known or not self._pauses_nobody:
+            settled = settled & self._known(events["customer"])
+        return np.flatnonzero(~settled)
 
     def _settled(self, events: pl.DataFrame) -> pl.Expr:
         """True for events of types that are easy, with all the values that their meters want."""

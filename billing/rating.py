@@ -207,12 +207,20 @@ class Pieces:
         self.folds_first = not self.is_ordered and set(self.charges.rows_by_dimensions) <= {()}
 
     @cached_property
-    def lone_pieces(self) -> pl.DataFrame:
-        """Pieces that are the only one of their customer and meter: owner_and_meter, slot, start, end."""
+    def lone_pieces(self) -> Mapping[int, pl.DataFrame]:
+        """Pieces that are the only one of their customer and meter, by meter: owner_and_meter, slot, start, end."""
         frame = self.frame.with_columns(_owner_and_meter())
-        lone = frame.filter(pl.len().over("owner_and_meter") == 1)
+        lone = frame.filter(pl.col("owner_and_meter").is_unique())
         lone = lone.with_columns(price_row=pl.lit(0, pl.UInt32))
-        return lone.select("owner_and_meter", slot_column(), "start", "end")
+        parts = lone.select("meter", "owner_and_meter", slot_column(), "start", "end").partition_by(
+            "meter", as_dict=True, include_key=False
+        )
+        return {int(str(meter)): part for (meter,), part in parts.items()}
+
+    def lone_pieces_of(self, meters: Iterable[int]) -> pl.DataFrame:
+        """Those of some meters: events of one type meet few of them, and a join with all costs more than the rest."""
+        found = [self.lone_pieces[meter] for meter in meters if meter in self.lone_pieces]
+        return found[0] if len(found) == 1 else pl.concat([_NO_LONE, *found])
 
 
 def columns_of(pieces: Sequence[UsagePiece]) -> PieceColumns:
@@ -252,6 +260,7 @@ def _shared(values: Sequence[Any], dtype: Any) -> pl.Series:
     return pl.Series(list(places), dtype=dtype).gather(pl.Series(column, dtype=pl.UInt32))
 
 
+_NO_LONE = pl.DataFrame(schema={"owner_and_meter": pl.UInt64, "slot": pl.UInt64, "start": INSTANT, "end": INSTANT})
 SLOT_ROWS = 1 << 17  # above PRICE_ROWS_MAX: a slot is piece x SLOT_ROWS + price row, one key instead of two
 BY_SLOT = ("slot",)
 
@@ -299,20 +308,27 @@ def _fold_before_join(counted: pl.DataFrame, table: Pieces) -> tuple[MeterState,
     one_by_one = counted.join(named, on=group, how="semi") if named.height else counted.clear()
     counted = counted.join(named, on=group, how="anti") if named.height else counted
     folded = fold(counted.select(*group, *_FOLD_COLUMNS), group)
-    placed = folded.small.select(*group, "first", "last").join(table.lone_pieces, on=group, how="left")
+    meters: list[int] = counted["meter"].unique().to_list()
+    placed = folded.small.join(table.lone_pieces_of(meters), on=group, how="left")
     inside = (pl.col("first") >= pl.col("start")) & (pl.col("last") < pl.col("end"))
-    placed = placed.with_columns(inside=inside.fill_null(False))
-    slots = placed.filter("inside").select(*group, "slot")
+    inside = placed.select(inside.fill_null(False).alias("inside"))["inside"]
+    within = placed if inside.all() else placed.filter(inside)
     whole = MeterState(
         BY_SLOT,
-        folded.small.join(slots, on=group, how="inner").select("slot", pl.exclude("slot", *group)),
-        folded.sets.join(slots, on=group, how="inner").select("slot", "text"),
-        folded.runs.join(slots, on=group, how="inner").select("slot", pl.exclude("slot", *group)),
+        within.select("slot", pl.exclude("slot", "start", "end", *group)),
+        _in_slots(folded.sets, within, group).select("slot", "text"),
+        _in_slots(folded.runs, within, group).select("slot", pl.exclude("slot", *group)),
     )
-    if slots.height < placed.height:
-        beyond = counted.join(placed.filter(~pl.col("inside")), on=group, how="semi")
+    if within.height < placed.height:
+        beyond = counted.join(placed.filter(~inside), on=group, how="semi")
         one_by_one = pl.concat([one_by_one, beyond])
     return whole, one_by_one
+
+
+def _in_slots(rows: pl.DataFrame, within: pl.DataFrame, group: Sequence[str]) -> pl.DataFrame:
+    if not rows.height:
+        return rows.with_columns(pl.lit(None, pl.UInt64).alias("slot"))
+    return rows.join(within.select(*group, "slot"), on=group, how="inner")
 
 
 def _counted(events: pl.DataFrame, table: Pieces) -> Iterator[tuple[Usage, pl.DataFrame]]:

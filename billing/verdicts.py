@@ -20,17 +20,20 @@ from billing.usage import INSTANT, Reason
 REASON = pl.Enum([reason.value for reason in Reason])
 
 
-def classify(events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.Series | None = None) -> pl.Series:
+def classify(
+    events: pl.DataFrame, book: RatingBook, now: datetime, *, new: pl.Series | None = None, known: bool = False
+) -> pl.Series:
     """The first reason that keeps each event in suspense, null where it can be rated.
 
-    `new` marks rows that arrived just now: only they can be late (what was billed in time stays in time).
+    `new` marks rows that arrived just now: only they can be late (what was billed in time stays in time). `known` says
+    that all events are of customers in the book: who has joined them with it need not have each looked up again.
     """
     if events.height <= EVENTS_MAX:
         return pl.Series("reason", few_events_of(book).reasons(events, now, new), dtype=REASON)
     quick = quick_verdicts_of(book)
     if quick.settles_nothing:
         return classify_columns(events, book, now, new=new)
-    places = quick.unsettled(events, now)
+    places = quick.unsettled(events, now, known=known)
     settled = pl.repeat(None, events.height, dtype=REASON, eager=True).alias("reason")
     if not len(places):
         return settled

@@ -313,7 +313,7 @@ class _Collecting:
         if found["chunk"].null_count():
             owned = owned.filter(found["chunk"].is_not_null())
         owned = with_typed(owned, self._master.rating_book().reads)
-        reasons = reasons_of(owned, self._master, self._facts.now)
+        reasons = reasons_of(owned, self._master, self._facts.now, known=True)
         return owned.filter(reasons.is_null()) if reasons.null_count() < reasons.len() else owned
 
     def _kept(self, start: datetime | None, end: datetime | None, keys: list[str]) -> Iterator[pl.DataFrame]:

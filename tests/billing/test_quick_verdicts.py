@@ -13,6 +13,7 @@ from billing.catalog_forms import parse_charge, parse_meter
 from billing.few_events import EVENTS_MAX
 from billing.quick_verdicts import quick_verdicts_of
 from billing.rating_book import CONTRACTS_SCHEMA, KEYS_SCHEMA, PAUSES_SCHEMA, RatingBook
+from billing.typed_columns import with_typed
 from billing.usage import EVENT_SCHEMA
 from billing.verdicts import classify, classify_columns
 
@@ -101,9 +102,16 @@ def test_what_is_settled_is_in_suspense_for_no_reason(rows: list[Any], rejects: 
     events, asked = frame(rows), book(rejects_late=rejects)
     expected = classify_columns(events, asked, NOW)
     quick = quick_verdicts_of(asked)
-    unsettled = set(quick.unsettled(events, NOW).tolist())
-    for place, reason in enumerate(expected.to_list()):
-        assert place in unsettled or reason is None, rows[place]
+    typed = with_typed(events, asked.reads)
+    for frame_ in (events, typed, *(typed[place] for place in range(events.height))):
+        unsettled = set(quick.unsettled(frame_, NOW).tolist())
+        reasons = expected if frame_.height == events.height else classify_columns(frame_, asked, NOW)
+        for place, reason in enumerate(reasons.to_list()):
+            assert place in unsettled or reason is None, rows[place]
+    ours = typed.filter(pl.col("customer").is_in(["acme", "sim-1", "slow"]))
+    settled = set(range(ours.height)) - set(quick.unsettled(ours, NOW, known=True).tolist())
+    reasons = classify_columns(ours, asked, NOW)
+    assert all(reasons[place] is None for place in settled)
 
 
 @settings(max_examples=20, deadline=None)
@@ -114,7 +122,12 @@ def test_many_events_get_the_same_verdicts_with_and_without_the_quick_way(
     good = [("acme", "call", None, '{"n":"1"}', NOW)] * (2 * EVENTS_MAX)
     many = [*good, *rows] if is_mostly_good else (rows * (2 * EVENTS_MAX // len(rows) + 1))
     events, asked = frame(many), book()
-    assert classify(events, asked, NOW).equals(classify_columns(events, asked, NOW))
+    expected = classify_columns(events, asked, NOW)
+    assert classify(events, asked, NOW).equals(expected)
+    typed = with_typed(events, asked.reads)
+    assert classify(typed, asked, NOW).equals(expected)
+    ours = typed["customer"].is_in(["acme", "sim-1", "slow"])
+    assert classify(typed.filter(ours), asked, NOW, known=True).equals(expected.filter(ours))
 
 
 def test_the_usual_event_is_settled() -> None:
