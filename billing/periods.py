@@ -67,6 +67,11 @@ def parse_moment(text: object, timezone: str) -> datetime:
     """A date (its local midnight) or an RFC 3339 time with offset, as an instant. Raises TimeInvalid."""
     if not isinstance(text, str):
         raise TimeInvalid("a date or a time with an offset is needed, as text")
+    return _moment(text, timezone)
+
+
+@lru_cache(maxsize=4_096)  # steps of master data say the same few times again and again; what is refused is not kept
+def _moment(text: str, timezone: str) -> datetime:
     if not _DATE.match(text):  # Python also reads 20260131 and 2026-W05-6
         raise TimeInvalid(f"{text[:40]!r} is neither a date (2026-01-31) nor a time (2026-01-31T10:00:00+01:00)")
     try:

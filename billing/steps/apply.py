@@ -40,6 +40,7 @@ STEPS: Mapping[str, Step] = {
 }
 STEPS_OF_MASTER_DATA = frozenset(STEPS)
 STEPS_OF_RUNS: Mapping[str, Step] = {"bill_run_reversed": take_back_run}  # what only the driver of bill runs writes
+_ALL_STEPS: Mapping[str, Step] = {**STEPS, **STEPS_OF_RUNS}
 
 
 def apply_step(draft: Draft, step: object, pointer: str, number: int | None = None) -> None:
@@ -51,10 +52,9 @@ def apply_step(draft: Draft, step: object, pointer: str, number: int | None = No
     form = Form(step, pointer, mistakes)
     mistakes.check()
     kinds = [key for key in form.fields if key != "at"]
-    known = {**STEPS, **STEPS_OF_RUNS}
-    if len(kinds) != 1 or kinds[0] not in known:
+    if len(kinds) != 1 or kinds[0] not in _ALL_STEPS:
         names = ", ".join(sorted(STEPS))
-        wrong = next((key for key in kinds if key not in known), None)
+        wrong = next((key for key in kinds if key not in _ALL_STEPS), None)
         mistakes.add(pointer if wrong is None else form.at(wrong), f"a step has `at` and one of: {names}")
         mistakes.check()
     kind = kinds[0]
@@ -62,6 +62,6 @@ def apply_step(draft: Draft, step: object, pointer: str, number: int | None = No
     here = Form(form.raw(kind), form.at(kind), mistakes)
     mistakes.check()
     draft.step_count = number if number is not None else draft.step_count + 1
-    known[kind](draft, here, at, mistakes)
+    _ALL_STEPS[kind](draft, here, at, mistakes)
     mistakes.check()
     draft.log.append((draft.step_count, cast("Mapping[str, Any]", step)))

@@ -56,6 +56,8 @@ def subscribe(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> Non
 
 def check_charges(form: Form, plan: Plan, quantities: Mapping[str, Decimal], discounts: Sequence[Discount]) -> None:
     """Quantities and discounts name charges of the plan."""
+    if not quantities and not discounts:
+        return
     charges = plan.charge_codes
     for charge in quantities:
         if charge not in charges:
