@@ -17,6 +17,7 @@ import polars as pl
 from billing.typed_columns import typed_names
 from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.formats import check_readable
 from storage.usage_log.lane import count_lanes, last_number, read_hint, read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.recent_heads import recent_heads
@@ -348,10 +349,14 @@ class UsageLogReader:
                 yield frame
 
     def _read_sealed(self, file: SealedFile, condition: pl.Expr, columns: list[str]) -> pl.DataFrame:
+        check_readable("sealed", file.format, key=file.key)
         path = self._store.local_path(file.key)
-        if path is not None and path.exists():
-            lazy = pl.scan_parquet(path)
-            return lazy.filter(condition).select(_present(columns, lazy)).collect()
+        if path is not None:
+            try:
+                lazy = pl.scan_parquet(path)
+                return lazy.filter(condition).select(_present(columns, lazy)).collect()
+            except FileNotFoundError as error:  # also where it goes between the two
+                raise StoreUnavailable(f"{file.key} is named by the manifest and not there.") from error
         data = self._store.get(file.key)
         if data is None:
             raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
