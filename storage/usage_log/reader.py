@@ -17,11 +17,13 @@ import polars as pl
 from billing.typed_columns import Reads, are_typed, typed_names
 from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.formats import check_readable
 from storage.usage_log.lane import count_lanes, last_number, read_hint, read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.recent_heads import recent_heads
 from storage.usage_log.segment import (
     ROW_SCHEMA,
+    ErasedGroup,
     RowKind,
     SegmentHead,
     StoredSegment,
@@ -368,21 +370,17 @@ class UsageLogReader:
     def _read_sealed(
         self, file: SealedFile, condition: pl.Expr, columns: list[str], narrow: Reads | None
     ) -> pl.DataFrame:
+        check_readable("sealed", file.format, key=file.key)
         path = self._store.local_path(file.key)
-        if path is not None and path.exists():
-            lazy = pl.scan_parquet(path)
-        else:
-            data = self._store.get(file.key)
-            if data is None:
-                raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
-            lazy = pl.scan_parquet(io.BytesIO(data))
-        lazy, names = lazy.filter(condition), _present(columns, lazy)
-        if narrow is not None:
-            # The text is most of a file's bytes, and says nothing that the typed columns do not say.
-            frame = lazy.select(name for name in names if name != "data").collect()
-            if are_typed(frame, narrow):
-                return frame.with_columns(pl.lit(None, pl.String).alias("data")).select(names)
-        return lazy.select(names).collect()
+        if path is not None:
+            try:
+                return _sealed_rows(pl.scan_parquet(path), condition, columns, narrow)
+            except FileNotFoundError as error:  # also where it goes between the two
+                raise StoreUnavailable(f"{file.key} is named by the manifest and not there.") from error
+        data = self._store.get(file.key)
+        if data is None:
+            raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
+        return _sealed_rows(pl.scan_parquet(io.BytesIO(data)), condition, columns, narrow)
 
     def _segment(self, lane: int, number: int) -> StoredSegment:
         segment = read_segment(self._store, lane, number)
@@ -405,7 +403,7 @@ class UsageLogReader:
     def counters(self, cut: Cut, tenant_id: str | None = None) -> pl.DataFrame:
         """What the writers counted: stored events and repeats by tenant and day of reception (UTC).
 
-        Reads every head up to the cut; lanes are never deleted yet, so the heads are all there.
+        Reads every head up to the cut: lane numbers are never deleted, and keep their heads when rows are erased.
         """
         totals: dict[tuple[str, date], list[int]] = {}
         for lane, last in cut.positions.items():
@@ -426,9 +424,25 @@ class UsageLogReader:
             schema={"tenant": pl.String, "day": pl.Date, "stored": pl.Int64, "duplicates": pl.Int64},
         )
 
+    def erased(self, cut: Cut, tenant_id: str) -> Iterator[ErasedGroup]:
+        """What was erased of a tenant, segment by segment: reads every head up to the cut."""
+        for lane, last in cut.positions.items():
+            for head in self._heads(lane, 0, last):
+                yield from (group for group in head.erased if group.tenant == tenant_id)
+
 
 def cut_key(name: str) -> str:
     return f"log/cuts/{name}.json"
+
+
+def _sealed_rows(lazy: pl.LazyFrame, condition: pl.Expr, columns: list[str], narrow: Reads | None) -> pl.DataFrame:
+    lazy, names = lazy.filter(condition), _present(columns, lazy)
+    if narrow is not None:
+        # The text is most of a file's bytes, and says nothing that the typed columns do not say.
+        frame = lazy.select(name for name in names if name != "data").collect()
+        if are_typed(frame, narrow):
+            return frame.with_columns(pl.lit(None, pl.String).alias("data")).select(names)
+    return lazy.select(names).collect()
 
 
 def _present(columns: list[str], lazy: pl.LazyFrame) -> list[str]:
