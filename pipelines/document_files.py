@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipelines.documents import FinalDocument, Issuer, render_and_archive
+from pipelines.documents import BUILT_IN, FinalDocument, Issuer, render_and_archive
+from pipelines.layout_blocks import Layout, layout_of
 from storage.archive import Archive
-from storage.sql import invoices, tenants
+from storage.sql import invoices, layouts, tenants
 from storage.sql.database import Database
 
 BATCH = 100
@@ -28,6 +29,9 @@ def make_files(
             return 0
         tenant = tenants.by_id(connection, tenant_id)
         entities = {row["code"]: row for row in tenants.legal_entities(connection)}
+        # Before the first page is drawn: after a crash the same documents are drawn with the same versions.
+        pinned = layouts.pin(connection, tenant_id, [(str(row["id"]), row["document"].type) for row in wanted])
+    drawn = {(one.code, one.version): _layout(one) for one in pinned.values()}
     by_entity: dict[str, list[dict[str, Any]]] = {}
     for row in wanted:
         by_entity.setdefault(row["entity"], []).append(row)
@@ -35,7 +39,9 @@ def make_files(
     for code, rows in by_entity.items():
         entity = entities[code]
         issuer = Issuer(tenant_id, tenant.timezone, entity["country"] or tenant.country or "", entity["form"])
-        for outcome in render_and_archive([_final(row) for row in rows], issuer, archive):
+        for outcome in render_and_archive(
+            [_final(row, drawn[(used := pinned[str(row["id"])]).code, used.version]) for row in rows], issuer, archive
+        ):
             outcomes.append(
                 {
                     "id": outcome.document_id,
@@ -50,6 +56,10 @@ def make_files(
     return len(outcomes)
 
 
-def _final(row: Mapping[str, Any]) -> FinalDocument:
+def _layout(used: layouts.Used) -> Layout:
+    return BUILT_IN if used.form is None else layout_of(used.form)
+
+
+def _final(row: Mapping[str, Any], layout: Layout) -> FinalDocument:
     refers = {row["refers_to"]: row["refers_on"]} if row["refers_to"] and row["refers_on"] else {}
-    return FinalDocument(str(row["id"]), row["number"], row["document"], row["buyer"], row["due_on"], refers)
+    return FinalDocument(str(row["id"]), row["number"], row["document"], row["buyer"], row["due_on"], refers, layout)

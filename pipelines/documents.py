@@ -7,18 +7,16 @@ reason, the others go on; what is archived is skipped, so the work may be cut of
 
 from __future__ import annotations
 
-import importlib.util
-import json
+import io
 import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
-import typst
+import pypdf
 
 from billing.documents import Document
 from billing.einvoice.checks import Violation, check
@@ -29,13 +27,15 @@ from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoic
 from billing.errors import BillingError, FieldError, InvalidInput
 from pipelines.factur_x import hybrid_of, with_factur_x_metadata
 from pipelines.invoice_rules import ShapeGate
-from pipelines.invoice_view import LAYOUTS, decimals_of, view
+from pipelines.invoice_view import decimals_of
+from pipelines.layout_blocks import Layout
+from pipelines.layout_engines import CannotDraw, LayoutEngine, Output, TypstEngine
+from pipelines.layout_sandbox import LayoutSandbox
+from pipelines.layout_view import page_of
 from storage.archive import Archive, Entry
 
 PDF, XML = "pdf", "xml"
-_MISSING = re.compile(r'the text `?"(.+?)"`? could not be displayed')
-STANDARDS = ["a-3a", "ua-1"]
-FONT_PACKAGES = ("fontpkg_inter", "manimgx_fonts", "cvttf_NotoSansCJK_Regular")
+BUILT_IN = Layout()
 
 
 class NotIssuable(BillingError):
@@ -43,76 +43,79 @@ class NotIssuable(BillingError):
 
     code, status, title = "not_issuable", 422, "The document cannot be issued"
 
-    def __init__(self, detail: str, violations: Sequence[Violation] = ()) -> None:
-        super().__init__(detail, errors=[FieldError(one.pointer, f"{one.rule}: {one.detail}") for one in violations])
+    def __init__(self, detail: str, violations: Sequence[Violation] = (), *, errors: Sequence[FieldError] = ()) -> None:
+        told = [FieldError(one.pointer, f"{one.rule}: {one.detail}") for one in violations]
+        super().__init__(detail, errors=[*told, *errors])
         self.violations = tuple(violations)
 
 
-@cache
-def _font_folders() -> list[str]:
-    """Folders of the font wheels: the same fonts on every machine, whatever the system has."""
-    folders: list[str] = []
-    for name in FONT_PACKAGES:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None, f"the font package {name} is not installed"
-        folders += [str(Path(one)) for one in spec.submodule_search_locations or ()]
-    return folders
-
-
-class _Layouts(threading.local):
-    """One compiler per layout and thread: making one reads all fonts (80 ms), using it again costs nothing."""
+class _Engines(threading.local):
+    """One Typst a thread: making one reads all fonts (80 ms), using it again costs nothing."""
 
     def __init__(self) -> None:
-        self.compilers: dict[str, typst.Compiler] = {}
-
-    def compiler(self, layout: str) -> typst.Compiler:
-        found = self.compilers.get(layout)
-        if found is None:
-            path = LAYOUTS / layout / f"{layout}.typ"
-            if not re.fullmatch(r"[a-z][a-z0-9-]*", layout) or not path.is_file():
-                raise InvalidInput(f"there is no layout {layout!r}", errors=[FieldError("/layout", "is unknown")])
-            found = typst.Compiler(
-                str(path), root=str(path.parent), font_paths=_font_folders(), ignore_system_fonts=True
-            )
-            self.compilers[layout] = found
-        return found
+        self.typst: LayoutEngine = TypstEngine()
 
 
-_layouts = _Layouts()
+_engines = _Engines()
+
+
+@cache
+def sandbox() -> LayoutSandbox:
+    """The process's own: a child per source that a tenant wrote."""
+    return LayoutSandbox()
 
 
 def render_pdf(
     invoice: Invoice,
-    layout: str = "invoice",
+    layout: Layout = BUILT_IN,
     language: str = "de",
     *,
     seller: Seller | None = None,
     xml: bytes | None = None,
+    owner: str = "",
 ) -> bytes:
-    """The invoice as PDF/A-3a and PDF/UA-1, with the XML inside where there is one. Same input, same bytes.
+    """The invoice as PDF/A-3a (Typst: PDF/UA-1, too), with the XML inside where there is one. Same input, same bytes.
 
-    `seller` is the letterhead (logo, directors, bank); without it only the party is shown. Raises `NotIssuable` for a
-    character that no font can print, naming it, and for a logo that is no drawing.
+    `seller` is the letterhead (logo, directors, bank); without it only the party is shown. `owner` is the tenant whose
+    layout it is. Raises `NotIssuable` for a character that no font can print, naming it, for a logo that is no drawing,
+    and for a layout that cannot be drawn, with the place in its source.
     """
-    data = view(invoice, seller or Seller(invoice.seller), layout, language)
+    data = page_of(invoice, seller or Seller(invoice.seller), layout.blocks, language)
     if xml is not None:
-        data |= {"xml": xml.decode(), "xml_name": hybrid_of(invoice.profile)[0]}
-    pdf = _compile(data, layout)
-    return with_factur_x_metadata(pdf, invoice.profile) if xml is not None else pdf
+        data |= {"xml": xml.decode(), "xml_name": hybrid_of(invoice.profile)[0], "xml_profile": invoice.profile}
+    pdf = draw(layout, data, "pdf", owner)[0]
+    if xml is not None and layout.engine == "typst":
+        pdf = with_factur_x_metadata(pdf, invoice.profile)
+    if layout.source is not None:
+        _check_files(pdf, data)
+    return pdf
 
 
-def _compile(data: dict[str, Any], layout: str) -> bytes:
-    compiler = _layouts.compiler(layout)
+def draw(layout: Layout, data: dict[str, Any], output: Output, owner: str) -> list[bytes]:
+    """The page by its engine: in this process if it is Typst and built in, else in a child, with fonts of its own."""
     try:
-        return compiler.compile(
-            format="pdf", pdf_standards=STANDARDS, sys_inputs={"data": json.dumps(data, ensure_ascii=False)}
-        )
-    except typst.TypstError as error:
-        message = str(error)
-        if (missing := _MISSING.search(message)) is not None:
-            names = ", ".join(f"{one} (U+{ord(one):04X})" for one in dict.fromkeys(missing.group(1)))
-            raise NotIssuable(f"no font has the character {names}: change the text or add a font") from error
-        raise NotIssuable(f"the page cannot be drawn: {message}") from error  # a broken logo, a fault in the layout
+        if layout.source is None and layout.engine == "typst":
+            return _engines.typst.draw(None, data, output)
+        return sandbox().draw(owner, layout, data, output)
+    except CannotDraw as error:
+        if error.missing:
+            raise NotIssuable(error.detail) from error
+        place = f"line {error.line}, column {max(error.column, 1)}: " if error.line else ""
+        wrong = FieldError("/source" if layout.source else "", f"{place}{error.detail}")
+        raise NotIssuable(f"the page cannot be drawn: {place}{error.detail}", errors=[wrong]) from error
+
+
+def _check_files(pdf: bytes, data: Mapping[str, Any]) -> None:
+    """A source may draw what it wants, but it adds and changes no file inside the document."""
+    wanted = {one["name"]: one["content"] for one in data["attachments"]}
+    wanted |= {data["xml_name"]: data["xml"]} if "xml" in data else {}
+    reader = pypdf.PdfReader(io.BytesIO(pdf))
+    found = {name: contents for name, contents in reader.attachments.items()}
+    if set(found) != set(wanted) or any(len(one) != 1 for one in found.values()):
+        raise NotIssuable(f"the layout attaches other files than the document's: {', '.join(sorted(found)) or 'none'}")
+    for name, content in wanted.items():
+        if found[name][0] != (content.encode() if isinstance(content, str) else bytes(content)):
+            raise NotIssuable(f"the layout changes the file {name} inside the document")
 
 
 def checked_xml(invoice: Invoice, gate: ShapeGate) -> bytes:
@@ -141,7 +144,6 @@ class Issuer:
     timezone: str
     country: str
     entity: Mapping[str, Any]
-    layout: str = "invoice"
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class FinalDocument:
     customer: Mapping[str, Any]
     due_on: date | None = None
     issued_on_of: Mapping[str, date] = field(default_factory=dict[str, date])  # of the invoices that it refers to
+    layout: Layout = BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,8 @@ def _files(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) 
         xml = checked_xml(invoice, gate)
     else:
         _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
-    pdf = render_pdf(invoice, issuer.layout, _language(one.customer), seller=seller, xml=xml)
+    language = _language(one.customer)
+    pdf = render_pdf(invoice, one.layout, language, seller=seller, xml=xml, owner=issuer.tenant_id)
     words = _words(invoice)
     files = [] if xml is None else [_entry(one, XML, xml, "text/xml", words)]
     return [*files, _entry(one, PDF, pdf, "application/pdf", words)]

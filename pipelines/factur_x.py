@@ -61,6 +61,17 @@ def _description(profile: str) -> bytes:
     ).encode()
 
 
+def in_packet(content: bytes, profile: str) -> bytes:
+    """A metadata packet that declares no extension schemas (WeasyPrint's), with the Factur-X schema and description."""
+    assert content.count(b"</rdf:RDF>") == 1, "the metadata packet has another form than expected"
+    assert b"pdfaExtension:schemas" not in content, "the metadata packet declares schemas already"
+    schemas = (
+        b'<rdf:Description rdf:about="" xmlns:pdfaExtension="http://www.aiim.org/pdfa/ns/extension/">'
+        b"<pdfaExtension:schemas><rdf:Bag>" + _SCHEMA + b"</rdf:Bag></pdfaExtension:schemas></rdf:Description>"
+    )
+    return content.replace(b"</rdf:RDF>", schemas + _description(profile) + b"</rdf:RDF>")
+
+
 def with_factur_x_metadata(pdf: bytes, profile: str = EN_16931) -> bytes:
     """The same file with the Factur-X schema and description in its metadata; `profile` is BT-24 of the XML inside."""
     packets = list(_PACKET.finditer(pdf))

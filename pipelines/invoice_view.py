@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import segno
 from babel import Locale
@@ -43,6 +43,9 @@ PADDED_MAX = 4  # decimals that are aligned under each other; longer ones stand 
 WORD_MAX = 24  # characters without a place to break; longer words get one every so many, or they leave their column
 WORD_STEP = 8
 WINDOW_LINES, INFORMATION_LINES = 6, 9  # what DIN 5008 form B leaves room for at the usual sizes
+LONG = 400  # characters of one cell: from here on it may leave its page, so it may break
+CLOSING_LONG = 1_500  # the same for taxes, totals, payment and notes together
+RECORD_ROWS, RECORD_LONG = 30, 3_000  # a record with more rows or characters than these may break
 LOGO_CHARACTERS_MAX = 200_000
 ATTACHED_BYTES_MAX = 5_000_000  # of one document; each octet is a number on its way into the page
 QR_MASK = 4  # any of the eight is valid; trying all of them for the prettiest takes 10 ms a document
@@ -157,34 +160,60 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
     kind = _kind(invoice.type_code)
     title = f"{texts['titles'][kind]} {invoice.number}"
     numbers = {record.line: str(index) for index, record in enumerate(invoice.records, start=1)}
-    window, information = _window(invoice, speech), _information(invoice, speech, kind)
+    window, information, aside = _fitted(_window(invoice, speech), _information(invoice, speech, kind))
+    taxes, totals, payment = _taxes(invoice, speech), _totals(invoice, speech), _payment(invoice, speech, kind)
+    notes = [*_notes(invoice, speech), *aside]
     return {
         "lang": language,
         "region": texts["region"],
         "title": title,
         "author": invoice.seller.name,
         "date": [invoice.issued_on.year, invoice.issued_on.month, invoice.issued_on.day],
-        "running": f"{title}   {speech.date_long(invoice.issued_on)}",
+        "running": f"{_shortened(title)}   {speech.date_long(invoice.issued_on)}",
         "letterhead": _letterhead(invoice, seller, speech),
         "window": [breakable(line) for line in window],
-        "information": [
-            [name, breakable(value), strong] for name, value, strong in _information(invoice, speech, kind)
-        ],
+        "information": [[name, breakable(value), strong] for name, value, strong in information],
         "tall": _is_tall(window, information),
         "intro": [texts["greeting"], " ".join(_intro(invoice, texts, kind))],
         "columns": _columns(invoice, texts),
         "with_gross": _with_gross(invoice),
         "groups": _groups(invoice, speech, numbers),
-        "taxes": _taxes(invoice, speech),
-        "totals": _totals(invoice, speech),
+        "taxes": taxes,
+        "totals": totals,
         "due": _due(invoice, speech, kind),
-        "payment": _payment(invoice, speech, kind),
-        "notes": [breakable(note) for note in _notes(invoice, speech)],
+        "payment": payment,
+        "notes": [breakable(note) for note in notes],
+        "long": _length([notes, taxes, totals, payment["sentence"], payment["rows"]]) > CLOSING_LONG,
         "records": _records(invoice, speech, numbers),
         "attachments": _attachments(invoice),
         "page": texts["page"],
         "of": texts["of"],
     }
+
+
+def _length(texts: Any) -> int:
+    """All characters of texts in lists."""
+    if isinstance(texts, str):
+        return len(texts)
+    if isinstance(texts, Mapping):
+        texts = texts.values()
+    elif not isinstance(texts, Sequence):
+        return 0
+    return sum(_length(one) for one in cast(Iterable[Any], texts))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONG else text[: LONG // 2] + "…"
+
+
+def _fitted(
+    window: Sequence[str], information: Sequence[tuple[str, str, bool]]
+) -> tuple[list[str], list[tuple[str, str, bool]], list[str]]:
+    """Window and information block stand at fixed places: what they cannot hold is said in full below, as notes."""
+    aside = [line for line in window if len(line) > LONG]
+    aside += [f"{name}: {value}" for name, value, _ in information if len(value) > LONG]
+    shown = [(name, _shortened(value), strong) for name, value, strong in information]
+    return [_shortened(line) for line in window], shown, aside
 
 
 def _kind(type_code: str) -> str:
@@ -376,10 +405,17 @@ def _group(
         texts["plan_version"].format(version=group.plan_version) if group.plan and group.plan_version else "",
     ]
     name = _heading(group, texts) or (texts["other"] if count > 1 else "")
+    name = breakable(f"{group.customer}: {name}" if group.customer else name)
+    note = breakable(", ".join(note for note in notes if note))
+    long = len(name) + len(note) > LONG
+    items = [_item(lines[one], invoice, speech, figures[one], numbers.get(one)) for one in group.lines]
+    if long and items:
+        items[-1]["long"] = True  # the sums below it say the group's name, too
     return {
-        "name": breakable(f"{group.customer}: {name}" if group.customer else name),
-        "note": breakable(", ".join(note for note in notes if note)),
-        "lines": [_item(lines[one], invoice, speech, figures[one], numbers.get(one)) for one in group.lines],
+        "name": name,
+        "note": note,
+        "long": long,
+        "lines": items,
         "sums": sums,
     }
 
@@ -399,17 +435,20 @@ def _item(
     before = line.net + sum((one.amount for one in line.allowances), Decimal(0))
     before -= sum((one.amount for one in line.charges), Decimal(0))
     signed = [(one, -one.amount) for one in line.allowances] + [(one, one.amount) for one in line.charges]
+    name, note = breakable(line.name), breakable(", ".join(notes))
+    below = [_below(one, amount, invoice.currency, speech) for one, amount in signed]
     return {
         "position": line.id,
-        "name": breakable(line.name),
-        "note": breakable(", ".join(notes)),
+        "name": name,
+        "note": note,
+        "long": len(name) + len(note) + _length(below) > LONG,
         "period": speech.period(line.period) if line.period else "",
         "quantity": figures[0],
         "unit": breakable(texts["units"].get(line.unit, line.unit) if unit is None else unit),
         "price": figures[1],
         "amount": speech.money(before, invoice.currency),
         "gross": "" if line.gross is None else speech.money(line.gross + _gross_of(line), invoice.currency),
-        "below": [_below(one, amount, invoice.currency, speech) for one, amount in signed],
+        "below": below,
     }
 
 
@@ -640,8 +679,11 @@ def _record(record: UsageRecord, line: InvoiceLine, speech: Speech, currency: st
         [breakable(row[0]), breakable(row[1]), columns[0][at], columns[1][at], columns[2][at]]
         for at, row in enumerate(rows)
     ]
+    title = breakable(texts["record_title"].format(number=number, name=line.name, position=line.id))
     return {
-        "title": breakable(texts["record_title"].format(number=number, name=line.name, position=line.id)),
+        "title": title,
+        "long_title": len(title) > LONG,
+        "long": len(cells) > RECORD_ROWS + 1 or _length(cells) > RECORD_LONG,
         "period": speech.period(line.period) if line.period else "",
         "rows": cells[:-1],
         "sum": cells[-1],

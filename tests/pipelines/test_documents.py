@@ -19,7 +19,7 @@ from billing.einvoice.cii import to_cii
 from billing.einvoice.model import EN_16931, Invoice
 from billing.einvoice.parties import seller_of
 from billing.errors import InvalidInput
-from pipelines.documents import FinalDocument, NotIssuable, checked_xml, invoice_for, render_pdf
+from pipelines.documents import BUILT_IN, FinalDocument, NotIssuable, checked_xml, invoice_for, render_pdf
 from pipelines.factur_x import CONFORMANCE_LEVEL, FILE_NAME, with_factur_x_metadata
 from pipelines.invoice_rules import ShapeGate, rule_violations, schema_violations, shape
 from pipelines.invoice_view import texts_of
@@ -50,7 +50,7 @@ def produced(one: FinalDocument) -> tuple[bytes, bytes | None]:
     invoice, e_invoice = invoice_for(one, ISSUER, SELLER)
     xml = to_cii(invoice) if e_invoice else None
     language = one.customer.get("language", "de")
-    return render_pdf(invoice, "invoice", language, seller=SELLER, xml=xml), xml
+    return render_pdf(invoice, BUILT_IN, language, seller=SELLER, xml=xml), xml
 
 
 def invoice_named(name: str) -> Invoice:

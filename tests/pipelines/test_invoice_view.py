@@ -14,7 +14,7 @@ from billing.einvoice.cii import to_cii
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import seller_of
 from billing.scenario import documents_of
-from pipelines.documents import FinalDocument, Issuer, invoice_for, render_pdf
+from pipelines.documents import BUILT_IN, FinalDocument, Issuer, invoice_for, render_pdf
 from pipelines.invoice_rules import ShapeGate
 from pipelines.invoice_view import view
 
@@ -91,7 +91,7 @@ def test_the_e_invoice_says_the_same_in_net_and_passes_the_official_rules(invoic
     for amount in ("22.66", "12.00", "16.79", "51.45", "9.78", "61.23"):
         assert f">{amount}<" in text
     assert text.count(">Kid GmbH<") == 1  # the attribute of his line
-    assert render_pdf(invoice, "invoice", "en", seller=SELLER, xml=xml).startswith(b"%PDF-1.7")
+    assert render_pdf(invoice, BUILT_IN, "en", seller=SELLER, xml=xml).startswith(b"%PDF-1.7")
 
 
 def test_a_tax_that_is_not_the_one_within_the_gross_is_a_violation(invoice: Invoice) -> None:
