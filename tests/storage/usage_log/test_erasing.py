@@ -180,7 +180,7 @@ def test_only_usage_before_a_moment_goes_by_retention(store: LocalObjectStore) -
     limit = datetime(2026, 5, 10, tzinfo=UTC)
     kept = rows_of(store).filter(pl.col("time") >= limit)
     done = erase(store, Erasure(TENANT, "TDDDG 176", before=limit))
-    assert 0 < done.rows < 80 + 4 * 80
+    assert done.rows > 0
     left = rows_of(store)
     assert left.filter(pl.col("time") >= limit).equals(kept)
     assert left.height == kept.height + done.waiting
