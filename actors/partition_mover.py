@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from actors.decisions import decode_decided
+from actors.lane_spread import even_moves
 from actors.rating_shard import ShardStatus
 from billing.errors import BillingError, Conflict
-from storage.usage_log.genesis import PARTITIONS
 
 
 class LaneCalls(Protocol):
@@ -63,26 +63,8 @@ def finish(calls: LaneCalls, statuses: Iterable[ShardStatus]) -> list[str]:
 
 
 def spreading(statuses: Sequence[ShardStatus], lanes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """The fewest moves after which these lanes have all partitions, none more than one above another.
-
-    (partition, from lane, to lane). Lanes that are not among `lanes` are emptied: so a lane is added, and drained.
-    """
-    held = {lane: [] for lane in lanes} | {status.lane: list(status.owned) for status in statuses}
-    share, more = divmod(PARTITIONS, len(lanes))
-    ranked = sorted(lanes, key=lambda lane: (-len(held[lane]), lane))
-    wanted = {lane: share + (1 if place < more else 0) for place, lane in enumerate(ranked)}
-    spare = [
-        (partition, lane)
-        for lane, partitions in sorted(held.items())
-        for partition in partitions[wanted.get(lane, 0) :]
-    ]
-    moves: list[tuple[int, int, int]] = []
-    for lane in ranked:
-        for _ in range(wanted[lane] - len(held[lane])):
-            if spare:
-                partition, from_lane = spare.pop()
-                moves.append((partition, from_lane, lane))
-    return moves
+    """(partition, from lane, to lane): the fewest moves after which exactly these lanes share all partitions."""
+    return even_moves({status.lane: status.owned for status in statuses}, lanes)
 
 
 def _body(answer: bytes) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from actors.batches import (
 from actors.decisions import ANY_PARTITION, DecisionRequest, Elsewhere, decode_decided, encode_request
 from actors.fair_parts import FairParts
 from actors.followers import LaneFollower
+from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.lane_traces import TRACES_MAX
 from actors.live_figures import Figures, MasterSource
 from actors.partition_mover import move_partition, spreading
@@ -132,6 +134,10 @@ class UsageRouter(Protocol):
 
     async def move(self, partition: int, lane: int) -> dict[str, Any]:
         """Move a partition to a lane; whether it moved. Conflict: it cannot move now, or there is no such lane."""
+        ...
+
+    async def plan(self) -> dict[str, Any]:
+        """What scaling by load would do now (`actors/lane_scaling.py`). Nothing is done."""
         ...
 
     async def spread(self, lanes: Sequence[int]) -> int:
@@ -490,6 +496,7 @@ class LocalUsageRouter(GroupingRouter):
         super().__init__(genesis, deadline_s=deadline_s)
         self.shards = {shard.lane: shard for shard in shards}
         self._made: Callable[[int], RatingShard] | None = None
+        self._load = LoadWatch(ScalingBounds())  # here nobody scales: it only says what lanes do
 
     @classmethod
     def open(
@@ -559,6 +566,10 @@ class LocalUsageRouter(GroupingRouter):
             return {"partition": partition, "moved": False}
         calls, generation = _Calls(self.shards), owner.generation_of(partition)
         return dict(await asyncio.to_thread(move_partition, calls, partition, owner.lane, lane, generation))
+
+    async def plan(self) -> dict[str, Any]:
+        self._load.observe(time.monotonic(), [one.status() for one in self.shards.values()])
+        return self._load.plan(time.monotonic()).to_form()
 
     async def spread(self, lanes: Sequence[int]) -> int:
         while len(self.shards) <= max(lanes):

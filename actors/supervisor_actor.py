@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.live_figures import Figures
 from actors.partition_mover import finish, half_moved, move_partition, spreading
 from actors.rating_shard import ShardSettings, ShardStatus
@@ -49,6 +51,8 @@ PREPARE_TIMEOUT_S = 60.0  # all that was decided in a partition is read, while i
 SPREAD_S_MAX = 110.0  # below the time that a request may take
 LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
+SCALE_EVERY_S = 5.0
+LOG = logging.getLogger("cloudbilling.lanes")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class UsageLogSettings:
     shard: ShardSettings = ShardSettings()  # noqa: RUF009 - frozen
     seal_every_s: float = 60.0
     tail_numbers: int = TAIL_NUMBERS_MAX  # that readers may have to open before the tail is sealed
+    scaling: ScalingBounds = ScalingBounds()  # noqa: RUF009 - frozen
 
 
 class RayShardHost:
@@ -116,7 +121,7 @@ class RayShardHost:
             ray.kill(ray.get_actor(shard_name(lane), namespace=self._settings.namespace), no_restart=True)
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=4)
+@ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=8)
 class SupervisorActor:
     """One loop in a thread; the calls only read what it saw last."""
 
@@ -127,14 +132,17 @@ class SupervisorActor:
         self._host = RayShardHost(settings)
         self._supervisor = ShardSupervisor(self._host, lanes)
         self._stopping = threading.Event()
+        self._load, self._load_lock = LoadWatch(settings.scaling), threading.Lock()
         self._moving = threading.Lock()  # one move at a time: each pauses its partition, and two would share the shards
-        self._last_error = self._maintenance_error = self._move_error = ""
+        self._last_error = self._maintenance_error = self._move_error = self._scaling_error = ""
         self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
         self._thread.start()
         self._maintenance = threading.Thread(
             target=self._maintain, args=(settings,), name="usage-maintenance", daemon=True
         )
         self._maintenance.start()
+        self._scaling = threading.Thread(target=self._scale, name="usage-scaling", daemon=True)
+        self._scaling.start()
         if isinstance(store, LocalObjectStore):  # drafts that crashes left behind; a walk, so beside the loop
             sweep = threading.Thread(target=store.sweep_drafts, args=(time.time(),), name="sweep-drafts", daemon=True)
             sweep.start()
@@ -143,7 +151,7 @@ class SupervisorActor:
         return self._supervisor.status()
 
     def last_error(self) -> str:
-        return self._last_error or self._maintenance_error or self._move_error
+        return self._last_error or self._maintenance_error or self._move_error or self._scaling_error
 
     def move(self, partition: int, to_lane: int) -> dict[str, Any]:
         """Move one partition; answers its generation. As `partition_mover.move_partition`."""
@@ -180,7 +188,14 @@ class SupervisorActor:
             with self._moving, contextlib.suppress(Conflict):  # one that must stay, stays
                 move_partition(self._host, partition, from_lane, to_lane, generation)
                 moved += 1
+        with self._load_lock:
+            self._load.changed(time.monotonic())
         return moved
+
+    def plan(self) -> dict[str, Any]:
+        """What scaling by load would do now, and why. Nothing is done."""
+        with self._load_lock:
+            return self._load.plan(time.monotonic()).to_form()
 
     def _all_serve(self) -> bool:
         status = self._supervisor.status()
@@ -207,8 +222,29 @@ class SupervisorActor:
                 self._supervisor.reconcile()
                 self._last_error = ""
                 self._finish_moves()
+                self._observe()
             except Exception as error:  # noqa: BLE001 - the next round tries again; the health page shows it
                 self._last_error = f"{type(error).__name__}: {error}"
+
+    def _observe(self) -> None:
+        if self._all_serve():
+            seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
+            with self._load_lock:
+                self._load.observe(time.monotonic(), seen)
+
+    def _scale(self) -> None:
+        """Adds and empties lanes by load, where the settings ask for it; beside the loop, for it takes many moves."""
+        while not self._stopping.wait(SCALE_EVERY_S):
+            with self._load_lock:
+                plan = self._load.plan(time.monotonic())
+            if plan.do == "stay":
+                continue
+            try:
+                LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
+                self.spread(plan.lanes)
+                self._scaling_error = ""
+            except BillingError as error:  # a lane is being replaced: the next look tries again
+                self._scaling_error = f"scaling: {error.detail}"
 
     def _finish_moves(self) -> None:
         """What somebody left half moved: seen only while nobody moves and every lane says what it has."""
@@ -327,6 +363,9 @@ class RayUsageRouter(GroupingRouter):
 
     async def spread(self, lanes: Sequence[int]) -> int:
         return await self._ask_supervisor("spread", list(lanes), timeout_s=SPREAD_S_MAX)
+
+    async def plan(self) -> dict[str, Any]:
+        return await self._ask_supervisor("plan", timeout_s=STATUS_TIMEOUT_S)
 
     async def _ask_supervisor(self, name: str, *arguments: Any, timeout_s: float) -> Any:
         try:

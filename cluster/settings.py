@@ -55,6 +55,10 @@ class Settings(BaseSettings):
     shards: int = Field(
         0, ge=0, le=256, description="Rating shards of a new usage log. 0: half the cores, at least one."
     )
+    lanes_min: int = Field(1, ge=1, le=256, description="With scaling by load: lanes that have partitions at least.")
+    lanes_max: int = Field(
+        0, ge=0, le=256, description="Add and empty lanes by load, up to so many. 0: only when somebody asks for it."
+    )
     replicas: int = Field(1, ge=1, le=64, description="Processes that answer HTTP.")
     body_bytes_max: int = Field(
         64 * 1024 * 1024, ge=1024, description="Largest request body, before and after decompression, in bytes."

@@ -156,6 +156,7 @@ class Platform:
         """Shards and HTTP side by side: each takes seconds of starting processes."""
         from ray import serve
 
+        from actors.lane_scaling import ScalingBounds
         from actors.supervisor_actor import UsageLogSettings, start_usage_log
         from deployments.serve_app import APPLICATION, application
 
@@ -163,9 +164,9 @@ class Platform:
 
         def shards() -> None:
             try:
-                start_usage_log(
-                    UsageLogSettings(address.store, NAMESPACE, str(self._data / "cache"), self._settings.shards)
-                )
+                scaling = ScalingBounds(self._settings.lanes_min, self._settings.lanes_max)
+                cache, lanes = str(self._data / "cache"), self._settings.shards
+                start_usage_log(UsageLogSettings(address.store, NAMESPACE, cache, lanes, scaling=scaling))
             except BaseException as error:  # noqa: BLE001 - raised again below, in the starting thread
                 failed.append(error)
 

@@ -53,6 +53,23 @@ async def list_lanes(request: Request, caller: Caller = Depends(may("tenants:rea
     return json_response({"items": items, "unreachable": list(status.unreachable), "next_cursor": None})
 
 
+_PLAN = {
+    "do": "add",
+    "lanes": [0, 1, 2],
+    "moves": 85,
+    "why": "71500 rows a second and lane are above 60000",
+    "loads": [{"lane": 0, "partitions": 128, "rows_s": 72000, "wait_s": 0.1}],
+}
+
+
+@router.get("/plan", summary="What scaling by load would do now", **described(answer=_PLAN))
+async def read_lanes_plan(request: Request, caller: Caller = Depends(may("tenants:read"))) -> Response:
+    """Nothing is done. `do` is `add`, `remove` (a lane is emptied) or `stay`; `lanes` have partitions after it. Lanes
+    change by themselves only where the settings name a `lanes_max`."""
+    services: Services = request.app.state.services
+    return json_response(await services.router.plan())
+
+
 @router.post(
     "/moves",
     summary="Move a partition to another lane",

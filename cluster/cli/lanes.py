@@ -1,0 +1,117 @@
+"""The lanes of the usage log on the command line, for who runs the platform."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from actors.lane_spread import even_moves
+from billing.errors import Conflict
+from cluster.cli import context
+from cluster.client import Client
+
+
+def show(url: str | None, as_json: bool) -> None:
+    with context.problems(), context.platform_client(url) as client:
+        found = client.get("/v1/lanes")
+    context.show(found, as_json, _print_lanes)
+
+
+def plan(url: str | None, as_json: bool) -> None:
+    with context.problems(), context.platform_client(url) as client:
+        found = client.get("/v1/lanes/plan")
+    context.show(found, as_json, _print_plan)
+
+
+def move(partition: int, lane: int, url: str | None, as_json: bool) -> None:
+    with context.problems(), context.platform_client(url) as client:
+        made = client.post("/v1/lanes/moves", {"partition": partition, "lane": lane})
+    words = f"partition {partition} is in lane {lane}" + ("" if made["moved"] else " already")
+    context.show(made, as_json, lambda _: print(words))  # noqa: T201
+
+
+def spread(lanes: Sequence[int], dry_run: bool, url: str | None, as_json: bool) -> None:
+    """Let exactly these lanes have partitions."""
+    with context.problems(), context.platform_client(url) as client:
+        _spread(client, sorted(set(lanes)), dry_run, as_json)
+
+
+def drain(lane: int, dry_run: bool, url: str | None, as_json: bool) -> None:
+    """Empty one lane: the others share what it has."""
+    with context.problems(), context.platform_client(url) as client:
+        active = _active(client)
+        if lane not in active:
+            context.show({"lanes": active, "moved": 0}, as_json, lambda _: print(f"lane {lane} is empty already"))  # noqa: T201
+            return
+        left = [one for one in active if one != lane]
+        if not left:
+            context.fail("it is the only lane that has partitions", context.NO, "try: cloudbilling lanes add")
+        _spread(client, left, dry_run, as_json)
+
+
+def add(dry_run: bool, url: str | None, as_json: bool) -> None:
+    """One lane more: one that was emptied, or the next there is not yet."""
+    with context.problems(), context.platform_client(url) as client:
+        known = [one["lane"] for one in client.get("/v1/lanes")["items"]]
+        active = _active(client)
+        free = [lane for lane in known if lane not in active]
+        _spread(client, sorted([*active, free[0] if free else max(known) + 1]), dry_run, as_json)
+
+
+def _active(client: Client) -> list[int]:
+    return [one["lane"] for one in client.get("/v1/lanes")["items"] if one["partitions"]]
+
+
+def _spread(client: Client, lanes: list[int], dry_run: bool, as_json: bool) -> None:
+    """Partition by partition, with its progress on stderr; what cannot move is told and stays."""
+    before = client.get("/v1/lanes")
+    if before["unreachable"]:
+        context.fail(f"lanes {before['unreachable']} do not answer", context.UNREACHABLE, "try again in some seconds")
+    held: dict[int, list[int]] = {one["lane"]: one["owned"] for one in before["items"]}
+    moves = even_moves(held, lanes)
+    if dry_run:
+        form = {"lanes": lanes, "moves": [{"partition": p, "from": a, "to": b} for p, a, b in moves]}
+        context.show(form, as_json, lambda _: print(f"{len(moves)} partitions would move; lanes then: {lanes}"))  # noqa: T201
+        return
+    missing = [lane for lane in lanes if lane not in held]
+    if missing:  # lanes are begun by the platform, which then moves by itself
+        made = client.post("/v1/lanes/spread", {"lanes": lanes})
+        context.show(made, as_json, lambda one: print(f"{one['moved']} partitions moved; lanes: {lanes}"))  # noqa: T201
+        return
+    moved, stayed = 0, list[str]()
+    for done, (partition, _, to_lane) in enumerate(moves, start=1):
+        try:
+            client.post("/v1/lanes/moves", {"partition": partition, "lane": to_lane})
+            moved += 1
+        except Conflict as error:
+            stayed.append(error.detail)
+        if sys.stderr.isatty() or done == len(moves):
+            print(f"\r{done} of {len(moves)} partitions", end="\n" if done == len(moves) else "", file=sys.stderr)  # noqa: T201
+    form = {"lanes": lanes, "moved": moved, "stayed": stayed}
+    context.show(form, as_json, _print_moved)
+
+
+def _print_lanes(found: dict[str, Any]) -> None:
+    rows = [
+        (one["lane"], one["partitions"], "serving" if one["serving"] else "stopped", one["number"], one["queued_rows"])
+        for one in found["items"]
+    ]
+    rows += [(lane, None, "does not answer", None, None) for lane in found["unreachable"]]
+    columns = ["lane", "partitions", "state", "number", "waiting"]
+    context.table(columns, rows, right=["lane", "partitions", "number", "waiting"])
+
+
+def _print_plan(found: dict[str, Any]) -> None:
+    rows = [(one["lane"], one["partitions"], one["rows_s"], one["wait_s"]) for one in found["loads"]]
+    context.table(["lane", "partitions", "rows/s", "wait s"], rows, right=["lane", "partitions", "rows/s", "wait s"])
+    act = {"add": "a lane would be added", "remove": "a lane would be emptied", "stay": "nothing would change"}
+    print(f"{act[found['do']]}: {found['why']}")  # noqa: T201
+    if found["moves"]:
+        print(f"{found['moves']} partitions would move; lanes then: {found['lanes']}")  # noqa: T201
+
+
+def _print_moved(form: dict[str, Any]) -> None:
+    print(f"{form['moved']} partitions moved; lanes: {form['lanes']}")  # noqa: T201
+    for words in form["stayed"]:
+        print(f"stayed: {words}")  # noqa: T201
