@@ -84,6 +84,15 @@ class RatingBook:
         )
 
     @cached_property
+    def reads_all(self) -> Reads:
+        """What meters and prices look at, distinct texts that are counted among it."""
+        texts = {kind: set(names) for kind, names in self.reads.texts.items()}
+        for meter in self.meters:
+            if meter.value and meter.aggregation == "unique_count":
+                texts.setdefault(meter.event_type, set()).add(meter.value)
+        return Reads(self.reads.numbers, {kind: frozenset(names) for kind, names in texts.items()})
+
+    @cached_property
     def charges(self) -> Charges:
         """All usage charges of all plans, and which plan has which."""
         charges: list[Charge] = []

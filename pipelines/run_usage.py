@@ -3,8 +3,8 @@
 Owns which rows a chunk is given and what is known of late ones; what is made of them is `bill_run_chunk.py`. Of
 customers who are billed in columns nothing but folded usage is kept; the rows of all others are cut into slices. All
 customers need the rows of the time that is due; few need older ones (usage that came late, contracts with long
-periods), and few turn out to need their rows after all: those are read for them alone. So the log is read three times
-at most, whatever the number of chunks.
+periods), and few need their rows, by contract or as it turns out: those are read for them alone. So the log is read
+four times at most, whatever the number of chunks.
 
 Two readings of one cut give the same rows, but not in the same order (what was sealed meanwhile lies elsewhere): slices
 of two attempts must never be mixed. Each attempt puts its slices under names of its own, and the index that names them
@@ -39,6 +39,7 @@ from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
 
 SLICE_ROWS = 2_000_000  # rows that are gathered before they are cut into slices: bounds the memory of a gathering
+APART = 4  # who is billed one by one is read apart where he is at most one of so many: the others are read narrow
 AT_ONCE = 2  # frames of the log that are judged and folded at the same time
 FRESH_SCHEMA = pl.Schema({"key": pl.String, "time": INSTANT})  # per key the earliest event that no run has seen
 
@@ -228,7 +229,7 @@ class _Collecting:
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Rows of EVENT_SCHEMA and their chunk."""
-        facts, main = self._facts, self.due_from
+        facts, main, narrow = self._facts, self.due_from, self._narrow()
         released = self._released()
         found: list[pl.DataFrame] = []
         # Two at a time: while one waits for a step that runs on one core the other goes on.
@@ -243,12 +244,14 @@ class _Collecting:
                     found.append(taken.fresh)
                 return taken.kept
 
-            for frame in self._scanned(main, None, None, self._narrow()):
-                waiting.append(pool.submit(self._take, frame, released))
+            for frame in self._scanned(main, None, None, narrow):
+                waiting.append(pool.submit(self._take, frame, released, keeps=narrow is None))
                 if len(waiting) > AT_ONCE:
                     yield done()
             while waiting:
                 yield done()
+        if narrow is not None and (kept := self._keys.filter(pl.col("owner").is_null())["key"].to_list()):
+            yield from self._kept(main, None, kept)
         if facts.previous is not None:
             found += self._fresh_before(facts.previous, main, released)
         self._fresh = (
@@ -262,13 +265,14 @@ class _Collecting:
         yield from self._unfolded(main, before)
 
     def _narrow(self) -> Reads | None:
-        """What must be read of events, if nobody's are kept as they are and nobody asks for their order."""
+        """What must be read of events, if few are kept as they are (these are read apart) and nobody asks for order."""
         book = self._master.rating_book()
-        if self._keys["owner"].null_count() or self._folding.reads_order or book.rejects_late:
+        many_kept = self._keys["owner"].null_count() * APART > self._keys.height
+        if many_kept or self._folding.reads_order or book.rejects_late:
             return None
-        return book.reads
+        return book.reads_all
 
-    def _take(self, frame: pl.DataFrame, released: Sequence[str]) -> _Taken:
+    def _take(self, frame: pl.DataFrame, released: Sequence[str], *, keeps: bool) -> _Taken:
         rated = self._judged(frame)
         fresh = None
         if self._facts.previous is not None:
@@ -279,6 +283,8 @@ class _Collecting:
         folds = rated["owner"].is_not_null()
         if folds.all():
             return _Taken(_NO_ROWS, self._folding.fold(rated), fresh)
+        if not keeps:
+            return _Taken(_NO_ROWS, self._folding.fold(rated.filter(folds)), fresh)
         columns = ["chunk", *event_columns(rated)]
         if not folds.any():
             return _Taken(rated.select(columns), None, fresh)
@@ -312,7 +318,7 @@ class _Collecting:
         owned = frame.with_columns(found["chunk"], found["owner"])  # joined as a whole it would be copied
         if found["chunk"].null_count():
             owned = owned.filter(found["chunk"].is_not_null())
-        owned = with_typed(owned, self._master.rating_book().reads)
+        owned = with_typed(owned, self._master.rating_book().reads_all)
         reasons = reasons_of(owned, self._master, self._facts.now, known=True)
         return owned.filter(reasons.is_null()) if reasons.null_count() < reasons.len() else owned
 

@@ -31,11 +31,15 @@ CODES = [f"c{n}" for n in range(8)]
 TINY, NEGATIVE, LEVEL = "c3", "c0", "c6"  # in columns only c6, and he by his events
 
 
-def _steps() -> list[dict[str, Any]]:
+def _steps(is_ordered: bool) -> list[dict[str, Any]]:
     price = {"model": "graduated", "tiers": [{"up_to": "10", "unit": "0.123"}, {"up_to": None, "unit": "0.07"}]}
     rows = [
         {"when": {"zone": "eu"}, "price": {"model": "per_unit", "unit": "2"}},
-        {"when": {}, "price": {"model": "percentage", "percent": "1.5", "per_event": "0.1"}},
+        # Looks at single events, so ids and sources are read; without it next to nothing is.
+        {
+            "when": {},
+            "price": {"model": "percentage", "percent": "1.5"} if is_ordered else {"model": "per_unit", "unit": "1"},
+        },
     ]
     plain_charges = [
         {"code": "disk", "kind": "usage", "meter": "disk", "tax": "vat", "price": price},
@@ -86,10 +90,10 @@ def _events() -> pl.DataFrame:
     ).match_to_schema(EVENT_SCHEMA)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> LocalObjectStore:
+@pytest.fixture(params=[True, False], ids=["prices of single events", "sums alone"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> LocalObjectStore:
     made = LocalObjectStore(tmp_path)
-    for number, steps in enumerate(([], [{"at": "2026-01-01", **step} for step in _steps()])):
+    for number, steps in enumerate(([], [{"at": "2026-01-01", **step} for step in _steps(request.param)])):
         entry = {"number": number, "tenant": FORM if number == 0 else None, "steps": steps}
         entry |= {"actor": "test", "changed_at": "2026-01-01T00:00:00+00:00"}
         assert made.create(_key(TENANT, number), _pack(entry))
@@ -148,3 +152,16 @@ def test_who_is_found_to_need_his_events_after_they_were_folded_has_all_of_them(
     sent = _events().filter(pl.col("customer").is_in([TINY, NEGATIVE]) & ~pl.col("data").str.contains("a lot"))
     kept = usage.events.filter(pl.col("customer").is_in([TINY, NEGATIVE]))
     assert sorted(kept["id"]) == sorted(sent["id"])
+
+
+def test_distinct_texts_are_counted_out_of_sealed_rows_of_which_else_no_text_is_read(store: LocalObjectStore) -> None:
+    facts = _facts(store)
+    codes = [code for code in CODES if code not in (LEVEL, "c7")]  # c7 sent what is no number: his text is looked at
+    expected = _by_events(store, facts.master, facts.cut, codes)
+    seal(store, facts.cut)
+    usage = read_usage(UsageLogReader(store), facts, codes)
+    chosen = plain(facts.master, codes, UP_TO)
+    leave = frozenset(usage.rest)
+    found = bill_plain(facts.master, chosen, usage.events, now=NOW, leave=leave, folded=usage.folded).documents
+    assert_frame_equal(found.lines, expected.documents.without(usage.rest).lines)
+    assert "users" in found.lines["charge"]
