@@ -20,12 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from billing.forms import Form, Mistakes
 
 Engine = Literal["typst", "html"]
-DocumentKind = Literal[
-    "invoice", "credit_note", "usage_record", "delivery_note", "credit_statement", "reminder", "account_statement"
-]
-KINDS: tuple[DocumentKind, ...] = (
-    "invoice", "credit_note", "usage_record", "delivery_note", "credit_statement", "reminder", "account_statement",
-)  # fmt: skip
+ISSUED_KINDS = ("invoice", "credit_note")  # what has a number and is archived; each has its own choice of a layout
 FONTS = ("Inter", "Noto Sans", "Libertinus Serif")
 COLUMNS = ("position", "description", "period", "quantity", "unit", "price", "amount", "gross")
 NEEDED = ("position", "description", "amount")  # keep a line together, say what it is and what it costs

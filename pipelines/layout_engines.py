@@ -8,6 +8,7 @@ clock, no database. Both make PDF/A-3a with the XML attached; the Factur-X metad
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 import re
@@ -143,7 +144,8 @@ class HtmlEngine:
         page = self.page(source, data)
         if output == "html":
             return [page.encode()]
-        return [self.pdf(page, data)]
+        pdf = self.pdf(page, data)
+        return pictures(pdf) if output == "png" else [pdf]
 
     def page(self, source: str | None, data: Mapping[str, Any]) -> str:
         """The page as HTML; everything from the data is escaped."""
@@ -205,6 +207,28 @@ class HtmlEngine:
             raise CannotDraw(f"the page loads {refused[0]!r}; a layout loads nothing but data: addresses")
         assert made is not None
         return made
+
+
+_PICTURES = b"""#let pdf = bytes(json(bytes(sys.inputs.pdf)))
+#set page(paper: "a4", margin: 0mm)
+#for at in range(1, int(sys.inputs.pages) + 1) { image(pdf, format: "pdf", page: at, width: 100%, height: 100%) }
+"""
+
+
+def pictures(pdf: bytes) -> list[bytes]:
+    """The first pages of a PDF as PNG, drawn by Typst: no other renderer is needed."""
+    import pypdf
+
+    pages = min(len(pypdf.PdfReader(io.BytesIO(pdf)).pages), PREVIEW_PAGES)
+    inputs = {"pdf": json.dumps(list(pdf)), "pages": str(pages)}
+    try:
+        found = typst.Compiler(_PICTURES, font_paths=[], ignore_system_fonts=True, sys_inputs=inputs).compile(
+            format="png", ppi=PREVIEW_PPI
+        )
+    except typst.TypstError as error:
+        raise _of_typst(error) from error
+    assert found is not None, "Typst gave no picture"
+    return found if isinstance(found, list) else [found]
 
 
 def _finisher(data: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ Owns rows; what a form may say is `pipelines/layout_blocks.py`. Versions, choice
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,9 +14,10 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from billing.errors import Conflict, InvalidInput, NotFound, PreconditionFailed
+from billing.errors import Conflict, FieldError, InvalidInput, NotFound, PreconditionFailed
 from storage.sql.database import Connection
 
+_CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 LAYOUTS_MAX, VERSIONS_MAX = 200, 10_000
 BUILT_IN_VERSION = 2  # of the platform's own page; counted up when it looks different
 
@@ -30,6 +32,14 @@ class Used:
 
 
 BUILT_IN = Used(None, BUILT_IN_VERSION, None)
+
+
+def code_of(text: str) -> str:
+    """The code if it is one; `InvalidInput` says what one looks like."""
+    if not _CODE.fullmatch(text):
+        detail = "a layout's code has small letters, digits and dashes, 64 at most"
+        raise InvalidInput(detail, errors=[FieldError("path:code", detail)])
+    return text
 
 
 def put(

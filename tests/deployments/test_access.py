@@ -22,6 +22,7 @@ UNGUARDED = {"/v1/health/live", "/v1/health/ready"}
 # Values for the parameters in paths; in the tests below each names something of the first tenant.
 PARAMETERS = {
     **{"code": "acme", "customer": "acme", "id": "r1", "number": "none", "line": "1"},
+    **{"version": "1", "document_type": "invoice"},
     **{"name": "none", "alert_id": "alert_0", "endpoint_id": ""},
     **{"document_id": "none", "kind": "pdf", "hold_id": "01a214f6-ea12-73a4-9578-c932b3cca9cd"},
     **{"run_id": "", "simulation_id": "", "key_id": "", "user_id": ""},
