@@ -573,6 +573,17 @@ def verify_invoices(tenant: str = Tenant, key: str = Key, url: str = Url, as_jso
     _verify("invoices", tenant, key, url, as_json)
 
 
+@app.command()
+def formats(
+    retired: str = typer.Option(None, "--retired", help="A reader that runs no more, as the list names it."),
+    as_json: bool = AsJson,
+) -> None:
+    """Which forms of files the usage log may get, and who still has to be updated for newer ones."""
+    from cluster.cli import formats as work
+
+    work.show(retired, as_json)
+
+
 def day(text: str | None, option: str) -> Any:
     """A date of the command line; a wrong call in words otherwise."""
     if text is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.formats import check_readable
 from storage.usage_log.id_runs import merge_runs, sort_ids, to_merge, write_run
 from storage.usage_log.lane import LanePosition
 from storage.usage_log.manifest import Manifest, ManifestChain, Snapshot
@@ -57,7 +58,7 @@ class LaneSnapshot:
     def from_bytes(cls, data: bytes) -> LaneSnapshot:
         end = 4 + int.from_bytes(data[:4], "little")
         head = json.loads(data[4:end])
-        assert head["format"] in (1, FORMAT), f"snapshot format {head['format']} is not known here"
+        check_readable("snapshot", head["format"])
         position = LanePosition(**head["position"])
         followers: dict[str, FrozenFollower] = {}
         for name, version, number, length in head.get("followers", ()):  # format 1 had none
@@ -94,7 +95,7 @@ def announce(store: ObjectStore, chain: ManifestChain, snapshot: LaneSnapshot, i
 
 
 def merge_id_runs(store: ObjectStore, chain: ManifestChain, directory: Path) -> Manifest | None:
-    """Replace four runs of a size by one. The old files stay: a shard that has them open reads on."""
+    """Replace four runs of a size by one. The old files go an hour later: a shard that has them open reads on."""
     group = to_merge(chain.newest().runs)
     if not group:
         return None

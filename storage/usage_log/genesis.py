@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 
 from storage.object_store import ObjectStore, StoreUnfit, probe
+from storage.usage_log.formats import declare_reader, permit_all
 
 FORMAT = 1
 PARTITIONS = 256
@@ -45,10 +46,12 @@ def open_log(store: ObjectStore, *, lanes: int = 1) -> Genesis:
             "seed": new_seed(),
             "lanes": lanes,
         }
+        permit_all(store)  # before the log is there: whoever opens it later declares what it reads
         store.create(GENESIS_KEY, json.dumps(form).encode())  # a lost race is fine: the winner's counts
         genesis = read_genesis(store)
         assert genesis is not None, "the genesis vanished right after it was created"
     store.settle(GENESIS_KEY)
+    declare_reader(store)
     return genesis
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.formats import check_readable
 from storage.usage_log.manifest import IdRun
 from storage.usage_log.partitions import EventIds
 
@@ -24,7 +25,8 @@ _BUCKET_IDS = 256
 _IDS_PER_WORD = 4
 _BITS_PER_ID = 5
 _HEADER = 64
-_MAGIC = b"CBIDS001"
+_MAGIC = b"CBIDS"  # and the format in three digits
+_FORMAT = 1
 MERGE_COUNT = 4  # four runs of a size become one
 MERGED_IDS_MAX = 1 << 26  # 0.8 GB; bounds the memory of a merge
 
@@ -34,12 +36,12 @@ def sort_ids(ids: EventIds) -> EventIds:
     return ids.take(np.argsort(ids.high))
 
 
-def write_run(store: ObjectStore, ids: EventIds) -> IdRun:
+def write_run(store: ObjectStore, ids: EventIds, *, folder: str = "log/ids") -> IdRun:
     """Store sorted ids and their filter under new keys. Nobody knows them before a manifest entry names them."""
     assert len(ids) > 0
     assert np.all(ids.high[:-1] <= ids.high[1:]), "a run must be sorted"
     nonce = uuid4().hex
-    run = IdRun(key=f"log/ids/{nonce}.run", filter_key=f"log/ids/{nonce}.bloom", ids=len(ids))
+    run = IdRun(key=f"{folder}/{nonce}.run", filter_key=f"{folder}/{nonce}.bloom", ids=len(ids))
     store.put(run.key, b"".join([_header(len(ids), 0, 0), ids.high.tobytes(), ids.low.tobytes()]))
     bits = _bucket_bits(len(ids))
     bounds = (np.arange((1 << bits) + 1, dtype=np.float64) * 2.0 ** (64 - bits))[1:-1].astype(np.uint64)
@@ -54,12 +56,12 @@ def write_run(store: ObjectStore, ids: EventIds) -> IdRun:
     return run
 
 
-def merge_runs(store: ObjectStore, runs: Sequence[IdRun], directory: Path) -> IdRun:
+def merge_runs(store: ObjectStore, runs: Sequence[IdRun], directory: Path, *, folder: str = "log/ids") -> IdRun:
     """One run with the ids of all."""
     opened = [open_run(store, run, directory) for run in runs]
     high = np.concatenate([run.high for run in opened])
     low = np.concatenate([run.low for run in opened])
-    return write_run(store, sort_ids(EventIds(high, low)))
+    return write_run(store, sort_ids(EventIds(high, low)), folder=folder)
 
 
 def to_merge(runs: Sequence[IdRun]) -> tuple[IdRun, ...]:
@@ -190,12 +192,14 @@ def _bits(ids: EventIds) -> npt.NDArray[np.uint64]:
 
 
 def _header(ids: int, bucket_bits: int, words: int) -> bytes:
-    return (_MAGIC + np.array([ids, bucket_bits, words], np.uint64).tobytes()).ljust(_HEADER, b"\0")
+    return (_MAGIC + b"%03d" % _FORMAT + np.array([ids, bucket_bits, words], np.uint64).tobytes()).ljust(_HEADER, b"\0")
 
 
 def _read_header(path: Path) -> tuple[int, int, int]:
     with path.open("rb") as file:
         data = file.read(_HEADER)
-    assert data[:8] == _MAGIC, f"{path.name} is no id run"
+    if data[:5] != _MAGIC or not data[5:8].isdigit():
+        raise StoreUnavailable(f"{path.name} is no id run: the file is damaged. Nothing was changed.")
+    check_readable("run", int(data[5:8]), key=path.name)
     ids, bits, words = np.frombuffer(data[8:32], np.uint64)
     return int(ids), int(bits), int(words)

@@ -17,6 +17,7 @@ import polars as pl
 from billing.typed_columns import Reads, are_typed, typed_names
 from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.formats import check_readable
 from storage.usage_log.lane import count_lanes, last_number, read_hint, read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.recent_heads import recent_heads
@@ -368,21 +369,17 @@ class UsageLogReader:
     def _read_sealed(
         self, file: SealedFile, condition: pl.Expr, columns: list[str], narrow: Reads | None
     ) -> pl.DataFrame:
+        check_readable("sealed", file.format, key=file.key)
         path = self._store.local_path(file.key)
-        if path is not None and path.exists():
-            lazy = pl.scan_parquet(path)
-        else:
-            data = self._store.get(file.key)
-            if data is None:
-                raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
-            lazy = pl.scan_parquet(io.BytesIO(data))
-        lazy, names = lazy.filter(condition), _present(columns, lazy)
-        if narrow is not None:
-            # The text is most of a file's bytes, and says nothing that the typed columns do not say.
-            frame = lazy.select(name for name in names if name != "data").collect()
-            if are_typed(frame, narrow):
-                return frame.with_columns(pl.lit(None, pl.String).alias("data")).select(names)
-        return lazy.select(names).collect()
+        if path is not None:
+            try:
+                return _taken(pl.scan_parquet(path), condition, columns, narrow)
+            except FileNotFoundError as error:  # also where it goes between the two
+                raise StoreUnavailable(f"{file.key} is named by the manifest and not there.") from error
+        data = self._store.get(file.key)
+        if data is None:
+            raise StoreUnavailable(f"{file.key} is named by the manifest and not there.")
+        return _taken(pl.scan_parquet(io.BytesIO(data)), condition, columns, narrow)
 
     def _segment(self, lane: int, number: int) -> StoredSegment:
         segment = read_segment(self._store, lane, number)
@@ -429,6 +426,17 @@ class UsageLogReader:
 
 def cut_key(name: str) -> str:
     return f"log/cuts/{name}.json"
+
+
+def _taken(lazy: pl.LazyFrame, condition: pl.Expr, columns: list[str], narrow: Reads | None) -> pl.DataFrame:
+    """The rows of a file that a condition takes."""
+    lazy, names = lazy.filter(condition), _present(columns, lazy)
+    if narrow is not None:
+        # The text is most of a file's bytes, and says nothing that the typed columns do not say.
+        frame = lazy.select(name for name in names if name != "data").collect()
+        if are_typed(frame, narrow):
+            return frame.with_columns(pl.lit(None, pl.String).alias("data")).select(names)
+    return lazy.select(names).collect()
 
 
 def _present(columns: list[str], lazy: pl.LazyFrame) -> list[str]:

@@ -107,9 +107,9 @@ class ReusedIds:
         """What was found is dealt with: the next pass begins behind this one."""
         if found.nothing_new:
             return
-        runs = (*found.before.runs, write_run(self._store, sort_ids(found.ids)))
+        runs = (*found.before.runs, write_run(self._store, sort_ids(found.ids), folder=_folder(tenant_id)))
         if len(runs) > RUNS_MAX:
-            runs = (merge_runs(self._store, runs, self._directory),)
+            runs = (merge_runs(self._store, runs, self._directory, folder=_folder(tenant_id)),)
         form = {"cut": json.loads(found.cut.to_json()), "runs": [vars(run) for run in runs]}
         self._store.create(_key(tenant_id, found.before.number + 1), json.dumps(form).encode())
 
@@ -166,6 +166,11 @@ def _twice(ids: EventIds) -> npt.NDArray[np.uint64]:
     hashes, low = (ids.high >> _HASH)[order], ids.low[order]
     same = (hashes[1:] == hashes[:-1]) & (low[1:] == low[:-1])
     return hashes[1:][same]
+
+
+def _folder(tenant_id: str) -> str:
+    """Of the runs: no manifest entry names them, so they lie where orphans are not swept."""
+    return f"log/reused-runs/{tenant_id}"
 
 
 def _key(tenant_id: str, number: int) -> str:

@@ -7,13 +7,15 @@ are plain Parquet, described in docs/usage-files.md; readers ask the file for it
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from uuid import uuid4
 
 import polars as pl
 import pyarrow.parquet as pq
 
+from billing.errors import NotFound
 from billing.typed_columns import NO_READS, Reads, typed_columns, typed_names
+from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.usage_log.manifest import SealedFile
 from storage.usage_log.segment import microseconds_of
@@ -32,6 +34,17 @@ def write_sealed(store: ObjectStore, rows: pl.DataFrame, reads: Mapping[str, Rea
     ordered = rows.drop(typed_names(rows.columns)).sort(ORDER)
     for start in range(0, ordered.height, FILE_ROWS):
         yield _write(store, ordered.slice(start, FILE_ROWS), reads)
+
+
+def known_reads(chain: MasterChain, tenants: Iterable[str]) -> dict[str, Reads]:
+    """What meters read, by tenant; of a tenant without master data nothing is known, its rows are sealed as text."""
+    found: dict[str, Reads] = {}
+    for tenant in tenants:
+        try:
+            found[tenant] = chain.newest(tenant)[1].rating_book().reads
+        except NotFound:
+            continue
+    return found
 
 
 def _write(store: ObjectStore, rows: pl.DataFrame, reads: Mapping[str, Reads]) -> SealedFile:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from billing.money import NUMBER
 from billing.typed_columns import NUMBER_PREFIX, Texts
 from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.formats import check_readable
 from storage.usage_log.manifest import SealedFile
 from storage.usage_log.segment import RowKind
 
@@ -64,6 +65,7 @@ def added_up(frames: Iterator[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _of_file(store: ObjectStore, file: SealedFile, wanted: Wanted) -> pl.DataFrame:
+    check_readable("sealed", file.format, key=file.key)
     path = store.local_path(file.key)
     source: Any = path
     if path is None or not path.exists():

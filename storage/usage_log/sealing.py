@@ -1,23 +1,21 @@
 """Sealing: the tail of all lanes rewritten into few files in which a tenant's rows lie together.
 
-Makes reading fast, decides nothing: the lanes stay the truth, and nothing is deleted. Two sealers at once do no harm:
+Makes reading fast, decides nothing: the lanes stay the truth. Two sealers at once do no harm:
 who loses the manifest's number finds the other's seal there and drops its own files as orphans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import polars as pl
 
-from billing.errors import NotFound
-from billing.typed_columns import Reads
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.reader import Cut, UsageLogReader
-from storage.usage_log.sealed_files import write_sealed
+from storage.usage_log.sealed_files import known_reads, write_sealed
 
 ROWS_MAX = 2_000_000  # of one seal: bounds its memory at about 0.6 GB
 TAIL_NUMBERS_MAX = 256  # segments that a reader opens at most, beside those of the last minute
@@ -34,7 +32,7 @@ def seal(store: ObjectStore, up_to: Cut, *, rows_max: int = ROWS_MAX) -> Manifes
         if frames:
             rows = pl.concat(frames)
             frames.clear()
-            files += write_sealed(store, rows, _reads(masters, rows["tenant"].unique().to_list()))
+            files += write_sealed(store, rows, known_reads(masters, rows["tenant"].unique().to_list()))
         base_sealed = dict(manifest.sealed)
 
         def change(
@@ -77,14 +75,3 @@ def _steps(reader: UsageLogReader, manifest: Manifest, up_to: Cut, rows_max: int
         rows += count
     if any(reached[lane] > manifest.sealed_to(lane) for lane in reached):
         yield Cut(dict(reached))
-
-
-def _reads(chain: MasterChain, tenants: Iterable[str]) -> dict[str, Reads]:
-    """What meters read, by tenant; of a tenant without master data nothing is known, its rows are sealed as text."""
-    found: dict[str, Reads] = {}
-    for tenant in tenants:
-        try:
-            found[tenant] = chain.newest(tenant)[1].rating_book().reads
-        except NotFound:
-            continue
-    return found

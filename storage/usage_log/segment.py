@@ -20,6 +20,7 @@ import polars as pl
 
 from billing.backfills import positions_in
 from billing.usage import EVENT_SCHEMA, INSTANT
+from storage.usage_log.formats import check_readable
 
 HEAD_KEY = "cloudbilling"
 FORMAT = 1
@@ -153,7 +154,7 @@ class SegmentHead:
     @classmethod
     def from_text(cls, text: str) -> SegmentHead:
         form = json.loads(text)
-        assert form["format"] == FORMAT, f"segment format {form['format']} is not known here"
+        check_readable("segment", form["format"], key=f"lane {form['lane']} number {form['number']}")
         return cls(
             lane=form["lane"],
             number=form["number"],

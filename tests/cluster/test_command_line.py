@@ -64,6 +64,22 @@ def test_down_without_a_platform_is_fine(tmp_path: Path) -> None:
     assert (done.returncode, json.loads(done.stdout)["stopped"]) == (0, False)
 
 
+def test_formats_says_what_is_written_and_who_stands_in_the_way_while_nothing_runs(tmp_path: Path) -> None:
+    from storage.object_store import LocalObjectStore
+    from storage.usage_log.formats import OLDEST, declare_reader
+    from storage.usage_log.genesis import open_log
+
+    store = LocalObjectStore(tmp_path / "objects")
+    open_log(store)
+    old = declare_reader(store, {**OLDEST, "sealed": 1}, machine="other")
+    environment = {"CLOUDBILLING_DATA_DIR": str(tmp_path)}
+    assert f"--retired {old}" in call("formats", **environment).stdout
+    shown = json.loads(call("formats", "--retired", old, "--json", **environment).stdout)
+    assert shown["waiting_for"] == []
+    assert {one["kind"]: one["written"] for one in shown["formats"]}["manifest"] == 2
+    assert call("formats", "--retired", old, **environment).returncode == 2, "NotFound is a wrong call"
+
+
 def test_a_command_that_cannot_reach_the_platform_ends_with_three_and_helpful_words(tmp_path: Path) -> None:
     (tmp_path / "admin.key").write_text("cb_x")
     done = call("tenants", "list", CLOUDBILLING_DATA_DIR=str(tmp_path), CLOUDBILLING_PORT="1", timeout=120)

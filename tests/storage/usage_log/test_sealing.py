@@ -122,7 +122,7 @@ def test_sealed_rows_carry_what_meters_read_and_their_text_stays_as_it_was_sent(
 ) -> None:
     cut = fill(store, 0, 300)
     before = rows(store, cut)
-    monkeypatch.setattr("storage.usage_log.sealing._reads", lambda chain, tenants: READS)
+    monkeypatch.setattr("storage.usage_log.sealing.known_reads", lambda chain, tenants: READS)
     seal(store, Cut({0: cut.positions[0] - 2, 1: cut.positions[1]}))
     frames = UsageLogReader(store).scan(TENANT, cut, typed=True)
     typed = pl.concat(list(frames), how="diagonal_relaxed").sort("lane", "number", "row")
