@@ -25,7 +25,7 @@ from actors.live_figures import LiveFigures, MasterSource
 from actors.tenant_clocks import TenantClocks, clock_rows
 from billing.errors import BillingError, Conflict, Unavailable
 from billing.live_state import LiveState
-from storage.object_store import ObjectStore
+from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.backfills import ids_of_rows, marker_ids
 from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
 from storage.usage_log.clock import Clock
@@ -443,7 +443,11 @@ class LaneState:
             return
         # A partition that just arrived may have brought a newer entry: its runs hold ids that this one's do not.
         newest = max(entry, self.manifest, key=lambda one: one.number)
-        self.runs = self.runs.with_runs(self._store, newest.runs, self._cache)
+        try:
+            self.runs = self.runs.with_runs(self._store, newest.runs, self._cache)
+        except StoreUnavailable:  # this process slept longer than merged runs are kept: the newest entry has them all
+            newest = self._chain.newest()
+            self.runs = self.runs.with_runs(self._store, newest.runs, self._cache)
         self.manifest = newest
         self.checkpoint_number = entry.snapshots[self.lane].number
         covered = entry.ids_covered(self.lane)

@@ -33,7 +33,9 @@ from billing.errors import BillingError, Conflict, InvalidInput, Unavailable
 from billing.live_state import LiveState
 from storage.object_store import LocalObjectStore, StoreAddress
 from storage.usage_log.genesis import open_log
+from storage.usage_log.housekeeping import MERGES_MAX, Housekeeping
 from storage.usage_log.lane import count_lanes
+from storage.usage_log.merging import merge_some
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
 
@@ -216,21 +218,28 @@ class SupervisorActor:
             self._moving.release()
 
     def _maintain(self, settings: UsageLogSettings) -> None:
-        """Seals the tail of the log when it is long: in a process of its own, which gives its memory back."""
+        """Seals the tail of the log when it is long, merges and deletes: work with rows in processes of their own."""
         store = settings.address.open()
+        keeping = Housekeeping(store, lambda: ray.get(_merge.remote(settings.address), timeout=SEAL_S_MAX))
         while not self._stopping.wait(settings.seal_every_s):
             try:
                 if tail_is_long(store, numbers=settings.tail_numbers):
                     ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
+                keeping.round()
                 self._maintenance_error = ""
             except (RayError, BillingError) as error:  # readers open more objects until the next round
-                self._maintenance_error = f"sealing: {type(error).__name__}: {error}"
+                self._maintenance_error = f"maintenance: {type(error).__name__}: {error}"
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _seal(address: StoreAddress) -> None:
     store = address.open()
     seal(store, UsageLogReader(store).now())
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _merge(address: StoreAddress) -> None:
+    merge_some(address.open(), merges_max=MERGES_MAX)
 
 
 def start_usage_log(settings: UsageLogSettings, *, timeout_s: float = 60.0) -> Any:
