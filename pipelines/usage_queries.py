@@ -33,6 +33,7 @@ from storage.sql.database import Database
 from storage.usage_log.backfills import backfills_at, changed_backfills
 from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
+from storage.usage_log.segment import RowKind
 
 TENANTS_MAX = 32  # whose views a process keeps
 ANSWERS_MAX = 256  # "so far" of customers that are kept until the log or the master data moves
@@ -196,6 +197,7 @@ class UsageQueries:
         view = self._view(tenant_id, master, now)
         sums = [int(view.counts[name].sum()) for name in ("stored", "suspended", "voided")]
         counted = int(self._reader.counters(view.cut, tenant_id)["stored"].sum())
+        counted -= sum(one.rows for one in self._reader.erased(view.cut, tenant_id) if one.kind == int(RowKind.USAGE))
         return Proof(*sums, counted=counted + backfills_at(self._reader, tenant_id, view.cut).events)
 
     def months(self, tenant_id: str, master: MasterData, now: datetime) -> list[date]:

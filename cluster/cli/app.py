@@ -584,6 +584,24 @@ def formats(
     work.show(retired, as_json)
 
 
+@app.command()
+def forget(
+    tenant_id: str = typer.Option(..., "--tenant", help="Id of the tenant (`cloudbilling tenants list --json`)."),
+    customer_key: list[str] = typer.Option([], "--customer-key", help="Everything that names it goes. Repeatable."),
+    before: str = typer.Option(None, "--before", help="Only usage before this day (UTC); without keys of all."),
+    rule: str = typer.Option(..., "--rule", help="The law or wish; kept with the proof, so nothing about the person."),
+    by: str = typer.Option(..., "--by", help="Who does it; kept in the trail."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only count the rows."),
+    snapshots: bool = typer.Option(False, "--snapshots", help="Drop all snapshots also where no row was found."),
+    as_json: bool = AsJson,
+) -> None:
+    """Erase usage from the log and leave what proves the sums (docs/forgetting.md)."""
+    from cluster.cli import forget as work
+
+    moment = day(before, "--before")
+    work.forget(work.Wish(tenant_id, tuple(customer_key), moment, rule, by), dry_run, snapshots, as_json)
+
+
 def day(text: str | None, option: str) -> Any:
     """A date of the command line; a wrong call in words otherwise."""
     if text is None:

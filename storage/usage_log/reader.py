@@ -23,6 +23,7 @@ from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.recent_heads import recent_heads
 from storage.usage_log.segment import (
     ROW_SCHEMA,
+    ErasedGroup,
     RowKind,
     SegmentHead,
     StoredSegment,
@@ -402,7 +403,7 @@ class UsageLogReader:
     def counters(self, cut: Cut, tenant_id: str | None = None) -> pl.DataFrame:
         """What the writers counted: stored events and repeats by tenant and day of reception (UTC).
 
-        Reads every head up to the cut; lanes are never deleted yet, so the heads are all there.
+        Reads every head up to the cut: lane numbers are never deleted, and keep their heads when rows are erased.
         """
         totals: dict[tuple[str, date], list[int]] = {}
         for lane, last in cut.positions.items():
@@ -422,6 +423,12 @@ class UsageLogReader:
             },
             schema={"tenant": pl.String, "day": pl.Date, "stored": pl.Int64, "duplicates": pl.Int64},
         )
+
+    def erased(self, cut: Cut, tenant_id: str) -> Iterator[ErasedGroup]:
+        """What was erased of a tenant, segment by segment: reads every head up to the cut."""
+        for lane, last in cut.positions.items():
+            for head in self._heads(lane, 0, last):
+                yield from (group for group in head.erased if group.tenant == tenant_id)
 
 
 def cut_key(name: str) -> str:

@@ -24,6 +24,7 @@ from storage.usage_log.formats import check_readable
 
 HEAD_KEY = "cloudbilling"
 FORMAT = 1
+ERASED_FORMAT = 2  # of one that rows were erased from (storage/usage_log/erasing.py)
 NUMBERS_PER_FOLDER = 10_000
 SEGMENT_BYTES_MAX = 4 * 1024 * 1024  # one fsync or one PUT; beyond it both get slow
 COMPRESSION_LEVEL = 1
@@ -52,6 +53,7 @@ class RowKind(IntEnum):
     FOREIGN_STATE = 18  # usage of a customer that another lane keeps, as his home lane was told of it
     BUDGETS_MOVED = 19  # what is followed of a customer's budgets, by the lane that lets his partition go
     BACKFILL_NOTED = 17  # a step of a backfill; 8 and 9 are those that decide
+    ERASED = 19  # was a row: only its tenant, partition and position are left; the head proves what it was
 
 
 CHANGES = (
@@ -108,6 +110,25 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class ErasedGroup:
+    """Rows that were erased from one segment: how many, their sums, and the root of a Merkle tree over them.
+
+    `customer` is a keyed hash of the customer key; who knows the key can find its groups, nobody can read it here.
+    """
+
+    tenant: str
+    customer: str
+    kind: int
+    type: str
+    month: str  # of `time`, UTC: 2026-05
+    rows: int
+    sums: Mapping[str, str]  # property that a meter reads -> exact sum
+    root: str
+    rule: str  # under which it was erased
+    erased_us: int
+
+
+@dataclass(frozen=True)
 class SegmentHead:
     lane: int
     number: int
@@ -123,6 +144,8 @@ class SegmentHead:
     clocks: Mapping[str, int] = field(default_factory=dict)  # tenants with a time of their own -> their received_at
     changed: frozenset[str] = frozenset()  # tenants with rows that say how events count (CHANGES)
     rests_on: Mapping[int, int] = field(default_factory=dict)  # other lanes' numbers: a cut with this one has them, too
+    erased: tuple[ErasedGroup, ...] = ()
+    digest: str = ""  # of the bytes as they were written, where rows were erased from them later
 
     @property
     def log_time(self) -> datetime:
@@ -130,7 +153,7 @@ class SegmentHead:
 
     def to_text(self) -> str:
         form = {
-            "format": FORMAT,
+            "format": ERASED_FORMAT if self.erased else FORMAT,
             "lane": self.lane,
             "number": self.number,
             "kind": "epoch" if self.is_epoch else "segment",
@@ -149,6 +172,8 @@ class SegmentHead:
             form["changed"] = sorted(self.changed)
         if self.rests_on:
             form["rests_on"] = {str(lane): number for lane, number in self.rests_on.items()}
+        if self.erased:
+            form |= {"digest": self.digest, "erased": [{**vars(one), "sums": dict(one.sums)} for one in self.erased]}
         return json.dumps(form, separators=(",", ":"))
 
     @classmethod
@@ -170,6 +195,8 @@ class SegmentHead:
             clocks=form.get("clocks", {}),
             changed=frozenset(form.get("changed", ())),
             rests_on={int(lane): number for lane, number in form.get("rests_on", {}).items()},
+            erased=tuple(ErasedGroup(**one) for one in form.get("erased", ())),
+            digest=form.get("digest", ""),
         )
 
 
@@ -182,7 +209,8 @@ class StoredSegment:
 
     @property
     def digest(self) -> str:
-        return digest_of(self.data)
+        """Of the bytes as they were written: the next number names it."""
+        return self.head.digest or digest_of(self.data)
 
     def rows(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The rows in the order of their positions."""
@@ -219,6 +247,17 @@ def encode_segment(head: SegmentHead, rows: pl.DataFrame | None) -> bytes:
         changed = _changed(head, rows)
         rests_on = _rests_on(rows) if changed else {}
         frame, head = rows, replace(head, rows=rows.height, ranges=ranges, changed=changed, rests_on=rests_on)
+    return _encoded(head, frame)
+
+
+def encode_erased(head: SegmentHead, rows: pl.DataFrame) -> bytes:
+    """The bytes of a segment whose rows lie where they lay and say less; `head` says what it said, and what went."""
+    assert head.erased, f"lane {head.lane} number {head.number}: nothing was erased"
+    assert rows.height == head.rows, f"lane {head.lane} number {head.number}: rows keep their positions"
+    return _encoded(head, rows)
+
+
+def _encoded(head: SegmentHead, frame: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.write_parquet(
         buffer,

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from billing.typed_columns import NO_READS
 from deployments.completeness_check import EVERY, CompletenessCheck
 from pipelines.usage_queries import UsageQueries
 from storage.sql import webhooks
+from storage.usage_log.erasing import Erasure, without
+from storage.usage_log.genesis import read_genesis
 from storage.usage_log.lane import walk
 from storage.usage_log.reader import UsageLogReader
-from storage.usage_log.segment import encode_segment
+from storage.usage_log.segment import encode_segment, segment_key
 from tests.deployments.conftest import Api, Tenant
 from tests.deployments.test_amendments_over_rest import event, send
 
@@ -49,6 +52,23 @@ def test_a_log_that_is_whole_is_noted_once_a_day(api: Api) -> None:
     while check.round():
         pass
     assert checked(tenant)["stored"] == 4
+
+
+def test_rows_that_were_erased_with_a_proof_are_no_difference(api: Api) -> None:
+    tenant = api.tenant()
+    tenant.catalog()
+    send(tenant, *[event(f"kept{n}") for n in range(3)], *[event(f"gone{n}", customer="nobody") for n in range(2)])
+    store = api.services.store
+    genesis = read_genesis(store)
+    assert genesis is not None
+    erasure = Erasure(tenant.id, "GDPR 17", ("nobody",))
+    for lane in range(3):
+        for segment in walk(store, lane, 0):
+            if tenant.id in segment.head.counters and segment.rows().filter(erasure.chosen()).height:
+                key = segment_key(lane, segment.head.number)
+                store.put(key, without(segment, erasure, genesis.seed, NO_READS, 1))
+    found = checker(api, [datetime.now(UTC)]).check(tenant.id)
+    assert (found.stored, found.counted, found.complete) == (3, 3, True)
 
 
 def test_a_row_that_is_gone_is_an_alarm_in_log_api_and_webhook(api: Api, caplog: pytest.LogCaptureFixture) -> None:
