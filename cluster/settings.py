@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     object_store_endpoint: str = Field("", description="Endpoint of the S3 service, if it is not AWS.")
     object_store_key: str = Field("", description="Access key of the S3 service.", repr=False)
     object_store_secret: str = Field("", description="Secret of the S3 service.", repr=False)
+    object_store_claims: bool = Field(
+        False,
+        description="The object store has no conditional put: rows of `DATABASE_URL` decide who creates an object.",
+    )
     shards: int = Field(
         0, ge=0, le=256, description="Rating shards of a new usage log. 0: half the cores, at least one."
     )
@@ -99,6 +103,13 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("object_store_claims")
+    @classmethod
+    def _claims(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("database_url"):
+            raise ValueError("needs DATABASE_URL: a PostgreSQL that is there before the object store")
+        return value
+
     @field_validator("webhook_networks")
     @classmethod
     def _networks(cls, value: str) -> str:
@@ -137,7 +148,8 @@ class Settings(BaseSettings):
         from storage.object_store import StoreAddress  # here: it loads what the command line does not need
 
         key, secret = self.object_store_key or None, self.object_store_secret or None
-        return StoreAddress(url, self.object_store_endpoint or None, key, secret)
+        claims = self.database_url if self.object_store_claims else None
+        return StoreAddress(url, self.object_store_endpoint or None, key, secret, claims)
 
     def archive_signing(self) -> Any:
         """How this platform signs the roots of its archive (deployments.wiring.ArchiveSigning)."""

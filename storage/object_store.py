@@ -100,9 +100,16 @@ class StoreAddress:
     endpoint_url: str | None = None
     key: str | None = None
     secret: str | None = field(default=None, repr=False)
+    claims_dsn: str | None = field(default=None, repr=False)  # PostgreSQL decides who creates a key, not the store
 
     def open(self) -> ObjectStore:
-        return open_object_store(self.url, endpoint_url=self.endpoint_url, key=self.key, secret=self.secret)
+        store = open_object_store(self.url, endpoint_url=self.endpoint_url, key=self.key, secret=self.secret)
+        if self.claims_dsn is None:
+            return store
+        from storage.claimed_store import ClaimedStore  # here: other stores need no driver of SQL
+        from storage.sql.database import Database
+
+        return ClaimedStore(store, Database(self.claims_dsn, size_max=4), self.url)
 
 
 def probe(store: ObjectStore) -> None:

@@ -46,6 +46,14 @@ def test_an_address_beyond_loopback_is_refused(monkeypatch: pytest.MonkeyPatch) 
         Settings()
 
 
+def test_claims_of_objects_need_a_database_that_is_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUDBILLING_OBJECT_STORE_CLAIMS", "true")
+    with pytest.raises(ValidationError, match="needs DATABASE_URL"):
+        Settings()
+    monkeypatch.setenv("CLOUDBILLING_DATABASE_URL", "postgresql://h/db")
+    assert Settings().store_address().claims_dsn == "postgresql://h/db"
+
+
 def test_settings_do_not_change_after_the_start() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 9  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.claimed_store import ClaimedStore
 from storage.object_store import (
     LocalObjectStore,
     ObjectStore,
@@ -20,16 +22,28 @@ from storage.object_store import (
     open_object_store,
     probe,
 )
+from storage.sql.database import Database
 from tests.s3_server import S3Server
 from tests.usage_log_support import Hooked
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.services)])
+@pytest.fixture(params=["local", "claimed", pytest.param("s3", marks=pytest.mark.services)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "local":
         return LocalObjectStore(tmp_path / "store")
+    if request.param == "claimed":
+        database: Database = request.getfixturevalue("database")
+        return ClaimedStore(Unconditional(tmp_path / "store"), database, str(tmp_path))
     server: S3Server = request.getfixturevalue("s3_server")
     return server.store(tmp_path.name)
+
+
+class Unconditional(LocalObjectStore):
+    """A store whose every write replaces what was there, as object stores without a conditional put do."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.put(key, data)
+        return True
 
 
 def test_the_probe_accepts_the_store_and_leaves_nothing_behind(store: ObjectStore) -> None:
@@ -117,6 +131,112 @@ def test_a_lane_on_s3_is_fenced_like_one_in_a_directory(s3_server: S3Server) -> 
     first.stop()
     second.stop()
     assert len(logged_ids(store)) == 110
+
+
+class Died(Exception):
+    pass
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("step", range(1, 12))
+def test_a_creator_that_dies_at_any_step_has_either_decided_or_not(
+    database: Database, tmp_path: Path, step: int
+) -> None:
+    """Then others come: they agree, whatever it left; and the late put of the dead one changes nothing."""
+    left = step
+    late: list[tuple[str, bytes]] = []
+
+    class Dying(Unconditional):
+        def _count(self, key: str, data: bytes = b"") -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if data:
+                    late.append((key, data))
+                raise Died
+
+        def put(self, key: str, data: bytes) -> None:
+            self._count(key, data)
+            super().put(key, data)
+            self._count(key)
+
+        def exists(self, key: str) -> bool:
+            self._count(key)
+            return super().exists(key)
+
+        def delete(self, key: str) -> None:
+            self._count(key)
+            super().delete(key)
+
+    plain = Unconditional(tmp_path / "store")
+    name = str(tmp_path)
+    answered = None
+    with contextlib.suppress(Died):
+        answered = ClaimedStore(Dying(tmp_path / "store"), database, name).create("n/1", b"dying")
+    others = [ClaimedStore(plain, database, name) for _ in range(3)]
+    won = [other.create("n/1", b"other %d" % number) for number, other in enumerate(others)]
+    decided = plain.get("n/1")
+    assert won.count(True) <= 1
+    assert decided == (b"other 0" if won[0] else b"dying")
+    assert answered in (None, decided == b"dying")
+    for key, data in late:  # the network kept it for a while
+        plain.put(key, data)
+    assert plain.get("n/1") == decided
+    others[0].delete("n/1")
+    with database.system() as connection:
+        row = connection.execute("SELECT count(*) AS n FROM object_claims WHERE store = %s", (name,)).fetchone()
+    assert row == {"n": 0}
+    assert others[1].create("n/1", b"again")
+
+
+@pytest.mark.postgres
+def test_a_creator_that_looked_long_ago_does_not_replace_what_was_created_meanwhile(
+    database: Database, tmp_path: Path
+) -> None:
+    """It sees nothing, sleeps; another creates, and its row goes; then it claims and wins the row."""
+    plain = Unconditional(tmp_path / "store")
+    other = ClaimedStore(plain, database, "sleeper")
+
+    class Sleeps(Unconditional):
+        slept = False
+
+        def exists(self, key: str) -> bool:
+            found = super().exists(key)
+            if not self.slept:
+                self.slept = True
+                assert other.create(key, b"meanwhile")
+            return found
+
+    assert not ClaimedStore(Sleeps(tmp_path / "store"), database, "sleeper").create("n/1", b"sleeper")
+    assert plain.get("n/1") == b"meanwhile"
+
+
+@pytest.mark.postgres
+def test_without_sql_nothing_is_created_and_the_outcome_is_open(tmp_path: Path) -> None:
+    with Database("host=127.0.0.1 port=1 dbname=none", wait_s=0.2) as away:
+        store = ClaimedStore(Unconditional(tmp_path / "store"), away, "away")
+        with pytest.raises(StoreUnavailable, match="who creates n/1"):
+            store.create("n/1", b"x")
+        assert not store.exists("n/1")
+
+
+@pytest.mark.postgres
+def test_a_lane_over_claims_is_fenced_like_one_with_conditional_puts(server: str, tmp_path: Path) -> None:
+    from actors.rating_shard import RatingShard
+    from tests.usage_log_support import logged_ids, make_events, send
+
+    address = StoreAddress(str(tmp_path / "store"), claims_dsn=server)
+    first = RatingShard(0, address.open())
+    first.start()
+    assert send(first, make_events(100)).verdicts.tolist() == [0] * 100
+    second = RatingShard(0, address.open())
+    second.start()
+    assert send(first, make_events(10, 100)).failed == "unavailable"
+    assert send(second, make_events(110)).verdicts.tolist() == [1] * 100 + [0] * 10
+    first.stop()
+    second.stop()
+    assert len(logged_ids(address.open())) == 110
+    assert server not in repr(address), "a DSN holds a password"
 
 
 def test_a_store_that_overwrites_is_refused_before_anything_is_written(tmp_path: Path) -> None:
