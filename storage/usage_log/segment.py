@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ SEGMENT_BYTES_MAX = 4 * 1024 * 1024  # one fsync or one PUT; beyond it both get 
 COMPRESSION_LEVEL = 1
 
 
+@unique
 class RowKind(IntEnum):
     """What a row of the log says. Senders give USAGE; the rest the lane's writer decides (actors/followers.py)."""
 
@@ -53,7 +54,7 @@ class RowKind(IntEnum):
     FOREIGN_STATE = 18  # usage of a customer that another lane keeps, as his home lane was told of it
     BUDGETS_MOVED = 19  # what is followed of a customer's budgets, by the lane that lets his partition go
     BACKFILL_NOTED = 17  # a step of a backfill; 8 and 9 are those that decide
-    ERASED = 19  # was a row: only its tenant, partition and position are left; the head proves what it was
+    ERASED = 24  # was a row: only its tenant, partition and position are left; the head proves what it was
 
 
 CHANGES = (
