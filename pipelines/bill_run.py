@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,7 @@ from pipelines.bill_run_chunk import (
     compute_chunk,
     gather_usage,
 )
+from pipelines.chunk_failures import Failures
 from pipelines.chunk_results import unpack, unpack_heads
 from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
@@ -91,7 +93,9 @@ Checkpoint = Callable[[str], None]
 class Executor(Protocol):
     """Runs chunk tasks and gives their results as they come, in any order."""
 
-    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]: ...
+    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
+        """What a chunk raised is raised after the results of the others."""
+        ...
 
     def gather(self, task: GatherTask) -> None:
         """Read the usage of all chunks; a repeat is harmless."""
@@ -111,18 +115,28 @@ class InProcess:
         # Two: nearly all of a chunk's time is spent in steps that hold no lock of the interpreter, each on one core. A
         # desk is asked for the credit of one chunk after the other.
         at_once = COMPUTING if self.desk is None else 1
+        failures = Failures()
+        left = iter(tasks)
         with ThreadPoolExecutor(at_once, "compute") as pool:
             waiting: deque[Future[ChunkResult]] = deque()
             try:
-                for task in tasks:
-                    waiting.append(pool.submit(compute_chunk, task, self.store, self.database, self.chain, self.desk))
-                    if len(waiting) >= at_once:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
+                while True:
+                    for task in itertools.islice(left, 0 if failures.is_enough else at_once - len(waiting)):
+                        waiting.append(
+                            pool.submit(compute_chunk, task, self.store, self.database, self.chain, self.desk)
+                        )
+                    if not waiting:
+                        break
+                    try:
+                        result = waiting.popleft().result()
+                    except Exception as error:  # noqa: BLE001 - raised at the end, whatever it is
+                        failures.note(error)
+                        continue
+                    yield result
             finally:
                 while waiting:
                     waiting.popleft().cancel()
+        failures.raise_first()
 
     def gather(self, task: GatherTask) -> None:
         gather_usage(task, self.store, self.database, self.chain)
@@ -133,7 +147,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._next = 0
-        self._stopped = False
+        self._end = sys.maxsize  # from here on nobody passes
         self._changed = Condition()
 
     @contextmanager
@@ -142,7 +156,7 @@ class Turns:
         try:
             yield
         except BaseException:
-            self.stop()
+            self.stop(number)
             raise
         self.wait(number)
         with self._changed:
@@ -151,13 +165,14 @@ class Turns:
 
     def wait(self, number: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._next >= number)
-            if self._stopped:
+            self._changed.wait_for(lambda: self._end <= number or self._next >= number)
+            if self._end <= number:
                 raise Unavailable("a chunk before this one could not be made final; drive the run again")
 
-    def stop(self) -> None:
+    def stop(self, number: int = 0) -> None:
+        """Let nobody pass from this number on; those before it may, they are complete without it."""
         with self._changed:
-            self._stopped = True
+            self._end = min(self._end, number)
             self._changed.notify_all()
 
 
@@ -463,14 +478,16 @@ class BillRunDriver:
         While one chunk takes its numbers, the next is brought into its own transaction with all that needs none.
         """
         run_id = str(run["id"])
+        with self._database.tenant(tenant_id) as connection:
+            left = [one["chunk"] for one in bill_runs.chunks(connection, run_id) if one["state"] == "computed"]
         order, turns = Turns(), Turns()
         with ThreadPoolExecutor(FINALISING, "finalise") as pool:
             waiting: deque[Future[None]] = deque()
             try:
-                for chunk in range(run["chunks"]):
+                for turn, chunk in enumerate(left):
                     if not self._may_go_on(tenant_id, run_id):
-                        return False
-                    waiting.append(pool.submit(self._finalise_chunk, tenant_id, run, chunk, order, turns))
+                        break  # what has begun comes to its end
+                    waiting.append(pool.submit(self._finalise_chunk, tenant_id, run, chunk, turn, order, turns))
                     while len(waiting) >= FINALISING or (waiting and waiting[0].done()):
                         self._finalised(tenant_id, waiting.popleft())
                 while waiting:
@@ -493,10 +510,12 @@ class BillRunDriver:
         self._bring_moves(tenant_id)
         self._checkpoint("credit settled")
 
-    def _finalise_chunk(self, tenant_id: str, run: Mapping[str, Any], chunk: int, order: Turns, turns: Turns) -> None:
+    def _finalise_chunk(
+        self, tenant_id: str, run: Mapping[str, Any], chunk: int, turn: int, order: Turns, turns: Turns
+    ) -> None:
         run_id = str(run["id"])
-        with turns.of(chunk), self._database.tenant(tenant_id) as connection:
-            with order.of(chunk):  # ids rise with the numbers, too
+        with turns.of(turn), self._database.tenant(tenant_id) as connection:
+            with order.of(turn):  # ids rise with the numbers, too
                 row = bill_runs.chunk_for_update(connection, run_id, chunk)
                 if row["state"] != "computed":
                     return  # another driver was here
@@ -505,11 +524,11 @@ class BillRunDriver:
                 result = unpack(data)
                 held = {one["customer"] for one in run["parked"]}
                 columns = result.columns.without(held)
-                order.wait(chunk)
+                order.wait(turn)
                 ids = finalising.new_ids(columns.count)
             heads = self._heads(connection, tenant_id, run, columns.documents)
             staged = finalising.stage(connection, tenant_id, ids, columns, heads, self._clock())
-            turns.wait(chunk)
+            turns.wait(turn)
             numbers = finalising.number(connection, staged)
             with_wallet = self._chain.at(tenant_id, run["master_number"]).wallet_customers
             without = {one["customer"] for one in result.parked if one["customer"] in with_wallet}

@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from billing.errors import BillingError, Unavailable
 from pipelines.bill_run_chunk import compute_chunk, gather_usage
+from pipelines.chunk_failures import Failures
 from pipelines.run_credit import DeskAddress, WalletDesk
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
@@ -41,7 +42,7 @@ class RayExecutor:
     desk: DeskAddress | None = None  # the way to the lanes, where the work needs one: it is opened where it runs
 
     def compute(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Results in any order. Raises what a chunk raised; Unavailable when its worker was lost again and again."""
+        """Results in any order, then what a chunk raised; Unavailable when its worker was lost again and again."""
         waiting = iter(tasks)
         first = list(islice(waiting, 2))
         if len(first) < 2:  # a single chunk gains nothing from another process
@@ -50,21 +51,28 @@ class RayExecutor:
             return
         window = WINDOW_PER_PROCESSOR * max(1, int(ray.cluster_resources().get("CPU", 1)))
         running: dict[Any, Any] = {self._send(task): task for task in first}
+        failures = Failures()
         try:
             while running:
-                for task in islice(waiting, window - len(running)):
+                for task in islice(waiting, 0 if failures.is_enough else window - len(running)):
                     running[self._send(task)] = task
                 done, _ = ray.wait(list(running), num_returns=1, timeout=self.patience_s)
-                if done:
-                    del running[done[0]]
-                    yield _result(done[0])
-                else:
-                    reference, task = running.popitem()  # the one sent last, most likely not begun
-                    ray.cancel(reference)
-                    yield self._here(task)
+                try:
+                    if done:
+                        del running[done[0]]
+                        result = _result(done[0])
+                    else:
+                        reference, task = running.popitem()  # the one sent last, most likely not begun
+                        ray.cancel(reference)
+                        result = self._here(task)
+                except Exception as error:  # noqa: BLE001 - raised at the end, whatever it is
+                    failures.note(error)
+                    continue
+                yield result
         finally:
             for reference in running:
                 ray.cancel(reference)
+        failures.raise_first()
 
     def gather(self, task: Any) -> None:
         """Read the usage of a whole run in one task: it is one reading, however many chunks there are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,3 +52,28 @@ def test_a_run_on_ray_makes_the_same_documents_although_a_worker_is_killed(ray_h
             assert outcomes[0] == outcomes[1]
         finally:
             server.stop()
+
+
+def test_what_a_chunk_raises_comes_after_the_results_of_the_others(ray_here: Any, tmp_path: Path) -> None:
+    from pipelines.ray_tasks import RayExecutor
+
+    @dataclass(frozen=True)  # in here, so that it travels by value: workers do not know this module
+    class Part:
+        number: int
+        title: str = "a part"
+
+    def odd(part: Part, *stores: Any) -> int:
+        if part.number == 1:
+            raise RuntimeError("this part breaks")
+        return part.number
+
+    executor = RayExecutor(StoreAddress(str(tmp_path)), "host=/nowhere dbname=none", work=odd)
+    found: list[int] = []
+
+    def collect() -> None:
+        for number in executor.compute(Part(number) for number in range(6)):
+            found.append(number)
+
+    with pytest.raises(RuntimeError, match="this part breaks"):
+        collect()
+    assert sorted(found) == [0, 2, 3, 4, 5]

@@ -8,22 +8,26 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import polars as pl
 import pytest
 from test_run_guards import balances, documents, plain_world, settle
 
+import pipelines.bill_run as bill_run
 import pipelines.run_reversal as run_reversal
 from billing.credit_notes import CreditLine, credit_note
-from billing.errors import Conflict
+from billing.errors import Conflict, Unavailable
 from billing.settle import BilledDocument
 from billing.usage import EVENT_SCHEMA
-from pipelines.bill_run import BillRunDriver
+from pipelines.bill_run import BillRunDriver, Turns
+from pipelines.bill_run_chunk import ChunkTask, compute_chunk
+from pipelines.chunk_failures import FAILURES_MAX, Failures
 from pipelines.run_schedule import outlook, shown, start_due
 from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
-from storage.sql import bill_runs, invoices, steps, tenants
+from storage.sql import bill_runs, finalising, invoices, steps, tenants
 from storage.sql.database import Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
@@ -252,3 +256,105 @@ def test_a_customer_of_an_unknown_legal_entity_is_parked_with_the_reason_until_i
 def test_payment_days_of_any_kind_make_a_date(said: Any, due_on: str) -> None:
     assert str(invoices.due_on(date(2026, 3, 1), "invoice", {"payment_days": said})) == due_on
     assert str(invoices.due_on(date(2026, 3, 1), "invoice", {})) == "2026-03-15"
+
+
+def states(database: Database, tenant_id: str, run_id: str) -> list[str]:
+    with database.tenant(tenant_id) as connection:
+        return [chunk["state"] for chunk in bill_runs.chunks(connection, run_id)]
+
+
+def ends_well(world: World, database: Database, tenant_id: str, run_id: str) -> None:
+    """The run is done, its numbers are in the order of the customers, and the log gives the same."""
+    driver = world.driver(database)
+    assert driver.drive(tenant_id, run_id)["state"] == "done"
+    rows = documents(database, tenant_id, run_id)
+    assert [row["customer"] for row in rows] == [f"c{number}" for number in range(CUSTOMERS)]
+    numbers = [row["number"] for row in rows if row["type"] == "invoice"]
+    assert numbers == sorted(numbers)
+    assert verify_run(database, LocalObjectStore(world.directory), driver._chain, tenant_id, run_id).proven
+    with database.tenant(tenant_id) as connection:
+        assert invoices.number_gaps(connection) == []
+
+
+def test_chunks_beside_one_that_cannot_be_computed_pass_and_a_resume_computes_it_alone(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant_id = world.make_tenant()
+    driver = world.driver(database)
+    run_id = driver.plan(tenant_id, MARCH, "ann")["id"]
+    computed: list[int] = []
+
+    def odd(task: ChunkTask, *stores: Any) -> Any:
+        computed.append(task.chunk)
+        if task.chunk == 1:
+            raise RuntimeError("this chunk breaks")
+        return compute_chunk(task, *stores)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bill_run, "compute_chunk", odd)
+        with pytest.raises(RuntimeError, match="this chunk breaks"):
+            driver.drive(tenant_id, run_id)
+    assert states(database, tenant_id, run_id) == ["computed", "planned", "computed"]
+    assert "this chunk breaks" in driver.get(tenant_id, run_id)["error"]
+    computed.clear()
+
+    def counted(task: ChunkTask, *stores: Any) -> Any:
+        computed.append(task.chunk)
+        return compute_chunk(task, *stores)
+
+    monkeypatch.setattr(bill_run, "compute_chunk", counted)
+    ends_well(world, database, tenant_id, run_id)
+    assert computed == [1]
+
+
+def test_a_chunk_that_is_complete_gets_its_numbers_although_the_next_one_fails(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant_id = world.make_tenant()
+    driver = world.driver(database)
+    run_id = driver.plan(tenant_id, MARCH, "ann")["id"]
+    stage, stop = finalising.stage, Turns.stop
+    failed = Event()
+    staged: list[str] = []
+
+    def stopping(self: Turns, *number: int) -> None:
+        stop(self, *number)
+        failed.set()
+
+    def odd(*given: Any) -> Any:
+        staged.append(given[3].documents["customer"][0])
+        if staged[-1] == "c3":
+            raise RuntimeError("this chunk breaks")
+        assert failed.wait(60)  # the first chunk is ready for its numbers when the second one has failed
+        return stage(*given)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(finalising, "stage", odd)
+        broken.setattr(Turns, "stop", stopping)
+        with pytest.raises(RuntimeError, match="this chunk breaks"):
+            driver.drive(tenant_id, run_id)
+    assert states(database, tenant_id, run_id) == ["finalised", "computed", "computed"]
+    assert "this chunk breaks" in driver.get(tenant_id, run_id)["error"]
+    staged.clear()
+
+    def counted(*given: Any) -> Any:
+        staged.append(given[3].documents["customer"][0])
+        return stage(*given)
+
+    monkeypatch.setattr(finalising, "stage", counted)
+    ends_well(world, database, tenant_id, run_id)
+    assert sorted(staged) == ["c3", "c6"]  # two at a time: either may be ready first
+
+
+def test_what_fails_again_and_again_or_for_all_begins_no_more_chunks() -> None:
+    failures = Failures()
+    failures.raise_first()
+    for number in range(FAILURES_MAX):
+        assert not failures.is_enough
+        failures.note(RuntimeError(f"chunk {number}"))
+    assert failures.is_enough
+    with pytest.raises(RuntimeError, match="chunk 0"):
+        failures.raise_first()
+    away = Failures()
+    away.note(Unavailable("the database is away"))
+    assert away.is_enough
