@@ -12,6 +12,7 @@ from deployments.front.contracts.previews import routes as preview_routes
 from deployments.front.contracts.routes import routes as contracts_routes
 from deployments.front.documents.archive import routes as archive_routes
 from deployments.front.documents.bill_runs import routes as bill_run_routes
+from deployments.front.documents.layouts import routes as layout_routes
 from deployments.front.documents.line import routes as line_routes
 from deployments.front.documents.routes import routes as documents_routes
 from deployments.front.operations.routes import routes as operations_routes
@@ -55,6 +56,7 @@ def front_router(services: Services) -> APIRouter:
         line_routes,  # before the documents, whose path takes every longer one
         documents_routes,
         bill_run_routes,
+        layout_routes,
         archive_routes,
         operations_routes,
         settings_routes,

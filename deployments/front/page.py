@@ -96,6 +96,7 @@ MODULES = (
         (
             Area("bill_runs", "/bill-runs", "billing:read"),
             Area("invoices", "/invoices", "billing:read"),
+            Area("layouts", "/layouts", "billing:read"),
             Area("archive", "/archive", "archive:read"),
         ),
     ),
