@@ -387,7 +387,7 @@ class BillRunDriver:
             if any(chunk["state"] == "planned" for chunk in found):
                 return False  # paused or cancelled meanwhile
             parked = [one for chunk in found for one in chunk["parked"]]
-            documented = (self._documents_of(chunk).documents["customer"].to_list() for chunk in found)
+            documented = (self._documents_of(chunk)[0]["customer"].to_list() for chunk in found)
             tenant = tenants.by_id(connection, tenant_id)
             settings = billing_settings.of(connection, tenant.kind)
             master = self._chain.at(tenant_id, run["master_number"])
