@@ -16,7 +16,7 @@ from typing import Protocol
 
 from actors.rating_shard import ShardStatus
 
-HUNG_S = 2.5  # without an answer although the process is there: a thread of its own answers, in milliseconds
+HUNG_S = 4.0  # without an answer although the process is there: a thread of its own answers, in milliseconds
 HUNG_S_MAX = 20.0  # of a lane that was replaced for it again and again: a machine that starves is not helped by starts
 CALM_S = 60.0  # after which a silence is the first one again
 ABSENT_S_MAX = (
@@ -98,6 +98,8 @@ class ShardSupervisor:
         for lane, beat in zip(lanes, self._beats(lanes), strict=True):
             watch = self._watches.setdefault(lane, _Watch(since_s=asked_s))
             now_s = self.now_s()
+            if beat.health is Health.SILENT and watch.health is Health.RESTARTING:
+                beat = Beat(Health.RESTARTING)  # nobody can answer yet: a second start would only delay the first
             if beat.health is not watch.health:
                 # A silence began at the latest when the question was asked that nobody answered.
                 watch.health, watch.since_s = beat.health, asked_s if beat.health is Health.SILENT else now_s

@@ -43,7 +43,7 @@ from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
 
 SUPERVISOR_NAME = "usage-supervisor"
 BEAT_S = 0.5  # between two looks
-BEAT_TIMEOUT_S = 1.0
+BEAT_TIMEOUT_S = 2.0  # of a shard that restarts Ray says so after a second at the earliest
 STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
 MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
@@ -211,7 +211,7 @@ class SupervisorActor:
     def stop(self) -> None:
         """Stop watching and end the shards; what they have queued is committed first."""
         self._stopping.set()
-        self._thread.join(BEAT_TIMEOUT_S * 4)
+        self._thread.join(BEAT_TIMEOUT_S * 2)
         host = self._supervisor.host
         for lane in range(self._supervisor.lanes):
             host.end(lane)

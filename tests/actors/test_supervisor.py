@@ -89,21 +89,31 @@ def test_a_lane_that_falls_silent_again_and_again_is_given_more_time_each_time_a
             seconds += 1
         waited.append(seconds)
         world.look(2)
-    assert waited == [3, 5, 10, 20, 20]
+    assert waited == [4, 8, 16, 20, 20]
     world.look(CALM_S + 1)
     world.beats[0] = Beat(Health.SILENT)
-    assert world.look(HUNG_S + 1) == []
+    assert world.look(HUNG_S) == []
     assert world.look(1) == [("end", 0), ("start", 0)]
+
+
+def test_a_crashed_shard_that_does_not_answer_yet_is_no_hung_one() -> None:
+    world = World()
+    world.look(5)
+    world.beats[0] = Beat(Health.RESTARTING)
+    assert world.look(1) == []
+    world.beats[0] = Beat(Health.SILENT)
+    assert world.look(RESTARTING_S_MAX - 2) == []
+    assert world.look(5) == [("end", 0), ("start", 0)], "for ever it is not waited for either"
 
 
 def test_a_silence_counts_from_the_question_that_nobody_answered() -> None:
     world = World()
     world.look(5)
     world.beats[0] = Beat(Health.SILENT)
-    world.answers_after_s = 1.0
+    world.answers_after_s = 2.0
     world.supervisor.reconcile()
     world.now += 0.5
-    assert world.look(1) == [("end", 0), ("start", 0)], "asked at 0, again at 1.5, no answer until 2.5"
+    assert world.look(1) == [("end", 0), ("start", 0)], "asked at 0, again at 2.5, no answer until 4.5"
 
 
 def test_lanes_that_hang_together_are_found_together() -> None:
