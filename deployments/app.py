@@ -11,6 +11,7 @@ from actors.accounts_desk import AccountsDesk
 from actors.backfill_desk import BackfillDesk
 from actors.budget_desk import BudgetDesk
 from deployments import (
+    access_reports,
     accounts,
     administration,
     amendments,
@@ -58,6 +59,7 @@ PARTS = (
         backfills,
         explanations,
         previews,
+        access_reports,
         simulations,
         budgets,
         webhooks,

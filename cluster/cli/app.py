@@ -25,6 +25,7 @@ tenants = typer.Typer(no_args_is_help=True, help="Tenants: who runs the billing.
 invoices = typer.Typer(no_args_is_help=True, help="Invoices and credit notes.", rich_markup_mode=None)
 invoice = typer.Typer(no_args_is_help=True, help="Any invoice: JSON to files and back.", rich_markup_mode=None)
 archive = typer.Typer(no_args_is_help=True, help="The archive: find, fetch, keep, delete.", rich_markup_mode=None)
+customer = typer.Typer(no_args_is_help=True, help="What is kept about a customer.", rich_markup_mode=None)
 verify = typer.Typer(no_args_is_help=True, help="Prove what is stored.", rich_markup_mode=None)
 usage_app = typer.Typer(help="What a customer has used, and what it costs so far; backfills.", rich_markup_mode=None)
 webhooks = typer.Typer(
@@ -44,6 +45,7 @@ for name, group in (
     ("invoice", invoice),
     ("archive", archive),
     ("verify", verify),
+    ("customer", customer),
     ("usage", usage_app),
     ("lanes", lanes),
 ):
@@ -586,6 +588,20 @@ def formats(
     from cluster.cli import formats as work
 
     work.show(retired, as_json)
+
+
+@customer.command("access-report")
+def customer_access_report(
+    code: str = typer.Argument(help="Code of the customer."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Every store with what it keeps about a customer, and what becomes of it on erasure."""
+    from cluster.cli import customer as work
+
+    work.access_report(code, tenant, key, url, as_json)
 
 
 @app.command()
