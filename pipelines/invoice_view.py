@@ -75,8 +75,8 @@ def _date(value: date, pattern: str, locale: str) -> str:
 
 
 @lru_cache(maxsize=1_000)
-def _country(code: str, locale: str) -> str:
-    return Locale.parse(locale).territories.get(code, code)
+def _country(code: str | None, locale: str) -> str:
+    return Locale.parse(locale).territories.get(code, code) if code else ""
 
 
 @cache

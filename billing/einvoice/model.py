@@ -37,9 +37,10 @@ class Identifier:
 
 @dataclass(frozen=True)
 class Address:
-    """BG-5, BG-8, BG-12, BG-15. Only the country is needed by the standard."""
+    """BG-5, BG-8, BG-12, BG-15. Only the country is needed by the standard (BR-09, BR-11): an e-invoice without it is
+    refused, but Factur-X MINIMUM has no address of the buyer, and must be readable."""
 
-    country: str
+    country: str | None = None
     street: str | None = None
     line_two: str | None = None
     line_three: str | None = None
@@ -508,9 +509,9 @@ def _write(value: object) -> object:
     if isinstance(value, tuple):
         return [_write(one) for one in cast(tuple[object, ...], value)]
     if is_dataclass(value):
-        names = [name for name, _, _ in fields_of(type(value))]
-        members = ((name, cast(object, getattr(value, name))) for name in names)
-        return {name: _write(member) for name, member in members if member not in (None, (), "")}
+        known = fields_of(type(value))
+        members = ((name, cast(object, getattr(value, name)), needed) for name, _, needed in known)
+        return {name: _write(member) for name, member, needed in members if needed or member not in (None, (), "")}
     return value
 
 

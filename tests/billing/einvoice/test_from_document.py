@@ -239,7 +239,7 @@ def test_every_bad_field_is_named_by_a_pointer() -> None:
     with pytest.raises(InvalidInput) as refused:
         Invoice.from_json(form)
     assert {one.pointer for one in refused.value.errors} == {
-        "/colour", "/issued_on", "/lines/0/quantity", "/lines/0/tax/category", "/seller/name", "/buyer/address/country",
+        "/colour", "/issued_on", "/lines/0/quantity", "/lines/0/tax/category", "/seller/name",
         "/number",
     }  # fmt: skip
 
