@@ -24,6 +24,7 @@ from billing.einvoice.cii import to_cii
 from billing.einvoice.from_document import Issue, invoice_of
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoice
+from billing.einvoice.usage_record import with_usage_record
 from billing.errors import BillingError, FieldError, InvalidInput
 from pipelines.factur_x import hybrid_of, with_factur_x_metadata
 from pipelines.invoice_rules import ShapeGate
@@ -226,6 +227,8 @@ def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Inv
             issued_on_of=one.issued_on_of,
         ),
     )
+    if invoice.records and _text(one.customer, "usage_record") == "csv":  # for this customer's own sums
+        invoice = with_usage_record(invoice, _language(one.customer))
     return invoice, wants_e_invoice(one.customer, seller.party, buyer, decimals_of(one.document.currency))
 
 

@@ -495,7 +495,9 @@ def _totals(invoice: Invoice, speech: Speech) -> list[list[str]]:
     rows += [(texts["net"], totals.net), (texts["tax"], totals.tax or Decimal(0))]
     if totals.prepaid or totals.rounding:
         rows.append((texts["gross"], totals.gross))
-        rows += [(texts["prepaid"], -totals.prepaid)] if totals.prepaid else []
+        # Beside an earlier invoice it was paid to that one; else it came out of a customer's credit.
+        prepaid = texts["prepaid_before"] if invoice.preceding else texts["prepaid"]
+        rows += [(prepaid, -totals.prepaid)] if totals.prepaid else []
         rows += [(texts["rounding"], totals.rounding)] if totals.rounding else []
     return [[breakable(name), speech.money(amount, currency)] for name, amount in rows]
 

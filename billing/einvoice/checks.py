@@ -72,6 +72,9 @@ def _all(invoice: Invoice, e_invoice: bool, minor_digits: int, slack: Slack) -> 
         yield from _header(invoice)
         yield from _parties(invoice)
         yield from _decimals(invoice)
+    for name, times in Counter(line.id for line in invoice.lines).items():
+        if times > 1:
+            yield Violation("CB-02", f"{times} lines have the id {name}", "/lines")
     step = Decimal(1).scaleb(-max(minor_digits, 2))
     for index, line in enumerate(invoice.lines):
         yield from _line(line, f"/lines/{index}", step, slack.line)
@@ -89,9 +92,6 @@ def _header(invoice: Invoice) -> Iterator[Violation]:
     if invoice.due_on is not None and invoice.due_on < invoice.issued_on:
         yield Violation("CB-01", f"due on {invoice.due_on}, before it is issued on {invoice.issued_on}", "/due_on")
     yield from _period(invoice.period, "BR-29", "BR-CO-19", "/period")
-    for name, times in Counter(line.id for line in invoice.lines).items():
-        if times > 1:
-            yield Violation("CB-02", f"{times} lines have the id {name}", "/lines")
     if invoice.type_code == "381" and not (invoice.preceding or invoice.notes):
         detail = (
             "a credit note names the invoice that it credits (§ 31 (5) UStDV), or says in a note that there is none"

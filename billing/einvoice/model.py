@@ -12,7 +12,8 @@ import binascii
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
@@ -364,11 +365,25 @@ class Invoice:
     @staticmethod
     def from_json(form: object) -> Invoice:
         """Read the JSON form; raise `InvalidInput` with a pointer for every bad field."""
-        return read(Invoice, form)
+        invoice = read(Invoice, form)
+        errors = list(_strangers(invoice))
+        if errors:
+            raise InvalidInput("The invoice data are not valid: " + _first(errors), errors=errors[:ERRORS_MAX])
+        return invoice
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form: decimals and dates as text, nothing that is empty."""
         return write(self)
+
+
+def _strangers(invoice: Invoice) -> Iterator[FieldError]:
+    """What is for people names the lines that there are: a page must never show fewer than the XML has."""
+    lines = Counter(line.id for line in invoice.lines)
+    for place, record in enumerate(invoice.records):
+        if record.line not in lines:
+            yield FieldError(f"/records/{place}/line", f"there is no line {record.line}")
+    if invoice.groups and Counter(line for group in invoice.groups for line in group.lines) != lines:
+        yield FieldError("/groups", "each line stands in one group, and nothing else does")
 
 
 _Value = TypeVar("_Value")

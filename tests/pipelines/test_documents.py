@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -337,6 +338,20 @@ def verapdf() -> Path:
         maven = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib", "-DincludeScope=runtime"]
         subprocess.run(maven, cwd=folder, check=True, timeout=280)
     return folder
+
+
+def test_a_customer_who_wants_it_gets_its_usage_record_as_a_file(gate: ShapeGate) -> None:
+    one = SAMPLES["invoice"]()
+    plain, _ = invoice_for(one, ISSUER, SELLER)
+    assert plain.attachments == ()
+    wanted, _ = invoice_for(replace(one, customer={**one.customer, "usage_record": "csv"}), ISSUER, SELLER)
+    (added,) = wanted.attachments
+    assert (added.name, added.mime, added.text) == ("usage-record.csv", "text/csv", "Verbrauchsnachweis")
+    assert added.bytes is not None
+    assert added.bytes.count(b",tier,") == 3
+    xml = checked_xml(wanted, gate)
+    reader = pypdf.PdfReader(io.BytesIO(render_pdf(wanted, seller=SELLER, xml=xml)))
+    assert reader.attachments["usage-record.csv"][0] == added.bytes
 
 
 # -- From a document to an invoice -------------------------------------------------------------------------------------

@@ -91,7 +91,8 @@ def test_a_term_that_is_left_out_takes_its_elements_away_and_no_other(name: str)
         try:
             made = xml_of(changed(form, {pointer: ...}))
         except InvalidInput as refused:
-            needed[pointer] = refused.errors
+            if not refused.errors[0].detail.startswith(("there is no line", "each line")):  # of headings and records
+                needed[pointer] = refused.errors
             continue
         if not re.search("scheme|attachments/./name|taxes/./percent|payment/transfer$", pointer):
             rest = iter(without_attributes(whole))
