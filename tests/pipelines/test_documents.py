@@ -293,23 +293,6 @@ def test_metadata_in_another_form_than_typst_writes_fails_loudly() -> None:
         with_factur_x_metadata(b"%PDF-1.7\n%%EOF\n")
 
 
-def test_the_qr_code_holds_payee_account_amount_and_reference() -> None:
-    import segno
-
-    from pipelines.invoice_view import _epc_code
-
-    svg = _epc_code(
-        "Nordwind Cloud GmbH", "DE02120300000000202051", "BYLADEM1001", Decimal("3930.27"), "RE-2026-402817"
-    )
-    payload = (
-        "BCD\n002\n1\nSCT\nBYLADEM1001\nNordwind Cloud GmbH\nDE02120300000000202051\nEUR3930.27\n\n\nRE-2026-402817"
-    )
-    code = segno.make_qr(payload.encode(), error="m", mask=4, boost_error=False, mode="byte")
-    dark = sum(sum(row) for row in code.matrix)
-    drawn = sum(int(part.split("v")[0]) for part in svg.split("h")[1:] if "v1.01" in part)
-    assert drawn == dark
-
-
 @pytest.mark.services
 def test_the_files_are_pdf_a_3a_and_pdf_ua_1_by_verapdf(made: dict[str, Path]) -> None:
     """The reference validator, installed by package name into a cache folder outside of the checkout."""
