@@ -365,7 +365,13 @@ class Invoice:
     @staticmethod
     def from_json(form: object) -> Invoice:
         """Read the JSON form; raise `InvalidInput` with a pointer for every bad field."""
-        invoice = read(Invoice, form)
+        from billing.einvoice.terms import with_term  # it reads the classes here, so not before they are there
+
+        try:
+            invoice = read(Invoice, form)
+        except InvalidInput as error:
+            told = [FieldError(one.pointer, with_term(one.detail, one.pointer)) for one in error.errors]
+            raise InvalidInput("The invoice data are not valid: " + _first(told), errors=told) from error
         errors = list(_strangers(invoice))
         if errors:
             raise InvalidInput("The invoice data are not valid: " + _first(errors), errors=errors[:ERRORS_MAX])

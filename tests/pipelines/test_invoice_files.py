@@ -166,6 +166,24 @@ def test_what_is_wrong_is_refused_with_rule_words_and_place(
     assert str(caught.value).startswith(f"{form}: ")
 
 
+@pytest.mark.parametrize("form", ["zugferd", "pdf"])
+def test_a_character_that_no_font_has_is_named_with_the_terms_that_have_it(form: Format) -> None:
+    """A box on paper is a defect; the others go on."""
+    with pytest.raises(NotIssuable) as caught:
+        made(form, {"/lines/0/name": "Clay 𒀀", "/buyer/name": "𒀀 GmbH"})
+    assert "U+12000" in caught.value.detail
+    assert {(one.pointer, one.detail[-7:]) for one in caught.value.errors} == {
+        ("/buyer/name", "(BT-44)"), ("/lines/0/name", "BT-153)"),
+    }  # fmt: skip
+    assert made(form, {}).startswith(b"%PDF")
+
+
+def test_a_violation_names_the_business_term() -> None:
+    with pytest.raises(NotIssuable) as caught:
+        made("cii", {"/totals/lines": "409.46", "/totals/net": "409.46"})
+    assert ("/totals/lines", "BT-106") in [(one.pointer, one.detail[-7:-1]) for one in caught.value.errors]
+
+
 def test_a_unit_that_is_none_is_found_by_the_official_rules() -> None:
     with pytest.raises(NotIssuable) as caught:
         made("ubl", {"/lines/0/unit": "pieces"})
