@@ -431,7 +431,7 @@ def _item(
     unit = next((one.value for one in shown if one.name in ("unit", "Einheit")), None)
     notes = [one.value for one in shown if one.name not in ("unit", "Einheit")]
     notes += [line.note] if line.note else []
-    notes += [line.description] if line.description else []
+    notes += [line.description] if line.description and not record else []  # of tiers: the record has them in full
     notes += [texts["price_with_tax"]] if line.price_with_tax is not None else []
     notes += [texts["see_record"].format(number=record)] if record else []
     before = line.net + sum((one.amount for one in line.allowances), Decimal(0))
