@@ -96,6 +96,7 @@ def render_invoice(
     ),
     language: str = Query("de", max_length=2, description="Of the page: de or en."),
     strict: bool = Query(False, description="Refuse what is only a warning, too."),
+    usage_record: bool = Query(False, description="Put the usage record of the lines inside, as CSV (BG-24)."),
     caller: Caller = Depends(may("billing:read", "billing:write")),
     form: Any = Depends(json_form),
 ) -> Response:
@@ -107,7 +108,7 @@ def render_invoice(
     `Accept` (`application/pdf`, `application/xml`, `text/html`) the answer is the file itself.
     """
     invoice = Invoice.from_json(form)
-    files = render_files(invoice, formats_of(formats), language, strict=strict)
+    files = render_files(invoice, formats_of(formats), language, strict=strict, usage_record=usage_record)
     accepted = request.headers.get("accept", "")
     if len(files) == 1 and files[0].mime in accepted:
         headers = {"Content-Disposition": f'attachment; filename="{_name(invoice, files[0])}"'}

@@ -24,6 +24,8 @@ from billing.einvoice.cii import to_cii
 from billing.einvoice.from_document import Issue, invoice_of
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoice
+from billing.einvoice.terms import places_of, with_term
+from billing.einvoice.usage_record import with_usage_record
 from billing.errors import BillingError, FieldError, InvalidInput
 from pipelines.factur_x import hybrid_of, with_factur_x_metadata
 from pipelines.invoice_rules import ShapeGate
@@ -43,10 +45,18 @@ class NotIssuable(BillingError):
 
     code, status, title = "not_issuable", 422, "The document cannot be issued"
 
-    def __init__(self, detail: str, violations: Sequence[Violation] = (), *, errors: Sequence[FieldError] = ()) -> None:
-        told = [FieldError(one.pointer, f"{one.rule}: {one.detail}") for one in violations]
+    def __init__(
+        self,
+        detail: str,
+        violations: Sequence[Violation] = (),
+        *,
+        errors: Sequence[FieldError] = (),
+        unprintable: str = "",
+    ) -> None:
+        told = [FieldError(one.pointer, with_term(f"{one.rule}: {one.detail}", one.pointer)) for one in violations]
         super().__init__(detail, errors=[*told, *errors])
         self.violations = tuple(violations)
+        self.unprintable = unprintable  # characters that no font has
 
 
 class _Engines(threading.local):
@@ -83,7 +93,14 @@ def render_pdf(
     data = page_of(invoice, seller or Seller(invoice.seller), layout.blocks, language)
     if xml is not None:
         data |= {"xml": xml.decode(), "xml_name": hybrid_of(invoice.profile)[0], "xml_profile": invoice.profile}
-    pdf = draw(layout, data, "pdf", owner)[0]
+    try:
+        pdf = draw(layout, data, "pdf", owner)[0]
+    except NotIssuable as error:
+        if not error.unprintable:
+            raise
+        places = [FieldError(one, with_term(error.detail, one)) for one in places_of(invoice, error.unprintable)]
+        at = f" (in {', '.join(one.pointer for one in places)})" if places else ""
+        raise NotIssuable(error.detail + at, errors=places, unprintable=error.unprintable) from error
     if xml is not None and layout.engine == "typst":
         pdf = with_factur_x_metadata(pdf, invoice.profile)
     if layout.source is not None:
@@ -99,7 +116,8 @@ def draw(layout: Layout, data: dict[str, Any], output: Output, owner: str) -> li
         return sandbox().draw(owner, layout, data, output)
     except CannotDraw as error:
         if error.missing:
-            raise NotIssuable(error.detail) from error
+            letters = "".join(chr(int(code, 16)) for code in re.findall(r"U\+([0-9A-F]{4,6})", error.missing))
+            raise NotIssuable(error.detail, unprintable=letters) from error
         place = f"line {error.line}, column {max(error.column, 1)}: " if error.line else ""
         wrong = FieldError("/source" if layout.source else "", f"{place}{error.detail}")
         raise NotIssuable(f"the page cannot be drawn: {place}{error.detail}", errors=[wrong]) from error
@@ -226,6 +244,8 @@ def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Inv
             issued_on_of=one.issued_on_of,
         ),
     )
+    if invoice.records and _text(one.customer, "usage_record") == "csv":  # for this customer's own sums
+        invoice = with_usage_record(invoice, _language(one.customer))
     return invoice, wants_e_invoice(one.customer, seller.party, buyer, decimals_of(one.document.currency))
 
 

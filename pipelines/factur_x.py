@@ -15,10 +15,10 @@ from billing.einvoice.profiles import XRECHNUNG
 FILE_NAME, XRECHNUNG_FILE_NAME = "factur-x.xml", "xrechnung.xml"
 CONFORMANCE_LEVEL, XRECHNUNG_LEVEL = "EN 16931", "XRECHNUNG"  # the first one with the blank
 _NAMESPACE = "urn:factur-x:pdfa:CrossIndustryDocument:invoice:1p0#"
-_PACKET = re.compile(
-    rb"(\d+) 0 obj\s*<<\s*/Length (\d+)((?:(?!>>).)*?/Type\s*/Metadata(?:(?!>>).)*)>>\s*stream\r?\n", re.DOTALL
-)
-_TRAILER = re.compile(rb"trailer\s*<<(.*?)>>\s*startxref\s*(\d+)\s*%%EOF\s*$", re.DOTALL)
+_PACKET = re.compile(rb"<<\s*/Length (\d+)((?:(?!>>).)*?/Type\s*/Metadata(?:(?!>>).)*)>>\s*stream\r?\n", re.DOTALL)
+_END = re.compile(rb"trailer\s*<<(.*?)>>\s*startxref\s*(\d+)\s*%%EOF\s*$", re.DOTALL)
+_TABLE = re.compile(rb"xref\s+0 (\d+)\s+")
+_ENTRY_BYTES = 20  # of a cross-reference table: "0000000015 00000 n" and the end of the line
 _SCHEMAS_END = b"</rdf:Bag></pdfaExtension:schemas>"
 _PROPERTIES = (
     ("DocumentFileName", "The name of the embedded XML document"),
@@ -74,26 +74,27 @@ def in_packet(content: bytes, profile: str) -> bytes:
 
 def with_factur_x_metadata(pdf: bytes, profile: str = EN_16931) -> bytes:
     """The same file with the Factur-X schema and description in its metadata; `profile` is BT-24 of the XML inside."""
-    packets = list(_PACKET.finditer(pdf))
-    assert len(packets) == 1, f"{len(packets)} metadata packets in the PDF, expected one"
-    packet = packets[0]
-    number, length = int(packet.group(1)), int(packet.group(2))
+    trailer = _END.search(pdf, max(pdf.rfind(b"trailer"), 0))
+    assert trailer is not None, "the PDF has no classic trailer at its end"
+    assert b"/Prev" not in trailer.group(1), "the PDF was updated before"
+    root = _object(pdf, trailer, _reference(trailer.group(1), b"Root"))
+    number = _reference(pdf[root : pdf.index(b"endobj", root)], b"Metadata")
+    packet = _PACKET.match(pdf, _object(pdf, trailer, number))
+    assert packet is not None, "the metadata packet of the PDF has another form than expected"
+    length = int(packet.group(1))
     content = pdf[packet.end() : packet.end() + length]
     schemas = content.count(_SCHEMAS_END)
     assert schemas == 1, f"{schemas} lists of extension schemas in the metadata, expected one"
     assert content.count(b"</rdf:RDF>") == 1, "the metadata packet has another form than expected"
     content = content.replace(_SCHEMAS_END, _SCHEMA + _SCHEMAS_END)
     content = content.replace(b"</rdf:RDF>", _description(profile) + b"</rdf:RDF>")
-    trailer = _TRAILER.search(pdf)
-    assert trailer is not None, "the PDF has no classic trailer at its end"
-    assert b"/Prev" not in trailer.group(1), "the PDF was updated before"
     if not pdf.endswith(b"\n"):
         pdf += b"\n"  # an object begins on a line of its own (veraPDF 6.1.9-1)
     start = len(pdf)
     object_ = b"%d 0 obj\n<<\n/Length %d%s>>\nstream\n%s\nendstream\nendobj\n" % (
         number,
         len(content),
-        packet.group(3),
+        packet.group(2),
         content,
     )
     table = b"xref\n0 1\n0000000000 65535 f \n%d 1\n%010d 00000 n \n" % (number, start)
@@ -103,3 +104,25 @@ def with_factur_x_metadata(pdf: bytes, profile: str = EN_16931) -> bytes:
         start + len(object_),
     )
     return pdf + object_ + table + end
+
+
+def _reference(dictionary: bytes, key: bytes) -> int:
+    """Number of the object that an entry of a dictionary refers to."""
+    found = re.findall(rb"/%s (\d+) 0 R" % key, dictionary)
+    assert len(found) == 1, f"{len(found)} entries /{key.decode()} in the PDF, expected one"
+    return int(found[0])
+
+
+def _object(pdf: bytes, trailer: re.Match[bytes], number: int) -> int:
+    """Where the content of an object begins, by the table: a file inside the PDF may look like a part of it."""
+    table = _TABLE.match(pdf, int(trailer.group(2)))
+    assert table is not None, "the PDF has no classic cross-reference table"
+    assert number < int(table.group(1)), f"the PDF has no object {number}"
+    start = table.end() + number * _ENTRY_BYTES
+    at = int(pdf[start : start + 10])
+    head = b"%d 0 obj" % number
+    assert pdf.startswith(head, at), f"object {number} is not where the table says"
+    at += len(head)
+    while pdf[at : at + 1].isspace():
+        at += 1
+    return at

@@ -12,9 +12,10 @@ from typing import Literal, cast, get_args
 
 from billing.einvoice.checks import Violation, check
 from billing.einvoice.cii import to_cii
-from billing.einvoice.model import EN_16931, Invoice
+from billing.einvoice.model import EN_16931, Invoice, Party
 from billing.einvoice.profiles import XRECHNUNG, Profile, in_profile, profile_violations, slack_of
 from billing.einvoice.ubl import to_ubl
+from billing.einvoice.usage_record import with_usage_record
 from billing.errors import FieldError, InvalidInput
 from pipelines.documents import NotIssuable, render_pdf, shared_gate
 from pipelines.invoice_html import render_html
@@ -24,6 +25,7 @@ from pipelines.invoice_view import decimals_of
 Format = Literal["zugferd", "zugferd-xrechnung", "xrechnung", "xrechnung-ubl", "cii", "ubl", "peppol", "pdf", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 DEFAULT: tuple[Format, ...] = ("zugferd", "cii")
+_OTHER_LEVELS = ("factur-x", "zugferd")  # read, but written as what it then is: the terms of EN 16931
 _SAME = {"factur-x": "zugferd", "xrechnung-cii": "xrechnung", "facturx": "zugferd"}  # other names of the same
 
 
@@ -78,10 +80,13 @@ def render_files(
     language: str = "de",
     *,
     strict: bool = False,
+    usage_record: bool = False,
     gate: ShapeGate | None = None,
 ) -> list[RenderedFile]:
     """The files in the order asked for. Raises `NotIssuable` with every violation of the first format that has one;
-    `strict` makes violations of the warnings."""
+    `strict` makes violations of the warnings, `usage_record` puts the record of the lines inside as CSV."""
+    if usage_record:
+        invoice = with_usage_record(invoice, language)
     return [_render(invoice, one, language, strict, gate or shared_gate()) for one in formats]
 
 
@@ -91,7 +96,12 @@ def _render(invoice: Invoice, form: Format, language: str, strict: bool, gate: S
     if made.syntax is not None:
         invoice = _under_profile(invoice, form)
     violations, warnings = _found(invoice, made.syntax is not None)
-    _refuse(form, [*violations, *(warnings if strict else ())])
+    if made.syntax == "ubl" and len(invoice.buyer.ids) > 1:
+        warnings += _left_out(invoice.buyer)
+        invoice = replace(invoice, buyer=replace(invoice.buyer, ids=invoice.buyer.ids[:1]))
+    paper = made.ending != "xml"
+    # A page finds its lines by their ids: with two of one id it would show less than the XML has.
+    _refuse(form, [*violations, *(one for one in warnings if strict or (paper and one.rule == "CB-02"))])
     if made.syntax is not None:
         _refuse(form, profile_violations(invoice))
         xml = to_ubl(invoice) if made.syntax == "ubl" else to_cii(invoice)
@@ -115,10 +125,21 @@ def _found(invoice: Invoice, e_invoice: bool) -> tuple[list[Violation], list[Vio
     return violations, [one for one in exact if one not in violations]
 
 
+def _left_out(buyer: Party) -> list[Violation]:
+    """BT-46 is one id; CII alone has room for several, as Factur-X EXTENDED uses it."""
+    return [
+        Violation("UBL-SR-16", f"UBL takes one id of the buyer (BT-46): {one.id} is left out", f"/buyer/ids/{place}")
+        for place, one in enumerate(buyer.ids)
+        if place > 0
+    ]
+
+
 def _under_profile(invoice: Invoice, form: Format) -> Invoice:
     profile = _MADE[form].profile
     if profile is not None:
         return in_profile(invoice, profile)
+    if any(name in invoice.profile for name in _OTHER_LEVELS):
+        return replace(invoice, profile=EN_16931)
     if form == "zugferd" and invoice.profile not in (EN_16931, XRECHNUNG):  # the two that Factur-X has a level for
         return replace(invoice, profile=EN_16931)
     return invoice

@@ -31,7 +31,7 @@ SAMPLE_EVERY = 1_000  # one document in so many is checked in full, whatever its
 SHAPES_MAX = 10_000  # of one process; beyond that the oldest are checked again
 # Factur-X's own rule that its profile's name stands in the document; an XRechnung in CII names another one.
 _OWN_PROFILE = "FX-SCH-A-000556"
-_OTHER_PROFILE = re.compile(rb"urn:cen\.eu:en16931:2017#(?:compliant|conformant)#urn:(?:xeinkauf|fdc)")
+_OTHER_PROFILE = re.compile(rb"urn:cen\.eu:en16931:2017#(?:compliant|conformant)#urn:(?:xeinkauf|xoev-de|fdc)")
 _SVRL = "{http://purl.oclc.org/dsdl/svrl}"
 _CODED = re.compile(r"(Code|ID|Indicator)$")
 

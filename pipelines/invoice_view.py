@@ -17,11 +17,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-import segno
 from babel import Locale
 from babel.dates import format_date
 from babel.numbers import get_currency_precision
 
+from billing.einvoice.checks import like_iban
 from billing.einvoice.model import (
     Address,
     AllowanceCharge,
@@ -37,6 +37,7 @@ from billing.einvoice.model import (
 from billing.einvoice.parties import Seller
 from billing.einvoice.ubl import CREDIT_NOTE_TYPES
 from billing.errors import FieldError, InvalidInput
+from pipelines.epc_code import epc_svg, epc_text
 
 LAYOUTS = Path(__file__).parent / "layouts"
 PADDED_MAX = 4  # decimals that are aligned under each other; longer ones stand out on purpose
@@ -48,11 +49,8 @@ CLOSING_LONG = 1_500  # the same for taxes, totals, payment and notes together
 RECORD_ROWS, RECORD_LONG = 30, 3_000  # a record with more rows or characters than these may break
 LOGO_CHARACTERS_MAX = 200_000
 ATTACHED_BYTES_MAX = 5_000_000  # of one document; each octet is a number on its way into the page
-QR_MASK = 4  # any of the eight is valid; trying all of them for the prettiest takes 10 ms a document
 _LONG_WORD = re.compile(rf"\S{{{WORD_MAX + 1},}}")
-_RUNS = re.compile("#+")
 _ZERO_WIDTH_SPACE = "\u200b"
-_EPC_TEXT_MAX, _EPC_NAME_MAX = 140, 70
 _DEBITS = frozenset({"49", "59"})  # BT-81
 _COLLECTED = _DEBITS | {"48", "54", "55"}
 
@@ -75,8 +73,8 @@ def _date(value: date, pattern: str, locale: str) -> str:
 
 
 @lru_cache(maxsize=1_000)
-def _country(code: str, locale: str) -> str:
-    return Locale.parse(locale).territories.get(code, code)
+def _country(code: str | None, locale: str) -> str:
+    return Locale.parse(locale).territories.get(code, code) if code else ""
 
 
 @cache
@@ -253,7 +251,7 @@ def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[st
     ]
     bank = [
         *([f"{texts['bank']} {letterhead.bank_name}"] if letterhead.bank_name else []),
-        *([f"IBAN {_grouped(account.iban)}"] if account else []),
+        *([" ".join(_account(account.iban, texts))] if account else []),
         *([f"BIC {account.bic}"] if account and account.bic else []),
         *([f"{texts['vat_id']} {seller.vat_id}"] if seller.vat_id else []),
     ]
@@ -270,8 +268,12 @@ def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[st
     }
 
 
-def _grouped(iban: str) -> str:
-    return " ".join(iban[at : at + 4] for at in range(0, len(iban), 4))
+def _account(number: str, texts: dict[str, Any]) -> list[str]:
+    """An IBAN in groups of four; what is none is the bank's own number, as it stands."""
+    if not like_iban(number):
+        return [texts["account"], number]
+    compact = number.replace(" ", "")
+    return ["IBAN", " ".join(compact[at : at + 4] for at in range(0, len(compact), 4))]
 
 
 def _window(invoice: Invoice, speech: Speech) -> list[str]:
@@ -429,7 +431,7 @@ def _item(
     unit = next((one.value for one in shown if one.name in ("unit", "Einheit")), None)
     notes = [one.value for one in shown if one.name not in ("unit", "Einheit")]
     notes += [line.note] if line.note else []
-    notes += [line.description] if line.description else []
+    notes += [line.description] if line.description and not record else []  # of tiers: the record has them in full
     notes += [texts["price_with_tax"]] if line.price_with_tax is not None else []
     notes += [texts["see_record"].format(number=record)] if record else []
     before = line.net + sum((one.amount for one in line.allowances), Decimal(0))
@@ -495,7 +497,9 @@ def _totals(invoice: Invoice, speech: Speech) -> list[list[str]]:
     rows += [(texts["net"], totals.net), (texts["tax"], totals.tax or Decimal(0))]
     if totals.prepaid or totals.rounding:
         rows.append((texts["gross"], totals.gross))
-        rows += [(texts["prepaid"], -totals.prepaid)] if totals.prepaid else []
+        # Beside an earlier invoice it was paid to that one; else it came out of a customer's credit.
+        prepaid = texts["prepaid_before"] if invoice.preceding else texts["prepaid"]
+        rows += [(prepaid, -totals.prepaid)] if totals.prepaid else []
         rows += [(texts["rounding"], totals.rounding)] if totals.rounding else []
     return [[breakable(name), speech.money(amount, currency)] for name, amount in rows]
 
@@ -525,14 +529,13 @@ def _payment(invoice: Invoice, speech: Speech, kind: str) -> dict[str, Any]:
     if not accounts or invoice.payment is None:
         return {"sentence": sentence, "rows": [], "qr": None}
     account = accounts[0]
-    payee = account.name or invoice.seller.name
+    payee = account.name or (invoice.payee.name if invoice.payee else invoice.seller.name)
     reference = invoice.payment.reference or invoice.number
-    rows = [[texts["payee"], breakable(payee)], ["IBAN", _grouped(account.iban)]]
+    rows = [[texts["payee"], breakable(payee)], _account(account.iban, texts)]
     rows += [["BIC", account.bic]] if account.bic else []
     rows.append([texts["reference"], breakable(reference)])
-    qr = None
-    if invoice.currency == "EUR" and due < Decimal("1000000000"):  # the code of the EPC knows euros only
-        qr = _epc_code(payee, account.iban, account.bic or "", due, reference)
+    code = epc_text(invoice)
+    qr = None if code is None else epc_svg(code)
     alt = texts["qr_alt"].format(amount=amount, payee=payee)
     return {"sentence": sentence, "rows": rows, "qr": qr, "qr_alt": alt, "qr_hint": texts["qr_hint"]}
 
@@ -564,36 +567,6 @@ def _emphasised(sentence: str, **values: str) -> list[list[Any]]:
     """The sentence in parts, each with whether it is emphasised: the values are."""
     parts = re.split(r"\{(\w+)\}", sentence)
     return [[values[part] if at % 2 else part, at % 2 == 1] for at, part in enumerate(parts) if part]
-
-
-def _epc_code(name: str, iban: str, bic: str, amount: Decimal, text: str) -> str:
-    """EPC069-12, version 002, UTF-8, error correction M: an SVG of one path, a rectangle for each run of dark modules.
-
-    A hair taller than a module, so that no printer leaves a white line between two rows.
-    """
-    fields = [
-        "BCD",
-        "002",
-        "1",
-        "SCT",
-        bic,
-        name[:_EPC_NAME_MAX],
-        iban,
-        f"EUR{amount:.2f}",
-        "",
-        "",
-        text[:_EPC_TEXT_MAX],
-    ]
-    code = segno.make_qr("\n".join(fields).encode(), error="m", mask=QR_MASK, boost_error=False, mode="byte")
-    runs: list[str] = []
-    for y, row in enumerate(code.matrix):
-        modules = "".join("#" if dark else "." for dark in row)
-        runs += [
-            f"M{one.start()} {y}h{one.end() - one.start()}v1.01h-{one.end() - one.start()}z"
-            for one in _RUNS.finditer(modules)
-        ]
-    size = len(code.matrix)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}"><path d="{"".join(runs)}"/></svg>'
 
 
 def _notes(invoice: Invoice, speech: Speech) -> list[str]:

@@ -1,7 +1,8 @@
 """An incoming e-invoice back into the invoice of `billing/einvoice/model.py`: CII and UBL, and what lies in a PDF.
 
 Owns where each business term stands in the two syntaxes. XML of strangers is read without entities and network, with
-bounds on size and depth. What a syntax carries beyond EN 16931 (extensions, sub lines) is not read.
+bounds on size and depth. What a syntax carries beyond EN 16931 (extensions, sub lines) is not read, but where sums
+rest on it; what a profile below it lacks (MINIMUM, BASIC WL: no lines) is missing in the invoice, too.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class _Cii(_Tree):
         agreement = self.one(trade, "ApplicableHeaderTradeAgreement")
         delivery = self.one(trade, "ApplicableHeaderTradeDelivery")
         settlement = self.one(trade, "ApplicableHeaderTradeSettlement")
-        terms = self.one(settlement, "SpecifiedTradePaymentTerms")
+        terms = self.all(settlement, "SpecifiedTradePaymentTerms")
         taxes = self.all(settlement, "ApplicableTradeTax")
         code = next((self.text(tax, "DueDateTypeCode") for tax in taxes if self.text(tax, "DueDateTypeCode")), None)
         currency = self.text(settlement, "InvoiceCurrencyCode")
@@ -170,13 +171,13 @@ class _Cii(_Tree):
             buyer=_without_tax_number(self._party(self.one(agreement, "BuyerTradeParty"))),
             totals=self._totals(self.one(settlement, "SpecifiedTradeSettlementHeaderMonetarySummation"), currency),
             taxes=[self._tax(tax) for tax in taxes],
-            lines=[self._line(line) for line in self.all(trade, "IncludedSupplyChainTradeLineItem")],
+            lines=[self._line(line) for line in self._billed(trade)],
             profile=self.text(context, "GuidelineSpecifiedDocumentContextParameter/ID"),
             process=self.text(context, "BusinessProcessSpecifiedDocumentContextParameter/ID"),
             tax_currency=self.text(settlement, "TaxCurrencyCode"),
             tax_point_on=next((day for tax in taxes if (day := self.day(tax, "TaxPointDate"))), None),
             tax_point_code=_CODE_OF.get(code, code) if code else None,
-            due_on=self.day(terms, "DueDateDateTime"),
+            due_on=max((day for one in terms if (day := self.day(one, "DueDateDateTime"))), default=None),
             buyer_reference=self.text(agreement, "BuyerReference"),
             project=self.text(agreement, "SpecifiedProcuringProject/ID"),
             contract=self.text(agreement, "ContractReferencedDocument/IssuerAssignedID"),
@@ -185,25 +186,55 @@ class _Cii(_Tree):
             receiving_advice=self.text(delivery, "ReceivingAdviceReferencedDocument/IssuerAssignedID"),
             despatch_advice=self.text(delivery, "DespatchAdviceReferencedDocument/IssuerAssignedID"),
             buyer_accounting_reference=self.text(settlement, "ReceivableSpecifiedTradeAccountingAccount/ID"),
-            payment_terms=self.terms(terms, "Description"),
+            payment_terms="\n".join(text for one in terms if (text := self.terms(one, "Description"))),
             notes=[
                 _set({"text": self.text(note, "Content")}, code=self.text(note, "SubjectCode"))
                 for note in self.all(document, "IncludedNote")
                 if self.text(note, "Content")
             ],
-            preceding=[
-                _set({"number": self.text(one, "IssuerAssignedID")}, issued_on=self.day(one, "FormattedIssueDateTime"))
-                for one in self.all(settlement, "InvoiceReferencedDocument")
-            ],
+            preceding=self._preceding(settlement),
             payee=self._payee(self.one(settlement, "PayeeTradeParty")),
             tax_representative=self._representative(self.one(agreement, "SellerTaxRepresentativeTradeParty")),
             delivery=self._delivery(delivery),
             period=self._period(self.one(settlement, "BillingSpecifiedPeriod")),
             payment=self._payment(settlement, terms),
             allowances=[self._allowance(one) for one in self._allowances(settlement, charge=False)],
-            charges=[self._allowance(one) for one in self._allowances(settlement, charge=True)],
+            charges=[
+                *(self._allowance(one) for one in self._allowances(settlement, charge=True)),
+                *(self._service_charge(one) for one in self.all(settlement, "SpecifiedLogisticsServiceCharge")),
+            ],
         )
+        form.setdefault("lines", [])
+        form.setdefault("taxes", [])
+        if form.get("buyer"):
+            form["buyer"].setdefault("address", {})
         return self._documents(form, agreement)
+
+    def _preceding(self, settlement: Any) -> list[Form]:
+        """BG-3. Factur-X EXTENDED names the invoices of what was prepaid (BG-X-45) beside it."""
+        paths = ("InvoiceReferencedDocument", "SpecifiedAdvancePayment/InvoiceSpecifiedReferencedDocument")
+        found: dict[str | None, Form] = {}
+        for one in (one for path in paths for one in self.all(settlement, path)):
+            number = self.text(one, "IssuerAssignedID")
+            found.setdefault(number, _set({"number": number}, issued_on=self.day(one, "FormattedIssueDateTime")))
+        return list(found.values())
+
+    def _billed(self, trade: Any) -> Iterator[Any]:
+        """Lines that count: in Factur-X EXTENDED some are headings (GROUP) or parts (INFORMATION) that no sum has."""
+        for line in self.all(trade, "IncludedSupplyChainTradeLineItem"):
+            kind = self.text(line, "AssociatedDocumentLineDocument/LineStatusReasonCode")
+            if kind not in ("GROUP", "INFORMATION"):
+                yield line
+
+    def _service_charge(self, one: Any) -> Form:
+        """Freight and the like of Factur-X EXTENDED (BG-X-42): part of BT-108, so here a charge (BG-21)."""
+        return _set(
+            {},
+            amount=self.text(one, "AppliedAmount"),
+            reason=self.text(one, "Description"),
+            tax_category=self.text(one, "AppliedTradeTax/CategoryCode"),
+            tax_percent=self.text(one, "AppliedTradeTax/RateApplicablePercent"),
+        )
 
     def _documents(self, form: Form, agreement: Any) -> Form:
         attachments: list[Form] = []
@@ -300,7 +331,7 @@ class _Cii(_Tree):
             return None
         return _set({}, start=self.day(period, "StartDateTime"), end=self.day(period, "EndDateTime"))
 
-    def _payment(self, settlement: Any, terms: Any) -> Form | None:
+    def _payment(self, settlement: Any, terms: list[Any]) -> Form | None:
         means = self.all(settlement, "SpecifiedTradeSettlementPaymentMeans")
         if not means:
             return None
@@ -314,7 +345,7 @@ class _Cii(_Tree):
                 transfer.append(_set({"iban": number}, name=self.text(account, "AccountName"), bic=bic))
         card = self.one(first, "ApplicableTradeSettlementFinancialCard")
         debit = {
-            "mandate": self.text(terms, "DirectDebitMandateID"),
+            "mandate": next((text for one in terms if (text := self.text(one, "DirectDebitMandateID"))), None),
             "creditor_id": self.text(settlement, "CreditorReferenceID"),
             "iban": self.text(first, "PayerPartyDebtorFinancialAccount/IBANID"),
         }
@@ -362,7 +393,8 @@ class _Cii(_Tree):
         other = [one.text for one in taxes if one.get("currencyID") not in (None, currency)]
         return _set(
             {},
-            lines=self.text(totals, "LineTotalAmount"),
+            # MINIMUM has neither BT-106 nor allowances and charges; then it is BT-109 (BR-CO-13).
+            lines=self.text(totals, "LineTotalAmount") or self.text(totals, "TaxBasisTotalAmount"),
             net=self.text(totals, "TaxBasisTotalAmount"),
             gross=self.text(totals, "GrandTotalAmount"),
             due=self.text(totals, "DuePayableAmount"),

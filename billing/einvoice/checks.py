@@ -72,6 +72,9 @@ def _all(invoice: Invoice, e_invoice: bool, minor_digits: int, slack: Slack) -> 
         yield from _header(invoice)
         yield from _parties(invoice)
         yield from _decimals(invoice)
+    for name, times in Counter(line.id for line in invoice.lines).items():
+        if times > 1:
+            yield Violation("CB-02", f"{times} lines have the id {name}", "/lines")
     step = Decimal(1).scaleb(-max(minor_digits, 2))
     for index, line in enumerate(invoice.lines):
         yield from _line(line, f"/lines/{index}", step, slack.line)
@@ -89,9 +92,6 @@ def _header(invoice: Invoice) -> Iterator[Violation]:
     if invoice.due_on is not None and invoice.due_on < invoice.issued_on:
         yield Violation("CB-01", f"due on {invoice.due_on}, before it is issued on {invoice.issued_on}", "/due_on")
     yield from _period(invoice.period, "BR-29", "BR-CO-19", "/period")
-    for name, times in Counter(line.id for line in invoice.lines).items():
-        if times > 1:
-            yield Violation("CB-02", f"{times} lines have the id {name}", "/lines")
     if invoice.type_code == "381" and not (invoice.preceding or invoice.notes):
         detail = (
             "a credit note names the invoice that it credits (§ 31 (5) UStDV), or says in a note that there is none"
@@ -113,18 +113,23 @@ def _period(period: Period | None, order: str, either: str, pointer: str) -> Ite
         yield Violation(order, "the period ends before it begins", pointer)
 
 
+def like_iban(iban: str) -> bool:
+    """Whether it has the form of an IBAN (ISO 13616), whatever its check digits say."""
+    return re.fullmatch(r"[A-Z]{2}\d{2}[A-Z0-9]{8,30}", iban.replace(" ", "").upper()) is not None
+
+
 def valid_iban(iban: str) -> bool:
     """ISO 13616: mod 97 over the digits, the first four characters last."""
-    text = iban.replace(" ", "").upper()
-    if not re.fullmatch(r"[A-Z]{2}\d{2}[A-Z0-9]{8,30}", text):
+    if not like_iban(iban):
         return False
+    text = iban.replace(" ", "").upper()
     return int("".join(str(int(one, 36)) for one in text[4:] + text[:4])) % 97 == 1
 
 
 def _parties(invoice: Invoice) -> Iterator[Violation]:
     seller, buyer = invoice.seller, invoice.buyer
     for name, party in (("seller", seller), ("buyer", buyer)):
-        if not _COUNTRY.fullmatch(party.address.country):
+        if not _COUNTRY.fullmatch(party.address.country or ""):
             rule = "BR-09" if name == "seller" else "BR-11"
             yield Violation(rule, f"the {name}'s address needs a country code", f"/{name}/address/country")
     if not (seller.vat_id or seller.legal_id or seller.ids):

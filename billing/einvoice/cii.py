@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
 
-from billing.einvoice.checks import valid_iban
+from billing.einvoice.checks import like_iban
 from billing.einvoice.model import (
     Address,
     AllowanceCharge,
@@ -257,8 +257,11 @@ def _means(payment: Payment | None) -> str:
 
 
 def _account(transfer: Transfer) -> str:
-    """BG-17. What is no IBAN is the bank's own number for the account (BT-84 takes both)."""
-    kind = "IBANID" if valid_iban(transfer.iban) else "ProprietaryID"
+    """BG-17. What has not the form of an IBAN is the bank's own number for the account (BT-84 takes both).
+
+    One with wrong check digits stays an IBAN: it was meant as one, and `checks.py` says that it is wrong (CB-04).
+    """
+    kind = "IBANID" if like_iban(transfer.iban) else "ProprietaryID"
     bank = _node("PayeeSpecifiedCreditorFinancialInstitution", _leaf("BICID", transfer.bic))
     parts = [_leaf(kind, transfer.iban), _leaf("AccountName", transfer.name)]
     if kind == "ProprietaryID":

@@ -41,6 +41,7 @@ from billing.einvoice.words import VATEX, Words, day, figure, words
 INVOICE, CREDIT_NOTE = "380", "381"
 SEPA_TRANSFER, TRANSFER = "58", "30"
 DISCOUNT_CODE = "95"  # BT-98 and BT-140
+TIERS_SAID_MAX = 20  # in words; all of them are attributes
 ATTRIBUTES_MAX = 200  # of one line: tiers beyond that stay in the usage record only
 _LAST = timedelta(microseconds=1)  # periods are half-open, the standard's are inclusive
 
@@ -248,6 +249,7 @@ def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo, names: Mapping
         allowances=_discounts(line, spoken, back=False),
         charges=_discounts(line, spoken, back=True),
         base_quantity=priced.base_quantity,
+        description=_tiers(line, spoken),
         seller_sku=line.charge or None,
         attributes=tuple(_attributes(line, unit_name, spoken, names))[:ATTRIBUTES_MAX],
         gross=line.gross,
@@ -320,6 +322,19 @@ def _note(line: Line, spoken: Words) -> str | None:
     if line.correction and line.explanation.get("late"):
         notes.append(spoken.late)
     return ", ".join(notes) or None
+
+
+def _tiers(line: Line, spoken: Words) -> str | None:
+    """BT-154: the tiers of a line in words, because many programs that show an invoice leave attributes out."""
+    said: list[str] = []
+    tiers = _entries(line, "tiers")
+    for number, tier in enumerate(tiers[:TIERS_SAID_MAX], start=1):
+        quantity, unit, flat, amount = (
+            figure(_decimal(tier.get(key)) or Decimal(0), spoken) for key in ("quantity", "unit", "flat", "amount")
+        )
+        extra = "" if flat == "0" else f" + {flat}"
+        said.append(f"{spoken.tier.format(number=number)}: {quantity} x {unit}{extra} = {amount}")
+    return "; ".join([*said, *(["..."] if len(tiers) > TIERS_SAID_MAX else [])]) or None
 
 
 def _attributes(line: Line, unit_name: str | None, spoken: Words, names: Mapping[str, str]) -> list[Attribute]:

@@ -12,7 +12,8 @@ import binascii
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
@@ -37,9 +38,10 @@ class Identifier:
 
 @dataclass(frozen=True)
 class Address:
-    """BG-5, BG-8, BG-12, BG-15. Only the country is needed by the standard."""
+    """BG-5, BG-8, BG-12, BG-15. Only the country is needed by the standard (BR-09, BR-11): an e-invoice without it is
+    refused, but Factur-X MINIMUM has no address of the buyer, and must be readable."""
 
-    country: str
+    country: str | None = None
     street: str | None = None
     line_two: str | None = None
     line_three: str | None = None
@@ -363,11 +365,31 @@ class Invoice:
     @staticmethod
     def from_json(form: object) -> Invoice:
         """Read the JSON form; raise `InvalidInput` with a pointer for every bad field."""
-        return read(Invoice, form)
+        from billing.einvoice.terms import with_term  # it reads the classes here, so not before they are there
+
+        try:
+            invoice = read(Invoice, form)
+        except InvalidInput as error:
+            told = [FieldError(one.pointer, with_term(one.detail, one.pointer)) for one in error.errors]
+            raise InvalidInput("The invoice data are not valid: " + _first(told), errors=told) from error
+        errors = list(_strangers(invoice))
+        if errors:
+            raise InvalidInput("The invoice data are not valid: " + _first(errors), errors=errors[:ERRORS_MAX])
+        return invoice
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form: decimals and dates as text, nothing that is empty."""
         return write(self)
+
+
+def _strangers(invoice: Invoice) -> Iterator[FieldError]:
+    """What is for people names the lines that there are: a page must never show fewer than the XML has."""
+    lines = Counter(line.id for line in invoice.lines)
+    for place, record in enumerate(invoice.records):
+        if record.line not in lines:
+            yield FieldError(f"/records/{place}/line", f"there is no line {record.line}")
+    if invoice.groups and Counter(line for group in invoice.groups for line in group.lines) != lines:
+        yield FieldError("/groups", "each line stands in one group, and nothing else does")
 
 
 _Value = TypeVar("_Value")
@@ -508,9 +530,9 @@ def _write(value: object) -> object:
     if isinstance(value, tuple):
         return [_write(one) for one in cast(tuple[object, ...], value)]
     if is_dataclass(value):
-        names = [name for name, _, _ in fields_of(type(value))]
-        members = ((name, cast(object, getattr(value, name))) for name in names)
-        return {name: _write(member) for name, member in members if member not in (None, (), "")}
+        known = fields_of(type(value))
+        members = ((name, cast(object, getattr(value, name)), needed) for name, _, needed in known)
+        return {name: _write(member) for name, member, needed in members if needed or member not in (None, (), "")}
     return value
 
 

@@ -6,12 +6,13 @@ numbers. What has none is for people (headings, usage records, amounts with tax)
 
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import is_dataclass
 from datetime import date
 from decimal import Decimal
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from billing.einvoice.model import ITEMS_MAX, Invoice, fields_of
 
@@ -59,6 +60,49 @@ TERMS: dict[str, str] = {
     for place, name in enumerate(names.split())
     if name != "-"  # BT-150: the unit of the line, always
 } | {"attachments.mime": "BT-125-1", "attachments.name": "BT-125-2"}
+GROUPS: dict[str, str] = {
+    "notes": "BG-1", "preceding": "BG-3", "seller": "BG-4", "seller.address": "BG-5", "seller.contact": "BG-6",
+    "buyer": "BG-7", "buyer.address": "BG-8", "buyer.contact": "BG-9", "payee": "BG-10", "tax_representative": "BG-11",
+    "tax_representative.address": "BG-12", "delivery": "BG-13", "period": "BG-14", "delivery.address": "BG-15",
+    "payment": "BG-16", "payment.transfer": "BG-17", "payment.card": "BG-18", "payment.debit": "BG-19",
+    "allowances": "BG-20", "charges": "BG-21", "totals": "BG-22", "taxes": "BG-23", "attachments": "BG-24",
+    "lines": "BG-25", "lines.period": "BG-26", "lines.allowances": "BG-27", "lines.charges": "BG-28",
+    "lines.tax": "BG-30", "lines.attributes": "BG-32",
+}  # fmt: skip
+PLACES_MAX = 20  # of one unprintable character
+
+
+def term_of(pointer: str) -> str:
+    """The business term or group at a JSON pointer: `/lines/3/net` is BT-131; "" where there is none."""
+    path = ".".join(part for part in pointer.split("/") if part and not part.isdigit())
+    return TERMS.get(path) or GROUPS.get(path, "")
+
+
+def with_term(detail: str, pointer: str) -> str:
+    """The words of an error with the number of the term that it is about, unless they name one."""
+    term = term_of(pointer)
+    return detail if not term or re.search(r"\bB[TG]-\d", detail) else f"{detail} ({term})"
+
+
+def places_of(invoice: Invoice, characters: str) -> list[str]:
+    """Pointers to the texts that have one of the characters, at most `PLACES_MAX`."""
+    found: list[str] = []
+
+    def walk(form: object, pointer: str) -> None:
+        if isinstance(form, str):
+            if len(found) < PLACES_MAX and any(one in form for one in characters):
+                found.append(pointer)
+        elif isinstance(form, dict):
+            for key, value in cast(dict[str, object], form).items():
+                walk(value, f"{pointer}/{key}")
+        elif isinstance(form, list):
+            for place, value in enumerate(cast(list[object], form)):
+                walk(value, f"{pointer}/{place}")
+
+    walk(invoice.to_json(), "")
+    return found
+
+
 _NUMBER = {"type": ["string", "integer"], "pattern": r"^-?[0-9]+(\.[0-9]+)?$"}
 
 

@@ -37,6 +37,7 @@ class Words:
     unit: str
     customer: str
     tier: str
+    usage_record: str  # BT-123
     months: tuple[str, ...]
     point: str
     group: str
@@ -69,6 +70,7 @@ WORDS: dict[str, Words] = {
         unit="Einheit",
         customer="Kunde",
         tier="Stufe {number}",
+        usage_record="Verbrauchsnachweis",
         months=(),
         point=",",
         group=".",
@@ -98,6 +100,7 @@ WORDS: dict[str, Words] = {
         unit="unit",
         customer="customer",
         tier="tier {number}",
+        usage_record="Usage record",
         months=(
             "January",
             "February",

@@ -21,6 +21,7 @@ CUSTOMER_EXTRAS = frozenset(
         "order_reference",
         "payment_days",
         "einvoice",
+        "usage_record",
         "legal_entity",
         "endpoint",
         "ids",

@@ -397,12 +397,13 @@ def invoice_render(
     ),
     language: str = typer.Option("de", help="Of the page: de or en."),
     strict: bool = typer.Option(False, "--strict", help="Refuse what is only a warning, too."),
+    record: bool = typer.Option(False, "--usage-record", help="Put the usage record of the lines inside, as CSV."),
     as_json: bool = AsJson,
 ) -> None:
     """Make the files of an invoice in JSON, checked by the official rules; needs no platform."""
     from cluster.cli import invoice_factory
 
-    invoice_factory.render(file, out, formats, language, strict, as_json)
+    invoice_factory.render(file, out, formats, language, strict, record, as_json)
 
 
 @invoice.command("read")

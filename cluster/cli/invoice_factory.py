@@ -12,14 +12,15 @@ from cluster.cli import context
 FILE_BYTES_MAX = 100_000_000
 
 
-def render(file: Path, out: Path, formats: str, language: str, strict: bool, as_json: bool) -> None:
+def render(file: Path, out: Path, formats: str, language: str, strict: bool, record: bool, as_json: bool) -> None:
     """Each format as a file `STEM.FORMAT.ENDING`, checked before; nothing is written if one of them is refused."""
     with context.problems():
         from billing.einvoice.model import Invoice
         from pipelines.invoice_files import formats_of, render_files
 
         form = _form(file)
-        files = render_files(Invoice.from_json(form), formats_of(formats), language, strict=strict)
+        invoice = Invoice.from_json(form)
+        files = render_files(invoice, formats_of(formats), language, strict=strict, usage_record=record)
         written: list[dict[str, Any]] = []
         try:
             out.mkdir(parents=True, exist_ok=True)

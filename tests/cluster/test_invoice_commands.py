@@ -63,3 +63,13 @@ def test_a_wrong_call_says_what_is_wrong(tmp_path: Path) -> None:
     assert unknown.returncode != 0
     assert "zugferd" in unknown.stderr
     assert call("invoice", "read", str(broken)).returncode != 0
+
+
+def test_the_usage_record_is_put_inside_if_asked_for(tmp_path: Path) -> None:
+    record = EXAMPLE.with_name("usage-record.json")
+    done = call(
+        "invoice", "render", str(record), "--out", str(tmp_path), "--format", "zugferd", "--usage-record", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(call("invoice", "read", str(tmp_path / "usage-record.zugferd.pdf"), "--json").stdout)
+    assert [one["name"] for one in found["attachments"]] == ["usage-record.csv"]

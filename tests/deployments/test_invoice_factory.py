@@ -54,6 +54,17 @@ def test_one_format_may_be_asked_for_as_the_file_itself(tenant: Any) -> None:
     assert answer.content.startswith(b"%PDF-")
 
 
+def test_the_usage_record_is_put_inside_if_asked_for(tenant: Any) -> None:
+    answer = tenant.post("/v1/invoices/render?format=cii&usage_record=true", EXAMPLE)
+    assert answer.status_code == 200, answer.text
+    data = base64.b64decode(answer.json()["files"][0]["bytes"])
+    (added,) = read(tenant, data, "application/xml").json()["invoice"]["attachments"]
+    assert base64.b64decode(added["bytes"]).startswith(b"line,name,start,end,row,")
+    unknown = tenant.post("/v1/invoices/render?format=cii", {**EXAMPLE, "records": [{"line": "9"}]})
+    assert unknown.status_code == 422
+    assert "/records/0/line" in unknown.text
+
+
 def test_the_published_schema_takes_the_example(tenant: Any) -> None:
     schema = tenant.get("/v1/schemas/invoice").json()
     jsonschema.validate(EXAMPLE, schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -292,23 +293,6 @@ def test_metadata_in_another_form_than_typst_writes_fails_loudly() -> None:
         with_factur_x_metadata(b"%PDF-1.7\n%%EOF\n")
 
 
-def test_the_qr_code_holds_payee_account_amount_and_reference() -> None:
-    import segno
-
-    from pipelines.invoice_view import _epc_code
-
-    svg = _epc_code(
-        "Nordwind Cloud GmbH", "DE02120300000000202051", "BYLADEM1001", Decimal("3930.27"), "RE-2026-402817"
-    )
-    payload = (
-        "BCD\n002\n1\nSCT\nBYLADEM1001\nNordwind Cloud GmbH\nDE02120300000000202051\nEUR3930.27\n\n\nRE-2026-402817"
-    )
-    code = segno.make_qr(payload.encode(), error="m", mask=4, boost_error=False, mode="byte")
-    dark = sum(sum(row) for row in code.matrix)
-    drawn = sum(int(part.split("v")[0]) for part in svg.split("h")[1:] if "v1.01" in part)
-    assert drawn == dark
-
-
 @pytest.mark.services
 def test_the_files_are_pdf_a_3a_and_pdf_ua_1_by_verapdf(made: dict[str, Path]) -> None:
     """The reference validator, installed by package name into a cache folder outside of the checkout."""
@@ -337,6 +321,20 @@ def verapdf() -> Path:
         maven = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib", "-DincludeScope=runtime"]
         subprocess.run(maven, cwd=folder, check=True, timeout=280)
     return folder
+
+
+def test_a_customer_who_wants_it_gets_its_usage_record_as_a_file(gate: ShapeGate) -> None:
+    one = SAMPLES["invoice"]()
+    plain, _ = invoice_for(one, ISSUER, SELLER)
+    assert plain.attachments == ()
+    wanted, _ = invoice_for(replace(one, customer={**one.customer, "usage_record": "csv"}), ISSUER, SELLER)
+    (added,) = wanted.attachments
+    assert (added.name, added.mime, added.text) == ("usage-record.csv", "text/csv", "Verbrauchsnachweis")
+    assert added.bytes is not None
+    assert added.bytes.count(b",tier,") == 3
+    xml = checked_xml(wanted, gate)
+    reader = pypdf.PdfReader(io.BytesIO(render_pdf(wanted, seller=SELLER, xml=xml)))
+    assert reader.attachments["usage-record.csv"][0] == added.bytes
 
 
 # -- From a document to an invoice -------------------------------------------------------------------------------------

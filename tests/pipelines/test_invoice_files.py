@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pypdf
 import pytest
 
 from billing.einvoice.model import EN_16931, Invoice
 from billing.einvoice.profiles import PEPPOL, XRECHNUNG
+from billing.einvoice.usage_record import usage_record_csv
 from billing.errors import InvalidInput
 from pipelines.documents import NotIssuable
 from pipelines.invoice_files import FORMATS, Format, formats_of, render_files
@@ -21,9 +24,11 @@ from pipelines.read_invoice import read_invoice, xml_of_pdf
 sys.path.append(str(Path(__file__).parents[1] / "billing" / "einvoice"))
 from maximal import changed
 
-EXAMPLE: dict[str, Any] = json.loads(
-    (Path(__file__).parents[2] / "examples" / "invoices" / "invoice.json").read_text(encoding="utf-8")
-)
+FOLDER = Path(__file__).parents[2] / "examples" / "invoices"
+EXAMPLES: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))
+}
+EXAMPLE = EXAMPLES["invoice"]
 PROFILE_OF = {"zugferd": EN_16931, "zugferd-xrechnung": XRECHNUNG, "xrechnung": XRECHNUNG, "xrechnung-ubl": XRECHNUNG,
               "cii": EN_16931, "ubl": EN_16931, "peppol": PEPPOL}  # fmt: skip
 TYPES = {
@@ -43,6 +48,10 @@ TYPES = {
 def made(form: Format, changes: dict[str, Any], language: str = "de") -> bytes:
     (file,) = render_files(Invoice.from_json(changed(EXAMPLE, changes)), [form], language)
     return file.data
+
+
+def page_text(pdf: bytes) -> str:
+    return "\n".join(page.extract_text() for page in pypdf.PdfReader(io.BytesIO(pdf)).pages)
 
 
 def xml_in(data: bytes) -> bytes:
@@ -65,6 +74,65 @@ def test_every_kind_of_invoice_passes_the_rules_of_every_format(form: Format, ki
     assert [(line.name, line.quantity, line.price, line.base_quantity or 1, line.net) for line in found.lines] == [
         (line.name, line.quantity, line.price, line.base_quantity or 1, line.net) for line in given.lines
     ]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_passes_the_rules_of_every_format_without_a_warning_of_ours(name: str) -> None:
+    """Partial, prepayment and final invoice, credit note, correction, reverse charge, debit, usage record."""
+    invoice = Invoice.from_json(EXAMPLES[name])
+    for file in render_files(invoice, FORMATS, strict=True, usage_record=True):
+        if PROFILE_OF.get(file.format):
+            xml = xml_in(file.data)
+            assert schema_violations(xml) == []
+            assert rule_violations(xml) == []
+            found = read_invoice(xml)
+            assert (found.number, found.type_code, found.totals) == (
+                invoice.number, invoice.type_code, invoice.totals,
+            )  # fmt: skip
+            assert [one.name for one in found.attachments] == ["usage-record.csv"]
+
+
+def test_a_final_invoice_takes_off_what_was_billed_before_with_its_tax() -> None:
+    """§ 14 (5) UStG: a negative line for each invoice before, so that the tax adds up in the XML, too."""
+    final, partial, prepaid = (
+        Invoice.from_json(EXAMPLES[name]) for name in ("final-invoice", "partial-invoice", "prepayment-invoice")
+    )
+    before = {one.number: one.totals for one in (partial, prepaid)}
+    assert {one.number for one in final.preceding} == set(before)
+    taken = sum(line.net for line in final.lines if line.quantity < 0)
+    assert -taken == sum(one.net for one in before.values())
+    whole = sum(line.net for line in final.lines if line.quantity > 0)
+    assert final.totals.tax is not None
+    assert final.totals.tax + sum((one.tax or 0) for one in before.values()) == whole * 19 / 100
+    text = page_text(render_files(final, ["zugferd"])[0].data)
+    assert all(number in text for number in before)
+    assert "Abschlagsrechnung" in page_text(render_files(partial, ["zugferd"])[0].data)
+
+
+def test_what_was_paid_before_is_said_so_and_not_as_credit() -> None:
+    text = page_text(made("zugferd", TYPES["final invoice"]))
+    assert "Bereits gezahlt" in text
+    assert "Guthaben" not in text
+
+
+def test_the_usage_record_lies_in_the_pdf_and_in_the_xml_inside() -> None:
+    invoice = Invoice.from_json(EXAMPLES["usage-record"])
+    (file,) = render_files(invoice, ["zugferd"], "en", usage_record=True)
+    reader = pypdf.PdfReader(io.BytesIO(file.data))
+    data = reader.attachments["usage-record.csv"][0]
+    assert data == usage_record_csv(invoice)
+    (added,) = read_invoice(file.data).attachments
+    assert (added.bytes, added.mime, added.text) == (data, "text/csv", "Usage record")
+
+
+def test_two_lines_of_one_id_are_a_warning_in_xml_and_refused_on_paper() -> None:
+    """A page finds lines by their ids: it showed the last of them twice."""
+    invoice = Invoice.from_json(changed(EXAMPLE, {"/lines/1/id": "1"}))
+    (file,) = render_files(invoice, ["cii"])
+    assert [one.rule for one in file.warnings] == ["CB-02"]
+    for form in ("zugferd", "pdf", "html"):
+        with pytest.raises(NotIssuable, match="CB-02"):
+            render_files(invoice, [form])
 
 
 def test_the_rules_of_xrechnung_are_run_and_not_those_of_the_standard_alone() -> None:
@@ -96,6 +164,24 @@ def test_what_is_wrong_is_refused_with_rule_words_and_place(
         made(form, changes)
     assert (rule, pointer) in [(one.rule, one.pointer) for one in caught.value.violations]
     assert str(caught.value).startswith(f"{form}: ")
+
+
+@pytest.mark.parametrize("form", ["zugferd", "pdf"])
+def test_a_character_that_no_font_has_is_named_with_the_terms_that_have_it(form: Format) -> None:
+    """A box on paper is a defect; the others go on."""
+    with pytest.raises(NotIssuable) as caught:
+        made(form, {"/lines/0/name": "Clay 𒀀", "/buyer/name": "𒀀 GmbH"})
+    assert "U+12000" in caught.value.detail
+    assert {(one.pointer, one.detail[-7:]) for one in caught.value.errors} == {
+        ("/buyer/name", "(BT-44)"), ("/lines/0/name", "BT-153)"),
+    }  # fmt: skip
+    assert made(form, {}).startswith(b"%PDF")
+
+
+def test_a_violation_names_the_business_term() -> None:
+    with pytest.raises(NotIssuable) as caught:
+        made("cii", {"/totals/lines": "409.46", "/totals/net": "409.46"})
+    assert ("/totals/lines", "BT-106") in [(one.pointer, one.detail[-7:-1]) for one in caught.value.errors]
 
 
 def test_a_unit_that_is_none_is_found_by_the_official_rules() -> None:

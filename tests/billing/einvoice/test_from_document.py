@@ -239,7 +239,7 @@ def test_every_bad_field_is_named_by_a_pointer() -> None:
     with pytest.raises(InvalidInput) as refused:
         Invoice.from_json(form)
     assert {one.pointer for one in refused.value.errors} == {
-        "/colour", "/issued_on", "/lines/0/quantity", "/lines/0/tax/category", "/seller/name", "/buyer/address/country",
+        "/colour", "/issued_on", "/lines/0/quantity", "/lines/0/tax/category", "/seller/name",
         "/number",
     }  # fmt: skip
 
@@ -287,3 +287,19 @@ def test_an_e_invoice_is_made_where_data_allow_it_unless_the_customer_says_other
     assert not wants_e_invoice({}, Party("S", Address("DE")), placed, 2)
     assert not wants_e_invoice({"einvoice": "none"}, SELLER, placed, 2)
     assert wants_e_invoice({"einvoice": "factur-x"}, SELLER, BUYER, 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "end"), [(2, "; Stufe 2: 10 x 0,5 + 1 = 6"), (25, "; Stufe 20: 10 x 0,5 + 1 = 6; ...")]
+)
+def test_tiers_are_said_as_text_and_as_attributes_beside_an_exact_amount(count: int, end: str) -> None:
+    """BT-154 and BG-32: quantity x price / base quantity is the amount, whatever tiers made it."""
+    tier = {"up_to": None, "quantity": "10", "unit": "0.5", "flat": "1", "amount": "6"}
+    made = invoice(line(str(6 * count), str(10 * count), explanation={"tiers": [tier] * count}))
+    assert product(made) == Decimal(6 * count)
+    first = made.lines[0]
+    assert first.description is not None
+    assert first.description.startswith("Stufe 1: 10 x 0,5 + 1 = 6; ")
+    assert first.description.endswith(end)
+    assert [one.name for one in first.attributes] == [f"Stufe {number}" for number in range(1, count + 1)]
+    assert invoice(line()).lines[0].description is None

@@ -32,7 +32,7 @@ def test_the_schema_is_one_and_takes_every_term() -> None:
 @pytest.mark.parametrize(
     ("pointer", "value"),
     [("/number", ...), ("/lines/0/quantity", "1,5"), ("/lines/0/quantity", 1.5), ("/taxes/0/category", "X"),
-     ("/seller/nane", "x"), ("/lines", {}), ("/buyer/address/country", ...), ("/payment/code", "")],
+     ("/seller/nane", "x"), ("/lines", {}), ("/buyer/address", ...), ("/payment/code", "")],
 )  # fmt: skip
 def test_what_the_schema_refuses_the_reader_refuses_too(pointer: str, value: object) -> None:
     form = changed(EVERYTHING, {pointer: value})
@@ -60,3 +60,20 @@ def test_every_term_of_the_table_stands_at_a_member_and_no_number_twice() -> Non
 )  # fmt: skip
 def test_the_numbers_are_those_of_the_standard(path: str, term: str) -> None:
     assert TERMS[path] == term
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "detail"),
+    [
+        ({"/buyer/address": ...}, "/buyer/address", "is needed (BG-8)"),
+        ({"/lines/0/quantity": "1,5"}, "/lines/0/quantity", "'1,5' is not a decimal number (BT-129)"),
+        ({"/taxes/0/category": "X"}, "/taxes/0/category", "must be one of S, Z, E, AE, K, G, O, L, M, B (BT-118)"),
+        ({"/buyer/name": " "}, "/buyer/name", "is empty; leave it out instead (BT-44)"),
+        ({"/groups": "x"}, "/groups", "must be a list"),
+    ],
+)
+def test_an_error_names_the_business_term_at_its_place(changes: dict[str, object], pointer: str, detail: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Invoice.from_json(changed(EVERYTHING, changes))
+    assert [(one.pointer, one.detail) for one in caught.value.errors] == [(pointer, detail)]
+    assert f"{pointer}: {detail}" in caught.value.detail
