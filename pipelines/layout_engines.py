@@ -232,14 +232,20 @@ def pictures(pdf: bytes) -> list[bytes]:
 
 
 def _finisher(data: Mapping[str, Any]) -> Any:
-    """Put what says that the XML inside is an invoice into the metadata, before the file is written."""
+    """Last changes before the file is written: no picture is smoothed (PDF/A 6.2.8), and the metadata say that the XML
+    inside is an invoice."""
 
     def finish(_document: Any, pdf: Any) -> None:
+        for one in pdf.objects:
+            if "Interpolate" in (getattr(one, "extra", None) or ()):
+                one.extra["Interpolate"] = "false"
+        if "xml" not in data:
+            return
         packets = [one for one in pdf.objects if getattr(one, "extra", None) and one.extra.get("Type") == "/Metadata"]
         assert len(packets) == 1, f"{len(packets)} metadata packets in the PDF, expected one"
         packets[0].stream = [in_packet(b"".join(packets[0].stream), data["xml_profile"])]
 
-    return finish if "xml" in data else None
+    return finish
 
 
 def _attachments(data: Mapping[str, Any], make: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pypdf
 import pytest
 from invoice_samples import ENTITY, ISSUER, SAMPLES
 from PIL import Image
+from test_documents import verapdf
 
 from billing.einvoice.cii import to_cii
 from billing.einvoice.model import Invoice
@@ -125,6 +127,24 @@ def test_lines_are_grouped_by_product_or_not_at_all_and_sums_stay() -> None:
         data = page_of(sample(), SELLER, Blocks(grouping=grouping), "de")
         assert sum(len(group["lines"]) for group in data["groups"]) == len(sample().lines)
         assert data["totals"] == page()["totals"]
+
+
+@pytest.mark.services
+def test_what_both_engines_draw_is_pdf_a_3a_by_verapdf(tmp_path: Path) -> None:
+    xml = to_cii(sample())
+    own = {"typst": "= #d.title", "html": '<html lang="de"><title>{{ d.title }}</title><h1>{{ d.title }}</h1></html>'}
+    files: list[str] = []
+    for engine, source in own.items():
+        for name, form in {"plain": {}, "blocks": {"blocks": BLOCKS}, "own": {"source": source}}.items():
+            path = tmp_path / f"{engine}-{name}.pdf"
+            path.write_bytes(
+                render_pdf(sample(), layout_of({"engine": engine} | form), seller=SELLER, xml=xml, owner="x")
+            )
+            files.append(str(path))
+    command = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", "lib/*", "Check.java", *files]
+    answer = subprocess.run(command, cwd=verapdf(), check=True, capture_output=True, timeout=240).stdout.decode()
+    assert answer.count("compliant 3a ") == len(files), answer
+    assert answer.count("compliant ua1 ") == 3  # Typst's; WeasyPrint writes no PDF/UA beside PDF/A-3a
 
 
 # -- Sources of tenants ------------------------------------------------------------------------------------------------
