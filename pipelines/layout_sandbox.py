@@ -101,6 +101,7 @@ class _Child:
             "HOME": str(self._folder),
             "FONTCONFIG_FILE": str(self._folder / "fonts.conf"),
             "LANG": "C.UTF-8",
+            "SOURCE_DATE_EPOCH": "1577836800",  # written into every embedded font: the same page has the same bytes
             "RAYON_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(

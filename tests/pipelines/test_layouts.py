@@ -79,7 +79,10 @@ def test_blocks_decide_what_is_on_the_page_in_both_engines(engine: str) -> None:
 @pytest.mark.parametrize("engine", ["typst", "html"])
 def test_the_same_page_of_an_engine_has_the_same_bytes(engine: str) -> None:
     layout, xml = layout_of({"engine": engine}), to_cii(sample())
-    assert render_pdf(sample(), layout, seller=SELLER, xml=xml) == render_pdf(sample(), layout, seller=SELLER, xml=xml)
+    first = render_pdf(sample(), layout, seller=SELLER, xml=xml)
+    time.sleep(1.1)  # what has a second in it differs now
+    is_same = render_pdf(sample(), layout, seller=SELLER, xml=xml) == first
+    assert is_same  # two files side by side would take minutes to print
 
 
 def test_every_mistake_in_a_layout_is_named_by_its_place() -> None:
