@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ import psutil
 
 from billing.errors import BillingError, Conflict, Unavailable
 from cluster.instance import Instance, descendants, end
-from cluster.ray_head import NAMESPACE, RayHead, free_port
+from cluster.platform_address import platform_address, usage_log_settings
+from cluster.ray_head import RayHead, free_port
 from cluster.settings import Settings
 
 LOG = logging.getLogger("cloudbilling.up")
@@ -120,53 +120,29 @@ class Platform:
         from storage import telemetry
 
         telemetry.pass_on(endpoint=settings.otel_endpoint, level=settings.log_level)
-        from deployments.services import Limits
-        from deployments.wiring import PlatformAddress
-        from storage.gateways.webhook_http import OutboundRules
         from storage.object_store import probe
 
-        store, archive = settings.store_address(), settings.archive_address()
-        probe(store.open())
-        archive.open()
+        address = platform_address(settings, dsn, dashboard=f"http://127.0.0.1:{dashboard}")
+        probe(address.store.open())
+        address.archive.open()
         self._step("starting Ray (some 15 s) and Serve (some 10 s)")
         self._head.start()
         self._raylet = next((p for p in descendants() if "raylet" in _command(p)), None)
         self._note()
-        return PlatformAddress(
-            dsn=dsn,
-            store=store,
-            namespace=NAMESPACE,
-            version=version("cloud-billing"),
-            dashboard=f"http://127.0.0.1:{dashboard}",
-            data_directory=str(self._data),
-            telemetry_endpoint=settings.otel_endpoint,
-            log_level=settings.log_level,
-            signing=settings.archive_signing(),
-            archive=archive,
-            limits=Limits(
-                body_bytes_max=settings.body_bytes_max,
-                key_requests_per_s=settings.key_requests_per_s,
-                key_events_per_s=settings.key_events_per_s,
-                api_processes=settings.replicas,
-            ),
-            outbound=OutboundRules.of(settings.webhook_networks),
-        )
+        return address
 
     def _start_shards_and_http(self, address: Any) -> None:
         """Shards and HTTP side by side: each takes seconds of starting processes."""
         from ray import serve
 
-        from actors.lane_scaling import ScalingBounds
-        from actors.supervisor_actor import UsageLogSettings, start_usage_log
+        from actors.supervisor_actor import start_usage_log
         from deployments.serve_app import APPLICATION, application
 
         failed: list[BaseException] = []
 
         def shards() -> None:
             try:
-                scaling = ScalingBounds(self._settings.lanes_min, self._settings.lanes_max)
-                cache, lanes = str(self._data / "cache"), self._settings.shards
-                start_usage_log(UsageLogSettings(address.store, NAMESPACE, cache, lanes, scaling=scaling))
+                start_usage_log(usage_log_settings(self._settings))
             except BaseException as error:  # noqa: BLE001 - raised again below, in the starting thread
                 failed.append(error)
 
