@@ -35,6 +35,11 @@ _LOST = (
 )
 
 
+def containing(text: str) -> str:
+    """The LIKE pattern of values that contain `text`: its wildcards stand for themselves."""
+    return "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+
+
 def connect(dsn: str, **options: Any) -> Connection:
     """One connection of its own in the role of the DSN (migrations, LISTEN); rows are dicts, times are UTC."""
     return psycopg.connect(session_dsn(dsn), row_factory=dict_row, **options)

@@ -22,7 +22,7 @@ from billing.money import parse_number
 from billing.numbers import PATTERNS, check_patterns, number_text
 from billing.settle import BilledDocument
 from storage.sql import finalising
-from storage.sql.database import Connection
+from storage.sql.database import Connection, containing
 
 __all__ = ["PATTERNS", "check_patterns", "document_from", "document_json", "number_text"]
 
@@ -153,7 +153,7 @@ def page(
     """
     assert 0 < limit <= LIMIT_MAX
     order, compare = ("DESC", "<") if descending else ("ASC", ">")
-    pattern = None if not search else "%" + search.lower().replace("\\", "\\\\").replace("%", "\\%") + "%"
+    pattern = None if not search else containing(search.lower())
     rows = connection.execute(
         f"SELECT {_LIST}{_FROM}"
         f" WHERE (%(after)s::uuid IS NULL OR i.id {compare} %(after)s)"

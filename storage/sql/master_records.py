@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from billing.catalog_forms import to_form
 from billing.errors import NotFound
 from billing.master import STEPS_OF_SUBSCRIPTIONS, MasterData
-from storage.sql.database import Connection
+from storage.sql.database import Connection, containing
 
 # kind of record -> kinds of steps that make or change it
 STEP_KINDS: dict[str, tuple[str, ...]] = {
@@ -185,7 +185,7 @@ def page(
 ) -> list[dict[str, Any]]:
     """Records of a kind by code, behind `after`; `search` finds parts of code and name."""
     assert 0 < limit <= LIMIT_MAX
-    pattern = None if not search else "%" + _escaped(search.lower()) + "%"
+    pattern = None if not search else containing(search.lower())
     rows = connection.execute(
         "SELECT kind, code, name, parent, plan, country, form, version, step FROM master_records"
         " WHERE kind = %(kind)s AND code > %(after)s"
@@ -210,7 +210,3 @@ def page(
 def count(connection: Connection, kind: str) -> int:
     row = connection.execute("SELECT count(*) AS n FROM master_records WHERE kind = %s", (kind,)).fetchone()
     return int(row["n"]) if row else 0
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

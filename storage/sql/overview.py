@@ -18,7 +18,7 @@ import psycopg
 
 from billing.errors import InvalidInput
 from storage.sql.bill_runs import held_back
-from storage.sql.database import Connection
+from storage.sql.database import Connection, containing
 from storage.sql.invoices import CONCERNS, stored_form
 
 ZERO = Decimal(0)
@@ -119,7 +119,7 @@ def _invoice(row: Mapping[str, Any]) -> InvoiceRow:
 def _where(chosen: InvoiceFilter, *, kind: bool = True) -> tuple[str, dict[str, Any]]:
     conditions, given = ["true"], dict[str, Any]()
     if chosen.search:
-        given["search"] = "%" + _escaped(chosen.search.strip()) + "%"
+        given["search"] = containing(chosen.search.strip())
         conditions.append(
             "(i.number ILIKE %(search)s OR i.customer_name ILIKE %(search)s OR i.customer ILIKE %(search)s)"
         )
@@ -524,7 +524,3 @@ def archive_count(connection: Connection) -> int:
 def schema_versions(connection: Connection) -> Iterator[Mapping[str, Any]]:
     """PostgreSQL's version, for the health page."""
     yield from connection.execute("SELECT current_setting('server_version') AS version")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

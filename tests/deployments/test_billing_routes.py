@@ -1,6 +1,7 @@
 """The main job over HTTP: usage in, cost now, a bill run, its invoice with files, a credit note, the proof."""
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -86,6 +87,13 @@ def test_a_bill_run_ends_with_an_invoice_whose_files_are_archived(billed: Any) -
     assert billed.get("/v1/archive").json()["items"][0]["number"] == number
     verified = billed.get(f"/v1/bill-runs/{run['id']}/verify").json()
     assert verified == {"proven": True, "documents": 1, "findings": [], "gaps": []}
+
+
+def test_wildcards_of_a_search_stand_for_themselves(billed: Any) -> None:
+    def found(search: str) -> int:
+        return len(billed.get(f"/v1/invoices?search={quote(search)}").json()["items"])
+
+    assert (found("acm"), found("ACME"), found("a_me"), found("a%e"), found("\\")) == (1, 1, 0, 0, 0)
 
 
 def test_the_same_bill_run_again_makes_nothing_new(billed: Any) -> None:

@@ -1,0 +1,82 @@
+"""`cloudbilling keys` and `cloudbilling tenants`."""
+
+from __future__ import annotations
+
+import typer
+
+from cluster.cli.context import AsJson, Key, Tenant
+
+keys = typer.Typer(no_args_is_help=True, help="API keys.", rich_markup_mode=None)
+tenants = typer.Typer(no_args_is_help=True, help="Tenants: who runs the billing.", rich_markup_mode=None)
+
+
+@keys.command("create")
+def keys_create(
+    scopes: str = typer.Option(..., help="What the key may do: usage:write,usage:read ... or all."),
+    name: str = typer.Option("made with the command line", help="What it is for."),
+    tenant: str = typer.Option(..., "--tenant", envvar="CLOUDBILLING_TENANT", help="Code of the tenant."),
+    requests_per_s: int = typer.Option(None, help="Requests a second that it may send; default: the platform's limit."),
+    events_per_s: int = typer.Option(None, help="Events a second that it may send; default: the platform's limit."),
+    as_json: bool = AsJson,
+) -> None:
+    """Make an API key. It is shown once."""
+    from cluster.cli import access
+
+    limits = {"requests_per_s": requests_per_s, "events_per_s": events_per_s}
+    access.create_key(tenant, name, scopes, {name: one for name, one in limits.items() if one is not None}, as_json)
+
+
+@keys.command("limit")
+def keys_limit(
+    id: str = typer.Argument(help="Id of the key, from `keys list`."),
+    requests_per_s: int = typer.Option(None, help="Requests a second; not said: the platform's limit."),
+    events_per_s: int = typer.Option(None, help="Events a second; not said: the platform's limit."),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """Change how much a key may ask; it holds within five seconds."""
+    from cluster.cli import access
+
+    limits = {"requests_per_s": requests_per_s, "events_per_s": events_per_s}
+    access.limit_key(id, {name: one for name, one in limits.items() if one is not None}, tenant, key, as_json)
+
+
+@keys.command("list")
+def keys_list(tenant: str = Tenant, key: str = Key, as_json: bool = AsJson) -> None:
+    """The keys of a tenant, without their secrets."""
+    from cluster.cli import access
+
+    access.list_keys(tenant, key, as_json)
+
+
+@tenants.command("create")
+def tenants_create(
+    code: str,
+    name: str = typer.Option(None, help="Name; default: the code."),
+    currency: str = typer.Option("EUR"),
+    timezone: str = typer.Option("Europe/Berlin"),
+    country: str = typer.Option("DE"),
+    kind: str = typer.Option("live", help="live, or test (with a clock of its own)."),
+    as_json: bool = AsJson,
+) -> None:
+    """Make a tenant and its first key. The key is shown once."""
+    from cluster.cli import access
+
+    form = {
+        "code": code,
+        "name": name or code,
+        "currency": currency,
+        "timezone": timezone,
+        "country": country,
+        "kind": kind,
+    }
+    access.create_tenant(form, as_json)
+
+
+@tenants.command("list")
+def tenants_list(as_json: bool = AsJson) -> None:
+    """All tenants of the platform."""
+    from cluster.cli import access
+
+    access.list_tenants(as_json)
