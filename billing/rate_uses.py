@@ -16,6 +16,7 @@ import polars as pl
 
 from billing.catalog import Charge, Package, Percentage
 from billing.due import Use
+from billing.live_state import LiveState, rate_live
 from billing.master import MasterData
 from billing.meters import property_text
 from billing.money import decimal_text, shown_quantity
@@ -34,10 +35,20 @@ def rate_uses(
     """
     wanted = _worth_rating(master, uses, known)
     pieces = [usage_piece(master, uses[place]) for place in wanted]
-    found: dict[int, list[RatedRow]] = {}
     if not pieces:
-        return found
-    rated = rate(pieces, events, master.meters, master.tenant.timezone)
+        return {}
+    return _rows(rate(pieces, events, master.meters, master.tenant.timezone), pieces, wanted)
+
+
+def rate_uses_live(master: MasterData, uses: Sequence[Use], live: LiveState) -> dict[int, list[RatedRow]]:
+    """What `rate_uses` gives, of what shards have folded; a piece must not begin or end inside a cell (`book.cuts`)."""
+    wanted = _worth_rating(master, uses, None)
+    pieces = [usage_piece(master, uses[place]) for place in wanted]
+    return _rows(rate_live(pieces, live, master.rating_book()), pieces, wanted) if pieces else {}
+
+
+def _rows(rated: RatedPieces, pieces: Sequence[UsagePiece], wanted: Sequence[int]) -> dict[int, list[RatedRow]]:
+    found: dict[int, list[RatedRow]] = {}
     tiers = _tier_texts(rated)
     prices: dict[tuple[int, int, Fraction], dict[str, Any]] = {}  # what lines of one price have in common
     frame = rated.frame.select(

@@ -42,6 +42,7 @@ from deployments.key_limits import LimitHeaders
 from deployments.manners import MasterNumbers
 from deployments.quick_routes import QuickRoutes
 from deployments.services import Services
+from deployments.shard_figures import ask_shards
 from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
 from deployments.usage_groups import UsageGroups
 from pipelines.usage_queries import UsageQueries
@@ -125,7 +126,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.accounts = AccountsDesk(services.router)
     app.state.budgets = BudgetDesk(services.router)
     app.state.backfills = BackfillDesk(services.router, services.store)
-    app.state.queries = UsageQueries(services.log, services.database)
+    app.state.queries = UsageQueries(services.log, services.database, ask_shards(services.router))
     problems.install(app)
     for part in PARTS:
         app.include_router(part.router)

@@ -8,7 +8,7 @@ the functions that bill it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -22,11 +22,11 @@ from billing.bill import bill, events_needed_from
 from billing.contracts import spans_of
 from billing.documents import Line
 from billing.lateness import reasons_of
-from billing.live_state import LiveState, fold_days, merge_live
+from billing.live_state import LiveState, fold_days, merge_live, nothing_used
 from billing.master import MasterData
 from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
-from billing.usage_now import UsageNow, needed_from, usage_now
+from billing.usage_now import UsageNow, needed_from, usage_now, usage_now_live
 from pipelines.bill_run_chunk import rateable
 from storage.sql import invoices
 from storage.sql.database import Database
@@ -118,12 +118,18 @@ class _View:
     lock: Lock = field(default_factory=Lock)
 
 
-class UsageQueries:
-    """One per process; safe for threads. `masters` gives (number, master data) of a tenant."""
+# What the shards have folded of a tenant's customer keys, by master data (the number of it is named) that is as new or
+# newer; None if they cannot say.
+AskShards = Callable[[str, Sequence[str], int, MasterData], LiveState | None]
 
-    def __init__(self, reader: UsageLogReader, database: Database) -> None:
+
+class UsageQueries:
+    """One per process; safe for threads. With `ask_shards` what runs now is asked of them where they can say it."""
+
+    def __init__(self, reader: UsageLogReader, database: Database, ask_shards: AskShards | None = None) -> None:
         self._reader = reader
         self._database = database
+        self._ask_shards = ask_shards
         self._views: OrderedDict[str, _View] = OrderedDict()
         self._answers: OrderedDict[tuple[str, str], tuple[tuple[object, ...], SoFar]] = OrderedDict()
         self._running: OrderedDict[tuple[str, str], tuple[tuple[object, ...], UsageNow]] = OrderedDict()
@@ -226,8 +232,16 @@ class UsageQueries:
     def running(
         self, tenant_id: str, master_number: int, master: MasterData, customer: str, now: datetime, *, exact: bool
     ) -> UsageNow:
-        """Usage and cost of a customer's running periods. Answers are kept until log, master data or minute move; with
-        `exact` (a test clock moves by any step) until the clock does."""
+        """Usage and cost of a customer's running periods, by the shards if they can say.
+
+        Answers from the log are kept until log, master data or minute move; with `exact` (a test clock moves by any
+        step) until the clock does.
+        """
+        if self._ask_shards is not None:
+            live = self._ask_shards(tenant_id, list(master.keys_of(customer)), master_number, master)
+            found = None if live is None else usage_now_live(master, customer, now, live)
+            if found is not None:
+                return found
         cut = self._reader.now()
         minute = now if exact else now.replace(second=0, microsecond=0)
         state = (tuple(sorted(cut.positions.items())), master_number, minute)
@@ -365,9 +379,7 @@ def _voided(amended: Amended, zone: str) -> pl.DataFrame:
 
 
 def _empty(master: MasterData, now: datetime) -> _View:
-    from billing.usage import EVENT_SCHEMA
-
-    live = fold_days(pl.DataFrame(schema=EVENT_SCHEMA), master.rating_book())
+    live = nothing_used(master.rating_book())
     return _View(Cut({}), master.step_count, now, live, pl.DataFrame(schema=_COUNTS), pl.DataFrame(schema=_SUSPENSE))
 
 

@@ -1,9 +1,13 @@
 """The main job over HTTP: usage in, cost now, a bill run, its invoice with files, a credit note, the proof."""
 
+import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+
+from billing.errors import Unavailable
 
 pytestmark = pytest.mark.postgres
 
@@ -94,6 +98,40 @@ def test_wildcards_of_a_search_stand_for_themselves(billed: Any) -> None:
         return len(billed.get(f"/v1/invoices?search={quote(search)}").json()["items"])
 
     assert (found("acm"), found("ACME"), found("a_me"), found("a%e"), found("\\")) == (1, 1, 0, 0, 0)
+
+
+def test_what_runs_is_said_by_the_shards_and_by_the_log_when_they_do_not_answer(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = api.tenant()
+    tenant.catalog()
+    router = api.services.router
+    asked: list[str] = []
+    usage = router.usage
+
+    async def counted(*arguments: Any, **named: Any) -> Any:
+        asked.append(str(arguments[0]))
+        return await usage(*arguments, **named)
+
+    def running() -> Any:
+        return tenant.get("/v1/usage?customer=acme&period=running").json()["meters"]
+
+    moment = datetime.now(UTC) - timedelta(minutes=1)
+    event = {"source": "a", "id": "1", "type": "storage.write", "customer": "acme", "data": {"gb": "2.5"}}
+    assert tenant.usage(json.dumps(event | {"time": moment.isoformat()}) + "\n").status_code == 200
+    with monkeypatch.context() as patched:
+        patched.setattr(router, "usage", counted)
+        patched.setattr("pipelines.usage_queries.rateable", None)  # reading the log would fail
+        by_shards = running()
+    assert asked == [tenant.id]
+
+    async def gone(*_: Any, **__: Any) -> Any:
+        raise Unavailable("no shard answers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(router, "usage", gone)
+        assert running() == by_shards
+    assert by_shards[0]["meter"] == "storage"
 
 
 def test_the_same_bill_run_again_makes_nothing_new(billed: Any) -> None:
