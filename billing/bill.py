@@ -19,10 +19,11 @@ from billing.credit_notes import mirror
 from billing.documents import Document, Line, Member
 from billing.due import Due, Use, due, first_unbilled_use, merged
 from billing.errors import BillingError
+from billing.live_state import LiveState
 from billing.master import MasterData
 from billing.money import exact_sums
 from billing.periods import local_date
-from billing.rate_uses import metered, rate_uses
+from billing.rate_uses import metered, metered_live, rate_uses, rate_uses_live
 from billing.settle import BilledDocument, Reissue, Settled, Shared, settle, sort_drafts
 
 __all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
@@ -62,7 +63,7 @@ def bill(
     up_to: datetime,
     now: datetime,
     billed: Sequence[BilledDocument],
-    events: pl.DataFrame,
+    events: pl.DataFrame | LiveState,
     events_from: datetime | None = None,
     credit: Credit | None = None,
     document_date: date | None = None,
@@ -77,12 +78,13 @@ def bill(
       `events_from`, and all of a customer for whom `master.needs_all_documents` holds.
     - `events`: rateable events of these customers (EVENT_SCHEMA; more columns do no harm), complete from `events_from`
       on (None: from the beginning; ask `events_needed_from`), for levels also the last one before it. Suspended and
-      voided rows are left out.
+      voided rows are left out. Or what shards have folded of them, if there is no level among their meters (a level
+      costs until a moment, and a cell has only a day).
     - What was billed is known by the marks of finalised runs in `master.runs` (step `bill_run`).
     Raises nothing for one customer's sake: who cannot be billed is in `parked`.
     """
     day = document_date or local_date(now, master.tenant.timezone)
-    known = metered(master, events)
+    known = metered_live(master, events) if isinstance(events, LiveState) else metered(master, events)
     wanted = known | {
         (line.subscription, line.charge) for one in billed for line in one.document.lines if line.kind == "usage"
     }
@@ -103,7 +105,10 @@ def bill(
     for account in accounts:
         first.append(len(uses))
         uses.extend(account.due.uses)
-    rated = rate_uses(master, uses, events, known)
+    if isinstance(events, LiveState):
+        rated = rate_uses_live(master, uses, events, known)
+    else:
+        rated = rate_uses(master, uses, events, known)
     shared = Shared(master)
     found_: list[tuple[str, Document]] = []
     for place, account in enumerate(accounts):

@@ -82,12 +82,20 @@ def usage_now_live(master: MasterData, customer: str, now: datetime, live: LiveS
     uses = running_uses(master, customer, now)
     if any(is_level(master, use) for use in uses):
         return None
-    if live.state.small.filter(pl.col("last") > now).height:
-        return None
     earliest = min((use.piece.start for use in uses), default=now)
-    if master.rating_book().rejects_late and any(run.up_to > earliest for run in master.runs):
-        return None
-    return _summed(uses, rate_uses_live(master, uses, live))
+    return _summed(uses, rate_uses_live(master, uses, live)) if says_all(master, live, now, earliest) else None
+
+
+def says_all(master: MasterData, live: LiveState, now: datetime, since: datetime | None) -> bool:
+    """Whether what shards have folded counts as the events do from a time on (None: all).
+
+    It does not with events ahead of the clock, of which some are in suspense until their time, and not where a run may
+    have made some late.
+    """
+    if live.state.small.filter(pl.col("last") > now).height:
+        return False
+    late = master.rating_book().rejects_late and any(since is None or run.up_to > since for run in master.runs)
+    return not late
 
 
 def _summed(uses: Sequence[Use], rated: Mapping[int, Sequence[RatedRow]]) -> UsageNow:

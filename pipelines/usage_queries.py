@@ -26,7 +26,7 @@ from billing.live_state import LiveState, fold_days, merge_live, nothing_used
 from billing.master import MasterData
 from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
-from billing.usage_now import UsageNow, needed_from, usage_now, usage_now_live
+from billing.usage_now import UsageNow, needed_from, says_all, usage_now, usage_now_live
 from pipelines.bill_run_chunk import rateable
 from storage.sql import invoices
 from storage.sql.database import Database
@@ -215,6 +215,9 @@ class UsageQueries:
         """What the customer's open periods would bill if they ended now, line by line, by the engine itself."""
         if not master.subscriptions_of.get(customer):
             return SoFar((), (), now)
+        live = self._folded(tenant_id, master_number, master, customer, now)
+        if live is not None:
+            return self._so_far(tenant_id, master, customer, now, live)
         cut = self._reader.now()
         state = (tuple(sorted(cut.positions.items())), master_number, now.replace(second=0, microsecond=0))
         with self._lock:
@@ -260,13 +263,29 @@ class UsageQueries:
                 self._running.popitem(last=False)
         return answer
 
-    def _so_far(self, tenant_id: str, master: MasterData, customer: str, now: datetime, cut: Cut) -> SoFar:
+    def _folded(
+        self, tenant_id: str, master_number: int, master: MasterData, customer: str, now: datetime
+    ) -> LiveState | None:
+        """What the shards have folded of a customer, if that counts in bills as the events do."""
+        if self._ask_shards is None or any(one.aggregation == "time_weighted_sum" for one in master.meters.values()):
+            return None
+        live = self._ask_shards(tenant_id, list(master.keys_of(customer)), master_number, master)
+        return live if live is not None and says_all(master, live, now, None) else None
+
+    def _so_far(
+        self, tenant_id: str, master: MasterData, customer: str, now: datetime, usage: Cut | LiveState
+    ) -> SoFar:
+        """`usage`: up to where the log counts, or what the shards have folded."""
         up_to = _open_until(master, customer, now)
         events_from: datetime | None = None
         if not any(meter.aggregation in ("time_weighted_sum", "latest") for meter in master.meters.values()):
             events_from = events_needed_from(master, [customer], up_to)
-        keys = list(master.keys_of(customer))
-        events = rateable(self._reader, tenant_id, master, cut, None, now, keys=keys, start=events_from, end=now)
+        events: pl.DataFrame | LiveState
+        if isinstance(usage, LiveState):
+            events = usage
+        else:
+            keys = list(master.keys_of(customer))
+            events = rateable(self._reader, tenant_id, master, usage, None, now, keys=keys, start=events_from, end=now)
         with self._database.tenant(tenant_id) as connection:
             family = master.family(customer)  # his lines are on the documents of who pays, or paid, for him
             whole = family if master.needs_all_documents(customer) else ()
