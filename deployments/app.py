@@ -34,6 +34,7 @@ from deployments import (
     usage_export,
     usage_ingest,
     usage_queries,
+    usage_ranking,
     webhooks,
 )
 from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
@@ -55,6 +56,7 @@ PARTS = (
         usage_ingest,
         usage_export,
         usage_queries,
+        usage_ranking,
         amendments,
         suspense,
         backfills,

@@ -28,6 +28,7 @@ from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
 from billing.usage_now import UsageNow, needed_from, says_all, usage_now, usage_now_live
 from pipelines.bill_run_chunk import rateable
+from pipelines.usage_ranking import Question, Ranking, ranking
 from storage.sql import invoices
 from storage.sql.database import Database
 from storage.usage_log.backfills import backfills_at, changed_backfills
@@ -167,6 +168,10 @@ class UsageQueries:
         if levels:
             found += _levels(_filtered(state, pl.col("meter").is_in(levels)), first, last, timezone, now)
         return sorted(found, key=lambda one: (one.meter, one.day))
+
+    def ranking(self, tenant_id: str, master: MasterData, asked: Question, now: datetime) -> Ranking:
+        """Who or what used most of a meter (`pipelines/usage_ranking.py`)."""
+        return ranking(master, self._view(tenant_id, master, now).live, asked)
 
     def completeness(
         self, tenant_id: str, master: MasterData, first: date, last: date, now: datetime

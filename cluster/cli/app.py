@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -192,15 +190,5 @@ def forget(
     """Erase usage from the log and leave what proves the sums (docs/forgetting.md)."""
     from cluster.cli import forget as work
 
-    moment = day(before, "--before")
+    moment = context.day(before, "--before")
     work.forget(work.Wish(tenant_id, tuple(customer_key), moment, rule, by), dry_run, snapshots, as_json)
-
-
-def day(text: str | None, option: str) -> Any:
-    """A date of the command line; a wrong call in words otherwise."""
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text).date()
-    except ValueError:
-        context.fail(f"{option}: {text!r} is no date like 2026-12-01", context.WRONG_CALL)

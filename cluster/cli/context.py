@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -149,3 +150,13 @@ def progress_printer() -> Callable[[str, int, int], None]:
         sys.stderr.flush()
 
     return say
+
+
+def day(text: str | None, option: str) -> date | None:
+    """A date of the command line; a wrong call in words otherwise."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).date()
+    except ValueError:
+        fail(f"{option}: {text!r} is no date like 2026-12-01", WRONG_CALL)

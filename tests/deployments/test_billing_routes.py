@@ -100,6 +100,19 @@ def test_wildcards_of_a_search_stand_for_themselves(billed: Any) -> None:
     assert (found("acm"), found("ACME"), found("a_me"), found("a%e"), found("\\")) == (1, 1, 0, 0, 0)
 
 
+def test_who_used_most_of_a_meter(billed: Any) -> None:
+    asked = "/v1/usage/top?meter=storage&since=2026-01-01&until=2026-01-31"
+    assert billed.get(asked).json() == {
+        "meter": "storage", "by": "customer", "items": [{"group": "acme", "events": 2, "quantity": "12"}],
+        "groups": 1, "events": 2, "quantity": "12",
+    }  # fmt: skip
+    lowest = billed.get(f"{asked}&by=day&order=lowest&limit=1").json()
+    assert lowest["items"] == [{"group": "2026-01-05", "events": 1, "quantity": "5.5"}]
+    assert (lowest["groups"], lowest["quantity"]) == (2, "12")
+    refused = billed.get(f"{asked}&by=dimension:region")
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "query:by")
+
+
 def test_what_runs_is_said_by_the_shards_and_by_the_log_when_they_do_not_answer(
     api: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
