@@ -60,9 +60,12 @@ def ranking(master: MasterData, live: LiveState, asked: Question) -> Ranking:
     start, end = midnight(asked.first, zone), midnight(asked.last + timedelta(days=1), zone)
     chosen = (pl.col("meter") == asked.meter) & (pl.col("measure") == "")
     chosen &= (pl.col("at") >= start) & (pl.col("at") < end)
-    state = live.state
-    frames = [_grouped(frame.filter(chosen), master, asked) for frame in (state.small, state.sets, state.runs)]
-    folded = regroup(MeterState((*state.by, "group"), *frames), ("group",))
+    state, column = live.state, _column(asked.by)
+    coarse = regroup(
+        MeterState(state.by, *(one.filter(chosen) for one in (state.small, state.sets, state.runs))), (column,)
+    )
+    named = [_grouped(one, column, master, asked) for one in (coarse.small, coarse.sets, coarse.runs)]
+    folded = regroup(MeterState((column, "group"), *named), ("group",))
     groups = folded.small.select("group").with_columns(
         aggregation=pl.lit(aggregation),
         start=pl.lit(None, pl.Datetime("us", "UTC")),
@@ -114,24 +117,23 @@ def _dimensions(master: MasterData, meter: str) -> set[str]:
     return {name for charge in charges if charge.meter == meter for name in charge.price_by}
 
 
-def _grouped(frame: pl.DataFrame, master: MasterData, asked: Question) -> pl.DataFrame:
-    """The frame with `group`: of keys and dimensions there are few, so each is looked up once."""
-    if asked.by == "day":
-        local = pl.col("at").dt.convert_time_zone(master.tenant.timezone).dt.date()
-        return frame.with_columns(group=local.cast(pl.String))
-    if asked.by == "subscription":
-        return frame.with_columns(group=pl.col("subscription").fill_null(""))
-    column = "key" if asked.by == "customer" else "dimensions"
-    values = frame[column].unique()
-    names = pl.DataFrame([values.alias(column), _names(values, master, asked)])
-    return frame.join(names, on=column, how="left")
+def _column(by: str) -> str:
+    return {"customer": "key", "subscription": "subscription", "day": "at"}.get(by, "dimensions")
 
 
-def _names(values: pl.Series, master: MasterData, asked: Question) -> pl.Series:
+def _grouped(frame: pl.DataFrame, column: str, master: MasterData, asked: Question) -> pl.DataFrame:
+    """The frame with `group`: what folded usage calls it, and what who asks calls it."""
+    values = frame[column]
     if asked.by == "customer":
-        return pl.Series("group", [master.key_owners.get(key, key) for key in values], dtype=pl.String)
-    name = asked.by.removeprefix(DIMENSION)
-    return property_texts(values, [name])[name].fill_null("").alias("group")
+        group = pl.Series([master.key_owners.get(key, key) for key in values], dtype=pl.String)
+    elif asked.by == "subscription":
+        group = values.fill_null("")
+    elif asked.by == "day":
+        group = values.dt.convert_time_zone(master.tenant.timezone).dt.date().cast(pl.String)
+    else:
+        name = asked.by.removeprefix(DIMENSION)
+        group = property_texts(values, [name])[name].fill_null("")
+    return frame.with_columns(group.alias("group"))
 
 
 def _wrong(parameter: str, detail: str) -> InvalidInput:
