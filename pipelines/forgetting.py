@@ -86,7 +86,7 @@ class Erasures:
         if not rule.strip() or len(rule) > RULE_LENGTH_MAX:
             raise InvalidInput(f"an erasure has a rule of 1 to {RULE_LENGTH_MAX} characters, such as `GDPR 17`")
         master = erasing.check(connection, tenant_id, customer, self._now(connection, tenant_id))
-        return erasing.marks(connection, master, customer, secrets.token_hex(32))
+        return erasing.marks(master, customer, secrets.token_hex(32))
 
     def _now(self, connection: Connection, tenant_id: str) -> datetime:
         """A test tenant's own time, else the platform's."""
@@ -138,7 +138,10 @@ class Erasures:
         for _ in range(ROUNDS_MAX):
             self.chain.forget(tenant_id)
             with self.database.tenant(tenant_id) as connection:
-                number = steps.current_number(connection, tenant_id)
+                number, master = steps.current(connection, tenant_id)
+                if marks.customer in master.customers:  # what was said of him since he was asked to be forgotten
+                    marks = marks.with_more(erasing.marks(master, marks.customer, marks.secret))
+                    erasures.widen(connection, str(row["id"]), marks)
             self.chain.project(self.database, tenant_id, up_to=number)
             objects += rewrite_chain(self.store, tenant_id, marks, rule, number)
             with self.database.owner(tenant_id) as connection:

@@ -75,6 +75,9 @@ def check(connection: Connection, tenant_id: str, customer: str, now: datetime) 
         if end is None or end > now:
             until = "has no end" if end is None else f"ends on {end.date().isoformat()}"
             raise Conflict(f"subscription {code!r} {until}: cancel it first", subscription=code)
+    payees = sorted(code for code in master.family(customer) if code != customer and _pays(master, customer, code, now))
+    if payees:
+        raise Conflict(f"{customer!r} pays for {payees[0]!r}: end that first", customer=payees[0])
     row = connection.execute(
         "SELECT 1 FROM bill_runs WHERE state <> ALL(%s) LIMIT 1", (list(bill_runs.ENDED),)
     ).fetchone()
@@ -91,7 +94,11 @@ def check(connection: Connection, tenant_id: str, customer: str, now: datetime) 
     return master
 
 
-def marks(connection: Connection, master: MasterData, customer: str, secret: str) -> Marks:
+def _pays(master: MasterData, payer: str, customer: str, now: datetime) -> bool:
+    return "erased" not in master.customers[customer].form and master.customers[customer].payer_at(now) == payer
+
+
+def marks(master: MasterData, customer: str, secret: str) -> Marks:
     """What tells the customer, by all steps of the tenant."""
     if customer not in master.customers:
         raise NotFound(f"there is no customer {customer!r}")

@@ -81,6 +81,11 @@ def claim(connection: Connection, id: str, now: datetime) -> tuple[dict[str, Any
     return dict(row), None if row["marks"] is None else Marks.of_form(row["marks"])
 
 
+def widen(connection: Connection, id: str, marks: Marks) -> None:
+    """Look for more from now on."""
+    connection.execute("UPDATE erasures SET marks = %s WHERE id = %s", (Jsonb(marks.to_form()), UUID(id)))
+
+
 def note(
     connection: Connection,
     id: str,

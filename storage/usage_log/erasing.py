@@ -169,6 +169,20 @@ def erase(store: ObjectStore, erasure: Erasure, clock: Clock | None = None) -> E
     return Erased(rows, segments, files, snapshots, waiting)
 
 
+def rules_of(store: ObjectStore, tenant_id: str, keys: Sequence[str]) -> dict[str, str]:
+    """Which of these customer keys have rows that were erased, and the rule of the last time. Reads every segment."""
+    seed = open_log(store).seed
+    named = {pseudonym(seed, tenant_id, key): key for key in keys}
+    found: dict[str, tuple[int, str]] = {}
+    for lane in range(count_lanes(store)):
+        for segment in walk(store, lane, 0):
+            for group in segment.head.erased:
+                key = named.get(group.customer)
+                if key is not None and group.tenant == tenant_id:
+                    found[key] = max(found.get(key, (0, "")), (group.erased_us, group.rule))
+    return {key: rule for key, (_, rule) in found.items()}
+
+
 def without(segment: StoredSegment, erasure: Erasure, seed: int, reads: Reads, now_us: int) -> bytes:
     """The bytes of a segment after an erasure."""
     rows = segment.rows()
