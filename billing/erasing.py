@@ -1,11 +1,11 @@
 """Forgetting a customer: what marks him in forms, and the same forms without it. Decides; where forms lie is storage's.
 
-Owns three things. Which texts are his (`marks_of`): codes that name him or what is his alone, and whatever his own forms
-say. What a step of master data becomes (`forgotten_step`): the same contract, dates, quantities and amounts, of a customer
-without a name, under codes that say nothing. And what any other form that names him becomes (`Marks.without`).
+Owns three things. Which texts are his (`marks_of`): codes that name him or what is his alone, and whatever his own
+forms say. What a step of master data becomes (`forgotten_step`): the same contract, dates, quantities and amounts, of a
+customer without a name, under codes that say nothing. And what any other form that names him becomes (`Marks.without`).
 
-A pseudonym is a keyed hash: the same text is the same pseudonym in every store while the key is known. The key is random
-and goes with the end of the erasure, so that nobody can try names on what is left.
+A pseudonym is a keyed hash: the same text is the same pseudonym in every store while the key is known. The key is
+random and goes with the end of the erasure, so that nobody can try names on what is left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from billing.documents import Allowance, Corrects, Document, Line, Member, TaxTotal
 from billing.master import STEPS_OF_SUBSCRIPTIONS
@@ -39,7 +39,18 @@ _STRUCTURE = frozenset(
 # Where a form of somebody else may name a customer, a key, a subscription or a budget.
 _REFERENCES = frozenset(
     {
-        *("customer", "customers", "payer", "key", "keys", "code", "subject", "subscription", "subscriptions", "budget"),
+        *(
+            "customer",
+            "customers",
+            "payer",
+            "key",
+            "keys",
+            "code",
+            "subject",
+            "subscription",
+            "subscriptions",
+            "budget",
+        ),
         *("parked", "held", "released", "source", "add_on", "parent", "holders", "members"),
     }
 )
@@ -48,7 +59,20 @@ _FIELDS = frozenset(
         *(one.name for form in (Document, Line, Allowance, TaxTotal, Member, Corrects) for one in fields(form)),
         *_STRUCTURE,
         *_REFERENCES,
-        *("id", "body", "data", "documents", "invoice", "events", "note", "address", "contact", "name", "rule", "steps"),
+        *(
+            "id",
+            "body",
+            "data",
+            "documents",
+            "invoice",
+            "events",
+            "note",
+            "address",
+            "contact",
+            "name",
+            "rule",
+            "steps",
+        ),
     }
 )
 _CATALOG = frozenset({"price", "quantities"})  # numbers, by names of the catalog
@@ -101,7 +125,7 @@ class Marks:
                 return True
             return key not in _STRUCTURE and self._texts_pattern.search(form) is not None
         if isinstance(form, Mapping):
-            if self.about(form):
+            if self.about(cast("Mapping[Any, Any]", form)):
                 return True
             return any(name in self.codes or self.names(value, str(name)) for name, value in form.items())  # pyright: ignore
         if isinstance(form, Sequence) and not isinstance(form, bytes):
@@ -117,7 +141,7 @@ class Marks:
                 return self.within(form)
             return self._texts_pattern.sub(ERASED, form)
         if isinstance(form, Mapping):
-            own = own or self.about(form)
+            own = own or self.about(cast("Mapping[Any, Any]", form))
             return {
                 self._name(str(name), own): self.without(value, str(name), own=own)  # pyright: ignore[reportUnknownArgumentType]
                 for name, value in form.items()  # pyright: ignore[reportUnknownVariableType]
@@ -148,8 +172,8 @@ class Marks:
 
     @classmethod
     def of_form(cls, form: Mapping[str, Any]) -> Marks:
-        lists = (frozenset(form[name]) for name in ("subscriptions", "codes", "texts"))
-        return cls(form["customer"], tuple(form["keys"]), *lists, form["secret"])
+        subscriptions, codes, texts = (frozenset(form[name]) for name in ("subscriptions", "codes", "texts"))
+        return cls(form["customer"], tuple(form["keys"]), subscriptions, codes, texts, form["secret"])
 
     def with_more(self, other: Marks) -> Marks:
         """What this one and another one of the same customer tell."""

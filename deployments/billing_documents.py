@@ -216,8 +216,9 @@ def read_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("
     **described(answer={"proven": True, "documents": 40, "findings": [], "erased": [], "gaps": []}, also=(404, 422)),
 )
 def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("billing:read"))) -> Response:
-    """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers. `erased` are documents
-    that cannot be derived any more, as what they rest on was erased, with the rule: neither proven nor wrong."""
+    """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers. `erased`
+    are documents that cannot be derived any more, as what they rest on was erased, with the rule: neither proven nor
+    wrong."""
     services: Services = request.app.state.services
     proof = verify_run(
         services.database, services.store, services.masters, caller.tenant_id, str(run_id), services.desk

@@ -75,13 +75,13 @@ def erasures_of(services: Services) -> Erasures:
 def post_erasure(
     request: Request, code: str, caller: Caller = Depends(may("access:write")), form: Any = Depends(json_form)
 ) -> Response:
-    """Everything that names him goes, in every store: master data and their history, invoices and what was told of them,
-    results of bill runs, usage. Amounts, dates and numbers stay, under a code that says nothing. Documents in the archive
-    stay until the law lets them go: the erasure names them, and then deletes them. It goes on in the background; read how
-    far it is under `/v1/erasures/{id}`. It cannot be undone.
+    """Everything that names him goes, in every store: master data and their history, invoices and what was told of
+    them, results of bill runs, usage. Amounts, dates and numbers stay, under a code that says nothing. Documents in the
+    archive stay until the law lets them go: the erasure names them, and then deletes them. It goes on in the
+    background; read how far it is under `/v1/erasures/{id}`. It cannot be undone.
 
-    `dry_run: true` answers 200 with what would go and what would stay, and changes nothing. 409 names what is in the way:
-    a contract that runs, a bill run that goes on, a document that is not in the archive yet.
+    `dry_run: true` answers 200 with what would go and what would stay, and changes nothing. 409 names what is in the
+    way: a contract that runs, a bill run that goes on, a document that is not in the archive yet.
     """
     form = known_keys(form, ("rule", "dry_run"), ("rule",))
     rule = text_of(form, "rule", None, RULE_LENGTH_MAX)
@@ -121,8 +121,8 @@ def list_erasures(
 )
 def read_erasure(request: Request, id: UUID, caller: Caller = Depends(may("access:read"))) -> Response:
     """`state`: asked, tables, objects, usage (also: what was replaced is on its way out, an hour), documents (they wait
-    for the end of their time), done. `progress` counts what went, store by store; `left` are tables that still say one of
-    his words, with the number of rows: the archive's, as long as it keeps documents. `documents` are those that stay
+    for the end of their time), done. `progress` counts what went, store by store; `left` are tables that still say one
+    of his words, with the number of rows: the archive's, as long as it keeps documents. `documents` are those that stay
     (`shared`: of who pays for him; they go when that one's do)."""
     services: Services = request.app.state.services
     with services.database.tenant(caller.tenant_id) as connection:

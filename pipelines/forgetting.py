@@ -2,8 +2,8 @@
 
 Owns the order and what each step looks at again before it goes on. Every step may run twice, in two processes, and be
 killed anywhere. The order: tables and master chain (what tells the customer is then gone from everything that a new
-process reads), results of bill runs and simulations, the usage log, at last the archive's documents, which stay until the
-law lets them go. Only a look that finds nothing more ends a step.
+process reads), results of bill runs and simulations, the usage log, at last the archive's documents, which stay until
+the law lets them go. Only a look that finds nothing more ends a step.
 """
 
 from __future__ import annotations

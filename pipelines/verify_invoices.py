@@ -52,7 +52,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Erased:
-    """A document that cannot be derived any more: what it rests on was erased under a rule. Its own sums were looked at."""
+    """A document that cannot be derived any more: what it rests on was erased under a rule. Its own sums were looked
+    at."""
 
     number: str
     customer: str

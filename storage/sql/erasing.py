@@ -1,11 +1,12 @@
-"""Forgetting a customer in PostgreSQL: every row of every table of his tenant that names him is written anew without him.
+"""Forgetting a customer in PostgreSQL: every row of every table of his tenant that names him is written anew without
+him.
 
-Owns which rows are about him and what becomes of their columns; what a form becomes is `billing/erasing.py`. Master data
-are folded anew first: if the steps without him do not add up, nothing is changed. Tables are asked of the catalog, so one
-of a later version is not missed. What stays in other rows' free space until VACUUM is docs/forgetting.md.
+Owns which rows are about him and what becomes of their columns; what a form becomes is `billing/erasing.py`. Master
+data are folded anew first: if the steps without him do not add up, nothing is changed. Tables are asked of the catalog,
+so one of a later version is not missed. What stays in other rows' free space until VACUUM is docs/forgetting.md.
 
-Works in the role of the tables' owner (`Database.owner`), for steps, invoices and the audit trail are append only for all
-others.
+Works in the role of the tables' owner (`Database.owner`), for steps, invoices and the audit trail are append only for
+all others.
 """
 
 from __future__ import annotations
@@ -229,7 +230,8 @@ def tables(connection: Connection) -> Iterator[Table]:
         kinds = {
             kind: tuple(name for name, type_ in of.items() if type_ in types)
             for kind, types in (
-                ("texts", ("text", "varchar")), ("forms", ("json", "jsonb")), ("lists", ("_text",)), ("bytes", ("bytea",)),
+                ("texts", ("text", "varchar")), ("forms", ("json", "jsonb")), ("lists", ("_text",)), ("bytes",
+                ("bytea",)),
             )
         }  # fmt: skip
         yield Table(row["name"], "tenant_id", **kinds)

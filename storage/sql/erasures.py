@@ -20,7 +20,9 @@ HELD_FOR = timedelta(minutes=10)  # a step that nobody has finished by then is b
 _SHOWN = "id, rule, state, stands_for, asked_at, asked_by, next_at, progress, documents, error, done_at"
 
 
-def ask(connection: Connection, tenant_id: str, marks: Marks, rule: str, *, actor: str, now: datetime) -> dict[str, Any]:
+def ask(
+    connection: Connection, tenant_id: str, marks: Marks, rule: str, *, actor: str, now: datetime
+) -> dict[str, Any]:
     id = new_id()
     try:
         connection.execute(

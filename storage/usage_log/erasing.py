@@ -6,9 +6,9 @@ tree over the rows as they were. No number is deleted, so no put can fall into a
 find what they look for. A segment keeps the digest of its first bytes: the chain of a lane stays provable.
 
 What is erased: rows at or below the ids that runs cover, for recovery takes those ids from the runs. Later rows wait
-until the lane's next checkpoint. Snapshots hold figures by customer key: they are dropped from the manifest, which counts
-the erasures. A lane that was folded before sees that with its next checkpoint: no entry names what it wrote, it stops and
-its successor folds from what is left (storage/usage_log/checkpoints.py). So the platform need not be stopped.
+until the lane's next checkpoint. Snapshots hold figures by customer key: they are dropped from the manifest, which
+counts the erasures. A lane that was folded before sees that with its next checkpoint: no entry names what it wrote, it
+stops and its successor folds from what is left (storage/usage_log/checkpoints.py). So the platform need not be stopped.
 
 Two erasures at once: a segment is replaced only where the bytes lie that were read, so one that slept in between does
 not bring back what the other one took.

@@ -22,7 +22,8 @@ from storage.usage_log import lane as lanes
 from storage.usage_log.clock import Clock, SystemClock
 from storage.usage_log.formats import check_readable, permitted
 
-# 2: objects that are leaving. Format 1 has none, so nothing is deleted while it is written. 3: how many erasures there were
+# 2: objects that are leaving. Format 1 has none, so nothing is deleted while it is written. 3: how many erasures there
+# were
 FORMAT = 3
 APPENDS_LOST_MAX = 1_000
 
