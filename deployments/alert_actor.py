@@ -19,6 +19,7 @@ from billing.errors import BillingError
 from deployments.completeness_check import CompletenessCheck
 from deployments.wiring import PlatformAddress, Stores, utc_now
 from pipelines.forgetting import Erasures
+from pipelines.tenant_erasing import TenantErasing
 from pipelines.usage_queries import UsageQueries
 from storage import telemetry
 from storage.gateways.webhook_http import WebhookHttp
@@ -44,6 +45,7 @@ class AlertActor:
         queries = UsageQueries(stores.log, stores.database)
         completeness = CompletenessCheck(stores.database, queries, stores.masters, utc_now)
         forgetting = Erasures(stores.database, stores.store, stores.masters, stores.archive, utc_now)
+        ending = TenantErasing(stores.database, stores.store, stores.masters, stores.archive, utc_now)
         self._errors: dict[str, str] = {}
         self._stopping = threading.Event()
         loops: tuple[tuple[str, Callable[[], int], float], ...] = (
@@ -51,6 +53,7 @@ class AlertActor:
             ("carrier", lambda: asyncio.run(carrier.round()), EVERY_S),
             ("completeness", completeness.round, COMPLETENESS_S),
             ("erasures", forgetting.round, ERASURES_S),
+            ("tenants", ending.round, ERASURES_S),
         )
         for name, work, every_s in loops:
             threading.Thread(target=self._loop, args=(name, work, every_s), name=name, daemon=True).start()

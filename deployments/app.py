@@ -32,6 +32,7 @@ from deployments import (
     problems,
     simulations,
     suspense,
+    tenant_ends,
     usage_export,
     usage_ingest,
     usage_queries,
@@ -73,7 +74,7 @@ PARTS = (
         layouts,
         archive,
     ),
-    *(administration, lanes, health),
+    *(tenant_ends, administration, lanes, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 

@@ -213,12 +213,11 @@ class MasterChain:
 
 
 def _same_change(known: bytes | None, entry: Mapping[str, Any]) -> bool:
-    """Whether an erasure wrote it anew since SQL was read: the same change, of the same moment, with as many steps."""
+    """Whether an erasure wrote it anew since SQL was read: the same change, of the same moment."""
     if known is None:
         return False
     there = unpack_change(known)
-    same = all(there[name] == entry[name] for name in ("number", "actor", "changed_at"))
-    return same and len(there["steps"]) == len(entry["steps"])
+    return all(there[name] == entry[name] for name in ("number", "changed_at"))
 
 
 def change_key(tenant_id: str, number: int) -> str:

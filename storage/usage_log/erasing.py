@@ -63,11 +63,12 @@ class Erasure:
     rule: str
     keys: tuple[str, ...] | None = None
     before: datetime | None = None
+    whole: bool = False  # everything of the tenant
 
     def __post_init__(self) -> None:
         if self.keys is not None and not 0 < len(self.keys) <= KEYS_MAX:
             raise InvalidInput(f"an erasure names 1 to {KEYS_MAX} customer keys, or none at all")
-        if self.keys is None and self.before is None:
+        if self.keys is None and self.before is None and not self.whole:
             raise InvalidInput("an erasure of all customers has a time before which their usage goes")
         if not self.rule or len(self.rule) > 100:
             raise InvalidInput("an erasure has a rule of 1 to 100 characters")

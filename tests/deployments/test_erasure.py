@@ -8,6 +8,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,6 +93,13 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with running_world(tmp_path_factory) as made:
+        yield made
+
+
+@contextmanager
+def running_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A platform of its own, whose files are looked through."""
     from storage.sql.embedded import EmbeddedPostgres
     from storage.sql.migrate import migrate
 
