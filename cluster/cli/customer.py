@@ -60,15 +60,7 @@ def compact(as_json: bool) -> None:
     from storage.sql.compacting import compact as write_anew
 
     with context.problems():
-        settings, started = context.settings(), time.monotonic()
-        dsn = settings.database_url
-        if not dsn:
-            from storage.sql.embedded import EmbeddedPostgres
-
-            server = EmbeddedPostgres(settings.data_dir / "postgres")
-            if server.pid is None:
-                context.fail("PostgreSQL does not run", context.UNREACHABLE, "start the platform: cloudbilling up")
-            dsn = server.dsn
+        dsn, started = context.database_url(context.settings()), time.monotonic()
         tables = write_anew(dsn)
     said = {"tables": tables, "seconds": round(time.monotonic() - started, 1)}
     context.show(said, as_json, lambda one: print(f"{one['tables']} tables written anew in {one['seconds']} s"))  # noqa: T201

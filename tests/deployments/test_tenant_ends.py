@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import polars as pl
+import psycopg
 import pytest
 
+from billing.errors import Conflict
 from deployments.tenant_ends import tenant_erasing_of
+from pipelines.tenant_export import export_tenant
 from storage.usage_log.deleting import delete_announced
 from tests.deployments.conftest import Api, bearer
 from tests.deployments.test_erasure import MARK, World, live_a_life, marked_objects, marked_rows, running_world
@@ -60,7 +67,9 @@ def test_a_closed_tenant_is_read_and_not_changed_until_it_is_opened_again(world:
     assert own.status_code == 403, "a tenant's own key closes nothing"
 
 
-def test_an_erased_tenant_is_found_in_no_store_but_for_documents_that_the_law_keeps(world: World) -> None:
+def test_an_erased_tenant_is_found_in_no_store_but_for_documents_that_the_law_keeps(
+    world: World, tmp_path: Path
+) -> None:
     live_a_life(world)
     tenant, path = world.tenant, f"/v1/tenants/{world.tenant.code}"
     made = tenant.post("/v1/users", {"email": f"{MARK.lower()}@example.org", "name": MARK, "role": "viewer",
@@ -69,6 +78,7 @@ def test_an_erased_tenant_is_found_in_no_store_but_for_documents_that_the_law_ke
     other = world.api.tenant()
     other.catalog()
     assert post(world.api, f"{path}/close", {}).status_code == 200
+    check_export(world, tmp_path / "export")
     assert post(world.api, f"{path}/erase", {"rule": "contract ended", "after_days": 1}).status_code == 202
     end = drive(world, tenant.id)
     assert end["erasing_since"] is not None
@@ -99,6 +109,31 @@ def test_a_test_tenant_goes_whole(world: World) -> None:
     left = {key.rsplit("/", 1)[0] for key in world.store.list("") if tenant.id in key}
     assert left == {f"master/{tenant.id}", f"log/erasing/trail/{tenant.id}"}, "numbers without content, and the trail"
     assert world.api.tenant(code=tenant.code).code == tenant.code, "its code is free again"
+
+
+def check_export(world: World, folder: Path) -> None:
+    """What is exported is what there is: rows, usage, objects, with digests, and no secret."""
+    database, store, tenant = world.api.services.database, world.store, world.tenant
+    counts = export_tenant(database, store, tenant.id, folder)
+    with pytest.raises(Conflict, match="is there already"):
+        export_tenant(database, store, tenant.id, folder)
+    said = json.loads((folder / "manifest.json").read_text())
+    assert said["counts"] == counts
+    for name, digest in said["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    invoices = [json.loads(line) for line in (folder / "tables" / "invoices.jsonl").read_text().splitlines()]
+    listed = tenant.get("/v1/invoices").json()["items"]
+    assert {(one["number"], one["gross"]) for one in invoices} == {(one["number"], one["gross"]) for one in listed}
+    usage = pl.concat(pl.read_parquet(path) for path in sorted((folder / "usage").iterdir()))
+    assert usage.filter(pl.col("id") == f"{MARK}-id-3").height == 1
+    assert usage.height == counts["usage rows"] > 15
+    assert counts["archive objects"] > 0
+    assert counts["master objects"] > 0
+    told = "".join(path.read_text() for path in (folder / "tables").iterdir())
+    with psycopg.connect(world.dsn) as connection:
+        (secret,) = connection.execute("SELECT secret FROM webhook_endpoints LIMIT 1").fetchone() or ("",)
+    assert secret
+    assert secret not in told
 
 
 def drive(world: World, tenant_id: str) -> Any:
