@@ -6,7 +6,7 @@ data are folded anew first: if the steps without him do not add up, nothing is c
 so one of a later version is not missed. What stays in other rows' free space until VACUUM is docs/forgetting.md.
 
 Works in the role of the tables' owner (`Database.owner`), for steps, invoices and the audit trail are append only for
-all others.
+all others. Each statement names the tenant: above an owner who is a superuser stand no policies.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def rewrite_master(connection: Connection, tenant_id: str, marks: Marks, rule: s
         raise NotFound("the tenant has no master data")
     bill_runs.alone(connection, tenant_id)  # no run may rest on what is being written
     going = connection.execute(
-        "SELECT 1 FROM bill_runs WHERE state <> ALL(%s) LIMIT 1", (list(bill_runs.ENDED),)
+        "SELECT 1 FROM bill_runs WHERE tenant_id = %s AND state <> ALL(%s) LIMIT 1", (tenant, list(bill_runs.ENDED))
     ).fetchone()
     if going is not None:
         raise Unavailable("a bill run is going on: the erasure waits for its end")
@@ -267,7 +267,8 @@ def _rows(
             )
             for name in table.bytes
         ]
-    query = start + sql.SQL("({})").format(sql.SQL(" OR ").join(tests))
+    # Locked, so that nobody changes one between here and its update, which finds it by its place.
+    query = start + sql.SQL("({}) FOR UPDATE").format(sql.SQL(" OR ").join(tests))
     for row in connection.execute(query, given).fetchall():
         yield row, own
 
