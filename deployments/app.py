@@ -20,6 +20,7 @@ from deployments import (
     bill_run_rules,
     billing_documents,
     budgets,
+    erasures,
     explanations,
     health,
     invoice_factory,
@@ -31,6 +32,7 @@ from deployments import (
     problems,
     simulations,
     suspense,
+    tenant_ends,
     usage_export,
     usage_ingest,
     usage_queries,
@@ -63,6 +65,7 @@ PARTS = (
         explanations,
         previews,
         access_reports,
+        erasures,
         simulations,
         budgets,
         webhooks,
@@ -74,7 +77,7 @@ PARTS = (
         layouts,
         archive,
     ),
-    *(administration, lanes, health),
+    *(tenant_ends, administration, lanes, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 

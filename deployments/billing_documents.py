@@ -213,10 +213,12 @@ def read_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("
 @router.get(
     "/bill-runs/{run_id}/verify",
     summary="Derive a bill run's documents again and compare them",
-    **described(answer={"proven": True, "documents": 40, "findings": [], "gaps": []}, also=(404, 422)),
+    **described(answer={"proven": True, "documents": 40, "findings": [], "erased": [], "gaps": []}, also=(404, 422)),
 )
 def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("billing:read"))) -> Response:
-    """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers."""
+    """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers. `erased`
+    are documents that cannot be derived any more, as what they rest on was erased, with the rule: neither proven nor
+    wrong."""
     services: Services = request.app.state.services
     proof = verify_run(
         services.database, services.store, services.masters, caller.tenant_id, str(run_id), services.desk
@@ -226,6 +228,7 @@ def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may
             "proven": proof.proven,
             "documents": proof.documents,
             "findings": [plain(vars(each)) for each in proof.findings],
+            "erased": [plain(vars(each)) for each in proof.erased],
             "gaps": plain(proof.gaps),
         }
     )

@@ -103,9 +103,12 @@ def customers_of(master: MasterData, task: ChunkTask) -> list[str]:
 
 
 def billable(master: MasterData) -> list[str]:
-    """Customers that can have something to bill, by code; families (who pays for whom) stand together, whole."""
+    """Customers that can have something to bill, by code; families (who pays for whom) stand together, whole.
+
+    Who was erased is billed no more: nothing is left by which to bill him."""
     codes = {code for code, subscriptions in master.subscriptions_of.items() if subscriptions}
     codes.update(master.ad_hoc)
+    codes = {code for code in codes if code not in master.customers or "erased" not in master.customers[code].form}
     if not master.families:
         return sorted(codes)
     families = {family[0]: family for code in codes if (family := master.families.get(code)) is not None}

@@ -28,6 +28,7 @@ CUSTOMER_EXTRAS = frozenset(
         "note",
         "tags",
         "payment",
+        "erased",  # the rule under which an erasure took all else (billing/erasing.py); no change may say it
     }
 )
 

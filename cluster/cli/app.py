@@ -177,6 +177,14 @@ def formats(
 
 
 @app.command()
+def compact(as_json: bool = AsJson) -> None:
+    """Write the tables of PostgreSQL anew, so that no file of it holds rows that were erased. Blocks each meanwhile."""
+    from cluster.cli import customer as work
+
+    work.compact(as_json)
+
+
+@app.command()
 def forget(
     tenant_id: str = typer.Option(..., "--tenant", help="Id of the tenant (`cloudbilling tenants list --json`)."),
     customer_key: list[str] = typer.Option([], "--customer-key", help="Everything that names it goes. Repeatable."),

@@ -42,6 +42,18 @@ def settings() -> Settings:
         raise
 
 
+def database_url(settings: Settings) -> str:
+    """Where PostgreSQL is: the one of the settings, or the embedded one of the platform that runs here."""
+    if settings.database_url:
+        return settings.database_url
+    from storage.sql.embedded import EmbeddedPostgres
+
+    server = EmbeddedPostgres(settings.data_dir / "postgres")
+    if server.pid is None:
+        fail("PostgreSQL does not run", UNREACHABLE, "start the platform: cloudbilling up")
+    return server.dsn
+
+
 def fail(words: str, code: int, *more: str) -> None:
     """Say what is wrong, on stderr, and end with the exit code. The last line is what helps."""
     print(f"cloudbilling: {words}", file=sys.stderr)  # noqa: T201 - this is the terminal's module

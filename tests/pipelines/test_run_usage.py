@@ -18,7 +18,7 @@ from billing.bill_columns import bill_plain, plain
 from billing.master import MasterData
 from billing.usage import EVENT_SCHEMA
 from pipelines.run_usage import Facts, forget, gather, read_usage, sliced
-from storage.master_chain import MasterChain, _key, _pack
+from storage.master_chain import MasterChain, change_key, pack_change
 from storage.object_store import LocalObjectStore
 from storage.usage_log.counting import scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
@@ -96,7 +96,7 @@ def store(tmp_path: Path, request: pytest.FixtureRequest) -> LocalObjectStore:
     for number, steps in enumerate(([], [{"at": "2026-01-01", **step} for step in _steps(request.param)])):
         entry = {"number": number, "tenant": FORM if number == 0 else None, "steps": steps}
         entry |= {"actor": "test", "changed_at": "2026-01-01T00:00:00+00:00"}
-        assert made.create(_key(TENANT, number), _pack(entry))
+        assert made.create(change_key(TENANT, number), pack_change(entry))
 
     async def send() -> None:
         router = LocalUsageRouter.open(made, shards=1)
