@@ -1,4 +1,4 @@
-"""Fixed widths of the columns that hold figures, from the texts in them, so that pages of one kind share their geometry.
+"""Fixed widths of the columns that hold figures, from the texts in them: pages of one kind share their geometry.
 
 A width is a number of half millimetres. It comes from the widest text by the advances of the font without kerning: a
 little wide, never too narrow. None where a column would leave too little for the words: then the layout measures.
@@ -23,13 +23,16 @@ SIZE, HEAD_SIZE, HEAD_BOLD = 8.5, 7.5, 1.035
 
 @cache
 def _advances() -> tuple[dict[str, float], float]:
-    """Advances by letter in parts of the size, and that of what is no Latin letter. Digits are as wide as the widest."""
+    """Advances by letter in parts of the size, and that of what is no Latin letter. Digits count as the widest one."""
     import fontpkg_inter
     from fontTools.ttLib import TTFont
 
     (folder,) = fontpkg_inter.__path__
     font = TTFont(Path(folder) / "files" / "Inter[opsz,wght].ttf", lazy=True)
-    names, metrics, units = font.getBestCmap(), font["hmtx"], font["head"].unitsPerEm
+    names: dict[int, str] = font.getBestCmap() or {}
+    metrics: Any = font["hmtx"]
+    head: Any = font["head"]
+    units = head.unitsPerEm
     found = {chr(code): metrics[names[code]][0] / units for code in range(32, 0x2100) if code in names}
     digit = max(found[one] for one in "0123456789")
     found |= dict.fromkeys("0123456789", digit) | dict.fromkeys(".,", max(found["."], found[","]))

@@ -35,6 +35,7 @@ from pipelines.layout_blocks import Layout
 from pipelines.layout_engines import CannotDraw, LayoutEngine, Output, TypstEngine
 from pipelines.layout_sandbox import LayoutSandbox
 from pipelines.layout_view import page_of
+from pipelines.stencil_fields import Field, fields_of
 from pipelines.stencils import Stencils
 from storage.archive import Archive, Entry
 
@@ -95,12 +96,10 @@ def render_pdf(
     and for a layout that cannot be drawn, with the place in its source.
     """
     data = _page(invoice, layout, language, seller, xml)
-    return _drawn(invoice, layout, data, owner)
+    return _drawn(invoice, layout, data, owner, fields_of(data) if _is_built_in(layout) else None)
 
 
-def _page(
-    invoice: Invoice, layout: Layout, language: str, seller: Seller | None, xml: bytes | None
-) -> dict[str, Any]:
+def _page(invoice: Invoice, layout: Layout, language: str, seller: Seller | None, xml: bytes | None) -> dict[str, Any]:
     data = page_of(invoice, seller or Seller(invoice.seller), layout.blocks, language)
     if xml is not None:
         data |= {"xml": xml.decode(), "xml_name": hybrid_of(invoice.profile)[0], "xml_profile": invoice.profile}
@@ -111,10 +110,11 @@ def _is_built_in(layout: Layout) -> bool:
     return layout.source is None and layout.engine == "typst"
 
 
-def _drawn(invoice: Invoice, layout: Layout, data: dict[str, Any], owner: str) -> bytes:
-    if _is_built_in(layout):
+def _drawn(invoice: Invoice, layout: Layout, data: dict[str, Any], owner: str, fields: Sequence[Field] | None) -> bytes:
+    """The page out of a stencil, where its texts may be filled into one; else drawn by its engine."""
+    if fields is not None:
         with _in_words(layout):
-            pdf = _engines.stencils.drawn(data)
+            pdf = _engines.stencils.drawn(data, fields)
         if pdf is not None:
             return pdf
     try:
@@ -299,21 +299,20 @@ class _Prepared:
     invoice: Invoice
     data: dict[str, Any]
     xml: bytes | None
+    fields: Sequence[Field] | None  # what a stencil fills in
 
 
 def _made_together(
     documents: Sequence[FinalDocument], issuer: Issuer, seller: Seller, gate: ShapeGate
 ) -> list[tuple[FinalDocument, list[Entry] | BillingError]]:
-    """The files of some documents, or why one has none. Words of all pages are shaped at once, which is why together."""
+    """The files of some documents, or why one has none. Together, since words of all pages are shaped at once."""
     prepared: list[tuple[FinalDocument, _Prepared | BillingError]] = []
     for one in documents:
         try:
             prepared.append((one, _prepared(one, issuer, seller, gate)))
         except (NotIssuable, InvalidInput) as error:
             prepared.append((one, error))
-    _engines.stencils.learn(
-        [it.data for one, it in prepared if isinstance(it, _Prepared) and _is_built_in(one.layout)]
-    )
+    _engines.stencils.learn([(it.data, it.fields) for _, it in prepared if isinstance(it, _Prepared)])
     made: list[tuple[FinalDocument, list[Entry] | BillingError]] = []
     for one, it in prepared:
         try:
@@ -330,13 +329,14 @@ def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGat
         xml = checked_xml(invoice, gate)
     else:
         _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
-    return _Prepared(invoice, _page(invoice, one.layout, _language(one.customer), seller, xml), xml)
+    data = _page(invoice, one.layout, _language(one.customer), seller, xml)
+    return _Prepared(invoice, data, xml, fields_of(data) if _is_built_in(one.layout) else None)
 
 
 def _files(one: FinalDocument, prepared: _Prepared, issuer: Issuer) -> list[Entry]:
     """The files of one document, the PDF last: where it is archived, all are."""
     invoice, xml = prepared.invoice, prepared.xml
-    pdf = _drawn(invoice, one.layout, prepared.data, issuer.tenant_id)
+    pdf = _drawn(invoice, one.layout, prepared.data, issuer.tenant_id, prepared.fields)
     words = _words(invoice)
     files = [] if xml is None else [_entry(one, XML, xml, "text/xml", words)]
     return [*files, _entry(one, PDF, pdf, "application/pdf", words)]

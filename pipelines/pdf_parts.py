@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 _TRAILER = re.compile(rb"trailer\s*<<(.*?)>>\s*startxref\s*(\d+)\s*%%EOF\s*$", re.DOTALL)
 _TABLE = re.compile(rb"xref\s+0 (\d+)\s+")
@@ -75,7 +76,7 @@ def objects_of(pdf: bytes) -> tuple[dict[int, bytes], bytes]:
 
 
 def _pairs(places: list[int]) -> Iterator[tuple[int, int]]:
-    return zip(places, places[1:], strict=False)
+    return pairwise(places)
 
 
 def stream_of(body: bytes) -> tuple[bytes, bytes]:

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.column_widths import GUTTER, MM, TABLE, TAX_GUTTER, TAXES, width_of
+from pipelines.column_widths import GUTTER, MM, TABLE, width_of
 
-_QR_SIZE = re.compile(r'<svg xmlns="http://www\.w3\.org/2000/svg" viewBox="0 0 (\d+) \1"><path d="([MhvzZ\d. -]+)"/></svg>')
+_QR_SIZE = re.compile(
+    r'<svg xmlns="http://www\.w3\.org/2000/svg" viewBox="0 0 (\d+) \1"><path d="([MhvzZ\d. -]+)"/></svg>'
+)
 CELL = 1.6  # millimetres left and right of a cell's text
 TOTALS, BOLD = 84.0, 1.1  # millimetres; how much wider bold letters are at most
 NOTE_MAX = 90  # characters: what is longer may take two lines
@@ -111,9 +113,7 @@ def _amounts(row: list[Any], weight: int, shown: list[int], room: dict[int, floa
 
 def _taxes(d: dict[str, Any]) -> Iterator[Field]:
     first, second = d["taxes"]["widths"]
-    words = TAXES - first - second - 2 * TAX_GUTTER - CELL
-    for row in d["taxes"]["rows"]:
-        yield Field(row, 0, 400, True, words * MM)
+    for row in d["taxes"]["rows"]:  # their names are few, and may take two lines: they are the stencil's
         yield Field(row, 1, 400, True, (first - CELL) * MM, right=True)
         yield Field(row, 2, 400, True, (second - CELL) * MM, right=True)
     rows = [*((row, 400, 9) for row in d["totals"]), (d["due"], 700, 11)]

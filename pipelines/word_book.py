@@ -1,4 +1,4 @@
-"""Words as Typst shapes them: the glyphs of a text, their moves (kerning) and how wide it is. Typst is asked once a word.
+"""Words as Typst shapes them: glyphs, the moves between them (kerning) and widths. Typst is asked once a word.
 
 A book is one font in one language. Every PDF whose first page begins with the `REPERTOIRE` numbers the glyphs in the
 same way, so that words learned from one file may be shown in another. What is not in the repertoire is in no book.
@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import typst
 
@@ -36,7 +35,7 @@ _FIGURE = re.compile(rf"[{re.escape(FIGURES)}]+")
 _PROOFS = ("1.234.567,89", "48.217,25", "01.10.2026", "0,001", "11.11.1711", "7.777,47", "1,234.50")
 _PLAIN = r"[^\W_]|[.,%€&]"  # what takes no notice of its neighbour behind a space
 _SPACE = re.compile(rf"(?<={_PLAIN}) (?={_PLAIN})")
-WORDS_MAX = 50_000
+TEXTS_MAX = 50_000
 NEAR = 0.5  # thousandths of the size
 
 
@@ -54,7 +53,8 @@ class WordBook:
     def __init__(self, font: str, lang: str, region: str) -> None:
         self._look = {"font": font, "lang": lang, "region": region, "repertoire": REPERTOIRE}
         self._compiler = typst.Compiler(
-            str(LAYOUTS / "words" / "words.typ"), root=str(LAYOUTS / "words"), font_paths=font_folders(), ignore_system_fonts=True,
+            str(LAYOUTS / "words" / "words.typ"), root=str(LAYOUTS / "words"),
+            font_paths=font_folders(), ignore_system_fonts=True,
             package_path=str(LAYOUTS / "none"), package_cache_path=str(LAYOUTS / "none"),
         )  # fmt: skip
         self._texts: dict[tuple[Style, str], Shown | None] = {}
@@ -67,41 +67,39 @@ class WordBook:
         self._open()
 
     def text(self, style: Style, text: str) -> Shown | None:
-        """The text as it is shown; None if it has a sign that is not in the repertoire. All its words are learned."""
-        found = self._texts.get((style, text))
-        if found is not None or (style, text) in self._texts:
-            return found
-        parts: list[bytes] = []
-        width = 0.0
-        space = self._spaces[style]
-        for at, word in enumerate(_SPACE.split(text)):
-            one = self._figure(style, word) or self._texts.get((style, word))
-            if one is None:
-                if (style, word) not in self._texts:
-                    raise KeyError(word)
-                return None
-            if at:
-                parts.append(space.glyphs)
-                width += space.width
-            parts.append(one.glyphs)
-            width += one.width
-        return Shown(b"".join(parts), width)
+        """The text as it is shown; None for a sign that is not in the repertoire. `KeyError`: a word is unknown."""
+        key = (style, text)
+        if key in self._texts:
+            return self._texts[key]
+        found: Shown | None
+        if (found := self._figure(style, text)) is None:
+            words = _SPACE.split(text)
+            if len(words) == 1:
+                raise KeyError(text)
+            space = self._spaces[style]
+            shown = [self._figure(style, word) or self._texts[style, word] for word in words]
+            known = [one for one in shown if one is not None]
+            if len(known) == len(words):
+                width = sum(one.width for one in known) + space.width * (len(words) - 1)
+                found = Shown(space.glyphs.join([one.glyphs for one in known]), width)
+        self._texts[key] = found
+        return found
 
     def learn(self, texts: Iterable[tuple[Style, str]]) -> None:
         """Have Typst shape the words of these texts that are in the book of nobody; one drawing for all of them."""
+        if len(self._texts) > TEXTS_MAX:
+            self._texts.clear()
         unknown: dict[tuple[Style, str], None] = {}
-        for style, text in texts:
-            for word in _SPACE.split(text):
-                if (style, word) not in self._texts and not (style in self._steps and _FIGURE.fullmatch(word)):
-                    unknown[style, word] = None
+        for key in texts:
+            if key not in self._texts:
+                style, text = key
+                for word in _SPACE.split(text):
+                    if (style, word) not in self._texts and not (style in self._steps and _FIGURE.fullmatch(word)):
+                        unknown[style, word] = None
         if not unknown:
             return
-        if len(self._texts) + len(unknown) > WORDS_MAX:
-            self._texts.clear()
-            self.learn(texts)
-            return
         asked = list(unknown)
-        for (style, word), run in zip(asked, self._drawn(asked), strict=True):
+        for (style, word), run in zip(asked, self.shaped(asked), strict=True):
             self._texts[style, word] = self._shown(style, run)
 
     def advance(self, weight: int, glyph: int) -> float:
@@ -115,14 +113,11 @@ class WordBook:
 
     def width(self, weight: int, run: Run) -> float:
         """Width of a run in thousandths of the size."""
-        return self._width(weight, run)
-
-    def _width(self, weight: int, run: Run) -> float:
         widths = self._widths[weight]
         return sum(widths[glyph] for glyph in run.glyphs) - run.moved
 
     def _shown(self, style: Style, run: Run | None) -> Shown | None:
-        return None if run is None else Shown(shown_of(run.glyphs, run.adjustments), self._width(style[0], run))
+        return None if run is None else Shown(shown_of(run.glyphs, run.adjustments), self.width(style[0], run))
 
     def _figure(self, style: Style, word: str) -> Shown | None:
         """A number out of its digits."""
@@ -144,7 +139,7 @@ class WordBook:
         pairs = [(style, "".join(two)) for style in STYLES for two in product(FIGURES, repeat=2)]
         others = [(style, text) for style in STYLES for text in ("0 0", *_PROOFS)]
         asked = [*signs, *pairs, *others]
-        found = dict(zip(asked, self._drawn(asked), strict=True))
+        found = dict(zip(asked, self.shaped(asked), strict=True))
         for style in STYLES:
             weight = style[0]
             between = found[style, "0 0"]
@@ -178,11 +173,11 @@ class WordBook:
         self._starts[style], self._steps[style] = starts, steps
         for text in _PROOFS:  # what Typst does with three of them, and not with two, forbids the short way
             proof, made = found[style, text], self._figure(style, text)
-            if proof is None or made is None or abs(made.width - self._width(style[0], proof)) > NEAR:
+            if proof is None or made is None or abs(made.width - self.width(style[0], proof)) > NEAR:
                 del self._starts[style], self._steps[style]
                 return
 
-    def _drawn(self, asked: Sequence[tuple[Style, str]]) -> list[Run | None]:
+    def shaped(self, asked: Sequence[tuple[Style, str]]) -> list[Run | None]:
         """The run of each text, None where it is not one run of glyphs of the repertoire."""
         data = self._look | {"words": asked}
         pdf = self._compiler.compile(format="pdf", sys_inputs={"data": json.dumps(data, ensure_ascii=False)})
@@ -214,7 +209,7 @@ def _matched(asked: Sequence[tuple[Style, str]], runs: Sequence[Run], known: dic
     for (weight, _), line in zip((style for style, _ in asked), by_line.values(), strict=True):
         run = line[0]
         plain = len(line) == 1 and WEIGHTS[run.font : run.font + 1] == (weight,)
-        found.append(run if plain and 0 < min(run.glyphs) and max(run.glyphs) <= known[weight] else None)
+        found.append(run if plain and min(run.glyphs) > 0 and max(run.glyphs) <= known[weight] else None)
     return found
 
 
