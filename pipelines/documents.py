@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
@@ -34,10 +35,13 @@ from pipelines.layout_blocks import Layout
 from pipelines.layout_engines import CannotDraw, LayoutEngine, Output, TypstEngine
 from pipelines.layout_sandbox import LayoutSandbox
 from pipelines.layout_view import page_of
+from pipelines.stencil_fields import Field, fields_of
+from pipelines.stencils import Stencils
 from storage.archive import Archive, Entry
 
 PDF, XML = "pdf", "xml"
 BUILT_IN = Layout()
+TOGETHER = 100  # documents that are prepared before the first of them is drawn
 
 
 class NotIssuable(BillingError):
@@ -64,6 +68,7 @@ class _Engines(threading.local):
 
     def __init__(self) -> None:
         self.typst: LayoutEngine = TypstEngine()
+        self.stencils = Stencils(lambda data: self.typst.draw(None, data, "pdf")[0])
 
 
 _engines = _Engines()
@@ -90,9 +95,28 @@ def render_pdf(
     layout it is. Raises `NotIssuable` for a character that no font can print, naming it, for a logo that is no drawing,
     and for a layout that cannot be drawn, with the place in its source.
     """
+    data = _page(invoice, layout, language, seller, xml)
+    return _drawn(invoice, layout, data, owner, fields_of(data) if _is_built_in(layout) else None)
+
+
+def _page(invoice: Invoice, layout: Layout, language: str, seller: Seller | None, xml: bytes | None) -> dict[str, Any]:
     data = page_of(invoice, seller or Seller(invoice.seller), layout.blocks, language)
     if xml is not None:
         data |= {"xml": xml.decode(), "xml_name": hybrid_of(invoice.profile)[0], "xml_profile": invoice.profile}
+    return data
+
+
+def _is_built_in(layout: Layout) -> bool:
+    return layout.source is None and layout.engine == "typst"
+
+
+def _drawn(invoice: Invoice, layout: Layout, data: dict[str, Any], owner: str, fields: Sequence[Field] | None) -> bytes:
+    """The page out of a stencil, where its texts may be filled into one; else drawn by its engine."""
+    if fields is not None:
+        with _in_words(layout):
+            pdf = _engines.stencils.drawn(data, fields)
+        if pdf is not None:
+            return pdf
     try:
         pdf = draw(layout, data, "pdf", owner)[0]
     except NotIssuable as error:
@@ -101,7 +125,7 @@ def render_pdf(
         places = [FieldError(one, with_term(error.detail, one)) for one in places_of(invoice, error.unprintable)]
         at = f" (in {', '.join(one.pointer for one in places)})" if places else ""
         raise NotIssuable(error.detail + at, errors=places, unprintable=error.unprintable) from error
-    if xml is not None and layout.engine == "typst":
+    if "xml" in data and layout.engine == "typst":
         pdf = with_factur_x_metadata(pdf, invoice.profile)
     if layout.source is not None:
         _check_files(pdf, data)
@@ -110,10 +134,17 @@ def render_pdf(
 
 def draw(layout: Layout, data: dict[str, Any], output: Output, owner: str) -> list[bytes]:
     """The page by its engine: in this process if it is Typst and built in, else in a child, with fonts of its own."""
-    try:
-        if layout.source is None and layout.engine == "typst":
+    with _in_words(layout):
+        if _is_built_in(layout):
             return _engines.typst.draw(None, data, output)
         return sandbox().draw(owner, layout, data, output)
+
+
+@contextmanager
+def _in_words(layout: Layout) -> Iterator[None]:
+    """What an engine cannot draw, as the reason why the document cannot be issued."""
+    try:
+        yield
     except CannotDraw as error:
         if error.missing:
             letters = "".join(chr(int(code, 16)) for code in re.findall(r"U\+([0-9A-F]{4,6})", error.missing))
@@ -204,19 +235,22 @@ def render_and_archive(
     seller = seller_of(issuer.entity, issuer.country)
     outcomes: dict[str, Outcome] = {}
     entries: list[Entry] = []
+    missing: list[FinalDocument] = []
     for one in documents:
         if one.document_id in done:
             sha256 = done[one.document_id].sha256
             outcomes[one.document_id] = Outcome(
                 one.document_id, one.number, "archived", sha256, e_invoice=one.document_id in electronic
             )
-            continue
-        try:
-            files = _files(one, issuer, seller, gate)
-        except (NotIssuable, InvalidInput) as error:
-            outcomes[one.document_id] = Outcome(one.document_id, one.number, "parked", reason=error.detail)
-            continue
-        entries += files
+        else:
+            missing.append(one)
+    for start in range(0, len(missing), TOGETHER):
+        made = _made_together(missing[start : start + TOGETHER], issuer, seller, gate)
+        for one, files in made:
+            if isinstance(files, BillingError):
+                outcomes[one.document_id] = Outcome(one.document_id, one.number, "parked", reason=files.detail)
+            else:
+                entries += files
     for archived in archive.put_many(issuer.tenant_id, entries) if entries else []:
         if archived.kind == PDF:  # the last of a document's files
             has_xml = any(entry.document_id == archived.document_id and entry.kind == XML for entry in entries)
@@ -258,16 +292,51 @@ def _language(customer: Mapping[str, Any]) -> str:
     return _text(customer, "language") or "de"
 
 
-def _files(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> list[Entry]:
-    """The files of one document, the PDF last: where it is archived, all are."""
+@dataclass(frozen=True)
+class _Prepared:
+    """A document that may be issued, before it is drawn."""
+
+    invoice: Invoice
+    data: dict[str, Any]
+    xml: bytes | None
+    fields: Sequence[Field] | None  # what a stencil fills in
+
+
+def _made_together(
+    documents: Sequence[FinalDocument], issuer: Issuer, seller: Seller, gate: ShapeGate
+) -> list[tuple[FinalDocument, list[Entry] | BillingError]]:
+    """The files of some documents, or why one has none. Together, since words of all pages are shaped at once."""
+    prepared: list[tuple[FinalDocument, _Prepared | BillingError]] = []
+    for one in documents:
+        try:
+            prepared.append((one, _prepared(one, issuer, seller, gate)))
+        except (NotIssuable, InvalidInput) as error:
+            prepared.append((one, error))
+    _engines.stencils.learn([(it.data, it.fields) for _, it in prepared if isinstance(it, _Prepared)])
+    made: list[tuple[FinalDocument, list[Entry] | BillingError]] = []
+    for one, it in prepared:
+        try:
+            made.append((one, it if isinstance(it, BillingError) else _files(one, it, issuer)))
+        except (NotIssuable, InvalidInput) as error:
+            made.append((one, error))
+    return made
+
+
+def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> _Prepared:
     invoice, e_invoice = invoice_for(one, issuer, seller)
     xml = None
     if e_invoice:
         xml = checked_xml(invoice, gate)
     else:
         _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
-    language = _language(one.customer)
-    pdf = render_pdf(invoice, one.layout, language, seller=seller, xml=xml, owner=issuer.tenant_id)
+    data = _page(invoice, one.layout, _language(one.customer), seller, xml)
+    return _Prepared(invoice, data, xml, fields_of(data) if _is_built_in(one.layout) else None)
+
+
+def _files(one: FinalDocument, prepared: _Prepared, issuer: Issuer) -> list[Entry]:
+    """The files of one document, the PDF last: where it is archived, all are."""
+    invoice, xml = prepared.invoice, prepared.xml
+    pdf = _drawn(invoice, one.layout, prepared.data, issuer.tenant_id, prepared.fields)
     words = _words(invoice)
     files = [] if xml is None else [_entry(one, XML, xml, "text/xml", words)]
     return [*files, _entry(one, PDF, pdf, "application/pdf", words)]

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-import segno
-
 from billing.einvoice.checks import valid_iban
 from billing.einvoice.model import Invoice
+from pipelines.qr_code import rows_of
 
 NAME_MAX, TEXT_MAX, REFERENCE_MAX, BYTES_MAX = 70, 140, 35, 331  # characters, and bytes of the whole
 AMOUNT_MAX = Decimal("999999999.99")
@@ -22,7 +21,7 @@ SEPA = re.compile(
     "A[DLT]|B[EG]|C[HYZ]|D[EK]|E[ES]|F[IR]|G[BIR]|H[RU]|I[EST]|L[ITUV]|M[CDEKT]|N[LO]|P[LT]|R[OS]|S[EIKM]|VA"
 )
 QR_MASK = 4  # any of the eight is valid; trying all of them for the prettiest takes 10 ms a document
-_RUNS = re.compile("#+")
+_RUNS = re.compile("1+")
 
 
 def epc_text(invoice: Invoice) -> str | None:
@@ -71,13 +70,10 @@ def epc_svg(text: str) -> str:
 
     A hair taller than a module, so that no printer leaves a white line between two rows.
     """
-    code = segno.make_qr(text.encode(), error="m", mask=QR_MASK, boost_error=False, mode="byte")
+    rows = rows_of(text.encode(), QR_MASK)
     runs: list[str] = []
-    for y, row in enumerate(code.matrix):
-        modules = "".join("#" if dark else "." for dark in row)
-        runs += [
-            f"M{one.start()} {y}h{one.end() - one.start()}v1.01h-{one.end() - one.start()}z"
-            for one in _RUNS.finditer(modules)
-        ]
-    size = len(code.matrix)
+    for y, row in enumerate(rows):
+        spans = [one.span() for one in _RUNS.finditer(row)]
+        runs += [f"M{start} {y}h{end - start}v1.01h-{end - start}z" for start, end in spans]
+    size = len(rows)
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}"><path d="{"".join(runs)}"/></svg>'

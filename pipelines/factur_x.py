@@ -72,6 +72,16 @@ def in_packet(content: bytes, profile: str) -> bytes:
     return content.replace(b"</rdf:RDF>", schemas + _description(profile) + b"</rdf:RDF>")
 
 
+def in_typst_packet(content: bytes, profile: str) -> bytes:
+    """A metadata packet of Typst, which declares schemas of its own, with the Factur-X schema and description."""
+    schemas = content.count(_SCHEMAS_END)
+    assert schemas == 1, f"{schemas} lists of extension schemas in the metadata, expected one"
+    assert _NAMESPACE.encode() not in content, "the metadata packet has the Factur-X schema already"
+    assert content.count(b"</rdf:RDF>") == 1, "the metadata packet has another form than expected"
+    content = content.replace(_SCHEMAS_END, _SCHEMA + _SCHEMAS_END)
+    return content.replace(b"</rdf:RDF>", _description(profile) + b"</rdf:RDF>")
+
+
 def with_factur_x_metadata(pdf: bytes, profile: str = EN_16931) -> bytes:
     """The same file with the Factur-X schema and description in its metadata; `profile` is BT-24 of the XML inside."""
     trailer = _END.search(pdf, max(pdf.rfind(b"trailer"), 0))
@@ -83,11 +93,7 @@ def with_factur_x_metadata(pdf: bytes, profile: str = EN_16931) -> bytes:
     assert packet is not None, "the metadata packet of the PDF has another form than expected"
     length = int(packet.group(1))
     content = pdf[packet.end() : packet.end() + length]
-    schemas = content.count(_SCHEMAS_END)
-    assert schemas == 1, f"{schemas} lists of extension schemas in the metadata, expected one"
-    assert content.count(b"</rdf:RDF>") == 1, "the metadata packet has another form than expected"
-    content = content.replace(_SCHEMAS_END, _SCHEMA + _SCHEMAS_END)
-    content = content.replace(b"</rdf:RDF>", _description(profile) + b"</rdf:RDF>")
+    content = in_typst_packet(content, profile)
     if not pdf.endswith(b"\n"):
         pdf += b"\n"  # an object begins on a line of its own (veraPDF 6.1.9-1)
     start = len(pdf)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lxml import etree
 from saxonche import PySaxonProcessor
@@ -94,11 +94,17 @@ def _rules(stylesheet: Path) -> _Rules:
 
 def schema_violations(xml: bytes) -> list[Violation]:
     """What the XSD says; a right element in the wrong place is found here and nowhere else."""
-    parser = etree.XMLParser(resolve_entities=False, no_network=True)
     try:
-        tree = etree.fromstring(xml, parser)
+        return _schema_violations(_parsed(xml), xml)
     except etree.XMLSyntaxError as error:
         return [Violation("XML", str(error))]
+
+
+def _parsed(xml: bytes) -> etree._Element:
+    return etree.fromstring(xml, etree.XMLParser(resolve_entities=False, no_network=True))
+
+
+def _schema_violations(tree: etree._Element, xml: bytes) -> list[Violation]:
     schema = _schema(syntax_of(xml))
     if schema.validate(tree):
         return []
@@ -136,45 +142,125 @@ def shape(xml: bytes) -> int:
     Set of paths with the codes that stand there, sign and decimals of every figure; of repeated elements (lines,
     allowances) one is as good as many, so their number does not count, but whether there is more than one does.
     """
-    seen: set[str] = set()
-    often: set[str] = set()
-    _walk(etree.fromstring(xml), "", seen, often)
+    if b"<!" in xml or b"<?" in xml[5:]:  # comments and the like: nothing of ours has them
+        return _number_of(*_walked(etree.fromstring(xml)))
+    skeleton = _TEXT.sub(b">.<", xml)
+    form = _form(skeleton)
+    seen = set(form.seen)
+    for place, text in zip(form.places, _TEXT.findall(xml), strict=True):
+        if place is not None:
+            seen.add(f"{place.told}{_kind(place, text.decode().strip())}")
+    return _number_of(seen, form.often)
+
+
+def _number_of(seen: set[str], often: Iterable[str]) -> int:
     return zlib.crc32("\n".join([*sorted(seen), *sorted(often)]).encode()) | len(seen) << 32
 
 
-def _walk(element: etree._Element, path: str, seen: set[str], often: set[str]) -> None:
-    here = f"{path}/{etree.QName(element).localname}"
+class _Form(NamedTuple):
+    """What documents share whose XML differs in texts only, and the places of their texts that tell them apart."""
+
+    seen: frozenset[str]
+    often: frozenset[str]
+    places: tuple[_Place | None, ...]
+
+
+_TEXT = re.compile(rb">(\s*[^<\s][^<]*)<")  # white space between elements is a part of the skeleton
+
+
+@lru_cache(maxsize=200)
+def _form(skeleton: bytes) -> _Form:
+    """Of an XML with a point in place of each text."""
+    root = etree.fromstring(skeleton)
+    places: list[_Place | None] = []
+    seen: set[str] = set()
+    often: set[str] = set()
+
+    def walk(element: etree._Element, parent: str) -> None:
+        place = _place(parent, element.tag, _attributes(element))
+        if len(element):
+            if place.path in seen:
+                often.add(place.again)
+            seen.add(place.path)
+            places.extend([None] if (element.text or "").strip() else [])
+            for child in element:
+                walk(child, place.path)
+                places.extend([None] if (child.tail or "").strip() else [])
+            return
+        text = (element.text or "").strip()
+        if text and (place.figure or place.code):
+            places.append(place)
+        else:
+            seen.add(f"{place.told}{_kind(place, text)}")
+            places.extend([None] if text else [])
+
+    walk(root, "")
+    return _Form(frozenset(seen), frozenset(often), tuple(places))
+
+
+def _walked(root: etree._Element) -> tuple[set[str], set[str]]:
+    seen: set[str] = set()
+    often: set[str] = set()
+    _walk(root, "", seen, often)
+    return seen, often
+
+
+class _Place(NamedTuple):
+    """An element's path, and what of its text tells documents apart."""
+
+    path: str
+    again: str
+    told: str  # what its text's kind is written behind
+    figure: bool
+    amount: bool
+    code: bool
+
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_IDS = ("/ID", "AssignedID", "LineID", "TypeCode")
+_CODES = (
+    "TypeCode",
+    "CategoryCode",
+    "CurrencyCode",
+    "ReasonCode",
+    "CountryID",
+    "SubjectCode",
+    "GuidelineSpecifiedDocumentContextParameter/ID",
+    *("TaxCategory/ID", "ClassifiedTaxCategory/ID", "TaxScheme/ID", "CustomizationID"),  # UBL's from here on
+    *("PaymentMeansCode", "IdentificationCode", "DescriptionCode", "ChargeIndicator"),
+)
+
+
+@lru_cache(maxsize=4_000)  # a syntax has some hundred of them; what somebody sends in may have any
+def _place(parent: str, tag: str, attributes: str) -> _Place:
+    path = f"{parent}/{tag.rpartition('}')[2]}"
+    told = f"{path}[{attributes}]="
+    return _Place(path, f"{path} again", told, not path.endswith(_IDS), "Amount" in path, path.endswith(_CODES))
+
+
+def _attributes(element: etree._Element) -> str:
+    if not element.attrib:
+        return ""
+    return ",".join(f"{key}={value}" for key, value in sorted(element.attrib.items()) if key != "filename")
+
+
+def _walk(element: etree._Element, parent: str, seen: set[str], often: set[str]) -> None:
+    place = _place(parent, element.tag, _attributes(element))
     if len(element):
-        if here in seen:
-            often.add(f"{here} again")
-        seen.add(here)
+        if place.path in seen:
+            often.add(place.again)
+        seen.add(place.path)
         for child in element:
-            _walk(child, here, seen, often)
+            _walk(child, place.path, seen, often)
         return
-    text = (element.text or "").strip()
-    attributes = ",".join(f"{key}={value}" for key, value in sorted(element.attrib.items()) if key != "filename")
-    seen.add(f"{here}[{attributes}]={_kind(here, text)}")
+    seen.add(f"{place.told}{_kind(place, (element.text or '').strip())}")
 
 
-def _kind(path: str, text: str) -> str:
-    if re.fullmatch(r"-?\d+(\.\d+)?", text) and not path.endswith(("/ID", "AssignedID", "LineID", "TypeCode")):
+def _kind(place: _Place, text: str) -> str:
+    if place.figure and _NUMBER.fullmatch(text):
         sign = "-" if text.startswith("-") else "0" if not text.strip("0.") else "+"
-        return f"{sign}.{len(text.partition('.')[2])}" if "Amount" in path else sign
-    if path.endswith(
-        (
-            "TypeCode",
-            "CategoryCode",
-            "CurrencyCode",
-            "ReasonCode",
-            "CountryID",
-            "SubjectCode",
-            "GuidelineSpecifiedDocumentContextParameter/ID",
-            *("TaxCategory/ID", "ClassifiedTaxCategory/ID", "TaxScheme/ID", "CustomizationID"),  # UBL's from here on
-            *("PaymentMeansCode", "IdentificationCode", "DescriptionCode", "ChargeIndicator"),
-        )
-    ):
-        return text
-    return "text"
+        return f"{sign}.{len(text.partition('.')[2])}" if place.amount else sign
+    return text if place.code else "text"
 
 
 class ShapeGate:
@@ -187,8 +273,11 @@ class ShapeGate:
 
     def violations(self, xml: bytes, number: str) -> list[Violation]:
         """XSD always; the rules if the shape is new or the number falls into the sample."""
-        found = schema_violations(xml)
-        if found:
+        try:
+            tree = _parsed(xml)
+        except etree.XMLSyntaxError as error:
+            return [Violation("XML", str(error))]
+        if found := _schema_violations(tree, xml):
             return found
         key = shape(xml)
         if key in self._valid and zlib.crc32(number.encode()) % self._sample_every:

@@ -37,6 +37,7 @@ from billing.einvoice.model import (
 from billing.einvoice.parties import Seller
 from billing.einvoice.ubl import CREDIT_NOTE_TYPES
 from billing.errors import FieldError, InvalidInput
+from pipelines.column_widths import widths_of_lines, widths_of_taxes
 from pipelines.epc_code import epc_svg, epc_text
 
 LAYOUTS = Path(__file__).parent / "layouts"
@@ -159,6 +160,7 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
     title = f"{texts['titles'][kind]} {invoice.number}"
     numbers = {record.line: str(index) for index, record in enumerate(invoice.records, start=1)}
     window, information, aside = _fitted(_window(invoice, speech), _information(invoice, speech, kind))
+    columns, groups = _columns(invoice, texts), _groups(invoice, speech, numbers)
     taxes, totals, payment = _taxes(invoice, speech), _totals(invoice, speech), _payment(invoice, speech, kind)
     notes = [*_notes(invoice, speech), *aside]
     return {
@@ -173,9 +175,10 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
         "information": [[name, breakable(value), strong] for name, value, strong in information],
         "tall": _is_tall(window, information),
         "intro": [texts["greeting"], " ".join(_intro(invoice, texts, kind))],
-        "columns": _columns(invoice, texts),
+        "columns": columns,
+        "widths": widths_of_lines(columns, groups),
         "with_gross": _with_gross(invoice),
-        "groups": _groups(invoice, speech, numbers),
+        "groups": groups,
         "taxes": taxes,
         "totals": totals,
         "due": _due(invoice, speech, kind),
@@ -484,7 +487,7 @@ def _taxes(invoice: Invoice, speech: Speech) -> dict[str, Any]:
         rate = texts["tax_rates"][tax.category].format(percent=speech.number(tax.percent or Decimal(0)))
         rows.append([rate, speech.money(tax.base, currency), speech.money(tax.amount, currency)])
     head = [texts["tax_head"], f"{texts['tax_base']} {currency}", f"{texts['tax_amount']} {currency}"]
-    return {"head": head, "rows": rows}
+    return {"head": head, "rows": rows, "widths": widths_of_taxes(head, rows)}
 
 
 def _totals(invoice: Invoice, speech: Speech) -> list[list[str]]:

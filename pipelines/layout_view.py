@@ -14,6 +14,7 @@ from typing import Any
 
 from billing.einvoice.model import Invoice, InvoiceLine, LineGroup
 from billing.einvoice.parties import Seller
+from pipelines.column_widths import FONT
 from pipelines.invoice_view import breakable, view
 from pipelines.layout_blocks import COLUMNS, Blocks, Logo
 
@@ -41,6 +42,9 @@ def dressed(data: dict[str, Any], blocks: Blocks, language: str) -> dict[str, An
         "shown": shown,
         "cover": [breakable(part) for part in blocks.cover.get(language, "").split("\n\n") if part.strip()],
     }
+    if blocks.font != FONT:  # measured for the usual font only
+        data["widths"] = None
+        data["taxes"] = {**data["taxes"], "widths": None}
     greeting, *intro = data["intro"]
     data["intro"] = [words.get("greeting") or greeting, *([words["intro"]] if words.get("intro") else intro)]
     if closing := words.get("closing"):

@@ -1,0 +1,218 @@
+"""Pages out of a stencil are those that Typst draws: every glyph, place, tag and object, or Typst draws them itself."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pypdf
+import pytest
+import segno
+from invoice_samples import ENTITY, ISSUER, PDF_ONLY, SAMPLES
+
+from billing.einvoice.cii import to_cii
+from billing.einvoice.parties import seller_of
+from pipelines.documents import BUILT_IN, FinalDocument, invoice_for, render_pdf
+from pipelines.factur_x import hybrid_of
+from pipelines.layout_engines import TypstEngine
+from pipelines.layout_view import PLAIN, page_of
+from pipelines.pdf_parts import OtherForm, objects_of, pages_of, reference, runs_of, stream_of
+from pipelines.qr_code import BYTES_MAX, rows_of
+from pipelines.stencil_fields import fields_of
+from pipelines.stencils import Stencils, without_repertoire
+from pipelines.word_book import STYLES, WordBook
+
+SELLER = seller_of(ENTITY, "DE")
+ALL = {**SAMPLES, **PDF_ONLY}
+
+
+@cache
+def typst() -> TypstEngine:
+    return TypstEngine()
+
+
+def drawn(data: Any) -> bytes:
+    return typst().draw(None, data, "pdf")[0]
+
+
+def packet_of(reader: pypdf.PdfReader) -> str:
+    root: Any = reader.trailer["/Root"]
+    return root["/Metadata"].get_data().decode()
+
+
+@cache
+def book() -> WordBook:
+    return WordBook("Inter", "de", "DE")
+
+
+@pytest.fixture(scope="module")
+def stencils() -> Stencils:
+    return Stencils(drawn)
+
+
+def page(one: FinalDocument) -> dict[str, Any]:
+    invoice, e_invoice = invoice_for(one, ISSUER, SELLER)
+    data = page_of(invoice, SELLER, PLAIN, one.customer.get("language", "de"))
+    if e_invoice:
+        data |= {"xml": to_cii(invoice).decode(), "xml_name": hybrid_of(invoice.profile)[0]}
+        data |= {"xml_profile": invoice.profile}
+    return data
+
+
+def other(one: FinalDocument, number: int) -> FinalDocument:
+    """Another document of the same kind: other number, names and amounts."""
+    rest = random.Random(number)
+    lines = tuple(
+        replace(line, name=rest.choice(("Objektspeicher", "Backup A-1", "VM (groß) & Co.", line.name)))
+        for line in one.document.lines
+    )
+    customer = {**one.customer, "name": f"Kunde {rest.randrange(10**6)} Größe & Söhne"}
+    return replace(
+        one,
+        number=f"RE-{number}/{rest.randrange(10**6)}",
+        customer=customer,
+        document=replace(one.document, lines=lines),
+    )
+
+
+def test_at_least_half_of_the_samples_are_filled_in(stencils: Stencils) -> None:
+    found = {name: fields_of(page(make())) is not None for name, make in ALL.items()}
+    print(found)
+    assert sum(found.values()) * 2 >= len(found), found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_filled_in_is_what_typst_draws(name: str, stencils: Stencils) -> None:
+    """The first document makes the stencil, the others fill it in; each is compared with Typst's own drawing."""
+    for number in range(3):
+        data = page(other(ALL[name](), number))
+        before = repr(data)
+        fields = fields_of(data)
+        pdf = stencils.drawn(data, fields)
+        assert repr(data) == before, "the page's data were left changed"
+        if fields is None:
+            assert pdf is None
+            return
+        if name == "names-of-the-world" and "🚀" in repr(data):  # letters that are in no book
+            assert pdf is None
+            continue
+        assert pdf is not None, "a page with fields was not filled in"
+        stencils.prove(pdf, data)
+        assert pdf == stencils.drawn(data, fields_of(data)), "the same page gave other bytes"
+        reader = pypdf.PdfReader(io.BytesIO(pdf), strict=True)
+        assert (reader.metadata or {})["/Title"] == data["title"]
+        assert data["title"].replace("&", "&amp;") in packet_of(reader)
+        if "xml" in data:
+            assert reader.attachments[data["xml_name"]] == [data["xml"].encode()]
+
+
+def test_the_proof_sees_a_wrong_letter_a_wrong_place_and_a_wrong_object(stencils: Stencils) -> None:
+    data = page(ALL["zero"]())
+    pdf = stencils.drawn(data, fields_of(data))
+    assert pdf is not None
+    stencils.prove(pdf, data)
+    for key in ("title", "window"):
+        wrong = page(ALL["zero"]())
+        wrong[key] = data[key] + "1" if key == "title" else [*data[key][:-1], data[key][-1] + "x"]
+        with pytest.raises(OtherForm):
+            stencils.prove(pdf, wrong)
+    wrong = page(ALL["zero"]())
+    wrong["widths"] = [*wrong["widths"][:-1], wrong["widths"][-1] + 0.1]  # 0.1 mm
+    with pytest.raises(OtherForm):
+        stencils.prove(pdf, wrong)
+
+
+def test_a_text_that_needs_more_than_its_line_is_left_to_typst(stencils: Stencils) -> None:
+    one = ALL["zero"]()
+    line = replace(one.document.lines[0], name="Rechenzeit mit sehr vielen Worten, die in keine Zeile passen, " * 3)
+    data = page(replace(one, document=replace(one.document, lines=(line, *one.document.lines[1:]))))
+    assert stencils.drawn(data, fields_of(data)) is None
+    invoice, _ = invoice_for(one, ISSUER, SELLER)
+    assert render_pdf(invoice, BUILT_IN, seller=SELLER).startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("name", ["北京云", "Łódź", "שלום", "a\u200bb", "😀"])
+def test_letters_that_are_not_in_the_book_are_left_to_typst(name: str, stencils: Stencils) -> None:
+    one = ALL["zero"]()
+    data = page(replace(one, customer={**one.customer, "name": name}))
+    assert stencils.drawn(data, fields_of(data)) is None
+
+
+def test_a_pdf_in_another_form_is_left_to_typst() -> None:
+    """An upgrade of Typst that writes PDFs in another way costs time, and nothing else."""
+    data = page(ALL["zero"]())
+    for change in (
+        lambda pdf: pdf.replace(b"/FlateDecode", b"/OtherDecode"),
+        lambda pdf: pdf.replace(b"trailer", b"tralier"),
+        lambda pdf: pdf.replace(b"/Title(QQ", b"/Title(XX"),
+    ):
+        stencils = Stencils(lambda page, change=change: change(drawn(page)))
+        assert stencils.drawn(data, fields_of(data)) is None
+
+
+# -- Words -------------------------------------------------------------------------------------------------------------
+
+
+def test_texts_put_together_are_as_typst_shapes_them_whole() -> None:
+    """Words with spaces between, numbers out of digits: the same glyphs, the same width to half a thousandth."""
+    rest = random.Random(7)
+    words = [
+        "K-17",
+        "RE-2026-0001",
+        "Müller",
+        "A.",
+        "B,",
+        "50 %",
+        "€",
+        "&",
+        "Tor",
+        "AV",
+        "x",
+        "V",
+        "'Wort'",
+        "(a)",
+        "-",
+    ]
+    words += [f"{rest.randrange(10**9) / 10 ** rest.randrange(7)}" for _ in range(40)]
+    words += [f"{rest.randrange(10**8):,}".replace(",", ".") + f",{rest.randrange(100):02}" for _ in range(40)]
+    asked = [(style, " ".join(rest.choices(words, k=rest.randrange(1, 4)))) for style in STYLES for _ in range(60)]
+    book().learn(asked)
+    for (style, text), run in zip(asked, book().shaped(asked), strict=True):
+        found = book().text(style, text)
+        assert found is not None, text
+        assert run is not None, text
+        assert "".join(re.findall("<(.*?)>", found.glyphs.decode())) == "".join(f"{one:04X}" for one in run.glyphs), (
+            text
+        )
+        assert found.width == pytest.approx(book().width(style[0], run), abs=0.5), text
+
+
+def test_a_page_without_its_repertoire_has_no_text_in_the_background() -> None:
+    data = page(ALL["zero"]())
+    objects, trailer = objects_of(drawn(data))
+    first = pages_of(objects, trailer)[0]
+    _, content = stream_of(objects[reference(objects[first], "Contents")])
+    with pytest.raises(OtherForm):
+        without_repertoire(content)
+    assert len(runs_of(content)) > 20
+
+
+# -- QR codes ----------------------------------------------------------------------------------------------------------
+
+
+def test_codes_are_those_of_segno() -> None:
+    rest = random.Random(11)
+    for length in range(1, BYTES_MAX + 1, 7):
+        content = bytes(rest.randrange(256) for _ in range(length))
+        known = segno.make_qr(content, error="m", mask=4, boost_error=False, mode="byte")
+        assert rows_of(content, 4) == ["".join("1" if dark else "0" for dark in row) for row in known.matrix], length
+    for version_length in (14, 26, 42, 62, 84, 106, 122, 152, 180, 213, 251, 287, 331):  # what just fits
+        content = b"x" * version_length
+        known = segno.make_qr(content, error="m", mask=4, boost_error=False, mode="byte")
+        assert rows_of(content, 4) == ["".join("1" if dark else "0" for dark in row) for row in known.matrix]
+    with pytest.raises(ValueError, match="331 bytes"):
+        rows_of(b"x" * (BYTES_MAX + 1), 4)
