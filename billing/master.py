@@ -172,17 +172,23 @@ class MasterData:
 
     def apply(self, step: Mapping[str, Any], pointer: str = "") -> MasterData:
         """One more step; raises InvalidInput naming every bad field, and changes nothing then."""
-        return self._with_steps([(step, pointer, None)])
+        return self._with_steps([(step, pointer, None)], fresh=True)
 
-    def apply_all(self, steps: Iterable[Mapping[str, Any]], pointer: str = "") -> MasterData:
-        """Many steps at once, all or none; pointers start with the step's place (`/17/subscribe/plan`)."""
-        return self._with_steps((step, f"{pointer}/{place}", None) for place, step in enumerate(steps))
+    def apply_all(self, steps: Iterable[Mapping[str, Any]], pointer: str = "", *, fresh: bool = False) -> MasterData:
+        """Many steps at once, all or none; pointers start with the step's place (`/17/subscribe/plan`).
 
-    def _with_steps(self, steps: Iterable[tuple[Mapping[str, Any], str, int | None]]) -> MasterData:
+        `fresh` ones have not been stored yet: they are also checked for what was once taken without a look.
+        """
+        numbered = ((step, f"{pointer}/{place}", None) for place, step in enumerate(steps))
+        return self._with_steps(numbered, fresh=fresh)
+
+    def _with_steps(
+        self, steps: Iterable[tuple[Mapping[str, Any], str, int | None]], *, fresh: bool = False
+    ) -> MasterData:
         from billing.steps.apply import apply_step  # late: steps are made of master data
         from billing.steps.draft import Draft
 
-        draft = Draft(self)
+        draft = Draft(self, fresh=fresh)
         for step, pointer, number in steps:
             apply_step(draft, step, pointer, number)
         return draft.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from billing.einvoice.addresses import check_endpoint, check_ids
 from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
 from billing.master import PAYERS_MAX, TREATMENTS, Customer, Payer
 from billing.steps.draft import Draft
@@ -43,6 +44,10 @@ def set_customer(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> 
     treatment = form.choice("tax_treatment", TREATMENTS, "" if known else "domestic")
     payers = _payers(draft, form, code, known, at)
     keys = form.texts("keys") if "keys" in form.fields else (known.keys if known else ())
+    if draft.fresh:
+        looked_at = Form(form.fields, form.pointer, mistakes)  # what is kept as it is, looked at without taking it
+        check_endpoint(looked_at)
+        check_ids(looked_at)
     extras = form.rest(CUSTOMER_EXTRAS)
     form.done()
     for place, key in ((form.at("code"), code), *((f"{form.at('keys')}/{n}", key) for n, key in enumerate(keys))):

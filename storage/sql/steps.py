@@ -114,7 +114,7 @@ def append_steps(
             raise PreconditionFailed(f"{kind} {code!r} is at version {found}, not {version}: read it again")
     before = _at(connection, tenant_id, counter["number"])
     assert before.step_count == counter["steps"], "the counter and the steps of a tenant differ"
-    after = before.apply_all(steps)
+    after = before.apply_all(steps, fresh=True)
     number, first = counter["number"] + 1, counter["steps"] + 1
     connection.execute(
         "INSERT INTO master_changes (tenant_id, number, first_step, last_step, actor, changed_at)"
