@@ -12,6 +12,7 @@ import pytest
 
 from billing.errors import Unavailable
 from pipelines.retention import Retention, months_before
+from storage.sql import retention_rules
 from tests.deployments.conftest import Tenant
 from tests.deployments.test_erasure import World, running_world
 
@@ -83,6 +84,11 @@ def test_usage_does_not_go_by_age_where_late_usage_is_billed(world: World) -> No
     tenant = world.api.tenant()
     answer = tenant.put("/v1/retention", {"usage": 6})
     assert answer.status_code == 409, answer.text
+    with world.api.services.database.tenant(tenant.id) as connection:  # a rule of before such a check
+        retention_rules.put(connection, tenant.id, {"usage": 6}, actor="x", now=datetime.now(UTC))
+    retention_at(world, datetime.now(UTC) + timedelta(days=400)).round()
+    assert "late usage is rejected" in rule_of(tenant, "usage")["error"]
+    assert tenant.get("/v1/retention").json()["alarm"] == "retention fails: usage"
     for wrong in ({"usage": 0}, {"record": "6"}, {"record": True}, {"documents": 3}):
         assert tenant.put("/v1/retention", wrong).status_code == 422, wrong
 
