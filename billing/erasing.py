@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import Any, cast
 
 from billing.documents import Allowance, Corrects, Document, Line, Member, TaxTotal
-from billing.master import STEPS_OF_SUBSCRIPTIONS
 
 PREFIX = "erased-"
 ERASED = "erased"  # in place of a free text
@@ -275,9 +274,8 @@ def _kind_of(step: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _is_of(kind: str, form: Mapping[str, Any], customer: str, subscriptions: frozenset[str] | set[str]) -> bool:
     if kind == "customer":
         return form.get("code") == customer
-    if kind in ("subscribe", "top_up", "budget", "ad_hoc"):
-        return form.get("customer") == customer
-    return kind in STEPS_OF_SUBSCRIPTIONS and form.get("subscription") in subscriptions
+    # Whatever kind it is, also one of a later version: a step that names a customer is his.
+    return form.get("customer") == customer or form.get("subscription") in subscriptions
 
 
 def _with(step: Mapping[str, Any], kind: str, form: Mapping[str, Any]) -> dict[str, Any]:

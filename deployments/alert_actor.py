@@ -19,6 +19,7 @@ from billing.errors import BillingError
 from deployments.completeness_check import CompletenessCheck
 from deployments.wiring import PlatformAddress, Stores, utc_now
 from pipelines.forgetting import Erasures
+from pipelines.retention import Retention
 from pipelines.tenant_erasing import TenantErasing
 from pipelines.usage_queries import UsageQueries
 from storage import telemetry
@@ -54,6 +55,7 @@ class AlertActor:
             ("completeness", completeness.round, COMPLETENESS_S),
             ("erasures", forgetting.round, ERASURES_S),
             ("tenants", ending.round, ERASURES_S),
+            ("retention", Retention(stores.database, stores.store, utc_now).round, COMPLETENESS_S),
         )
         for name, work, every_s in loops:
             threading.Thread(target=self._loop, args=(name, work, every_s), name=name, daemon=True).start()

@@ -30,6 +30,7 @@ from deployments import (
     previews,
     prices,
     problems,
+    retention,
     simulations,
     suspense,
     tenant_ends,
@@ -77,7 +78,7 @@ PARTS = (
         layouts,
         archive,
     ),
-    *(tenant_ends, administration, lanes, health),
+    *(tenant_ends, retention, administration, lanes, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 

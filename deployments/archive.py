@@ -72,7 +72,8 @@ _ARCHIVED = {
 def reader(services: Services, caller: Caller) -> Reader:
     """Who reads, with the rights that limit him."""
     with services.database.tenant(caller.tenant_id) as connection:
-        return rights.reader_of(connection, caller.actor, caller.role or None)
+        keeper = "archive:write" in caller.scopes
+        return rights.reader_of(connection, caller.actor, caller.role or None, keeper=keeper)
 
 
 def _shown(found: Archived) -> dict[str, Any]:

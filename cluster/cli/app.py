@@ -177,6 +177,23 @@ def formats(
 
 
 @app.command()
+def retention(
+    usage: str = typer.Option(None, "--usage-months", help="Usage, months after its invoice; `never` to keep it."),
+    notifications: str = typer.Option(None, "--notifications-months", help="Webhook messages that wait for nothing."),
+    record: str = typer.Option(None, "--record-months", help="The record of what people did."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """How long a tenant keeps what no law makes it keep; with options it is set (docs/forgetting.md)."""
+    from cluster.cli import customer as work
+
+    given = {"usage": usage, "notifications": notifications, "record": record}
+    work.retention(given, work.Access(tenant, key, url, as_json))
+
+
+@app.command()
 def compact(as_json: bool = AsJson) -> None:
     """Write the tables of PostgreSQL anew, so that no file of it holds rows that were erased. Blocks each meanwhile."""
     from cluster.cli import customer as work

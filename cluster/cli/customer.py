@@ -56,6 +56,21 @@ def erasures(erasure: str | None, access: Access) -> None:
     context.show(found, access.as_json, _print_erasures)
 
 
+def retention(given: dict[str, str | None], access: Access) -> None:
+    """Show the rules, after setting those that are given."""
+    form: dict[str, int | None] = {}
+    for name, text in given.items():
+        if text is None:
+            continue
+        if text != "never" and not text.isdigit():
+            context.fail(f"--{name}-months: {text!r} is no number of months, nor `never`", context.WRONG_CALL)
+        form[name] = None if text == "never" else int(text)
+    scopes = ["access:read", "access:write"] if form else ["access:read"]
+    with context.problems(), context.tenant_client(access.tenant, access.key, scopes, access.url) as client:
+        found = client.put("/v1/retention", form) if form else client.get("/v1/retention")
+    context.show(found, access.as_json, _print_rules)
+
+
 def compact(as_json: bool) -> None:
     from storage.sql.compacting import compact as write_anew
 
@@ -64,6 +79,16 @@ def compact(as_json: bool) -> None:
         tables = write_anew(dsn)
     said = {"tables": tables, "seconds": round(time.monotonic() - started, 1)}
     context.show(said, as_json, lambda one: print(f"{one['tables']} tables written anew in {one['seconds']} s"))  # noqa: T201
+
+
+def _print_rules(found: dict[str, Any]) -> None:
+    rows = [
+        (one["class"], one["months"], one["last_at"] or "", one["error"] or "", one["next_at"])
+        for one in found["rules"]
+    ]
+    context.table(["kept", "months", "last look", "error", "next look"], rows, right=["months"])
+    if found["alarm"]:
+        print(found["alarm"])  # noqa: T201
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

@@ -281,11 +281,20 @@ class Archive:
             "words": _plain_words(text) if text is not None else None,
         }
         seen = None if reader is None else Jsonb([sight.as_json() for sight in reader.sights])
+        hidden = frozenset[str]() if reader is None else reader.hidden
+        most = min(limit, PAGE_MAX + 1)
+        found: list[Archived] = []
         with self.database.tenant(tenant_id) as connection:
-            rows = connection.execute(
-                "SELECT * FROM archive_find(%s, %s, %s, %s)", (Jsonb(asked), seen, after, min(limit, PAGE_MAX + 1))
-            )
-            found = [archived(row) for row in rows]
+            while len(found) < most:
+                rows = connection.execute(
+                    "SELECT * FROM archive_find(%s, %s, %s, %s)", (Jsonb(asked), seen, after, most)
+                ).fetchall()
+                page = [archived(row) for row in rows]
+                found += [one for one in page if one.document_id not in hidden]
+                if len(page) < most or not hidden:
+                    break
+                after = page[-1].position
+            del found[most:]
             if reader is not None and (text or customer or number):
                 rights.record(
                     connection,

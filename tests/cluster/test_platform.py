@@ -283,6 +283,11 @@ def test_the_commands_of_forgetting_work_while_the_platform_runs(platform: Runni
     assert erasure in platform.command("customer", "erasures", "--tenant", "forgetful").stdout
     assert json.loads(platform.command("compact", "--json").stdout)["tables"] > 30
 
+    kept = platform.command("retention", "--notifications-months", "12", "--record-months", "never", *of_tenant)
+    assert [(rule["class"], rule["months"]) for rule in json.loads(kept.stdout)["rules"]] == [("notifications", 12)]
+    refused = platform.command("retention", "--usage-months", "6", "--tenant", "forgetful", check=False)
+    assert refused.returncode == 1
+    assert "late usage is rejected" in refused.stderr
     closed = platform.command("tenants", "close", "forgetful")
     assert "it may be read and exported" in closed.stdout
     exported = platform.command("tenants", "export", "forgetful", "--out", str(platform.folder / "export"), "--json")

@@ -339,6 +339,13 @@ def test_a_marker_in_each_field_is_found_in_no_byte_of_any_store_but_in_document
     history = tenant.get("/v1/customers/child/history").text
     assert done["stands_for"] in history
     assert MARK not in history
+    number = done["documents"][0]["number"]
+    clerk = tenant.key_with("archive:read", "billing:read")
+    assert tenant.get(f"/v1/invoices/{number}/pdf", key=clerk).status_code == 404, "kept for the law, not for work"
+    seen = tenant.get("/v1/archive?limit=1", key=clerk).json()["items"]
+    assert [one["customer"] for one in seen] == ["acme"], "a page is as long as it should be, without his"
+    assert tenant.get(f"/v1/invoices/{number}/pdf").status_code == 200, "who keeps the archive sees it"
+    assert FORM["code"] in {one["customer"] for one in tenant.get("/v1/archive?limit=50").json()["items"]}
     again = tenant.post(f"/v1/customers/{done['stands_for']}/erasure", {"rule": "GDPR 17"})
     assert again.status_code == 409, again.text
 
