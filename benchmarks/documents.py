@@ -103,8 +103,9 @@ def archive_chunk(numbers: Sequence[int]) -> tuple[int, float, float, str]:
     return len(outcomes), time.perf_counter() - started, time.process_time() - cpu, hashes
 
 
-def weasyprint_page(number: int) -> int:
-    """The same texts as a page of HTML, PDF/A-3a with the XML attached; the bytes of the file."""
+def weasyprint_page(number: int) -> tuple[int, float]:
+    """The same texts as a page of HTML, PDF/A-3a with the XML attached: bytes of the file, seconds of processor time."""
+    cpu = time.process_time()
     from weasyprint import HTML, Attachment
     from weasyprint.urls import URLFetcher
 
@@ -115,7 +116,8 @@ def weasyprint_page(number: int) -> int:
         string=as_html(view(invoice, seller, "invoice", "de")), url_fetcher=URLFetcher(allowed_protocols=("data",))
     )
     attached = Attachment(string=xml, name="factur-x.xml", relationship="Alternative")
-    return len(page.write_pdf(pdf_variant="pdf/a-3a", attachments=[attached]) or b"")
+    size = len(page.write_pdf(pdf_variant="pdf/a-3a", attachments=[attached]) or b"")
+    return size, time.process_time() - cpu
 
 
 def as_html(d: dict[str, Any]) -> str:
@@ -172,7 +174,7 @@ def measure(*, small: bool = False) -> dict[str, Any]:
                 done = list(pool.map(archive_chunk, chunks))
                 elapsed = time.perf_counter() - started
                 peer_started = time.perf_counter()
-                sizes = list(pool.map(weasyprint_page, range(1, peer_count + 1)))
+                pages = list(pool.map(weasyprint_page, range(1, peer_count + 1)))
                 peer_elapsed = time.perf_counter() - peer_started
             with Database(dsn, size_max=1) as database:
                 proof = Archive(database, LocalObjectStore(Path(objects))).verify(TENANT)
@@ -180,7 +182,7 @@ def measure(*, small: bool = False) -> dict[str, Any]:
             postgres.stop()
     assert proof.intact, proof.findings[:3]
     assert proof.entries == 2 * (count + workers * 2)
-    assert all(sizes)
+    assert all(size for size, _ in pages)
     rate, peer_rate = count / elapsed, peer_count / peer_elapsed
     per_document = sorted(1000 * seconds / documents for documents, seconds, *_ in done)
     return {
@@ -195,6 +197,7 @@ def measure(*, small: bool = False) -> dict[str, Any]:
         "rss_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         "ratio_weasyprint": round(rate / peer_rate, 2),
         "weasyprint_per_s": round(peer_rate, 2),
+        "weasyprint_cpu_ms_each": round(1000 * sum(seconds for _, seconds in pages) / peer_count, 2),
         "result": hashlib.sha256("".join(one[3] for one in done).encode()).hexdigest()[:16],
         "versions": {name: version(name) for name in ("typst", "weasyprint", "lxml", "saxonche")},
         "load_before": round(load, 2),
