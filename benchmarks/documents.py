@@ -104,7 +104,7 @@ def archive_chunk(numbers: Sequence[int]) -> tuple[int, float, float, str]:
 
 
 def weasyprint_page(number: int) -> tuple[int, float]:
-    """The same texts as a page of HTML, PDF/A-3a with the XML attached: bytes of the file, seconds of processor time."""
+    """The same texts as a page of HTML, PDF/A-3a with the XML attached: bytes of the file, processor seconds."""
     cpu = time.process_time()
     from weasyprint import HTML, Attachment
     from weasyprint.urls import URLFetcher

@@ -23,7 +23,8 @@ from pipelines.layout_view import PLAIN, page_of
 from pipelines.pdf_parts import OtherForm, objects_of, pages_of, reference, runs_of, stream_of
 from pipelines.qr_code import BYTES_MAX, rows_of
 from pipelines.stencil_fields import fields_of
-from pipelines.stencils import Stencils, without_repertoire
+from pipelines.stencil_maker import without_repertoire
+from pipelines.stencils import Stencils
 from pipelines.word_book import STYLES, WordBook
 
 SELLER = seller_of(ENTITY, "DE")
