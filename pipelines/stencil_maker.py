@@ -21,8 +21,9 @@ TITLE, ALT = "QQTITLEQQ", "QQALTQQ"
 XML = "-" * 500  # long enough that Typst compresses it
 FILE = b"/Type/EmbeddedFile/"
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MARKS = ["".join(one) for one in product("QXZJYVK", _LETTERS)]
-MARKS += ["".join(one) for one in product("QXZJYVK", _LETTERS, _LETTERS)]
+_MARKS = ["".join(one) for one in product("QXZJYVK", _LETTERS)]
+_MARKS += ["".join(one) for one in product("QXZJYVK", _LETTERS, _LETTERS)]
+FIELDS_MAX = len(_MARKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class Maker:
     def __init__(self, objects: dict[int, bytes], fields: Sequence[Field], book: WordBook, data: Mapping[str, Any]):
         self._objects, self._fields, self._book = objects, fields, book
         self._by_mark: dict[str, int] = {}
-        for at, (one, mark) in enumerate(zip(fields, MARKS, strict=False)):
-            self._by_mark[TITLE if one.key == "title" and one.weight == 650 else mark] = at
+        for at, one in enumerate(fields):
+            self._by_mark[TITLE if one.key == "title" and one.weight == 650 else mark_of(at, one)] = at
         self._seen: dict[int, int] = {}
         self._weights: dict[int, int] = {}  # by the number of a font's object: pages name fonts as they come
         self._fonts: dict[int, int] = {}  # of the page at hand
@@ -187,6 +188,11 @@ class Maker:
             tail = b"<%04X>" % run.glyphs[-1]
             width -= self._book.advance(weight, run.glyphs[-1])
         return Slot(index, run.x, width, run.size, run.head, tail, follows)
+
+
+def mark_of(at: int, one: Field) -> str:
+    """A short text that stands nowhere else; in digits where the weight has no letters in the repertoire."""
+    return f"0,0,{at}" if one.weight == 600 else _MARKS[at]
 
 
 def qr_of_blank(svg: str) -> int:

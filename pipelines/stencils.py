@@ -18,7 +18,18 @@ from typing import Any
 from pipelines.pdf_parts import OtherForm, Run, objects_of, pages_of, reference, runs_of, stream_of
 from pipelines.stencil_fields import Field, blank_qr, qr_of
 from pipelines.stencil_filling import NEAR, filled, texts_of
-from pipelines.stencil_maker import ALT, FILE, MARKS, TITLE, XML, Maker, Stencil, assembled, without_repertoire
+from pipelines.stencil_maker import (
+    ALT,
+    FIELDS_MAX,
+    FILE,
+    TITLE,
+    XML,
+    Maker,
+    Stencil,
+    assembled,
+    mark_of,
+    without_repertoire,
+)
 from pipelines.word_book import REPERTOIRE, Style, WordBook
 
 STENCILS_MAX = 256  # about 60 kB each
@@ -54,7 +65,7 @@ class Stencils:
 
         `fields` are those of `fields_of`; words that `learn` was not told of are learned now.
         """
-        if fields is None or (book := self._book(_look(data))) is None:
+        if fields is None or len(fields) > FIELDS_MAX or (book := self._book(_look(data))) is None:
             return None
         key, pads = _marked(data, fields)
         if key not in self._known:
@@ -134,8 +145,8 @@ def _marked(data: dict[str, Any], fields: Sequence[Field]) -> tuple[str, list[st
     kept = {name: data[name] for name in ("title", "xml") if name in data}
     code = {} if payment["qr"] is None else {name: payment[name] for name in ("qr", "qr_alt")}
     try:
-        for one, mark in zip(fields, MARKS, strict=False):
-            one.holder[one.key] = mark
+        for at, one in enumerate(fields):
+            one.holder[one.key] = mark_of(at, one)
             if one.pad is not None:
                 one.pad[1] = ""
         data["title"] = TITLE

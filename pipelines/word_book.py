@@ -21,7 +21,7 @@ from pipelines.pdf_parts import OtherForm, Run, fonts_of, objects_of, pages_of, 
 Style = tuple[int, bool]  # weight, and whether figures stand under each other (tabular)
 WEIGHTS = (400, 700, 600, 650)  # in the order of the repertoire: the first one is font 0
 STYLES: tuple[Style, ...] = (
-    (400, False), (400, True), (700, False), (700, True), (600, False), (600, True), (650, False)
+    (400, False), (400, True), (700, False), (700, True), (600, True), (650, False)
 )  # fmt: skip
 _SIGNS = "".join(chr(one) for one in range(33, 127)) + "ÄÖÜäöüßéèêëàâáãåçñíîïóôõøúûýæÉÈÀÇØÅ€§°·–−…„“”’×"
 _AROUND = " ".join(f"A{sign}A A{sign}1 1{sign}1 1{sign}A a{sign}a" for sign in "-–+()[]:/@x")  # alternates

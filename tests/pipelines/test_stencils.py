@@ -181,6 +181,8 @@ def test_texts_put_together_are_as_typst_shapes_them_whole() -> None:
     words += [f"{rest.randrange(10**9) / 10 ** rest.randrange(7)}" for _ in range(40)]
     words += [f"{rest.randrange(10**8):,}".replace(",", ".") + f",{rest.randrange(100):02}" for _ in range(40)]
     asked = [(style, " ".join(rest.choices(words, k=rest.randrange(1, 4)))) for style in STYLES for _ in range(60)]
+    asked = [(style, text) for style, text in asked if style[0] != 600 or re.fullmatch("[0-9.,]+", text)]  # sums only
+    assert len({style for style, _ in asked}) == len(STYLES)
     book().learn(asked)
     for (style, text), run in zip(asked, book().shaped(asked), strict=True):
         found = book().text(style, text)
