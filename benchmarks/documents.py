@@ -3,7 +3,8 @@
 Every document is another one (number, customer, quantities), ten lines on one page with QR code and tax table. Workers
 are processes, one per core, as Ray tasks are; they share one PostgreSQL and one directory with real fsync. WeasyPrint
 draws the same texts of the same documents from HTML to PDF/A-3a with the XML attached, in as many processes, without
-checks and archive. `python -m benchmarks.documents [--small]` prints one JSON line last.
+checks and archive; Chromium, where it is installed, the same HTML to a plain tagged PDF. `python -m
+benchmarks.documents [--small]` prints one JSON line last.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
 
 TENANT = str(UUID(int=1))
+CHROMIUM = Path("/usr/bin/chromium")
 LINES = 10
 CHUNK = 50
 FULL, SMALL = (1_000, 20), (6, 2)  # documents with Typst, with WeasyPrint
@@ -103,8 +105,9 @@ def archive_chunk(numbers: Sequence[int]) -> tuple[int, float, float, str]:
     return len(outcomes), time.perf_counter() - started, time.process_time() - cpu, hashes
 
 
-def weasyprint_page(number: int) -> int:
-    """The same texts as a page of HTML, PDF/A-3a with the XML attached; the bytes of the file."""
+def weasyprint_page(number: int) -> tuple[int, float]:
+    """The same texts as a page of HTML, PDF/A-3a with the XML attached: bytes of the file, processor seconds."""
+    cpu = time.process_time()
     from weasyprint import HTML, Attachment
     from weasyprint.urls import URLFetcher
 
@@ -115,7 +118,29 @@ def weasyprint_page(number: int) -> int:
         string=as_html(view(invoice, seller, "invoice", "de")), url_fetcher=URLFetcher(allowed_protocols=("data",))
     )
     attached = Attachment(string=xml, name="factur-x.xml", relationship="Alternative")
-    return len(page.write_pdf(pdf_variant="pdf/a-3a", attachments=[attached]) or b"")
+    size = len(page.write_pdf(pdf_variant="pdf/a-3a", attachments=[attached]) or b"")
+    return size, time.process_time() - cpu
+
+
+def chromium_pages(numbers: Sequence[int]) -> float:
+    """Seconds for the same texts and HTML as tagged PDFs of an open browser; PDF/A and the XML it cannot make."""
+    from playwright.sync_api import sync_playwright
+
+    seller = seller_of(ENTITY, "DE")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.set_content("<p>awake</p>")
+        page.pdf()
+        started = time.perf_counter()
+        for number in numbers:
+            invoice, _ = invoice_for(made(number), ISSUER, seller)
+            checked_xml(invoice, shared_gate())
+            page.set_content(as_html(view(invoice, seller, "invoice", "de")))
+            assert page.pdf(format="A4", tagged=True).startswith(b"%PDF")
+        seconds = time.perf_counter() - started
+        browser.close()
+    return seconds
 
 
 def as_html(d: dict[str, Any]) -> str:
@@ -172,15 +197,17 @@ def measure(*, small: bool = False) -> dict[str, Any]:
                 done = list(pool.map(archive_chunk, chunks))
                 elapsed = time.perf_counter() - started
                 peer_started = time.perf_counter()
-                sizes = list(pool.map(weasyprint_page, range(1, peer_count + 1)))
+                pages = list(pool.map(weasyprint_page, range(1, peer_count + 1)))
                 peer_elapsed = time.perf_counter() - peer_started
+                shares = [list(range(start, peer_count + 1, workers)) for start in range(1, workers + 1)]
+                browsers = list(pool.map(chromium_pages, shares)) if CHROMIUM.exists() else []
             with Database(dsn, size_max=1) as database:
                 proof = Archive(database, LocalObjectStore(Path(objects))).verify(TENANT)
         finally:
             postgres.stop()
     assert proof.intact, proof.findings[:3]
     assert proof.entries == 2 * (count + workers * 2)
-    assert all(sizes)
+    assert all(size for size, _ in pages)
     rate, peer_rate = count / elapsed, peer_count / peer_elapsed
     per_document = sorted(1000 * seconds / documents for documents, seconds, *_ in done)
     return {
@@ -195,15 +222,24 @@ def measure(*, small: bool = False) -> dict[str, Any]:
         "rss_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         "ratio_weasyprint": round(rate / peer_rate, 2),
         "weasyprint_per_s": round(peer_rate, 2),
+        "weasyprint_cpu_ms_each": round(1000 * sum(seconds for _, seconds in pages) / peer_count, 2),
+        **_beside_chromium(rate, peer_count, browsers),
         "result": hashlib.sha256("".join(one[3] for one in done).encode()).hexdigest()[:16],
         "versions": {name: version(name) for name in ("typst", "weasyprint", "lxml", "saxonche")},
         "load_before": round(load, 2),
     }
 
 
+def _beside_chromium(rate: float, count: int, seconds: Sequence[float]) -> dict[str, Any]:
+    if not seconds:
+        return {"chromium": f"not measured: {CHROMIUM} is not installed"}
+    per_s = count / max(seconds)
+    return {"ratio_chromium": round(rate / per_s, 2), "chromium_per_s": round(per_s, 2)}
+
+
 def run(size: str, say: Callable[[str], None]) -> dict[str, Any]:
     """What the common runner calls."""
-    say(f"{(SMALL if size == 'small' else FULL)[0]} documents of {LINES} lines, then WeasyPrint")
+    say(f"{(SMALL if size == 'small' else FULL)[0]} documents of {LINES} lines, then WeasyPrint and Chromium")
     return measure(small=size == "small")
 
 

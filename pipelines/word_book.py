@@ -21,7 +21,7 @@ from pipelines.pdf_parts import OtherForm, Run, fonts_of, objects_of, pages_of, 
 Style = tuple[int, bool]  # weight, and whether figures stand under each other (tabular)
 WEIGHTS = (400, 700, 600, 650)  # in the order of the repertoire: the first one is font 0
 STYLES: tuple[Style, ...] = (
-    (400, False), (400, True), (700, False), (700, True), (600, False), (600, True), (650, False)
+    (400, False), (400, True), (700, False), (700, True), (600, True), (650, False)
 )  # fmt: skip
 _SIGNS = "".join(chr(one) for one in range(33, 127)) + "ÄÖÜäöüßéèêëàâáãåçñíîïóôõøúûýæÉÈÀÇØÅ€§°·–−…„“”’×"
 _AROUND = " ".join(f"A{sign}A A{sign}1 1{sign}1 1{sign}A a{sign}a" for sign in "-–+()[]:/@x")  # alternates
@@ -32,8 +32,9 @@ REPERTOIRE = tuple(
 )
 FIGURES = "0123456789.,"
 _FIGURE = re.compile(rf"[{re.escape(FIGURES)}]+")
+_NUMBERED = re.compile(r"(.*[^0-9.,][0-9]{2})([0-9]+)")
 _PROOFS = ("1.234.567,89", "48.217,25", "01.10.2026", "0,001", "11.11.1711", "7.777,47", "1,234.50")
-_PLAIN = r"[^\W_]|[.,%€&]"  # what takes no notice of its neighbour behind a space
+_PLAIN = r"[^\W_xX]|[.,%€&]"  # what takes no notice of its neighbour behind a space: x between numbers is drawn as ×
 _SPACE = re.compile(rf"(?<={_PLAIN}) (?={_PLAIN})")
 TEXTS_MAX = 50_000
 NEAR = 0.5  # thousandths of the size
@@ -74,10 +75,8 @@ class WordBook:
         found: Shown | None
         if (found := self._figure(style, text)) is None:
             words = _SPACE.split(text)
-            if len(words) == 1:
-                raise KeyError(text)
             space = self._spaces[style]
-            shown = [self._figure(style, word) or self._texts[style, word] for word in words]
+            shown = [self._figure(style, word) or self._word(style, word) for word in words]
             known = [one for one in shown if one is not None]
             if len(known) == len(words):
                 width = sum(one.width for one in known) + space.width * (len(words) - 1)
@@ -94,8 +93,11 @@ class WordBook:
             if key not in self._texts:
                 style, text = key
                 for word in _SPACE.split(text):
-                    if (style, word) not in self._texts and not (style in self._steps and _FIGURE.fullmatch(word)):
-                        unknown[style, word] = None
+                    if style in self._steps and _FIGURE.fullmatch(word):
+                        continue
+                    asked_for = self._begun(style, word)[0]
+                    if (style, asked_for) not in self._texts:
+                        unknown[style, asked_for] = None
         if not unknown:
             return
         asked = list(unknown)
@@ -115,6 +117,24 @@ class WordBook:
         """Width of a run in thousandths of the size."""
         widths = self._widths[weight]
         return sum(widths[glyph] for glyph in run.glyphs) - run.moved
+
+    def _begun(self, style: Style, word: str) -> tuple[str, str]:
+        """A word that ends in a number, as of invoices and customers: up to its second digit, and the digits behind."""
+        found = _NUMBERED.fullmatch(word) if style in self._steps else None
+        return (word, "") if found is None else (found.group(1), found.group(2))
+
+    def _word(self, style: Style, word: str) -> Shown | None:
+        begun, digits = self._begun(style, word)
+        known = self._texts[style, begun]
+        if known is None or not digits:
+            return known
+        parts, width, last = [known.glyphs[:-1]], known.width, begun[-1]
+        for digit in digits:
+            glyphs, step = self._steps[style][last + digit]
+            parts.append(glyphs)
+            width += step
+            last = digit
+        return Shown(b"".join(parts) + b">", width)
 
     def _shown(self, style: Style, run: Run | None) -> Shown | None:
         return None if run is None else Shown(shown_of(run.glyphs, run.adjustments), self.width(style[0], run))

@@ -23,7 +23,8 @@ from pipelines.layout_view import PLAIN, page_of
 from pipelines.pdf_parts import OtherForm, objects_of, pages_of, reference, runs_of, stream_of
 from pipelines.qr_code import BYTES_MAX, rows_of
 from pipelines.stencil_fields import fields_of
-from pipelines.stencils import Stencils, without_repertoire
+from pipelines.stencil_maker import without_repertoire
+from pipelines.stencils import Stencils
 from pipelines.word_book import STYLES, WordBook
 
 SELLER = seller_of(ENTITY, "DE")
@@ -177,14 +178,20 @@ def test_texts_put_together_are_as_typst_shapes_them_whole() -> None:
         "(a)",
         "-",
     ]
+    words += [
+        f"{start}{rest.randrange(10**5):05}" for start in ("K-", "RE-2026-", "A", "x", "(", "Nr.-", "1-", "é")
+    ] * 3
     words += [f"{rest.randrange(10**9) / 10 ** rest.randrange(7)}" for _ in range(40)]
     words += [f"{rest.randrange(10**8):,}".replace(",", ".") + f",{rest.randrange(100):02}" for _ in range(40)]
     asked = [(style, " ".join(rest.choices(words, k=rest.randrange(1, 4)))) for style in STYLES for _ in range(60)]
+    asked = [(style, text) for style, text in asked if style[0] != 600 or re.fullmatch("[0-9.,]+", text)]  # sums only
+    assert len({style for style, _ in asked}) == len(STYLES)
     book().learn(asked)
     for (style, text), run in zip(asked, book().shaped(asked), strict=True):
         found = book().text(style, text)
-        assert found is not None, text
-        assert run is not None, text
+        if found is None or run is None:  # a form of a letter that is not in the repertoire
+            assert found is run, text
+            continue
         assert "".join(re.findall("<(.*?)>", found.glyphs.decode())) == "".join(f"{one:04X}" for one in run.glyphs), (
             text
         )
