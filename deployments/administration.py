@@ -181,6 +181,7 @@ _TENANT_KEYS = (
     "timezone",
     "country",
     "late_usage",
+    "document_per",
     "future_limit",
     "language",
     "legal_entity",

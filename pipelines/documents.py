@@ -229,6 +229,8 @@ def render_and_archive(
 def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Invoice, bool]:
     """The invoice of a finalised document and whether it is an e-invoice."""
     buyer = buyer_of(one.customer, issuer.country)
+    group = one.document.group
+    per_subscription = group is not None and group.per == "subscription"
     invoice = invoice_of(
         one.document,
         Issue(
@@ -239,8 +241,12 @@ def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Inv
             language=_language(one.customer),
             due_on=one.due_on,
             accounts=seller.accounts,
-            order=_text(one.customer, "order_reference"),
-            buyer_reference=_text(one.customer, "buyer_reference"),
+            order=(group and group.order_reference) or _text(one.customer, "order_reference"),
+            contract=(group and group.code) or None if per_subscription else None,
+            buyer_reference=(group and group.buyer_reference)
+            or _text(one.customer, "leitweg_id")
+            or _text(one.customer, "buyer_reference"),
+            cost_centre=(group and group.cost_centre) or _text(one.customer, "cost_centre"),
             issued_on_of=one.issued_on_of,
         ),
     )

@@ -60,6 +60,7 @@ class Issue:
     order: str | None = None
     contract: str | None = None
     buyer_reference: str | None = None
+    cost_centre: str | None = None
     notes: tuple[Note, ...] = ()
     issued_on_of: Mapping[str, date] = field(default_factory=dict[str, date])  # of invoices that are referred to
     tax_reasons: Mapping[TaxCategory, str] = field(default_factory=dict[TaxCategory, str])  # in place of the usual
@@ -90,6 +91,7 @@ def invoice_of(document: Document, issue: Issue) -> Invoice:
         buyer_reference=issue.buyer_reference,
         order=issue.order,
         contract=issue.contract,
+        buyer_accounting_reference=issue.cost_centre,
         payment_terms=_terms(document, issue, spoken),
         # Goodwill alone: it corrects no invoice, and says so instead of naming one (§ 31 (5) UStDV is for corrections).
         notes=(*issue.notes, Note(spoken.unrelated)) if credit and not preceding else issue.notes,
