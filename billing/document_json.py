@@ -6,6 +6,7 @@ Stored they are packed (zstd): a tenth of the bytes, and nobody has to read them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
@@ -23,6 +24,8 @@ _DECODER = msgspec.json.Decoder(Document)
 def document_json(document: Document) -> bytes:
     text = _ENCODER.encode(document)
     if document.group is None:  # left out: the bytes are those of before there were groups, and those of columns
+        if not text.endswith(_NO_GROUP):  # fields are written as they were read, and JSON of SQL has its own order
+            text = _ENCODER.encode(replace(document))
         assert text.endswith(_NO_GROUP)
         return text[: -len(_NO_GROUP)] + b"}"
     return text
