@@ -535,6 +535,7 @@ _ENTITY_KEYS = [
     "country",
     "language",
     "endpoint",
+    "creditor_id",
 ]
 
 

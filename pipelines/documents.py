@@ -21,6 +21,7 @@ import pypdf
 from billing.documents import Document
 from billing.einvoice.checks import Violation, check
 from billing.einvoice.cii import to_cii
+from billing.einvoice.debits import debit_of
 from billing.einvoice.from_document import Issue, invoice_of
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoice
@@ -241,6 +242,9 @@ def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Inv
             language=_language(one.customer),
             due_on=one.due_on,
             accounts=seller.accounts,
+            debit=debit_of(
+                one.customer, seller.creditor_id, one.document.currency, one.document.due, one.document.date
+            ),
             order=(group and group.order_reference) or _text(one.customer, "order_reference"),
             contract=(group and group.code) or None if per_subscription else None,
             buyer_reference=(group and group.buyer_reference)

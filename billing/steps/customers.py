@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from typing import Any
 
 from billing.einvoice.addresses import check_endpoint, check_ids, check_leitweg_id
+from billing.einvoice.debits import mandate_of
 from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
 from billing.master import DOCUMENT_PER, PAYERS_MAX, TREATMENTS, Customer, Payer
 from billing.steps.draft import Draft
@@ -49,9 +51,12 @@ def set_customer(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> 
         check_endpoint(looked_at)
         check_ids(looked_at)
     per = form.choice("document_per", DOCUMENT_PER, "") if "document_per" in form.fields else None
-    more = {"document_per": per} if per is not None else {}
+    more: dict[str, Any] = {"document_per": per} if per is not None else {}
     if "leitweg_id" in form.fields:
         more["leitweg_id"] = check_leitweg_id(form)
+    if "mandate" in form.fields:
+        mandate_of(form)
+        more["mandate"] = form.raw("mandate")
     extras = form.rest(CUSTOMER_EXTRAS)
     form.done()
     for place, key in ((form.at("code"), code), *((f"{form.at('keys')}/{n}", key) for n, key in enumerate(keys))):
