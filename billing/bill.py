@@ -16,6 +16,7 @@ import polars as pl
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
 from billing.contracts import Contract, Subscription
 from billing.credit_notes import mirror
+from billing.document_groups import grouped
 from billing.documents import Document, Line, Member
 from billing.due import Due, Use, due, first_unbilled_use, merged
 from billing.errors import BillingError
@@ -48,7 +49,10 @@ class AmountOff:
 
 @dataclass(frozen=True)
 class BillResult:
-    """Documents by customer, then currency, then the order made. `keys[i]` names `documents[i]` to the credit used."""
+    """Documents by customer and currency: those made again, then the new ones by group (`document_groups.py`).
+
+    `keys[i]` names `documents[i]` to the credit used.
+    """
 
     documents: tuple[Document, ...]
     keys: tuple[str, ...]
@@ -115,7 +119,7 @@ def bill(
         earlier = before.get(place, ())
         try:
             settled = settle(shared, account.due, rated, first[place], earlier, account.payers)
-            made = _documents(master, settled, earlier, day, credit)
+            made = _documents(master, settled, earlier, day, credit, now)
         except BillingError as error:
             parked.extend(Parked(customer, error.detail, error.code) for customer in account.customers)
             continue
@@ -162,7 +166,12 @@ def _billed_by_account(
 
 
 def _documents(
-    master: MasterData, settled: Settled, earlier: Sequence[BilledDocument], day: date, credit: Credit | None
+    master: MasterData,
+    settled: Settled,
+    earlier: Sequence[BilledDocument],
+    day: date,
+    credit: Credit | None,
+    now: datetime,
 ) -> list[tuple[str, Document]]:
     made: list[tuple[str, Document]] = []
     again = [(one.billed.document.customer, one.billed.document.currency) for one in settled.reissues]
@@ -174,12 +183,12 @@ def _documents(
                 made.extend(_made_again(master, reissue, day, credit, place))
                 place += 2
         drafts = settled.lines.get((customer, currency))
-        if drafts:
-            lines = [draft.line for draft in drafts]
+        for group, own in grouped(master, customer, drafts, earlier, now) if drafts else ():
+            lines = [draft.line for draft in own]
             key = f"{customer}/{currency}/{place}"
             place += 1
             discounts = _discounts(master, lines, earlier)
-            document = assemble(customer, currency, day, lines, discounts, credit, key)
+            document = replace(assemble(customer, currency, day, lines, discounts, credit, key), group=group)
             made.append((key, with_members(master, document)))
         places[customer] = place
     return made
@@ -209,6 +218,7 @@ def _made_again(
     discounts = [AmountDiscount(source, _discount_amount(master, source)) for source in sources]
     key = f"{customer}/{old.currency}/{place + 1}"
     new = assemble(customer, old.currency, day, lines, discounts, credit, key, refers_to=number)
+    new = replace(new, group=old.group)
     note = (f"{customer}/{old.currency}/{place}", mirror(reissue.billed, day))
     return [note, (key, with_members(master, new))]
 

@@ -36,10 +36,12 @@ TREATMENTS: tuple[str, ...] = (
 )
 START = datetime(1, 1, 1, tzinfo=UTC)  # of what holds since ever
 
+DocumentPer = Literal["customer", "subscription", "order", "cost_centre"]  # what goes on one document
+DOCUMENT_PER: tuple[DocumentPer, ...] = ("customer", "subscription", "order", "cost_centre")
 PAYERS_MAX = 10  # customers who pay for each other in a row
 STEPS_OF_SUBSCRIPTIONS = (  # those that name one
     *("change", "quantity", "override", "cancel", "pause", "resume"),
-    *("add_on", "remove_add_on"),
+    *("add_on", "remove_add_on", "references"),
 )
 
 
@@ -51,6 +53,7 @@ class Tenant:
     late_usage: LateUsage
     future_limit: timedelta
     form: Mapping[str, Any]
+    document_per: DocumentPer = "customer"  # of customers who say nothing else
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,10 @@ class MasterData:
         if code not in self.customers:
             raise NotFound(f"there is no customer {code!r}", customer=code)
         return self.customers[code]
+
+    def document_per(self, customer: str) -> DocumentPer:
+        """What goes on one document of a customer: as he says, else as the tenant does."""
+        return self.customers[customer].form.get("document_per") or self.tenant.document_per
 
     def keys_of(self, customer: str) -> tuple[str, ...]:
         return (customer, *self.customers[customer].keys)

@@ -181,6 +181,7 @@ _TENANT_KEYS = (
     "timezone",
     "country",
     "late_usage",
+    "document_per",
     "future_limit",
     "language",
     "legal_entity",
@@ -534,6 +535,7 @@ _ENTITY_KEYS = [
     "country",
     "language",
     "endpoint",
+    "creditor_id",
 ]
 
 

@@ -317,6 +317,7 @@ _INVOICE = _ROW | {
     ],
     "allowances": [],
     "members": [],
+    "group": None,
     "taxes": [{"category": "S", "percent": "19", "base": "68.00", "amount": "12.92"}],
     "referred_by": [],
     "rests_on": {
@@ -359,6 +360,8 @@ def shown_document(document: Document, timezone: str) -> dict[str, Any]:
         "members": [
             {"customer": each.code, "name": each.name, "prepaid": plain(each.prepaid)} for each in document.members
         ],
+        # Which of his lines these are, where the customer gets several documents, and what the head says of them.
+        "group": shown_group(document),
         "taxes": [
             {
                 "category": each.category,
@@ -369,6 +372,15 @@ def shown_document(document: Document, timezone: str) -> dict[str, Any]:
             for each in document.taxes
         ],
     }
+
+
+def shown_group(document: Document) -> dict[str, str | None] | None:
+    """`code` is the subscription, order or cost centre, empty for lines that name none."""
+    group = document.group
+    if group is None:
+        return None
+    names = ("order_reference", "buyer_reference", "cost_centre")
+    return {"per": group.per, "code": group.code, **{name: getattr(group, name) or None for name in names}}
 
 
 def _shown_line(number: int, line: Line, timezone: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import cast
 
+from billing.einvoice.debits import check_creditor_id
 from billing.einvoice.profiles import valid_leitweg_id
 from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
 
@@ -39,9 +40,11 @@ def check_endpoint(form: Form) -> None:
 
 
 def check_seller(entity: Mapping[str, object], pointer: str = "") -> None:
-    """What networks need of a legal entity's form; raises InvalidInput naming every bad field."""
+    """What networks and banks need of a legal entity's form; raises InvalidInput naming every bad field."""
     mistakes = Mistakes()
-    check_endpoint(Form(entity, pointer, mistakes))
+    form = Form(entity, pointer, mistakes)
+    check_endpoint(form)
+    check_creditor_id(form)
     mistakes.check()
 
 

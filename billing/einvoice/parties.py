@@ -26,6 +26,7 @@ class Seller:
     directors: str | None = None
     court: str | None = None
     logo: str | None = None  # SVG text
+    creditor_id: str | None = None  # BT-90: who may collect by SEPA direct debit
 
 
 def seller_of(entity: Mapping[str, Any], country: str) -> Seller:
@@ -53,6 +54,7 @@ def seller_of(entity: Mapping[str, Any], country: str) -> Seller:
         directors=directors,
         court=court,
         logo=_text(entity, "logo"),
+        creditor_id=_compact(_text(entity, "creditor_id")),
     )
 
 
