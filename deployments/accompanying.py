@@ -189,19 +189,18 @@ def make_document(
     another day, make its next version.
     """
     services: Services = request.app.state.services
-    made = make_for(services, caller, code, form)
+    with services.database.tenant(caller.tenant_id) as connection:
+        today = tenant_now(services, connection, caller).astimezone(zone(caller.timezone)).date()
+    made = make_for(services, caller.tenant_id, caller.actor, today, code, form)
     return json_response({"document": made.document.to_json(), "files": [shown_file(one) for one in made.files]}, 201)
 
 
-def make_for(services: Services, caller: Caller, customer: str, form: Any) -> Made:
-    """The document that a form asks for, archived and noted in the audit trail."""
+def make_for(services: Services, tenant: str, actor: str, today: date, customer: str, form: Any) -> Made:
+    """The document that a form asks for, of the tenant's local day `today`; archived and noted in the audit trail."""
     kind = _kind(form)
     may_say, must_say = _KEYS[kind]
     form = known_keys(form, ("type", *may_say), ("type", *must_say))
-    with services.database.tenant(caller.tenant_id) as connection:
-        today = tenant_now(services, connection, caller).astimezone(zone(caller.timezone)).date()
     makes = documents_of(services)
-    tenant = caller.tenant_id
     if kind == "usage_record":
         made = makes.usage_record(tenant, customer, _day(form, "from"), _day(form, "to"), today)
     elif kind == "delivery_note":
@@ -221,7 +220,7 @@ def make_for(services: Services, caller: Caller, customer: str, form: Any) -> Ma
             previous_on=_day(form, "previous_on") if form.get("previous_on") is not None else None,
         )  # fmt: skip
     with services.database.tenant(tenant) as connection:
-        audit.record(connection, tenant, at=services.clock(), actor=caller.actor, action="document made",
+        audit.record(connection, tenant, at=services.clock(), actor=actor, action="document made",
                      subject=made.document.number, after={"type": kind, "customer": customer})  # fmt: skip
     return made
 
