@@ -12,6 +12,7 @@ from actors.backfill_desk import BackfillDesk
 from actors.budget_desk import BudgetDesk
 from deployments import (
     access_reports,
+    accompanying,
     accounts,
     administration,
     amendments,
@@ -72,6 +73,7 @@ PARTS = (
         budgets,
         webhooks,
         document_setting,
+        accompanying,
         master_data,
         prices,
         bill_run_rules,

@@ -8,7 +8,7 @@ import typer
 
 from cluster.cli import context
 from cluster.cli.context import AsJson, Key, Tenant, Url
-from cluster.cli.groups import access, alerts, archive, customer, demo, invoices, lanes, usage
+from cluster.cli.groups import access, alerts, archive, customer, demo, documents, invoices, lanes, usage
 
 app = typer.Typer(
     name="cloudbilling",
@@ -26,6 +26,7 @@ for name, group in (
     ("tenants", access.tenants),
     ("invoices", invoices.invoices),
     ("invoice", invoices.invoice),
+    ("document", documents.document),
     ("archive", archive.archive),
     ("verify", archive.verify),
     ("customer", customer.customer),

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from deployments.front import page
 from deployments.front.access.routes import routes as access_routes
 from deployments.front.contracts.budgets import routes as budget_routes
+from deployments.front.contracts.documents import routes as customer_document_routes
 from deployments.front.contracts.previews import routes as preview_routes
 from deployments.front.contracts.routes import routes as contracts_routes
 from deployments.front.documents.archive import routes as archive_routes
@@ -49,6 +50,7 @@ def front_router(services: Services) -> APIRouter:
         access_routes,
         statistics_routes,
         budget_routes,
+        customer_document_routes,
         preview_routes,  # before the contracts, whose paths take every longer one
         contracts_routes,
         prices_routes,

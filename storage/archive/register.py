@@ -307,6 +307,16 @@ class Archive:
                 )  # fmt: skip
         return found
 
+    def newest(self, tenant_id: str, customer: str, document_types: Sequence[str], limit: int) -> list[Archived]:
+        """The last files of a customer's documents of these types, the newest first; deleted ones are not there."""
+        with self.database.tenant(tenant_id) as connection:
+            rows = connection.execute(
+                "SELECT * FROM archive_entries WHERE customer = %s AND document_type = ANY(%s) AND deleted_by IS NULL"
+                " ORDER BY position DESC LIMIT %s",
+                (customer, list(document_types), limit),
+            )
+            return [archived(row) for row in rows]
+
     # -- Proof ---------------------------------------------------------------------------------------------------------
 
     def verify(self, tenant_id: str, *, known_head: str | None = None) -> Proof:
