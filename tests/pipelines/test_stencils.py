@@ -198,6 +198,26 @@ def test_texts_put_together_are_as_typst_shapes_them_whole() -> None:
         assert found.width == pytest.approx(book().width(style[0], run), abs=0.5), text
 
 
+@pytest.mark.parametrize("name", ["<script>\u200balert(1)\u200b</script>\u200b", ">\u200bb", "a-\u200bb"])
+def test_one_word_that_is_drawn_in_parts_leaves_the_others_of_the_same_drawing_alone(name: str) -> None:
+    """A customer's name in which a line may break inside a word stopped the bill run: no document was made any more."""
+    fresh = WordBook("Inter", "de", "DE")
+    fresh.learn([(STYLES[0], name), (STYLES[0], "Nordwind")])
+    assert fresh.text(STYLES[0], name) is None
+    assert fresh.text(STYLES[0], "Nordwind") is not None
+
+
+def test_words_in_a_form_that_nobody_expects_are_left_to_typst(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = WordBook("Inter", "de", "DE")
+
+    def other_form(asked: object) -> None:
+        raise OtherForm("as nobody expects")
+
+    monkeypatch.setattr(fresh, "shaped", other_form)
+    fresh.learn([(STYLES[0], "Nordwind")])
+    assert fresh.text(STYLES[0], "Nordwind") is None
+
+
 def test_a_page_without_its_repertoire_has_no_text_in_the_background() -> None:
     data = page(ALL["zero"]())
     objects, trailer = objects_of(drawn(data))
