@@ -133,7 +133,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.room = Room(services.limits.bytes_in_flight_max)
     app.state.numbers = MasterNumbers()
     app.state.usage_groups = UsageGroups(services.router)
-    app.state.accounts = AccountsDesk(services.router)
+    app.state.accounts = AccountsDesk(services.router, accounts.tell)
     app.state.budgets = BudgetDesk(services.router)
     app.state.backfills = BackfillDesk(services.router, services.store)
     app.state.queries = UsageQueries(services.log, services.database, ask_shards(services.router))
@@ -212,10 +212,11 @@ def _complete(path: dict[str, Any], route: APIRoute) -> None:
 
 
 def _hot_routes() -> Iterator[APIRoute]:
-    """Those that are called for every event."""
-    for route in usage_ingest.router.routes:
+    """Those that are called for every event or use."""
+    for route in (*usage_ingest.router.routes, *accounts.router.routes):
         assert isinstance(route, APIRoute)
-        yield route
+        if "POST" in (route.methods or ()):
+            yield route
 
 
 def scopes_of(route: APIRoute) -> tuple[str, ...]:
