@@ -21,7 +21,7 @@ from billing.document_json import document_json, unpacked
 from pipelines.bill_run import COMPUTING, tasks_of, usage_prefix
 from pipelines.bill_run_chunk import ChunkColumns, ChunkTask, GatherTask, compute_columns, gather_usage
 from pipelines.run_credit import WalletDesk
-from pipelines.run_usage import forget
+from pipelines.usage_slices import forget
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs, invoices
