@@ -30,7 +30,7 @@ from pipelines.bill_run_chunk import (
     gather_usage,
 )
 from pipelines.run_credit import WalletDesk
-from pipelines.run_usage import forget
+from pipelines.usage_slices import forget
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs, invoices

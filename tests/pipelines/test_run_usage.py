@@ -17,7 +17,8 @@ from actors.router import LocalUsageRouter
 from billing.bill_columns import bill_plain, plain
 from billing.master import MasterData
 from billing.usage import EVENT_SCHEMA
-from pipelines.run_usage import Facts, forget, gather, read_usage, sliced
+from pipelines.run_usage import Facts, read_usage
+from pipelines.usage_slices import complete, fold_group, forget, groups_of, sliced
 from storage.master_chain import MasterChain, change_key, pack_change
 from storage.object_store import LocalObjectStore
 from storage.usage_log.counting import scan_counting
@@ -120,13 +121,24 @@ def _by_events(store: LocalObjectStore, master: MasterData, cut: Cut, codes: Seq
     return bill_plain(master, plain(master, codes, UP_TO), events.filter(~numbers), now=NOW)
 
 
-def test_folded_usage_bills_as_its_events_do_before_and_after_it_is_sealed(store: LocalObjectStore) -> None:
+def _gather(store: LocalObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], prefix: str, count: int) -> None:
+    groups = groups_of(0, count)
+    assert len(groups) == count
+    for group in reversed(groups):  # in any order
+        fold_group(store, facts, chunks, prefix, group)
+    complete(store, facts, chunks, prefix, groups)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 64])
+def test_folded_usage_bills_as_its_events_do_before_and_after_it_is_sealed(
+    store: LocalObjectStore, groups: int
+) -> None:
     facts = _facts(store)
     chunks = [CODES[:3], CODES[3:]]
     for prefix in ("open/", "sealed/"):
-        gather(store, facts, chunks, prefix)
+        _gather(store, facts, chunks, prefix, groups)
         for number, codes in enumerate(chunks):
-            usage = sliced(store, prefix, number)
+            usage = sliced(store, facts, codes, prefix, number)
             assert usage.folded.state.small.height
             assert set(usage.events["customer"]) == set(codes) & {TINY, NEGATIVE, LEVEL}
             found = bill_plain(
