@@ -113,7 +113,8 @@ class Found:
     """What a first reading found, beside the rows it kept and the usage it folded.
 
     `rest` are billed one by one by contract, `turned` as it turned out (late usage, numbers beyond columns); of those
-    in `folds` no row was kept. The rows that were kept are complete from `due_from` on, of keys in `group` (None: of all).
+    in `folds` no row was kept. The rows that were kept are complete from `due_from` on, of keys in `group` (None: of
+    all).
     """
 
     group: range | None

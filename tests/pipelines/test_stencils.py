@@ -243,3 +243,31 @@ def test_codes_are_those_of_segno() -> None:
         assert rows_of(content, 4) == ["".join("1" if dark else "0" for dark in row) for row in known.matrix]
     with pytest.raises(ValueError, match="331 bytes"):
         rows_of(b"x" * (BYTES_MAX + 1), 4)
+
+
+def test_the_first_of_each_kind_and_a_sample_of_all_are_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stencil that draws something else than Typst is found by the sample, and its kind is Typst's from then on."""
+    monkeypatch.setattr("pipelines.stencils.PROVED_EVERY", 4)
+    counted = Stencils(drawn)
+    proved: list[int] = []
+    prove = counted.prove
+
+    asked: list[int] = []
+
+    def noted(pdf: bytes, data: Any) -> None:
+        proved.append(len(asked) - 1)
+        prove(pdf, data)
+
+    monkeypatch.setattr(counted, "prove", noted)
+    data = page(next(one() for one in ALL.values() if fields_of(page(one())) is not None))
+    for number in range(9):
+        asked.append(number)
+        assert counted.drawn(data, fields_of(data)) is not None
+    assert proved == [0, 3, 7]
+
+    def differs(*_: Any) -> None:
+        raise OtherForm("not what Typst draws")
+
+    monkeypatch.setattr(counted, "prove", differs)
+    answers = [counted.drawn(data, fields_of(data)) for _ in range(9)]
+    assert [answer is None for answer in answers] == [False, False, *[True] * 7]
