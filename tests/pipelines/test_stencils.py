@@ -198,6 +198,24 @@ def test_texts_put_together_are_as_typst_shapes_them_whole() -> None:
         assert found.width == pytest.approx(book().width(style[0], run), abs=0.5), text
 
 
+def test_random_letters_are_as_typst_shapes_them() -> None:
+    """What a letter looks like may depend on its neighbours: signs between capitals and digits, x between numbers."""
+    rest = random.Random(23)
+    letters = "abcxXAVTWy0123456789 .,-–/:()&%€+@'ßäÖ#*="
+    asked = [
+        (style, text)
+        for style in STYLES
+        for text in ("".join(rest.choices(letters, k=rest.randrange(1, 14))) for _ in range(80))
+        if style[0] != 600 and text == " ".join(text.split()) and text
+    ]
+    assert len(asked) > 200
+    book().learn(asked)
+    for (style, text), run in zip(asked, book().shaped(asked), strict=True):
+        found = book().text(style, text)
+        shown = None if found is None else "".join(re.findall("<(.*?)>", found.glyphs.decode()))
+        assert shown == (None if run is None else "".join(f"{one:04X}" for one in run.glyphs)), text
+
+
 def test_a_page_without_its_repertoire_has_no_text_in_the_background() -> None:
     data = page(ALL["zero"]())
     objects, trailer = objects_of(drawn(data))
