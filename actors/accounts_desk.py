@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import collections
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -68,6 +70,7 @@ _shown = msgspec.json.Decoder()
 
 
 _LineKey = tuple[str, str, int, int]
+Told = Callable[[str, int, int, float], None]  # decision, requests and entries that travelled together, seconds
 
 
 @dataclass
@@ -88,8 +91,10 @@ class _Line:
 class AccountsDesk:
     """Reservations and wallets of all customers, wherever they are at home."""
 
-    def __init__(self, router: UsageRouter) -> None:
+    def __init__(self, router: UsageRouter, told: Told | None = None) -> None:
+        """`told` hears of every call that a lane has answered."""
         self._router = router
+        self._told = told
         # Of each event loop: what waits to travel together, by tenant, decision, lane and master number.
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_LineKey, _Line]] = (
             weakref.WeakKeyDictionary()
@@ -196,30 +201,50 @@ class AccountsDesk:
     async def _in_lanes(
         self, tenant_id: str, name: str, forms: Sequence[Any], customers: Sequence[str], master: int = 0
     ) -> list[RawOutcome]:
+        if len(forms) == 1:  # what most requests are: nothing to take apart or to put together
+            [lane] = self._router.lanes_of(tenant_id, customers)
+            try:
+                return list(await self._travel((tenant_id, name, lane, master), [(customers[0], forms[0])]))
+            except Elsewhere:
+                pass  # nothing was decided: again below, until the deadline
         outcomes: list[RawOutcome] = [_NOTHING] * len(forms)
         waiting: Sequence[int] = range(len(forms))
-        async for _ in _tries(self._router.deadline_s):
-            places: dict[int, list[int]] = {}
-            lanes = self._router.lanes_of(tenant_id, [customers[place] for place in waiting])
-            for place, lane in zip(waiting, lanes, strict=True):
-                places.setdefault(lane, []).append(place)
-            moved: list[int] = []
-
-            async def ask(lane: int, mine: Sequence[int], moved: list[int] = moved) -> None:
-                entries = [(customers[place], forms[place]) for place in mine]
-                try:
-                    found = await self._travel((tenant_id, name, lane, master), entries)
-                except Elsewhere:  # nothing was decided: another grouping
-                    moved.extend(mine)
-                    return
-                for place, outcome in zip(mine, found, strict=True):
-                    outcomes[place] = outcome
-
-            await asyncio.gather(*(ask(lane, mine) for lane, mine in places.items()))
-            waiting = moved
-            if not waiting:
-                return outcomes
+        async with aclosing(_tries(self._router.deadline_s)) as tries:  # left open, the loop is woken to close it
+            async for _ in tries:
+                waiting = await self._once(tenant_id, name, forms, customers, master, waiting, outcomes)
+                if not waiting:
+                    return outcomes
         raise Unavailable("Partitions are being moved. Send the same again with the same ids.")
+
+    async def _once(
+        self,
+        tenant_id: str,
+        name: str,
+        forms: Sequence[Any],
+        customers: Sequence[str],
+        master: int,
+        waiting: Sequence[int],
+        outcomes: list[RawOutcome],
+    ) -> list[int]:
+        """Ask the lanes for the outcomes that are still missing; the places of those whose partition has moved."""
+        places: dict[int, list[int]] = {}
+        lanes = self._router.lanes_of(tenant_id, [customers[place] for place in waiting])
+        for place, lane in zip(waiting, lanes, strict=True):
+            places.setdefault(lane, []).append(place)
+        moved: list[int] = []
+
+        async def ask(lane: int, mine: Sequence[int]) -> None:
+            entries = [(customers[place], forms[place]) for place in mine]
+            try:
+                found = await self._travel((tenant_id, name, lane, master), entries)
+            except Elsewhere:  # nothing was decided: another grouping
+                moved.extend(mine)
+                return
+            for place, outcome in zip(mine, found, strict=True):
+                outcomes[place] = outcome
+
+        await asyncio.gather(*(ask(lane, mine) for lane, mine in places.items()))
+        return moved
 
     async def _travel(self, key: _LineKey, entries: Sequence[tuple[str, Any]]) -> Sequence[RawOutcome]:
         """Entries of one request to their lane, with those of others that wait while two calls are under way."""
@@ -250,6 +275,7 @@ class AccountsDesk:
                     together.append(request)
                     count += len(request.entries)
                 entries = [entry for request in together for entry in request.entries]
+                began = time.perf_counter()
                 try:
                     customers = [customer for customer, _ in entries]
                     call = {"entries": [form for _, form in entries], "customers": customers, "master": master}
@@ -257,6 +283,8 @@ class AccountsDesk:
                     answer = await self._router.decide(tenant_id, entries[0][0], name, payload)
                     found = [_outcome(one) for one in _answered.decode(answer)]
                     assert len(found) == len(entries), f"{len(entries)} entries asked, {len(found)} answered"
+                    if self._told is not None:
+                        self._told(name, len(together), len(entries), time.perf_counter() - began)
                 except Exception as error:  # noqa: BLE001 - goes to every waiting request, none may wait for ever
                     for request in together:
                         if not request.outcome.done():

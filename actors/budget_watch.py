@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -22,36 +22,52 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from actors.budget_forms import (
+    ALERTS_MAX,
+    RecordedAlert,
+    WhichBudgets,
+    alert_form,
+    budget_form,
+    chosen_budgets,
+    is_near,
+)
+from actors.budget_rows import (
+    SOURCE,
+    arrived_events,
+    by_tenant,
+    corrected_events,
+    master_in,
+    moved_in,
+    of_key,
+    of_kind,
+    placed_rows,
+    proposed_rows,
+    seen_row,
+)
 from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment, LogRow, Parts, log_rows
 from actors.foreign_usage import FOREIGN, STATE_BYTES_MAX, ForeignUsage, Told, together, told_row
 from actors.foreign_usage import KIND as FOREIGN_KIND
 from actors.lane_past import LanePast, NotRead
 from actors.live_figures import MasterSource
 from billing.amendments import fold_amendments_of_lane, states_before
-from billing.budget_state import ARRIVED, NO_EVENTS, Planned, Step, TenantBudgets, Watch
-from billing.budgets import Alert, Forecast
+from billing.budget_state import NO_EVENTS, Planned, Step, TenantBudgets, Watch
+from billing.budgets import Alert
 from billing.errors import Conflict, NotFound, Unavailable
 from billing.live_state import LiveState
 from billing.master import Budget, MasterData
-from billing.meters import MeterState
-from billing.money import decimal_text, round_amount, shown_quantity
 from billing.periods import Period
 from billing.spending import cells_fit
-from billing.usage import INSTANT
-from billing.webhooks import alert_id
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import PARTITIONS, Genesis, read_genesis
 from storage.usage_log.partitions import partition_of, partitions_of
-from storage.usage_log.segment import RowKind, instant_of, microseconds_of
+from storage.usage_log.segment import RowKind, instant_of
 
-SOURCE = "cloudbilling:budget"  # of ids; no sender may use it
 LOOK = "budgets.look"
 READ = "budgets.read"
 ALERTS = "budgets.alerts"
 LOOK_EVERY_S = 60.0  # of a live tenant with budgets, also without usage
 DUE_EVERY_S = 1.0  # between two questions which tenant is due
 MASTER_AGE_S_MAX = 1.0
-ALERTS_MAX = 1_000  # of one answer
 STATES_MAX = 1_000
 
 
@@ -76,21 +92,6 @@ class _Pending:
     number: int
     others: int  # rows that were shown to `propose` and are not of this follower
     planned: Planned
-
-
-@dataclass(frozen=True)
-class RecordedAlert:
-    """An alert with its place in the order of the log: it stays what it is when the alert moves."""
-
-    alert: Alert
-    log_time_us: int
-    lane: int
-    number: int
-    place: int
-
-    @property
-    def position(self) -> tuple[int, int, int, int]:
-        return self.log_time_us, self.lane, self.number, self.place
 
 
 class BudgetWatch:
@@ -159,7 +160,7 @@ class BudgetWatch:
                 keys = handed.get(customer, []) or [key for key in state.watch.keys[customer] if key != customer]
                 usage = copy.hand_over(customer, keys) if keys else None
                 for key in keys if usage is not None else ():
-                    told = Told(key, 0, moment.number, state.watch.number, _of_key(usage, key).to_bytes())
+                    told = Told(key, 0, moment.number, state.watch.number, of_key(usage, key).to_bytes())
                     if len(told.state) > STATE_BYTES_MAX:
                         detail = f"usage of {customer!r} under {key!r} has {len(told.state)} bytes"
                         raise Conflict(f"the partition cannot move: {detail}, more than lanes tell each other")
@@ -197,7 +198,7 @@ class BudgetWatch:
 
     def coming(self, tenant_id: str, parting: Parts, moment: LogMoment) -> pl.DataFrame:
         """A look with the acquisition: from there on the customers who come rest on this lane's master data."""
-        numbers = [_master_in(row) for row, _ in _moved_in(parting)]
+        numbers = [master_in(row) for row, _ in moved_in(parting)]
         state = self._tenants.get(tenant_id)
         if not numbers:
             return NO_ROWS
@@ -210,7 +211,7 @@ class BudgetWatch:
     def arrive(self, tenant_id: str, parts: Parts, parting: Parts, moment: LogMoment) -> None:
         for rows, at in parts:
             self._foreign.take(tenant_id, rows, at)
-        for row, customer in _moved_in(parting):
+        for row, customer in moved_in(parting):
             form = json.loads(row)
 
             def watch_at(number: int, customer: str = customer) -> Watch:
@@ -238,7 +239,7 @@ class BudgetWatch:
 
     def propose(self, rows: pl.DataFrame, moment: LogMoment) -> pl.DataFrame:
         found: list[pl.DataFrame] = []
-        for tenant_id, part in _by_tenant(rows):
+        for tenant_id, part in by_tenant(rows):
             kinds = frozenset(part["kind"].to_list())
             watch = self._watch_to_take_on(tenant_id, part, kinds, moment)
             if watch is None and (tenant_id not in self._tenants or kinds.isdisjoint(_CHANGING)):
@@ -251,20 +252,20 @@ class BudgetWatch:
             step = self._step(tenant_id, part, moment, watch)
             planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number))
             self._pending[tenant_id] = _Pending(
-                moment.number, part.height - _of_kind(part, RowKind.MASTER_SEEN).height, planned
+                moment.number, part.height - of_kind(part, RowKind.MASTER_SEEN).height, planned
             )
-            found.append(_proposed(tenant_id, None if is_asked else watch, planned, moment))
+            found.append(proposed_rows(tenant_id, None if is_asked else watch, planned, moment))
         return pl.concat(found) if found else NO_ROWS
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
-        for tenant_id, part in _by_tenant(rows):
+        for tenant_id, part in by_tenant(rows):
             kinds = frozenset(part["kind"].to_list())
             if FOREIGN_KIND in kinds:
                 self._foreign.take(tenant_id, part, moment)
             is_known = tenant_id in self._tenants and not kinds.isdisjoint(_CHANGING | _ALERTING)
             if int(RowKind.MASTER_SEEN) not in kinds and not is_known:
                 continue
-            own = _of_kind(part, RowKind.MASTER_SEEN, RowKind.THRESHOLD_CROSSED)
+            own = of_kind(part, RowKind.MASTER_SEEN, RowKind.THRESHOLD_CROSSED)
             pending = self._pending.pop(tenant_id, None)
             if pending is not None and (pending.number, pending.others) == (moment.number, part.height - own.height):
                 planned = pending.planned
@@ -281,7 +282,7 @@ class BudgetWatch:
             self._last[tenant_id] = moment.number
             if self._open.get(tenant_id, (-1, []))[0] != moment.number:
                 self._open[tenant_id] = moment.number, []
-            self._open[tenant_id][1].append(_placed(part, moment.number, moment.now_us(tenant_id)))
+            self._open[tenant_id][1].append(placed_rows(part, moment.number, moment.now_us(tenant_id)))
             if int(RowKind.MASTER_SEEN) in kinds:
                 self._past.drop(tenant_id)
                 self._looked_s[tenant_id] = self._now_s()
@@ -382,7 +383,7 @@ class BudgetWatch:
 
     def _watch_in(self, tenant_id: str, rows: pl.DataFrame) -> Watch | None:
         """The master data that a MASTER_SEEN row among these names."""
-        seen = _of_kind(rows, RowKind.MASTER_SEEN)["detail"]
+        seen = of_kind(rows, RowKind.MASTER_SEEN)["detail"]
         if seen.len() == 0:
             return None
         number = max(json.loads(detail)["master"] for detail in seen)
@@ -391,17 +392,17 @@ class BudgetWatch:
     def _step(self, tenant_id: str, rows: pl.DataFrame, moment: LogMoment, watch: Watch | None) -> Step:
         now_us = moment.now_us(tenant_id)
         now = instant_of(now_us)
-        usage = _of_kind(rows, RowKind.USAGE)
+        usage = of_kind(rows, RowKind.USAGE)
         events = removed = corrected = NO_EVENTS
         if usage.height:
-            events = _arrived(_placed(usage, moment.number, now_us))
-        changes = _of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
+            events = arrived_events(placed_rows(usage, moment.number, now_us))
+        changes = of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
         if changes.height:
             # Of several changes of one event here, the first says what it was and the newest what it is.
             was = states_before(changes).unique(["customer", "source", "id"], keep="first", maintain_order=True)
-            removed = _arrived(_placed(was, moment.number, now_us))
-            corrected = _corrected(fold_amendments_of_lane(_placed(changes, moment.number, now_us)).events)
-        moved = _of_kind(rows, RowKind.CLOCK_SET)["time"].max()
+            removed = arrived_events(placed_rows(was, moment.number, now_us))
+            corrected = corrected_events(fold_amendments_of_lane(placed_rows(changes, moment.number, now_us)).events)
+        moved = of_kind(rows, RowKind.CLOCK_SET)["time"].max()
         then = moved if isinstance(moved, datetime) and moved > now else None
         return Step(now, events, watch, then, removed, corrected, self._foreign_in(tenant_id, rows, watch))
 
@@ -496,11 +497,13 @@ class BudgetWatch:
             if not found:
                 return NO_EVENTS
             rows = pl.concat(found, how="diagonal_relaxed")
-            usage, changes = _of_kind(rows, RowKind.USAGE), _of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
+            usage, changes = of_kind(rows, RowKind.USAGE), of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
             if changes.height == 0:
-                return _arrived(usage)
+                return arrived_events(usage)
             known = fold_amendments_of_lane(changes)
-            return pl.concat([_arrived(known.without(usage)), _corrected(known.events)]).sort("number", "row")
+            return pl.concat([arrived_events(known.without(usage)), corrected_events(known.events)]).sort(
+                "number", "row"
+            )
 
         return history
 
@@ -531,7 +534,7 @@ class BudgetWatch:
 
     def _record(self, tenant_id: str, state: TenantBudgets, own: pl.DataFrame, moment: LogMoment) -> None:
         """Alerts are what the log recorded."""
-        details = [json.loads(detail) for detail in _of_kind(own, RowKind.THRESHOLD_CROSSED)["detail"]]
+        details = [json.loads(detail) for detail in of_kind(own, RowKind.THRESHOLD_CROSSED)["detail"]]
         for detail in sorted(details, key=lambda one: one["place"]):
             period = Period(datetime.fromisoformat(detail["from"]), datetime.fromisoformat(detail["to"]))
             spent = Fraction(detail["spent"])
@@ -595,7 +598,7 @@ class BudgetWatch:
             return Decided(NO_ROWS, b"again")
         if not self._is_read(tenant_id, watch, moment):
             raise _being_read("of this tenant")
-        return Decided(log_rows(tenant_id, [_seen(self._lane, watch, moment)]), b"done")
+        return Decided(log_rows(tenant_id, [seen_row(self._lane, watch, moment)]), b"done")
 
     def _hear(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """Another lane tells of usage under a customer's key (actors/foreign_carrier.py)."""
@@ -604,13 +607,13 @@ class BudgetWatch:
 
     def _read(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """Budgets of this lane as they stand: `{customer, budget, near, limit}`, each may be left out."""
-        asked = msgspec.json.decode(payload, type=_Which)
+        asked = msgspec.json.decode(payload, type=WhichBudgets)
         state = self._tenants.get(tenant_id)
         forms: list[dict[str, Any]] = []
         if state is not None:
             now = instant_of(moment.now_us(tenant_id))
-            for budget in _chosen(state, asked):
-                if asked.near and not _is_near(budget, state, now):
+            for budget in chosen_budgets(state, asked):
+                if asked.near and not is_near(budget, state, now):
                     continue
                 form = budget_form(budget, state, now, self._alerts.get(tenant_id, ()))
                 forms.append({**form, "lane": self._lane, "number": moment.number - 1, "master": state.watch.number})
@@ -620,7 +623,7 @@ class BudgetWatch:
 
     def _read_alerts(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """Alerts of this lane in the order of its log, after a place in the order of all lanes."""
-        asked = msgspec.json.decode(payload, type=_Which)
+        asked = msgspec.json.decode(payload, type=WhichBudgets)
         state = self._tenants.get(tenant_id)
         forms: list[dict[str, Any]] = []
         for one in self._alerts.get(tenant_id, ()):
@@ -657,173 +660,3 @@ def _going(state: TenantBudgets, tenant_id: str, lies_in: LiesIn) -> tuple[list[
         if goes and owner not in going:
             handed.setdefault(owner, []).append(key)
     return going, handed
-
-
-def _moved_in(parts: Parts) -> list[tuple[str, str]]:
-    """(detail, customer) of what was written down of customers who came."""
-    found: list[tuple[str, str]] = []
-    for rows, _ in parts:
-        mine = _of_kind(rows, RowKind.BUDGETS_MOVED)
-        found += zip(mine["detail"], mine["customer"], strict=True)
-    return found
-
-
-def _master_in(detail: str) -> int:
-    number: int = json.loads(detail)["master"]
-    return number
-
-
-def _of_key(live: LiveState, key: str) -> LiveState:
-    state, mine = live.state, pl.col("key") == key
-    return LiveState(MeterState(state.by, state.small.filter(mine), state.sets.filter(mine), state.runs.filter(mine)))
-
-
-class _Which(msgspec.Struct):
-    customer: str | None = None
-    budget: str | None = None
-    after: tuple[int, int, int, int] | None = None
-    limit: int = ALERTS_MAX
-    alerts: frozenset[str] = frozenset()  # only these, by their ids
-    near: bool = False  # of budgets only those that have reached their first threshold (100 % without any)
-
-    def fits(self, budget: Budget) -> bool:
-        return self.customer in (None, budget.customer) and self.budget in (None, budget.code)
-
-
-def _chosen(state: TenantBudgets, asked: _Which) -> list[Budget]:
-    customers = state.watch.budgets if asked.customer is None else {asked.customer}
-    return [budget for budget in state.watch.in_order(set(customers)) if asked.fits(budget)]
-
-
-def _is_near(budget: Budget, state: TenantBudgets, now: datetime) -> bool:
-    budgets = state.spending.budgets
-    spent = budgets.spent_in(budget, budgets.period(budget.period, now).start)
-    first = min(budget.thresholds, default=Decimal(100))
-    return spent * 100 >= Fraction(budget.amount) * Fraction(first)
-
-
-def budget_form(
-    budget: Budget, state: TenantBudgets, now: datetime, recorded: Sequence[RecordedAlert]
-) -> dict[str, Any]:
-    """A budget as it stands in the running period. Thresholds compare exact cost; what is shown is rounded."""
-    budgets, currency = state.spending.budgets, state.watch.master.tenant.currency
-    period = budgets.period(budget.period, now)
-    spent = budgets.spent_in(budget, period.start)
-    crossed = {
-        one.alert.threshold: one.alert.at
-        for one in recorded
-        if one.alert.budget == budget.code and one.alert.period.start == period.start
-    }
-    forecast = Forecast.linear(spent, period, now)
-    return {
-        "budget": budget.code,
-        "customer": budget.customer,
-        "action": budget.action,
-        "period": budget.period,
-        "from": period.start,
-        "to": period.end,
-        "as_of": now,
-        "currency": currency,
-        "amount": str(round_amount(budget.amount, currency)),
-        "spent": str(round_amount(spent, currency)),
-        "left": str(round_amount(Fraction(budget.amount) - spent, currency)),
-        "percent": percent_text(spent, budget.amount),
-        "thresholds": [
-            {
-                "threshold": decimal_text(threshold),
-                "amount": str(round_amount(Fraction(budget.amount) * Fraction(threshold) / 100, currency)),
-                "crossed_at": crossed.get(threshold),
-            }
-            for threshold in budget.thresholds
-        ],
-        "forecast": None
-        if forecast is None
-        else {
-            "amount": str(round_amount(forecast.amount, currency)),
-            "percent": percent_text(forecast.amount, budget.amount),
-            "basis": "linear",
-            "elapsed_percent": percent_text(forecast.elapsed, Decimal(1)),
-        },
-    }
-
-
-def percent_text(part: Fraction, whole: Decimal) -> str:
-    """Percent with two places, rounded down: 100 is shown when it is reached."""
-    return decimal_text(Decimal(part * 10_000 / Fraction(whole) // 1).scaleb(-2))
-
-
-def alert_form(tenant_id: str, alert: Alert, budget: Budget, currency: str) -> dict[str, Any]:
-    return {
-        "id": alert_id(tenant_id, alert.budget, alert.period.start, decimal_text(alert.threshold)),
-        "budget": alert.budget,
-        "customer": budget.customer,
-        "action": budget.action,
-        "threshold": decimal_text(alert.threshold),
-        "at": alert.at,
-        "from": alert.period.start,
-        "to": alert.period.end,
-        "spent": str(round_amount(alert.spent, currency)),
-        "currency": currency,
-    }
-
-
-def _by_tenant(rows: pl.DataFrame) -> Iterable[tuple[str, pl.DataFrame]]:
-    if rows["tenant"].n_unique() == 1:
-        return [(rows["tenant"][0], rows)]
-    parts = rows.partition_by("tenant", as_dict=True, maintain_order=True)
-    return [(str(tenant_id), part) for (tenant_id,), part in parts.items()]
-
-
-def _of_kind(rows: pl.DataFrame, *kinds: RowKind) -> pl.DataFrame:
-    return rows.filter(pl.col("kind").is_in([int(kind) for kind in kinds]))
-
-
-def _placed(rows: pl.DataFrame, number: int, received_us: int) -> pl.DataFrame:
-    """Rows of a group with the columns of their position."""
-    return rows.with_columns(
-        pl.lit(number, pl.Int64).alias("number"),
-        pl.int_range(rows.height, dtype=pl.Int64).alias("row"),
-        pl.lit(received_us, pl.Int64).cast(INSTANT).alias("received_at"),
-    )
-
-
-def _arrived(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.with_columns(counts_late=pl.lit(False)).select(
-        pl.col(name).cast(dtype) for name, dtype in ARRIVED.items()
-    )
-
-
-def _corrected(events: pl.DataFrame) -> pl.DataFrame:
-    """Corrected events keep their place among the others; lateness is judged by the correction."""
-    places = {"number": "first_number", "row": "first_row"}
-    return events.select(pl.col(places.get(name, name)).cast(dtype).alias(name) for name, dtype in ARRIVED.items())
-
-
-def _seen(lane: int, watch: Watch, moment: LogMoment) -> LogRow:
-    return LogRow(
-        RowKind.MASTER_SEEN, SOURCE, f"{lane}/{moment.number}", "", moment.log_time_us, {"master": watch.number}, "look"
-    )
-
-
-def _proposed(tenant_id: str, watch: Watch | None, planned: Planned, moment: LogMoment) -> pl.DataFrame:
-    master = planned.watch.master
-    rows = [] if watch is None else [_seen(moment.lane, watch, moment)]
-    for place, alert in enumerate(planned.alerts):
-        budget = master.budgets[alert.budget]
-        start = alert.period.start.isoformat()
-        detail = {
-            "budget": alert.budget,
-            "from": start,
-            "to": alert.period.end.isoformat(),
-            "threshold": decimal_text(alert.threshold),
-            "at": alert.at.isoformat(),
-            "spent": decimal_text(shown_quantity(alert.spent)),
-            "amount": decimal_text(budget.amount),
-            "currency": master.tenant.currency,
-            "master": planned.watch.number,
-            "place": place,
-        }
-        id = f"{alert.budget}/{start}/{decimal_text(alert.threshold)}"
-        at_us = microseconds_of(alert.at)
-        rows.append(LogRow(RowKind.THRESHOLD_CROSSED, SOURCE, id, budget.customer, at_us, detail, "threshold"))
-    return log_rows(tenant_id, rows)

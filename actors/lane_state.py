@@ -27,7 +27,7 @@ from billing.errors import BillingError, Conflict, Unavailable
 from billing.live_state import LiveState
 from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.backfills import ids_of_rows, marker_ids
-from storage.usage_log.checkpoints import LaneSnapshot, announce, merge_id_runs, read_snapshot
+from storage.usage_log.checkpoints import LaneSnapshot, RowsErased, announce, merge_id_runs, read_snapshot
 from storage.usage_log.clock import Clock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
 from storage.usage_log.id_runs import IdRuns
@@ -115,6 +115,8 @@ class LaneState:
     def _reset(self) -> None:
         self.writer = LaneWriter(self._store, self.lane, self._clock)
         self.manifest = Manifest()
+        self._erasures = 0  # that there were when this state was begun
+        self.outdated = ""  # why it must be folded again: rows were erased since
         self.recent = RecentIds()
         self.runs = IdRuns()
         self.owned: npt.NDArray[np.bool_] = np.zeros(PARTITIONS, np.bool_)
@@ -135,6 +137,7 @@ class LaneState:
         for _ in range(RECOVERIES_MAX):
             self._reset()
             self.manifest = self._chain.newest()
+            self._erasures, self.outdated = self.manifest.erasures, ""
             self.runs = self.runs.with_runs(self._store, self.manifest.runs, self._cache)
             for partition in range(PARTITIONS):
                 self.lane_of[partition] = self.genesis.first_lane(partition)
@@ -414,6 +417,9 @@ class LaneState:
         elapsed_s = time.monotonic() - self._checkpoint_at_s
         enough = rows if elapsed_s < seconds else 1
         if self.rows_since_checkpoint < enough:
+            if elapsed_s >= seconds:  # an idle lane has nothing to keep, but what it holds may have to go
+                self._checkpoint_at_s = time.monotonic()
+                self._look_for_erasures()
             return
         self.rows_since_checkpoint, self._checkpoint_at_s = 0, time.monotonic()
         ids, _ = self.recent.export()
@@ -426,15 +432,33 @@ class LaneState:
         def write() -> None:
             try:
                 snapshot = LaneSnapshot(self.lane, position, lane_of, generation, figures(), followers())
-                self._checkpoint_entry = announce(self._store, self._chain, snapshot, ids)
+                self._checkpoint_entry = announce(self._store, self._chain, snapshot, ids, self._erasures)
                 self.checkpoint_error = ""
                 merge_id_runs(self._store, self._chain, self._cache)
+            except RowsErased as error:
+                self.outdated = error.detail
             except BillingError as error:  # the next one covers more; recovery takes longer until then
                 self.checkpoint_error = f"{error.code}: {error.detail}"
             finally:
                 self.checkpoint_thread = None
 
         thread = threading.Thread(target=write, name=f"checkpoint-{self.lane}", daemon=True)
+        self.checkpoint_thread = thread
+        thread.start()
+
+    def _look_for_erasures(self) -> None:
+        """In another thread: the store may be slow."""
+
+        def look() -> None:
+            try:
+                if self._chain.newest().erasures != self._erasures:
+                    self.outdated = f"lane {self.lane} was folded before rows were erased"
+            except BillingError as error:  # the store is away: the next look comes
+                self.checkpoint_error = f"{error.code}: {error.detail}"
+            finally:
+                self.checkpoint_thread = None
+
+        thread = threading.Thread(target=look, name=f"erasures-{self.lane}", daemon=True)
         self.checkpoint_thread = thread
         thread.start()
 

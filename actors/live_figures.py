@@ -72,6 +72,8 @@ class _Tenant:
     pending: list[tuple[int, pl.DataFrame]] = field(default_factory=list)
     pending_rows: int = 0
     pending_from: int = -1  # all rows after this number are in `pending`
+    folding: list[tuple[int, pl.DataFrame]] = field(default_factory=list)  # taken out of `pending`, not yet in `parts`
+    folding_span: tuple[int, int] | None = None  # their numbers: after the first, to the second
     missing: set[int] = field(default_factory=set)  # partitions that came, and are to be folded whole
 
 
@@ -180,10 +182,14 @@ class LiveFigures:
         bits = np.packbits(owned).tobytes()
         if tenant is None or book is None:
             return Figures(None, number, book.number if book else -1, bits, owners)
-        number = self._fold(tenant_id, tenant, book)
-        with tenant.lock:
-            parts = list(tenant.parts)
-        wanted = [_of_keys(part, keys) for part in parts]
+        quick = None if keys is None else self._folded_for(tenant, book, keys)
+        if quick is not None:
+            wanted, number = quick
+        else:
+            number = self._fold(tenant_id, tenant, book)
+            with tenant.lock:
+                parts = list(tenant.parts)
+            wanted = [_of_keys(part, keys) for part in parts]
         if has_moved:
             wanted = [self._of_partitions(tenant_id, part, owned) for part in wanted]
         live = wanted[0] if wanted else None
@@ -191,6 +197,32 @@ class LiveFigures:
             assert live is not None
             live = merge_live(live, part)
         return Figures(live, number, book.number, bits, owners)
+
+    def _folded_for(self, tenant: _Tenant, book: _Book, keys: Sequence[str]) -> tuple[list[LiveState], int] | None:
+        """What is folded of these keys and what still waits of them, without folding for all others first.
+
+        None where more than adding is to be done: other cells are wanted, rows were left to the log, or events of these
+        keys were changed.
+        """
+        with self._lock:
+            fits = tenant.master_number == book.number and not tenant.missing
+            since, to = tenant.folding_span or (tenant.pending_from, tenant.pending_from)
+            if not fits or tenant.folded_to < since or tenant.pending_from != to:
+                return None
+            parts, folded_to, number = tenant.parts, tenant.folded_to, self._number
+            waiting = [frame for at, frame in (*tenant.folding, *tenant.pending) if at > folded_to]
+        mine: list[pl.DataFrame] = []
+        for frame in waiting:
+            if _turns_of_backfills(frame).height:
+                return None
+            mine.append(frame.filter(pl.col("customer").is_in(list(keys))))
+        rows = pl.concat(mine) if mine else None
+        if rows is not None and _changes_in(rows).height:
+            return None
+        wanted = [_of_keys(part, keys) for part in parts]
+        if rows is not None and rows.height:
+            wanted.append(fold_days(rows.filter(_IS_USAGE).select(EVENT_SCHEMA.names()), book.book))
+        return wanted, number
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -256,35 +288,53 @@ class LiveFigures:
         with tenant.lock:
             if tenant.master_number != book.number:
                 signature = cells_asked_for(book.book)
-                if tenant.signature != signature or any(spans_a_cut(part, book.book) for part in tenant.parts):
-                    tenant.parts, tenant.folded_to = [], -1  # other cells are wanted now: all again, from the log
-                tenant.signature, tenant.master_number = signature, book.number
+                again = tenant.signature != signature or any(spans_a_cut(part, book.book) for part in tenant.parts)
+                with self._lock:
+                    if again:
+                        tenant.parts, tenant.folded_to = [], -1  # other cells are wanted now: all again, from the log
+                    tenant.signature, tenant.master_number = signature, book.number
             with self._lock:
                 pending, pending_from, number = tenant.pending, tenant.pending_from, self._number
+                tenant.folding, tenant.folding_span = pending, (pending_from, number)
                 tenant.pending, tenant.pending_rows, tenant.pending_from = [], 0, number
-            # On a copy: a fold that fails in the middle leaves the state as it was, and the next reads the log.
-            parts, folded_to = list(tenant.parts), tenant.folded_to
-            from_log = folded_to < pending_from
-            if from_log:
-                self._fold_from_log(tenant_id, parts, book, folded_to + 1, pending_from)
-                folded_to = pending_from
-            frames = [frame for at, frame in pending if at > folded_to]
-            rows = pl.concat(frames) if frames else None
-            if rows is not None and (_turns_of_backfills(rows).height or not _fits(rows, book)):
-                parts, from_log = [], True  # something that was folded counts otherwise now: all again, from the log
-                self._fold_from_log(tenant_id, parts, book, 0, number)
-            elif rows is not None:
-                _add(parts, _counting(rows, _changes_in(rows)), book)
-            with self._lock:
-                missing = set(tenant.missing)
-                if from_log:  # the lane alone does not have what lay in others
-                    missing |= set(np.flatnonzero(self._owned & self._moved).tolist())
-            if missing:
-                self._fold_partitions(tenant_id, parts, book, missing, number)
+            try:
+                return self._fold_pending(tenant_id, tenant, book, pending, pending_from, number)
+            finally:  # what failed is read from the log by the next: `folded_to` lies before `pending_from`
                 with self._lock:
-                    tenant.missing -= missing
+                    tenant.folding, tenant.folding_span = [], None
+
+    def _fold_pending(
+        self,
+        tenant_id: str,
+        tenant: _Tenant,
+        book: _Book,
+        pending: Sequence[tuple[int, pl.DataFrame]],
+        pending_from: int,
+        number: int,
+    ) -> int:
+        # On a copy: a fold that fails in the middle leaves the state as it was, and the next reads the log.
+        parts, folded_to = list(tenant.parts), tenant.folded_to
+        from_log = folded_to < pending_from
+        if from_log:
+            self._fold_from_log(tenant_id, parts, book, folded_to + 1, pending_from)
+            folded_to = pending_from
+        frames = [frame for at, frame in pending if at > folded_to]
+        rows = pl.concat(frames) if frames else None
+        if rows is not None and (_turns_of_backfills(rows).height or not _fits(rows, book)):
+            parts, from_log = [], True  # something that was folded counts otherwise now: all again, from the log
+            self._fold_from_log(tenant_id, parts, book, 0, number)
+        elif rows is not None:
+            _add(parts, _counting(rows, _changes_in(rows)), book)
+        with self._lock:
+            missing = set(tenant.missing)
+            if from_log:  # the lane alone does not have what lay in others
+                missing |= set(np.flatnonzero(self._owned & self._moved).tolist())
+        if missing:
+            self._fold_partitions(tenant_id, parts, book, missing, number)
+        with self._lock:  # together: who asks meanwhile must not see the one without the other
+            tenant.missing -= missing
             tenant.parts, tenant.folded_to = parts, number
-            return number
+        return number
 
     def _fold_partitions(
         self, tenant_id: str, parts: list[LiveState], book: _Book, partitions: set[int], number: int

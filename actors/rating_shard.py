@@ -54,6 +54,7 @@ from actors.tenant_clocks import SET_CLOCK
 from billing.errors import BillingError, NotFound, Overloaded, Unavailable
 from billing.usage import Verdict
 from storage.object_store import ObjectStore, StoreRefused, StoreUnavailable
+from storage.usage_log.checkpoints import RowsErased
 from storage.usage_log.clock import SKEW_ALARM_US, SKEW_MAX_US, Clock, SystemClock, skew_us
 from storage.usage_log.genesis import Genesis
 from storage.usage_log.lane import write_hint
@@ -377,6 +378,8 @@ class RatingShard:
                         self._refold_at_s = time.monotonic() + REFOLD_EVERY_S
                         self.state.refold()
                     group = self._commit(group)
+                if self.state.outdated:  # its successor folds what is left, and keeps that
+                    raise RowsErased(self.state.outdated)
                 self.state.follow_checkpoint()
                 self.state.checkpoint_if_due(self.settings.checkpoint_rows, self.settings.checkpoint_s)
                 for tenant_id, name in self.state.followers.due():

@@ -7,7 +7,7 @@ what was granted, to the cent. A batch has 1,000 reservations of many customers,
 from __future__ import annotations
 
 import asyncio
-import time
+import json
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -16,6 +16,7 @@ import httpx
 
 from benchmarks.platform import platform
 from benchmarks.runner import Say, percentiles
+from benchmarks.senders import Answer, as_fast_as_answered
 from cluster.client import Client
 
 CALLERS, BATCH, BATCHES_AT_ONCE = 32, 1_000, 4
@@ -83,24 +84,21 @@ async def _reserve(
     url: str, key: str, forms: list[dict[str, str]], batch: int, callers: int
 ) -> tuple[float, list[float]]:
     """Seconds for all of them, and for each request; every one must be granted in full."""
-    bodies = iter(forms[first : first + batch] for first in range(0, len(forms), batch))
+    parts = [forms[first : first + batch] for first in range(0, len(forms), batch)]
+    bodies = [json.dumps(part if batch > 1 else part[0], separators=(",", ":")).encode() for part in parts]
     times: list[float] = []
 
-    async def caller(http: httpx.AsyncClient) -> None:
-        for body in bodies:
-            began = time.perf_counter()
-            answer = await http.post("/v1/reservations", json=body if batch > 1 else body[0])
-            times.append(time.perf_counter() - began)
-            assert answer.status_code == 200, answer.text[:500]
-            found = answer.json()["items"] if batch > 1 else [answer.json()]
-            assert all(one.get("granted") == str(AMOUNT) for one in found), found[:3]
+    def take(_: bytes, answer: Answer, seconds: float) -> None:
+        assert answer.status == 200, answer.body[:500]
+        times.append(seconds)
+        found = json.loads(answer.body)
+        for one in found["items"] if batch > 1 else [found]:
+            assert one.get("granted") == str(AMOUNT), one
 
-    limits = httpx.Limits(max_connections=callers, max_keepalive_connections=callers)
-    headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60, limits=limits, trust_env=False) as http:
-        began = time.perf_counter()
-        await asyncio.gather(*(caller(http) for _ in range(callers)))
-        return time.perf_counter() - began, times
+    seconds = await as_fast_as_answered(
+        url, key, bodies, callers, take, path="/v1/reservations", content_type="application/json"
+    )
+    return seconds, times
 
 
 def _reserved(url: str, key: str) -> Decimal:

@@ -80,7 +80,14 @@ async def _answer(reader: asyncio.StreamReader) -> Answer:
 
 
 async def as_fast_as_answered(
-    url: str, key: str, waiting: Sequence[bytes], connections: int, take: Callable[[bytes, Answer, float], None]
+    url: str,
+    key: str,
+    waiting: Sequence[bytes],
+    connections: int,
+    take: Callable[[bytes, Answer, float], None],
+    *,
+    path: str = "/v1/usage",
+    content_type: str = "application/x-ndjson",
 ) -> float:
     """Send all bodies over so many connections, each when the one before is answered; the seconds that it took.
 
@@ -88,10 +95,10 @@ async def as_fast_as_answered(
     as a client would.
     """
     queue = iter(waiting)
-    senders = [Sender(url, key) for _ in range(connections)]
+    senders = [Sender(url, key, content_type) for _ in range(connections)]
     began = time.perf_counter()
     try:
-        await asyncio.gather(*(_work(sender, queue, take) for sender in senders))
+        await asyncio.gather(*(_work(sender, path, queue, take) for sender in senders))
     finally:
         for sender in senders:
             await sender.close()
@@ -101,13 +108,15 @@ async def as_fast_as_answered(
 REPEAT_S = 20.0  # an overload is repeated as a client would; longer than that is a failure
 
 
-async def _work(sender: Sender, queue: Iterator[bytes], take: Callable[[bytes, Answer, float], None]) -> None:
+async def _work(
+    sender: Sender, path: str, queue: Iterator[bytes], take: Callable[[bytes, Answer, float], None]
+) -> None:
     for body in queue:
         began = time.perf_counter()
-        answer = await sender.post("/v1/usage", body)
+        answer = await sender.post(path, body)
         while answer.status in (429, 503) and time.perf_counter() - began < REPEAT_S:
             await asyncio.sleep(0.1)
-            answer = await sender.post("/v1/usage", body)
+            answer = await sender.post(path, body)
         take(body, answer, time.perf_counter() - began)
 
 

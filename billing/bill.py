@@ -16,13 +16,15 @@ import polars as pl
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
 from billing.contracts import Contract, Subscription
 from billing.credit_notes import mirror
+from billing.document_groups import grouped
 from billing.documents import Document, Line, Member
 from billing.due import Due, Use, due, first_unbilled_use, merged
 from billing.errors import BillingError
+from billing.live_state import LiveState
 from billing.master import MasterData
 from billing.money import exact_sums
 from billing.periods import local_date
-from billing.rate_uses import metered, rate_uses
+from billing.rate_uses import metered, metered_live, rate_uses, rate_uses_live
 from billing.settle import BilledDocument, Reissue, Settled, Shared, settle, sort_drafts
 
 __all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
@@ -47,7 +49,10 @@ class AmountOff:
 
 @dataclass(frozen=True)
 class BillResult:
-    """Documents by customer, then currency, then the order made. `keys[i]` names `documents[i]` to the credit used."""
+    """Documents by customer and currency: those made again, then the new ones by group (`document_groups.py`).
+
+    `keys[i]` names `documents[i]` to the credit used.
+    """
 
     documents: tuple[Document, ...]
     keys: tuple[str, ...]
@@ -62,7 +67,7 @@ def bill(
     up_to: datetime,
     now: datetime,
     billed: Sequence[BilledDocument],
-    events: pl.DataFrame,
+    events: pl.DataFrame | LiveState,
     events_from: datetime | None = None,
     credit: Credit | None = None,
     document_date: date | None = None,
@@ -77,12 +82,13 @@ def bill(
       `events_from`, and all of a customer for whom `master.needs_all_documents` holds.
     - `events`: rateable events of these customers (EVENT_SCHEMA; more columns do no harm), complete from `events_from`
       on (None: from the beginning; ask `events_needed_from`), for levels also the last one before it. Suspended and
-      voided rows are left out.
+      voided rows are left out. Or what shards have folded of them, if there is no level among their meters (a level
+      costs until a moment, and a cell has only a day).
     - What was billed is known by the marks of finalised runs in `master.runs` (step `bill_run`).
     Raises nothing for one customer's sake: who cannot be billed is in `parked`.
     """
     day = document_date or local_date(now, master.tenant.timezone)
-    known = metered(master, events)
+    known = metered_live(master, events) if isinstance(events, LiveState) else metered(master, events)
     wanted = known | {
         (line.subscription, line.charge) for one in billed for line in one.document.lines if line.kind == "usage"
     }
@@ -103,14 +109,17 @@ def bill(
     for account in accounts:
         first.append(len(uses))
         uses.extend(account.due.uses)
-    rated = rate_uses(master, uses, events, known)
+    if isinstance(events, LiveState):
+        rated = rate_uses_live(master, uses, events, known)
+    else:
+        rated = rate_uses(master, uses, events, known)
     shared = Shared(master)
     found_: list[tuple[str, Document]] = []
     for place, account in enumerate(accounts):
         earlier = before.get(place, ())
         try:
             settled = settle(shared, account.due, rated, first[place], earlier, account.payers)
-            made = _documents(master, settled, earlier, day, credit)
+            made = _documents(master, settled, earlier, day, credit, now)
         except BillingError as error:
             parked.extend(Parked(customer, error.detail, error.code) for customer in account.customers)
             continue
@@ -157,7 +166,12 @@ def _billed_by_account(
 
 
 def _documents(
-    master: MasterData, settled: Settled, earlier: Sequence[BilledDocument], day: date, credit: Credit | None
+    master: MasterData,
+    settled: Settled,
+    earlier: Sequence[BilledDocument],
+    day: date,
+    credit: Credit | None,
+    now: datetime,
 ) -> list[tuple[str, Document]]:
     made: list[tuple[str, Document]] = []
     again = [(one.billed.document.customer, one.billed.document.currency) for one in settled.reissues]
@@ -169,12 +183,12 @@ def _documents(
                 made.extend(_made_again(master, reissue, day, credit, place))
                 place += 2
         drafts = settled.lines.get((customer, currency))
-        if drafts:
-            lines = [draft.line for draft in drafts]
+        for group, own in grouped(master, customer, drafts, earlier, now) if drafts else ():
+            lines = [draft.line for draft in own]
             key = f"{customer}/{currency}/{place}"
             place += 1
             discounts = _discounts(master, lines, earlier)
-            document = assemble(customer, currency, day, lines, discounts, credit, key)
+            document = replace(assemble(customer, currency, day, lines, discounts, credit, key), group=group)
             made.append((key, with_members(master, document)))
         places[customer] = place
     return made
@@ -204,6 +218,7 @@ def _made_again(
     discounts = [AmountDiscount(source, _discount_amount(master, source)) for source in sources]
     key = f"{customer}/{old.currency}/{place + 1}"
     new = assemble(customer, old.currency, day, lines, discounts, credit, key, refers_to=number)
+    new = replace(new, group=old.group)
     note = (f"{customer}/{old.currency}/{place}", mirror(reissue.billed, day))
     return [note, (key, with_members(master, new))]
 

@@ -132,6 +132,7 @@ class _Sorting:
             customer in master.families
             or customer in master.wallet_customers
             or customer in master.ad_hoc
+            or master.document_per(customer) != "customer"
             or len(one.treatments) != 1
         ):
             self.rest.append(customer)

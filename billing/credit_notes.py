@@ -120,6 +120,7 @@ def _by_lines(billed: BilledDocument, day: date, notes: Sequence[Document], want
         prepaid=zero,
         refers_to=billed.number,
         members=tuple(replace(member, prepaid=ZERO) for member in document.members if member.code in named),
+        group=document.group,
     )
 
 

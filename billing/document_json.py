@@ -6,6 +6,7 @@ Stored they are packed (zstd): a tenth of the bytes, and nobody has to read them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
@@ -16,11 +17,18 @@ from billing.documents import Document, Line
 _ENCODER = msgspec.json.Encoder(decimal_format="string")
 _LEVEL = 1
 _JSON_MAX = 1 << 28  # bytes of one document
+_NO_GROUP = b',"group":null}'
 _DECODER = msgspec.json.Decoder(Document)
 
 
 def document_json(document: Document) -> bytes:
-    return _ENCODER.encode(document)
+    text = _ENCODER.encode(document)
+    if document.group is None:  # left out: the bytes are those of before there were groups, and those of columns
+        if not text.endswith(_NO_GROUP):  # fields are written as they were read, and JSON of SQL has its own order
+            text = _ENCODER.encode(replace(document))
+        assert text.endswith(_NO_GROUP)
+        return text[: -len(_NO_GROUP)] + b"}"
+    return text
 
 
 def document_from(form: Mapping[str, Any] | bytes) -> Document:

@@ -122,6 +122,26 @@ class Member:
 
 
 @dataclass(frozen=True)
+class DocumentGroup:
+    """Which lines a document takes of its customer's, where he gets several, and what its head says of them.
+
+    `per` is the setting, `code` what these lines have in common (empty: lines that have none of it). What is empty of
+    the others is the customer's own.
+    """
+
+    per: Literal["subscription", "order", "cost_centre"]
+    code: str
+    order_reference: str = ""  # BT-13
+    buyer_reference: str = ""  # BT-10, of an authority its Leitweg-ID
+    cost_centre: str = ""  # BT-19
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells the documents of one customer, currency and run apart: a document's head says each only once."""
+        return self.code, self.order_reference, self.buyer_reference
+
+
+@dataclass(frozen=True)
 class Document:
     """An invoice (BT-3: 380) or credit note (381) of one customer in one currency, without its number.
 
@@ -142,3 +162,4 @@ class Document:
     prepaid: Decimal = Decimal(0)
     refers_to: str | None = None
     members: tuple[Member, ...] = ()  # by code: whose lines these are beside the customer's own
+    group: DocumentGroup | None = None  # None: all lines of the customer in the currency

@@ -73,6 +73,12 @@ class NotAllowed(BillingError):
     code, status, title = "not_allowed", 403, "The key or user may not do this"
 
 
+class TenantClosed(NotAllowed):
+    """The tenant was closed: what is there may be read and exported, nothing changes any more."""
+
+    code, title = "tenant_closed", "The tenant is closed"
+
+
 class TooLarge(BillingError):
     code, status, title = "too_large", 413, "More than the limit"
 

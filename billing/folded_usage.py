@@ -16,7 +16,7 @@ from billing.master import MasterData
 from billing.meters import HUGE, RUN, SMALL, MeterState, merged
 from billing.rating import BY_SLOT, SINGLES, SLOT_ROWS, PieceColumns, Pieces, fold_batch
 
-FOLDED_FORM = 1  # rises when slots are counted otherwise: what was folded before is then not read any more
+FOLDED_FORM = 2  # rises when slots are counted otherwise: what was folded before is then not read any more
 SLOT = {"slot": pl.UInt64}
 SMALL_SCHEMA, SETS_SCHEMA = pl.Schema({**SLOT, **SMALL}), pl.Schema({**SLOT, "text": pl.String})
 RUNS_SCHEMA = pl.Schema({**SLOT, **RUN})

@@ -19,7 +19,7 @@ from billing.money import NUMBER
 from billing.rating import BY_SLOT, SINGLES, Pieces, RatedPieces, UsagePiece, price_of, row_kinds, slot_column
 from billing.rating_book import RatingBook
 from billing.typed_columns import event_columns
-from billing.usage import INSTANT
+from billing.usage import EVENT_SCHEMA, INSTANT
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ def fold_days(events: pl.DataFrame, book: RatingBook) -> LiveState:
                 found.append(priced.filter(pl.col("value").is_not_null()).select(_LIVE_ROW.names()))
     rows = pl.concat(found) if found else pl.DataFrame(schema=_LIVE_ROW)
     return LiveState(fold(_with_cells(rows, book), LIVE_BY))
+
+
+def nothing_used(book: RatingBook) -> LiveState:
+    return fold_days(pl.DataFrame(schema=EVENT_SCHEMA), book)
 
 
 def merge_live(left: LiveState, right: LiveState) -> LiveState:

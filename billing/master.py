@@ -36,10 +36,12 @@ TREATMENTS: tuple[str, ...] = (
 )
 START = datetime(1, 1, 1, tzinfo=UTC)  # of what holds since ever
 
+DocumentPer = Literal["customer", "subscription", "order", "cost_centre"]  # what goes on one document
+DOCUMENT_PER: tuple[DocumentPer, ...] = ("customer", "subscription", "order", "cost_centre")
 PAYERS_MAX = 10  # customers who pay for each other in a row
 STEPS_OF_SUBSCRIPTIONS = (  # those that name one
     *("change", "quantity", "override", "cancel", "pause", "resume"),
-    *("add_on", "remove_add_on"),
+    *("add_on", "remove_add_on", "references"),
 )
 
 
@@ -51,6 +53,7 @@ class Tenant:
     late_usage: LateUsage
     future_limit: timedelta
     form: Mapping[str, Any]
+    document_per: DocumentPer = "customer"  # of customers who say nothing else
 
 
 @dataclass(frozen=True)
@@ -172,17 +175,23 @@ class MasterData:
 
     def apply(self, step: Mapping[str, Any], pointer: str = "") -> MasterData:
         """One more step; raises InvalidInput naming every bad field, and changes nothing then."""
-        return self._with_steps([(step, pointer, None)])
+        return self._with_steps([(step, pointer, None)], fresh=True)
 
-    def apply_all(self, steps: Iterable[Mapping[str, Any]], pointer: str = "") -> MasterData:
-        """Many steps at once, all or none; pointers start with the step's place (`/17/subscribe/plan`)."""
-        return self._with_steps((step, f"{pointer}/{place}", None) for place, step in enumerate(steps))
+    def apply_all(self, steps: Iterable[Mapping[str, Any]], pointer: str = "", *, fresh: bool = False) -> MasterData:
+        """Many steps at once, all or none; pointers start with the step's place (`/17/subscribe/plan`).
 
-    def _with_steps(self, steps: Iterable[tuple[Mapping[str, Any], str, int | None]]) -> MasterData:
+        `fresh` ones have not been stored yet: they are also checked for what was once taken without a look.
+        """
+        numbered = ((step, f"{pointer}/{place}", None) for place, step in enumerate(steps))
+        return self._with_steps(numbered, fresh=fresh)
+
+    def _with_steps(
+        self, steps: Iterable[tuple[Mapping[str, Any], str, int | None]], *, fresh: bool = False
+    ) -> MasterData:
         from billing.steps.apply import apply_step  # late: steps are made of master data
         from billing.steps.draft import Draft
 
-        draft = Draft(self)
+        draft = Draft(self, fresh=fresh)
         for step, pointer, number in steps:
             apply_step(draft, step, pointer, number)
         return draft.finish()
@@ -191,6 +200,10 @@ class MasterData:
         if code not in self.customers:
             raise NotFound(f"there is no customer {code!r}", customer=code)
         return self.customers[code]
+
+    def document_per(self, customer: str) -> DocumentPer:
+        """What goes on one document of a customer: as he says, else as the tenant does."""
+        return self.customers[customer].form.get("document_per") or self.tenant.document_per
 
     def keys_of(self, customer: str) -> tuple[str, ...]:
         return (customer, *self.customers[customer].keys)

@@ -166,6 +166,15 @@ SMALL = pl.Schema(
 )
 RUN = pl.Schema({"time": INSTANT, "id": pl.String, "source": pl.String, "value": NUMBER})
 _LATEST = ("latest_time", "latest_id", "latest_source")
+_COMBINED = {
+    "events": pl.col("events").sum(),
+    "first": pl.col("first").min(),
+    "last": pl.col("last").max(),
+    "sum": pl.col("sum").sum(),
+    "low": pl.col("low").min(),
+    "high": pl.col("high").max(),
+    **{name: pl.col(name).last() for name in (*_LATEST, "latest")},
+}
 
 
 def fold(usage: pl.DataFrame, by: Sequence[str]) -> MeterState:
@@ -255,16 +264,9 @@ def regroup(state: MeterState, by: Sequence[str]) -> MeterState:
     small = state.small
     if small["latest_time"].null_count() < small.height:  # only the latest event asks for an order
         small = small.sort(_LATEST, nulls_last=False)
-    small = small.group_by(by).agg(
-        pl.col("events").sum(),
-        pl.col("first").min(),
-        pl.col("last").max(),
-        pl.col("sum").sum(),
-        pl.col("low").min(),
-        pl.col("high").max(),
-        *(pl.col(name).last() for name in _LATEST),
-        pl.col("latest").last(),
-    )
+    # A meter keeps one of these figures or two: columns without any would cost as much as those that have some.
+    kept = [name for name in _COMBINED if small[name].null_count() < small.height]
+    small = small.select(*by, *kept).group_by(by).agg(*(_COMBINED[name] for name in kept))
     sets = state.sets.select(*by, "text").unique()
     return MeterState(tuple(by), _complete(small, by), sets, state.runs.select(*by, *RUN))
 

@@ -16,6 +16,7 @@ import polars as pl
 
 from billing.catalog import Charge, Package, Percentage
 from billing.due import Use
+from billing.live_state import LiveState, rate_live
 from billing.master import MasterData
 from billing.meters import property_text
 from billing.money import decimal_text, shown_quantity
@@ -34,10 +35,22 @@ def rate_uses(
     """
     wanted = _worth_rating(master, uses, known)
     pieces = [usage_piece(master, uses[place]) for place in wanted]
-    found: dict[int, list[RatedRow]] = {}
     if not pieces:
-        return found
-    rated = rate(pieces, events, master.meters, master.tenant.timezone)
+        return {}
+    return _rows(rate(pieces, events, master.meters, master.tenant.timezone), pieces, wanted)
+
+
+def rate_uses_live(
+    master: MasterData, uses: Sequence[Use], live: LiveState, known: Container[tuple[str, str]] | None = None
+) -> dict[int, list[RatedRow]]:
+    """What `rate_uses` gives, of what shards have folded; a piece must not begin or end inside a cell (`book.cuts`)."""
+    wanted = _worth_rating(master, uses, known)
+    pieces = [usage_piece(master, uses[place]) for place in wanted]
+    return _rows(rate_live(pieces, live, master.rating_book()), pieces, wanted) if pieces else {}
+
+
+def _rows(rated: RatedPieces, pieces: Sequence[UsagePiece], wanted: Sequence[int]) -> dict[int, list[RatedRow]]:
+    found: dict[int, list[RatedRow]] = {}
     tiers = _tier_texts(rated)
     prices: dict[tuple[int, int, Fraction], dict[str, Any]] = {}  # what lines of one price have in common
     frame = rated.frame.select(
@@ -166,6 +179,12 @@ def metered(master: MasterData, events: pl.DataFrame) -> set[tuple[str, str]]:
             if owner is not None and value in texts:
                 found.update((owner, code) for code in texts[value])
     return found
+
+
+def metered_live(master: MasterData, live: LiveState) -> set[tuple[str, str]]:
+    """The same of what shards have folded."""
+    seen = live.state.small.select("key", "meter").unique()
+    return {(owner, meter) for key, meter in seen.iter_rows() if (owner := master.key_owners.get(key)) is not None}
 
 
 def _worth_rating(master: MasterData, uses: Sequence[Use], known: Container[tuple[str, str]] | None) -> list[int]:

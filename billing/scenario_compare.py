@@ -200,7 +200,17 @@ def document_form(document: Document, timezone: str) -> dict[str, Any]:
         "gross": str(document.gross),
         "prepaid": str(document.prepaid),
         "due": str(document.due),
+        **group_form(document),
     }
+
+
+def group_form(document: Document) -> dict[str, str | None]:
+    """What the document takes of its customer's lines, and what its head says of them; null where he gets one only."""
+    group = document.group
+    names = ("order_reference", "buyer_reference", "cost_centre")
+    if group is None:
+        return dict.fromkeys(("group", *names))
+    return {"group": group.code, **{name: getattr(group, name) or None for name in names}}
 
 
 def line_form(line: Line, timezone: str, customer: str = "") -> dict[str, Any]:

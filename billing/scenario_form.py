@@ -264,6 +264,7 @@ _KEYS: dict[str, frozenset[str]] = {
         {
             *("customer", "type", "date", "currency", "refers_to", "lines", "allowances", "taxes"),
             *("net", "tax", "gross", "due", "prepaid"),
+            *("group", "order_reference", "buyer_reference", "cost_centre"),
         }
     ),
     "lines": frozenset(

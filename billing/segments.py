@@ -61,6 +61,22 @@ class AddOn:
 
 
 @dataclass(frozen=True)
+class References:
+    """What the buyer wants to read of a contract on his documents, from a moment on; empty: what his own form says."""
+
+    since: datetime
+    order_reference: str = ""  # purchase order, BT-13
+    cost_centre: str = ""  # BT-19
+    buyer_reference: str = ""  # BT-10
+    leitweg_id: str = ""  # BT-10 of an authority, before `buyer_reference`
+
+    @property
+    def reference(self) -> str:
+        """BT-10: there is one place for both."""
+        return self.leitweg_id or self.buyer_reference
+
+
+@dataclass(frozen=True)
 class Subscription:
     """What was agreed. An add-on's contract is one, too: with the code of its subscription and `add_on`."""
 
@@ -76,6 +92,15 @@ class Subscription:
     trial_end: TrialEnd | None = None  # None: as the plan says
     add_ons: tuple[AddOn, ...] = ()
     add_on: str = ""
+    references: tuple[References, ...] = ()  # in order; the first one also counts before its own time
+
+    def references_at(self, moment: datetime) -> References:
+        found = self.references[0] if self.references else References(moment)
+        for one in self.references[1:]:
+            if one.since > moment:
+                break
+            found = one
+        return found
 
     @property
     def key(self) -> tuple[str, str]:

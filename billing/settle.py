@@ -132,10 +132,15 @@ class Ledger:
             known.amount += sign * line.stated
             known.allowance += sign * line.stated_allowance
 
-    def made_by(self, run: int, customer: str, currency: str) -> BilledDocument | None:
-        """The last document that a run made for a customer in a currency, or what stands for it by now."""
+    def made_by(self, run: int, customer: str, currency: str, subscription: str) -> BilledDocument | None:
+        """The last document that a run made for a customer in a currency, or what stands for it by now.
+
+        Of several by contract, order or cost centre only one that has lines of the subscription.
+        """
         for one in reversed(self.made):
             if one.run == run and one.document.customer == customer and one.document.currency == currency:
+                if one.document.group and all(line.subscription != subscription for line in one.document.lines):
+                    continue
                 while one.number in self.replaced_by:
                     one = self.replaced_by[one.number]
                 return one
@@ -577,7 +582,8 @@ class _Settlement:
 
     def _made_by(self, run: RunMark, contract: Contract, currency: str) -> BilledDocument | None:
         """The document that a run made with the lines of a contract's customer in a currency, made again or not."""
-        return self.ledger.made_by(run.number, self._payer_in(run, contract), currency)
+        payer = self._payer_in(run, contract)
+        return self.ledger.made_by(run.number, payer, currency, contract.subscription.code)
 
     def _payer_in(self, run: RunMark, contract: Contract) -> str:
         """Who got the document of a run with the lines of a contract."""

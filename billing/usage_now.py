@@ -16,10 +16,12 @@ from fractions import Fraction
 import polars as pl
 
 from billing.due import Use
+from billing.live_state import LiveState
 from billing.master import MasterData
 from billing.money import round_amount, shown_quantity
-from billing.rate_uses import rate_uses
+from billing.rate_uses import rate_uses, rate_uses_live
 from billing.running import is_level, running_uses, until
+from billing.settle import RatedRow
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,35 @@ def usage_now(
         Use(use.contract, until(use.piece, max(now, use.piece.start)), None) if is_level(master, use) else use
         for use in running_uses(master, customer, now, meter=meter)
     ]
-    rated = rate_uses(master, uses, events)
+    return _summed(uses, rate_uses(master, uses, events))
+
+
+def usage_now_live(master: MasterData, customer: str, now: datetime, live: LiveState) -> UsageNow | None:
+    """The same of what shards have folded of the customer's keys.
+
+    None where only the events can say: levels (they cost until this moment), events ahead of the clock (some are in
+    suspense until their time) and those that a run before may have made late.
+    """
+    uses = running_uses(master, customer, now)
+    if any(is_level(master, use) for use in uses):
+        return None
+    earliest = min((use.piece.start for use in uses), default=now)
+    return _summed(uses, rate_uses_live(master, uses, live)) if says_all(master, live, now, earliest) else None
+
+
+def says_all(master: MasterData, live: LiveState, now: datetime, since: datetime | None) -> bool:
+    """Whether what shards have folded counts as the events do from a time on (None: all).
+
+    It does not with events ahead of the clock, of which some are in suspense until their time, and not where a run may
+    have made some late.
+    """
+    if live.state.small.filter(pl.col("last") > now).height:
+        return False
+    late = master.rating_book().rejects_late and any(since is None or run.up_to > since for run in master.runs)
+    return not late
+
+
+def _summed(uses: Sequence[Use], rated: Mapping[int, Sequence[RatedRow]]) -> UsageNow:
     lines: list[UsageLine] = []
     quantities: dict[tuple[str, str], Decimal] = {}
     costs: dict[tuple[str, str], Decimal] = {}

@@ -28,7 +28,9 @@ def classify(
     `new` marks rows that arrived just now: only they can be late (what was billed in time stays in time). `known` says
     that all events are of customers in the book: who has joined them with it need not have each looked up again.
     """
-    if events.height <= EVENTS_MAX:
+    # Where typed columns say it all the texts are not there (`UsageLogReader.scan`, narrow): one by one looks at these.
+    has_texts = not events["data"].null_count()
+    if events.height <= EVENTS_MAX and has_texts:
         return pl.Series("reason", few_events_of(book).reasons(events, now, new), dtype=REASON)
     quick = quick_verdicts_of(book)
     if quick.settles_nothing:
@@ -37,7 +39,7 @@ def classify(
     settled = pl.repeat(None, events.height, dtype=REASON, eager=True).alias("reason")
     if not len(places):
         return settled
-    if len(places) <= EVENTS_MAX:
+    if len(places) <= EVENTS_MAX and has_texts:
         rest = few_events_of(book).reasons(events[places], now, None if new is None else new.gather(places))
         return settled.scatter(places, pl.Series("reason", rest, dtype=REASON))
     rest = classify_columns(events[places], book, now, new=None if new is None else new.gather(places))

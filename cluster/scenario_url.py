@@ -38,6 +38,8 @@ EVENTS_OF_CONTRACTS = {
     "top_up": "/v1/top-ups",
     "add_on": "/v1/subscriptions/add-on",
     "remove_add_on": "/v1/subscriptions/remove-add-on",
+    "documents": "/v1/document-setting",
+    "references": "/v1/subscriptions/references",
     **{kind: f"/v1/subscriptions/{kind}" for kind in ("change", "quantity", "override", "cancel", "pause", "resume")},
 }
 
@@ -322,6 +324,10 @@ def _document(shown: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, 
     return {
         **{key: shown[key] for key in keys},
         "refers_to": places[shown["refers_to"]] if shown["refers_to"] else None,
+        "group": shown["group"] and shown["group"]["code"],
+        **{
+            key: shown["group"] and shown["group"][key] for key in ("order_reference", "buyer_reference", "cost_centre")
+        },
         "lines": [_line(line, places, shown["customer"]) for line in shown["lines"]],
         "allowances": [{"kind": kind, "amount": str(amount)} for (kind, _), amount in allowances.items()],
         "taxes": [

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import Request
 
-from billing.errors import NotAllowed, NotAuthenticated, Unavailable
+from billing.errors import NotAllowed, NotAuthenticated, TenantClosed, Unavailable
 from deployments.key_limits import KeyBuckets, KeyLimits
 from deployments.services import Services
 from storage.sql import keys, users
@@ -34,7 +34,7 @@ SCOPES: dict[str, str] = {
     "access:write": "make and end keys and users, change settings, move a test clock",
 }
 PLATFORM_SCOPE_TEXTS: dict[str, str] = {
-    "tenants:create": "make tenants, and keys and users in any of them",
+    "tenants:create": "make, close and erase tenants, and make keys and users in any of them",
     "tenants:read": "list tenants, see the state of the platform",
 }
 TENANT_SCOPES = frozenset(SCOPES)
@@ -74,6 +74,7 @@ class Caller:
     role: str = ""  # of a person
     key_id: str = ""  # "" for a session
     limits: KeyLimits = NO_LIMITS
+    closed: bool = False  # the tenant: only what reads is allowed
 
 
 class Gate:
@@ -95,6 +96,8 @@ class Gate:
         if found is None:
             raise NotAuthenticated("send an API key as `Authorization: Bearer KEY`")
         self._count(request, found, "requests", 1)
+        if found.closed and scope not in READ_SCOPES:
+            raise TenantClosed("the tenant is closed: what is there may be read and exported", scope=scope)
         if scope not in found.scopes:
             raise NotAllowed(f"this needs the scope {scope}", scope=scope)
         return found
@@ -182,6 +185,7 @@ def _key_caller(key: keys.Key) -> Caller:
         currency=key.currency or "",
         key_id=key.id,
         limits=KeyLimits.of(key.limits) if key.limits else NO_LIMITS,
+        closed=key.closed,
     )
 
 
@@ -199,6 +203,7 @@ def session_caller(who: users.SignedIn) -> Caller:
         timezone=who.timezone,
         currency=who.currency,
         role=who.role,
+        closed=who.closed,
     )
 
 

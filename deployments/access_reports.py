@@ -16,20 +16,24 @@ from storage.usage_log.segment import RowKind
 router = APIRouter(prefix="/v1", tags=["Contracts"])
 
 # What becomes of a store when a customer is to be forgotten (docs/forgetting.md).
-_BILLS = "kept for the time that the law demands of bills"
+_BILLS = "written anew: numbers, dates and amounts stay, under a code that says nothing"
+_ARCHIVE = "kept until the retention of each document is over, then the erasure deletes it"
 _OF_TABLES = {
-    "archive_entries": "kept until the retention of each document is over, then `cloudbilling archive` deletes it",
-    "idempotency_keys": "goes by itself after a day",
-    "audit_entries": "kept: the record of who did what",
+    **dict.fromkeys(
+        ("archive_entries", "archive_texts", "archive_access", "archive_holds", "archive_rights"), _ARCHIVE
+    ),
+    "idempotency_keys": "deleted",
+    "erasures": "forgets what it looked for when it has found it",
     **dict.fromkeys(("invoices", "invoice_lines", "invoice_taxes", "invoice_members", "postings", "outbox"), _BILLS),
     **dict.fromkeys(("document_files", "wallet_moves", "bill_run_chunks", "bill_runs"), _BILLS),
 }
-_KEPT = "kept: this version does not erase it"
-_LOG = "erased by `cloudbilling forget`, which leaves counts, sums and a Merkle root"
+_KEPT = "written anew without what names him (`cloudbilling customer erase`)"
+_LOG = "erased by `cloudbilling customer erase`, which leaves counts, sums and a Merkle root"
 _NOT_READ = [
     "packed bytes of documents and archived texts: the rows of their tables that name the customer are shown",
     "files of the archive: the entries above name those of the customer",
     "objects under master/: the history of catalog and contracts, the same as the tables steps and master_records",
+    "objects under runs/ and simulations/: what bill runs computed, the same as the invoices",
     "snapshots of lanes: figures by customer key, folded from the rows that are counted here",
     "log/ids: keyed hashes of ids, which say nothing",
     "logs of the processes, backups, and what was exported",

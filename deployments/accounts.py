@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
@@ -28,9 +29,11 @@ from deployments.manners import (
 from deployments.plain_entries import PlainEntry, plain_entries
 from deployments.problems import problem_body
 from deployments.services import Services
+from deployments.tracing import TOLD
 from deployments.usage_ingest import newest_seen
 from storage.sql import wallet_moves
 
+LOG = structlog.get_logger("cloudbilling.accounts")
 router = APIRouter(prefix="/v1", tags=["Wallets"])
 BATCH_MAX = 10_000
 STATES = ("open", "committed", "released", "expired")
@@ -86,6 +89,11 @@ _WALLETS = {
 }
 
 
+def tell(decision: str, requests: int, entries: int, seconds: float) -> None:
+    """One line for all that travelled together: a line each costs as much as a third of the rest of a request."""
+    LOG.info("reservations", decision=decision, requests=requests, entries=entries, ms=round(seconds * 1e3, 2))
+
+
 def desk_of(request: Request) -> AccountsDesk:
     desk: AccountsDesk = request.app.state.accounts
     return desk
@@ -118,7 +126,7 @@ async def post_reservations(request: Request, caller: Caller = Depends(may("usag
         _check_batch(form)
     customers = [one.customer if isinstance(one, PlainEntry) else customer_of(one) for one in forms]
     outcomes = await desk.reserve_raw(caller.tenant_id, forms, customers, master=master)
-    return _items(request, outcomes) if isinstance(form, list) else _one(outcomes)
+    return _items(request, outcomes) if isinstance(form, list) else _one(request, outcomes)
 
 
 @router.post(
@@ -130,11 +138,9 @@ async def post_reservations(request: Request, caller: Caller = Depends(may("usag
         also=(400, 409, 413, 415, 422),
     ),
 )
-async def post_commits(
-    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("usage:write"))
-) -> Response:
+async def post_commits(request: Request, caller: Caller = Depends(may("usage:write"))) -> Response:
     """A list of up to 10,000; each is answered in its place by the reservation or a `problem`, as one by one."""
-    entries = _entries(form, ("id", "amount", "customer"), ("id", "amount"))
+    entries = _entries(await json_form(request), ("id", "amount", "customer"), ("id", "amount"))
     return _items(request, await desk_of(request).commit_raw(caller.tenant_id, entries))
 
 
@@ -147,11 +153,9 @@ async def post_commits(
         also=(400, 409, 413, 415, 422),
     ),
 )
-async def post_releases(
-    request: Request, form: Any = Depends(json_form), caller: Caller = Depends(may("usage:write"))
-) -> Response:
+async def post_releases(request: Request, caller: Caller = Depends(may("usage:write"))) -> Response:
     """A list of up to 10,000; each is answered in its place by the reservation or a `problem`, as one by one."""
-    entries = _entries(form, ("id", "customer"), ("id",))
+    entries = _entries(await json_form(request), ("id", "customer"), ("id",))
     return _items(request, await desk_of(request).release_raw(caller.tenant_id, entries))
 
 
@@ -160,14 +164,12 @@ async def post_releases(
     summary="Spend of a reservation what was used",
     **described(request={"amount": "4.20", "customer": "acme"}, answer=_SPENT, also=(400, 404, 409, 413, 415, 422)),
 )
-async def post_commit(
-    request: Request, id: str, form: Any = Depends(json_form), caller: Caller = Depends(may("usage:write"))
-) -> Response:
+async def post_commit(request: Request, id: str, caller: Caller = Depends(may("usage:write"))) -> Response:
     """At most what was granted leaves the balance, promotional credit first, and pays the next invoices; the rest of
     the reservation is released. Committed again: the first answer. After `expires` it is taken from free credit, if
     that suffices, else 409. `customer` may be left out; with it the request finds its way without a detour."""
-    entry = {**known_keys(form, ("amount", "customer"), ("amount",)), "id": id}
-    return _one(await desk_of(request).commit_raw(caller.tenant_id, [entry]))
+    entry = {**known_keys(await json_form(request), ("amount", "customer"), ("amount",)), "id": id}
+    return _one(request, await desk_of(request).commit_raw(caller.tenant_id, [entry]))
 
 
 @router.post(
@@ -175,13 +177,11 @@ async def post_commit(
     summary="Give a reservation back",
     **described(request={"customer": "acme"}, answer=_RESERVATION | {"state": "released"}, also=(400, 404, 409, 422)),
 )
-async def post_release(
-    request: Request, id: str, form: Any = Depends(json_form), caller: Caller = Depends(may("usage:write"))
-) -> Response:
+async def post_release(request: Request, id: str, caller: Caller = Depends(may("usage:write"))) -> Response:
     """Nothing is held any more. Released or expired before: the same answer again; committed: 409. The body is an
     object, and may be empty (`{}`)."""
-    entry = {**known_keys(form, ("customer",)), "id": id}
-    return _one(await desk_of(request).release_raw(caller.tenant_id, [entry]))
+    entry = {**known_keys(await json_form(request), ("customer",)), "id": id}
+    return _one(request, await desk_of(request).release_raw(caller.tenant_id, [entry]))
 
 
 @router.get(
@@ -302,7 +302,8 @@ def _check_batch(form: list[Any]) -> None:
         raise InvalidInput(f"a list of 1 to {BATCH_MAX} reservations is needed", errors=[FieldError("", "see there")])
 
 
-def _one(outcomes: Sequence[RawOutcome]) -> Response:
+def _one(request: Request, outcomes: Sequence[RawOutcome]) -> Response:
+    request.scope.setdefault("state", {})[TOLD] = True
     outcome = outcomes[0]
     if isinstance(outcome, Problem):
         raise outcome.error()
@@ -310,6 +311,7 @@ def _one(outcomes: Sequence[RawOutcome]) -> Response:
 
 
 def _items(request: Request, outcomes: Sequence[RawOutcome]) -> Response:
+    request.scope.setdefault("state", {})[TOLD] = True
     items = [
         {"problem": problem_body(one.error(f"/{place}"), request.url.path)} if isinstance(one, Problem) else one
         for place, one in enumerate(outcomes)

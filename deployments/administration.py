@@ -9,6 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from billing.einvoice.addresses import check_seller
 from billing.errors import FieldError, InvalidInput, NotFound, PreconditionFailed
 from billing.master import MasterData
 from billing.numbers import check_patterns, patterns_of
@@ -129,6 +130,7 @@ async def post_tenant(
     if not isinstance(entity, dict):
         raise InvalidInput("an object is needed", errors=[FieldError("/legal_entity", "an object is needed")])
     _check_series(entity)
+    check_seller(entity, "/legal_entity")
     moved = _moment(clock, master.tenant.timezone, "/test_clock") if clock is not None else None
     if moved is not None and form["kind"] != "test":
         raise InvalidInput("only a test tenant has a clock", errors=[FieldError("/test_clock", "kind is not test")])
@@ -179,6 +181,7 @@ _TENANT_KEYS = (
     "timezone",
     "country",
     "late_usage",
+    "document_per",
     "future_limit",
     "language",
     "legal_entity",
@@ -531,6 +534,8 @@ _ENTITY_KEYS = [
     "logo",
     "country",
     "language",
+    "endpoint",
+    "creditor_id",
 ]
 
 
@@ -571,6 +576,7 @@ def put_legal_entity(
     form = known_keys(form, _ENTITY_KEYS, ("name",))
     text_of(form, "name", length_max=500)
     text_of({"code": code}, "code")
+    check_seller(form)
 
     def work(connection: Connection) -> Answer:
         now = write.services.clock()

@@ -1,7 +1,8 @@
 """Ray's shell around what alerts need beside the lanes: one detached actor that looks every second.
 
 It carries usage between lanes (budgets see it one second later), delivers webhooks, and checks once a day that every
-tenant's log is complete. It may die at any time: what it does is in the log and in SQL; two of them do no harm.
+tenant's log is complete, and brings erasures on their way. It may die at any time: what it does is in the log and in
+SQL; two of them do no harm.
 """
 
 import asyncio
@@ -17,6 +18,9 @@ from actors.webhook_reconciler import WebhookReconciler
 from billing.errors import BillingError
 from deployments.completeness_check import CompletenessCheck
 from deployments.wiring import PlatformAddress, Stores, utc_now
+from pipelines.forgetting import Erasures
+from pipelines.retention import Retention
+from pipelines.tenant_erasing import TenantErasing
 from pipelines.usage_queries import UsageQueries
 from storage import telemetry
 from storage.gateways.webhook_http import WebhookHttp
@@ -25,6 +29,7 @@ from storage.sql import tenants
 EVERY_S = 1.0
 PAUSE_S = 10.0  # after a fault
 COMPLETENESS_S = 60.0  # between two looks whether a tenant's daily check is due
+ERASURES_S = 5.0  # between two looks whether an erasure has a step to do
 TENANTS_EVERY = 10  # rounds between two looks which tenants there are
 
 
@@ -40,12 +45,17 @@ class AlertActor:
         carrier = ForeignCarrier(router, stores.masters, _Tenants(stores))
         queries = UsageQueries(stores.log, stores.database)
         completeness = CompletenessCheck(stores.database, queries, stores.masters, utc_now)
+        forgetting = Erasures(stores.database, stores.store, stores.masters, stores.archive, utc_now)
+        ending = TenantErasing(stores.database, stores.store, stores.masters, stores.archive, utc_now)
         self._errors: dict[str, str] = {}
         self._stopping = threading.Event()
         loops: tuple[tuple[str, Callable[[], int], float], ...] = (
             ("webhooks", webhooks.round, EVERY_S),
             ("carrier", lambda: asyncio.run(carrier.round()), EVERY_S),
             ("completeness", completeness.round, COMPLETENESS_S),
+            ("erasures", forgetting.round, ERASURES_S),
+            ("tenants", ending.round, ERASURES_S),
+            ("retention", Retention(stores.database, stores.store, utc_now).round, COMPLETENESS_S),
         )
         for name, work, every_s in loops:
             threading.Thread(target=self._loop, args=(name, work, every_s), name=name, daemon=True).start()

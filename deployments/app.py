@@ -12,6 +12,7 @@ from actors.backfill_desk import BackfillDesk
 from actors.budget_desk import BudgetDesk
 from deployments import (
     access_reports,
+    accompanying,
     accounts,
     administration,
     amendments,
@@ -20,6 +21,8 @@ from deployments import (
     bill_run_rules,
     billing_documents,
     budgets,
+    document_setting,
+    erasures,
     explanations,
     health,
     invoice_factory,
@@ -29,11 +32,14 @@ from deployments import (
     previews,
     prices,
     problems,
+    retention,
     simulations,
     suspense,
+    tenant_ends,
     usage_export,
     usage_ingest,
     usage_queries,
+    usage_ranking,
     webhooks,
 )
 from deployments.access import PLATFORM_SCOPE_TEXTS, SCOPES, Gate
@@ -42,6 +48,7 @@ from deployments.key_limits import LimitHeaders
 from deployments.manners import MasterNumbers
 from deployments.quick_routes import QuickRoutes
 from deployments.services import Services
+from deployments.shard_figures import ask_shards
 from deployments.tracing import FRAMEWORK_TELEMETRY_OFF, Traced
 from deployments.usage_groups import UsageGroups
 from pipelines.usage_queries import UsageQueries
@@ -54,15 +61,19 @@ PARTS = (
         usage_ingest,
         usage_export,
         usage_queries,
+        usage_ranking,
         amendments,
         suspense,
         backfills,
         explanations,
         previews,
         access_reports,
+        erasures,
         simulations,
         budgets,
         webhooks,
+        document_setting,
+        accompanying,
         master_data,
         prices,
         bill_run_rules,
@@ -71,7 +82,7 @@ PARTS = (
         layouts,
         archive,
     ),
-    *(administration, lanes, health),
+    *(tenant_ends, retention, administration, lanes, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 
@@ -122,10 +133,10 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
     app.state.room = Room(services.limits.bytes_in_flight_max)
     app.state.numbers = MasterNumbers()
     app.state.usage_groups = UsageGroups(services.router)
-    app.state.accounts = AccountsDesk(services.router)
+    app.state.accounts = AccountsDesk(services.router, accounts.tell)
     app.state.budgets = BudgetDesk(services.router)
     app.state.backfills = BackfillDesk(services.router, services.store)
-    app.state.queries = UsageQueries(services.log, services.database)
+    app.state.queries = UsageQueries(services.log, services.database, ask_shards(services.router))
     problems.install(app)
     for part in PARTS:
         app.include_router(part.router)
@@ -201,10 +212,11 @@ def _complete(path: dict[str, Any], route: APIRoute) -> None:
 
 
 def _hot_routes() -> Iterator[APIRoute]:
-    """Those that are called for every event."""
-    for route in usage_ingest.router.routes:
+    """Those that are called for every event or use."""
+    for route in (*usage_ingest.router.routes, *accounts.router.routes):
         assert isinstance(route, APIRoute)
-        yield route
+        if "POST" in (route.methods or ()):
+            yield route
 
 
 def scopes_of(route: APIRoute) -> tuple[str, ...]:

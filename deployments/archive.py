@@ -72,10 +72,11 @@ _ARCHIVED = {
 def reader(services: Services, caller: Caller) -> Reader:
     """Who reads, with the rights that limit him."""
     with services.database.tenant(caller.tenant_id) as connection:
-        return rights.reader_of(connection, caller.actor, caller.role or None)
+        keeper = "archive:write" in caller.scopes
+        return rights.reader_of(connection, caller.actor, caller.role or None, keeper=keeper)
 
 
-def _shown(found: Archived) -> dict[str, Any]:
+def shown_file(found: Archived) -> dict[str, Any]:
     hidden = ("link_format", "deleted_by")
     return {name: plain(value) for name, value in vars(found).items() if name not in hidden}
 
@@ -118,7 +119,7 @@ def search_archive(
         after=number_cursor(page) or 0,
         limit=page.limit + 1,
     )
-    return page_of(rows, page, lambda row: row.position, _shown)
+    return page_of(rows, page, lambda row: row.position, shown_file)
 
 
 @router.post(
@@ -176,7 +177,7 @@ async def put_document(
                           document_id=document_id, detail=f"{kind}, version {version}")  # fmt: skip
         return found
 
-    return json_response(_shown(await run_in_threadpool(put)), 201)
+    return json_response(shown_file(await run_in_threadpool(put)), 201)
 
 
 @router.get(
@@ -195,7 +196,7 @@ def read_document(request: Request, document_id: str, caller: Caller = Depends(m
         years = retention.years_of(connection, caller.tenant_id)
         holds = retention.holds(connection)
     items = [
-        _shown(each)
+        shown_file(each)
         | {
             "kept_until": retention.kept_until(each, years).isoformat(),
             "holds": [hold.id for hold in holds if hold.holds(each)],
@@ -251,7 +252,7 @@ def delete_documents(
     record, files = deletions.delete(
         services.archive, caller.tenant_id, ids, actor=caller.actor, reason=text_of(form, "reason", length_max=1_000)
     )
-    return json_response({"record": _shown(record), "documents": len(ids), "files": files}, 201)
+    return json_response({"record": shown_file(record), "documents": len(ids), "files": files}, 201)
 
 
 @router.get(
@@ -269,7 +270,7 @@ def expired_files(
     with services.database.tenant(caller.tenant_id) as connection:
         found = deletions.expired(connection, caller.tenant_id, services.clock().date(), limit=limit)
     who = reader(services, caller)
-    return json_response({"items": [_shown(each) for each in found if who.sees(each)]})
+    return json_response({"items": [shown_file(each) for each in found if who.sees(each)]})
 
 
 @router.get(

@@ -213,10 +213,12 @@ def read_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("
 @router.get(
     "/bill-runs/{run_id}/verify",
     summary="Derive a bill run's documents again and compare them",
-    **described(answer={"proven": True, "documents": 40, "findings": [], "gaps": []}, also=(404, 422)),
+    **described(answer={"proven": True, "documents": 40, "findings": [], "erased": [], "gaps": []}, also=(404, 422)),
 )
 def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("billing:read"))) -> Response:
-    """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers."""
+    """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers. `erased`
+    are documents that cannot be derived any more, as what they rest on was erased, with the rule: neither proven nor
+    wrong."""
     services: Services = request.app.state.services
     proof = verify_run(
         services.database, services.store, services.masters, caller.tenant_id, str(run_id), services.desk
@@ -226,6 +228,7 @@ def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may
             "proven": proof.proven,
             "documents": proof.documents,
             "findings": [plain(vars(each)) for each in proof.findings],
+            "erased": [plain(vars(each)) for each in proof.erased],
             "gaps": plain(proof.gaps),
         }
     )
@@ -314,6 +317,7 @@ _INVOICE = _ROW | {
     ],
     "allowances": [],
     "members": [],
+    "group": None,
     "taxes": [{"category": "S", "percent": "19", "base": "68.00", "amount": "12.92"}],
     "referred_by": [],
     "rests_on": {
@@ -356,6 +360,8 @@ def shown_document(document: Document, timezone: str) -> dict[str, Any]:
         "members": [
             {"customer": each.code, "name": each.name, "prepaid": plain(each.prepaid)} for each in document.members
         ],
+        # Which of his lines these are, where the customer gets several documents, and what the head says of them.
+        "group": shown_group(document),
         "taxes": [
             {
                 "category": each.category,
@@ -366,6 +372,15 @@ def shown_document(document: Document, timezone: str) -> dict[str, Any]:
             for each in document.taxes
         ],
     }
+
+
+def shown_group(document: Document) -> dict[str, str | None] | None:
+    """`code` is the subscription, order or cost centre, empty for lines that name none."""
+    group = document.group
+    if group is None:
+        return None
+    names = ("order_reference", "buyer_reference", "cost_centre")
+    return {"per": group.per, "code": group.code, **{name: getattr(group, name) or None for name in names}}
 
 
 def _shown_line(number: int, line: Line, timezone: str) -> dict[str, Any]:

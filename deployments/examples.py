@@ -104,6 +104,12 @@ QUANTITY = {"subscription": "s1", "charge": "base", "quantity": "5"}
 OVERRIDE = {"subscription": "s1", "charge": "storage", "price": {"model": "per_unit", "unit": "0.07"}}
 CANCEL = {"subscription": "s1", "when": "period_end", "refund_unused": True}
 PAUSE = {"subscription": "s1"}
+REFERENCES = {
+    "subscription": "s1",
+    "order_reference": "4500118273",
+    "cost_centre": "K-7",
+    "leitweg_id": "04011000-1234512345-06",
+}
 ADD_ON = {
     "subscription": "s1",
     "code": "backup",

@@ -43,7 +43,7 @@ CATALOG_STEPS = frozenset({"tax_code", "meter", "publish"})
 CONTRACT_STEPS = frozenset(
     {
         *("customer", "subscribe", "change", "quantity", "override", "cancel", "pause", "resume"),
-        *("add_on", "remove_add_on"),
+        *("add_on", "remove_add_on", "references", "documents"),
         *("top_up", "budget", "ad_hoc"),
     }
 )
@@ -117,8 +117,8 @@ def post_steps(
     form: Any = Depends(json_form),
 ) -> Response:
     """Up to 10,000 steps of a scenario (`tax_code`, `meter`, `publish`, `customer`, `subscribe`, `change`, `quantity`,
-    `override`, `cancel`, `pause`, `resume`, `add_on`, `remove_add_on`, `top_up`, `budget`, `ad_hoc`), as one
-    change: all, or none and every mistake with its place. A step without `at` happens now."""
+    `override`, `cancel`, `pause`, `resume`, `add_on`, `remove_add_on`, `references`, `documents`, `top_up`, `budget`,
+    `ad_hoc`), as one change: all, or none and every mistake with its place. A step without `at` happens now."""
     write = Write(request)
     steps = _steps_of(form, caller, write.services.limits.steps_max)
 
@@ -589,6 +589,8 @@ _event_of_contract("/subscriptions/add-on", "add_on", "Add a second plan to a su
                    _OF_SUBSCRIPTION, 201)  # fmt: skip
 _event_of_contract("/subscriptions/remove-add-on", "remove_add_on", "Remove an add-on", examples.REMOVE_ADD_ON,
                    _OF_SUBSCRIPTION)  # fmt: skip
+_event_of_contract("/subscriptions/references", "references", "Say order, cost centre or buyer reference",
+                   examples.REFERENCES, _OF_SUBSCRIPTION)  # fmt: skip
 _event_of_contract("/ad-hoc-charges", "ad_hoc", "Charge or credit something on the next document", examples.AD_HOC,
                    ("customer", "customer"), 201)  # fmt: skip
 _event_of_contract("/top-ups", "top_up", "Top up a wallet", examples.TOP_UP, ("customer", "customer"), 201)

@@ -153,7 +153,7 @@ def preview_change(
     form = known_keys(form, ("steps", "customers", "up_to"), ("steps",))
     now, number, master = _now_and_master(services, caller)
     steps = dated_steps(form["steps"], now, caller.timezone)
-    changed = master.apply_all(steps, "/steps")
+    changed = master.apply_all(steps, "/steps", fresh=True)
     customers = _customers(form.get("customers"), steps, changed)
     moment = max([now, *(parse_moment(step["at"], caller.timezone) for step in steps)])
     up_to = _until(form.get("up_to"), caller, "/up_to", now)

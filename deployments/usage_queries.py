@@ -173,7 +173,7 @@ def read_usage_days(
     caller: Caller = Depends(may("usage:read")),
 ) -> Response:
     services: Services = request.app.state.services
-    _check_days(since, until)
+    check_days(since, until)
     now, _, master = now_and_master(services, caller)
     keys = None
     if customer is not None:
@@ -187,7 +187,7 @@ def read_usage_days(
     return json_response({"items": items, "next_cursor": None})
 
 
-def _check_days(since: date, until: date) -> None:
+def check_days(since: date, until: date) -> None:
     if not timedelta(0) <= until - since < timedelta(days=DAYS_MAX):
         detail = f"from 1 to {DAYS_MAX} days, the last not before the first"
         raise InvalidInput(f"until: {detail}", errors=[FieldError("query:until", detail)])
@@ -230,7 +230,7 @@ def read_completeness(
     now, _, master = now_and_master(services, caller)
     last = until or local_today(master, now)
     first = since or last - timedelta(days=30)
-    _check_days(first, last)
+    check_days(first, last)
     queries = queries_of(request)
     stored = queries.stored(caller.tenant_id, master, now)
     suspended = sum(each.events for each in queries.suspense(caller.tenant_id, master, now))

@@ -53,7 +53,7 @@ from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves, settling
 from pipelines.run_issuers import without_issuer
 from pipelines.run_reversal import reverse_documents
-from pipelines.run_usage import forget
+from pipelines.usage_slices import forget
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore

@@ -24,17 +24,9 @@ from billing.wallets import Wallets, wallets_of
 from pipelines.chunk_results import Result, pack, unpack
 from pipelines.data_versions import check_time_zones
 from pipelines.run_credit import Billed, Facts, WalletDesk, bill_with_credit, read_credit
-from pipelines.run_usage import (
-    ChunkUsage,
-    behind,
-    gather,
-    read_events,
-    read_usage,
-    released,
-    sliced,
-    with_cut_of_last_run,
-)
+from pipelines.run_usage import ChunkUsage, behind, read_events, read_usage, released, with_cut_of_last_run
 from pipelines.run_usage import Facts as UsageFacts
+from pipelines.usage_slices import complete, fold_group, groups_of, is_gathered, sliced
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import invoices
@@ -86,6 +78,19 @@ class GatherTask:
 
 
 @dataclass(frozen=True)
+class FoldTask:
+    """The usage of a run that lies under the keys of some partitions: `first` to `last`, both of them."""
+
+    of: GatherTask
+    first: int
+    last: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.of.title}, partitions {self.first} to {self.last}"
+
+
+@dataclass(frozen=True)
 class ChunkResult:
     """What the driver notes of a computed chunk; the documents themselves are in the object store."""
 
@@ -103,9 +108,21 @@ def customers_of(master: MasterData, task: ChunkTask) -> list[str]:
 
 
 def billable(master: MasterData) -> list[str]:
-    """Customers that can have something to bill, by code; families (who pays for whom) stand together, whole."""
+    """Customers that can have something to bill, by code; families (who pays for whom) stand together, whole.
+
+    Who was erased is billed no more: nothing is left by which to bill him. Put in order once for each value of the
+    master data: every chunk asks, so else a run would grow with their square.
+    """
+    known: list[str] | None = master.__dict__.get("_billable")  # a cache beside the frozen fields
+    if known is None:
+        known = master.__dict__["_billable"] = _billable(master)
+    return known
+
+
+def _billable(master: MasterData) -> list[str]:
     codes = {code for code, subscriptions in master.subscriptions_of.items() if subscriptions}
     codes.update(master.ad_hoc)
+    codes = {code for code in codes if code not in master.customers or "erased" not in master.customers[code].form}
     if not master.families:
         return sorted(codes)
     families = {family[0]: family for code in codes if (family := master.families.get(code)) is not None}
@@ -156,13 +173,43 @@ def compute_chunk(
     )
 
 
+def fold_tasks(task: GatherTask, at_least: int = 1) -> list[FoldTask]:
+    """One task for each group of partitions that the log is read in."""
+    customers = sum(one.customers for one in task.chunks)
+    return [FoldTask(task, group.start, group.stop - 1) for group in groups_of(customers, at_least)]
+
+
+def fold_usage(
+    task: FoldTask, store: ObjectStore, database: Database, chain: MasterChain, desk: WalletDesk | None = None
+) -> str:
+    """Put the usage of one group; the prefix of what is put. Takes what executors pass to any work."""
+    facts, chunks = _facts_and_chunks(task.of, chain)
+    fold_group(store, facts, chunks, task.of.prefix, range(task.first, task.last + 1))
+    return task.of.prefix
+
+
+def put_together(task: GatherTask, folded: Sequence[FoldTask], store: ObjectStore, chain: MasterChain) -> None:
+    """Put what the folded groups come to together, and what is read for all of them when they are known."""
+    facts, chunks = _facts_and_chunks(task, chain)
+    complete(store, facts, chunks, task.prefix, [range(one.first, one.last + 1) for one in folded])
+
+
 def gather_usage(
     task: GatherTask, store: ObjectStore, database: Database, chain: MasterChain, desk: WalletDesk | None = None
 ) -> str:
-    """Put the usage of all chunks of a run; the prefix of what is put. Takes what executors pass to any work."""
-    chunks = [customers_of(chain.at(one.tenant_id, one.master_number), one) for one in task.chunks]
-    gather(store, facts_of(task.chunks[0], chain), chunks, task.prefix)
+    """Put the usage of all chunks of a run, one group after the other; the prefix of what is put."""
+    if not is_gathered(store, task.prefix):
+        folded = fold_tasks(task)
+        for one in folded:
+            fold_usage(one, store, database, chain)
+        put_together(task, folded, store, chain)
     return task.prefix
+
+
+def _facts_and_chunks(task: GatherTask, chain: MasterChain) -> tuple[UsageFacts, list[list[str]]]:
+    facts = facts_of(task.chunks[0], chain)
+    codes = billable(facts.master)
+    return facts, [codes[one.first : one.first + one.customers] for one in task.chunks]
 
 
 def facts_of(task: ChunkTask, chain: MasterChain) -> UsageFacts:
@@ -202,7 +249,7 @@ def compute_columns(
     usage = (
         read_usage(UsageLogReader(store), facts, customers)
         if task.gathered is None
-        else sliced(store, task.gathered, task.chunk)
+        else sliced(store, facts, customers, task.gathered, task.chunk)
     )
     chosen = plain(facts.master, customers, task.up_to)
     found = bill_plain(

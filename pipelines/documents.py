@@ -22,6 +22,7 @@ import pypdf
 from billing.documents import Document
 from billing.einvoice.checks import Violation, check
 from billing.einvoice.cii import to_cii
+from billing.einvoice.debits import debit_of
 from billing.einvoice.from_document import Issue, invoice_of
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoice
@@ -263,6 +264,8 @@ def render_and_archive(
 def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Invoice, bool]:
     """The invoice of a finalised document and whether it is an e-invoice."""
     buyer = buyer_of(one.customer, issuer.country)
+    group = one.document.group
+    per_subscription = group is not None and group.per == "subscription"
     invoice = invoice_of(
         one.document,
         Issue(
@@ -273,8 +276,15 @@ def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Inv
             language=_language(one.customer),
             due_on=one.due_on,
             accounts=seller.accounts,
-            order=_text(one.customer, "order_reference"),
-            buyer_reference=_text(one.customer, "buyer_reference"),
+            debit=debit_of(
+                one.customer, seller.creditor_id, one.document.currency, one.document.due, one.document.date
+            ),
+            order=(group and group.order_reference) or _text(one.customer, "order_reference"),
+            contract=(group and group.code) or None if per_subscription else None,
+            buyer_reference=(group and group.buyer_reference)
+            or _text(one.customer, "leitweg_id")
+            or _text(one.customer, "buyer_reference"),
+            cost_centre=(group and group.cost_centre) or _text(one.customer, "cost_centre"),
             issued_on_of=one.issued_on_of,
         ),
     )

@@ -80,6 +80,15 @@ class ExplainedLine:
     derivation: Derivation
 
 
+@dataclass(frozen=True)
+class BilledLines:
+    """A document of a bill run (`row` as `invoices.get` gives it) with the run and the master data that it rests on."""
+
+    row: Mapping[str, Any]
+    run: Mapping[str, Any]
+    master: MasterData
+
+
 class LineExplainer:
     """Explains lines of one platform's documents. Keeps nothing between calls but what the chain keeps."""
 
@@ -120,11 +129,25 @@ class LineExplainer:
     def events(self, tenant_id: str, explained: ExplainedLine) -> EventsOfLine | None:
         """All events that count for the line; None for lines that no events make."""
         stored = explained.derivation.derived if explained.derivation.way == "credit_note" else explained.line
-        found = piece_of_line(explained.master, stored) if stored is not None else None
+        return None if stored is None else self._events(tenant_id, explained.run, explained.master, stored)
+
+    def billed(self, tenant_id: str, number: str) -> BilledLines:
+        """The lines of a bill run's document and what is needed to find their events; nothing is derived again."""
+        with self._database.tenant(tenant_id) as connection:
+            row = invoices.get(connection, number)
+            assert row["run_id"] is not None, "a document that no run made has no events of its own"
+            run = bill_runs.get(connection, str(row["run_id"]))
+        return BilledLines(row, run, self._chain.at(tenant_id, run["master_number"]))
+
+    def events_of(self, tenant_id: str, billed: BilledLines, line: Line) -> EventsOfLine | None:
+        """All events that count for one of its lines; None for lines that no events make."""
+        return self._events(tenant_id, billed.run, billed.master, line)
+
+    def _events(self, tenant_id: str, run: Mapping[str, Any], master: MasterData, line: Line) -> EventsOfLine | None:
+        found = piece_of_line(master, line)
         if found is None:
             return None
         piece, row = found
-        run, master = explained.run, explained.master
         cut, previous = _cuts(run)
         levels = master.meters[piece.charge.meter].aggregation == "time_weighted_sum"
         events = rateable(

@@ -15,7 +15,7 @@ from datetime import date
 from decimal import Decimal
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from babel import Locale
 from babel.dates import format_date
@@ -28,6 +28,7 @@ from billing.einvoice.model import (
     Invoice,
     InvoiceLine,
     LineGroup,
+    Party,
     Payment,
     Period,
     RecordRow,
@@ -79,7 +80,7 @@ def _country(code: str | None, locale: str) -> str:
 
 
 @cache
-def _signs(locale: str) -> tuple[str, str]:
+def signs_of(locale: str) -> tuple[str, str]:
     symbols = Locale.parse(locale).number_symbols["latn"]
     return symbols["decimal"], symbols["group"]
 
@@ -103,7 +104,7 @@ class Speech:
         """48.217,25 or 48,217.25; all digits that there are, a real minus sign, no exponent."""
         text = plain(abs(value))
         whole, _, part = text.partition(".")
-        point, group = _signs(self.locale)
+        point, group = signs_of(self.locale)
         digits = f"{int(whole):,}".replace(",", group)
         part = part.ljust(decimals_min, "0")
         sign = "−" if value < 0 else ""
@@ -169,7 +170,7 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
         "title": title,
         "author": invoice.seller.name,
         "date": [invoice.issued_on.year, invoice.issued_on.month, invoice.issued_on.day],
-        "running": f"{_shortened(title)}   {speech.date_long(invoice.issued_on)}",
+        "running": f"{shortened(title)}   {speech.date_long(invoice.issued_on)}",
         "letterhead": _letterhead(invoice, seller, speech),
         "window": [breakable(line) for line in window],
         "information": [[name, breakable(value), strong] for name, value, strong in information],
@@ -203,7 +204,7 @@ def _length(texts: Any) -> int:
     return sum(_length(one) for one in cast(Iterable[Any], texts))
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     return text if len(text) <= LONG else text[: LONG // 2] + "…"
 
 
@@ -213,8 +214,8 @@ def _fitted(
     """Window and information block stand at fixed places: what they cannot hold is said in full below, as notes."""
     aside = [line for line in window if len(line) > LONG]
     aside += [f"{name}: {value}" for name, value, _ in information if len(value) > LONG]
-    shown = [(name, _shortened(value), strong) for name, value, strong in information]
-    return [_shortened(line) for line in window], shown, aside
+    shown = [(name, shortened(value), strong) for name, value, strong in information]
+    return [shortened(line) for line in window], shown, aside
 
 
 def _kind(type_code: str) -> str:
@@ -239,7 +240,31 @@ def _logo(svg: str | None) -> str | None:
     return svg
 
 
-def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[str, Any]:
+class Addressed(Protocol):
+    """What letterhead and window are made of: an invoice, or a document that accompanies one."""
+
+    @property
+    def seller(self) -> Party: ...
+    @property
+    def buyer(self) -> Party: ...
+    @property
+    def payment(self) -> Payment | None: ...
+
+
+def sheet_of(
+    document: Addressed, letterhead: Seller, rows: Sequence[tuple[str, str, bool]], speech: Speech
+) -> tuple[dict[str, Any], list[str]]:
+    """The parts of a page that stand at fixed places, with `rows` as its information block, and what had no room."""
+    window, information, aside = _fitted(_window(document, speech), rows)
+    return {
+        "letterhead": _letterhead(document, letterhead, speech),
+        "window": [breakable(line) for line in window],
+        "information": [[name, breakable(value), strong] for name, value, strong in information],
+        "tall": _is_tall(window, information),
+    }, aside
+
+
+def _letterhead(invoice: Addressed, letterhead: Seller, speech: Speech) -> dict[str, Any]:
     seller, texts = invoice.seller, speech.texts
     address, contact = seller.address, seller.contact
     place = [part for part in (address.street, _town(address)) if part]
@@ -254,7 +279,7 @@ def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[st
     ]
     bank = [
         *([f"{texts['bank']} {letterhead.bank_name}"] if letterhead.bank_name else []),
-        *([" ".join(_account(account.iban, texts))] if account else []),
+        *([" ".join(account_row(account.iban, texts))] if account else []),
         *([f"BIC {account.bic}"] if account and account.bic else []),
         *([f"{texts['vat_id']} {seller.vat_id}"] if seller.vat_id else []),
     ]
@@ -271,15 +296,15 @@ def _letterhead(invoice: Invoice, letterhead: Seller, speech: Speech) -> dict[st
     }
 
 
-def _account(number: str, texts: dict[str, Any]) -> list[str]:
-    """An IBAN in groups of four; what is none is the bank's own number, as it stands."""
+def account_row(number: str, texts: dict[str, Any]) -> list[str]:
+    """An account's name and text: an IBAN in groups of four; what is none is the bank's own number, as it stands."""
     if not like_iban(number):
         return [texts["account"], number]
     compact = number.replace(" ", "")
     return ["IBAN", " ".join(compact[at : at + 4] for at in range(0, len(compact), 4))]
 
 
-def _window(invoice: Invoice, speech: Speech) -> list[str]:
+def _window(invoice: Addressed, speech: Speech) -> list[str]:
     """Name and address as they are written on an envelope; the country only where it is another than the seller's."""
     buyer, address = invoice.buyer, invoice.buyer.address
     contact = buyer.contact.name if buyer.contact else None
@@ -313,6 +338,7 @@ def _information(invoice: Invoice, speech: Speech, kind: str) -> list[tuple[str,
         (texts["order"], invoice.order, False),
         (texts["contract"], invoice.contract, False),
         (texts["buyer_reference"], invoice.buyer_reference, False),
+        (texts["cost_centre"], invoice.buyer_accounting_reference, False),
         (texts["vat_id_yours"], buyer.vat_id, False),
         (texts["contact"], contact.name if contact else None, False),
         (texts["phone"], contact.phone if contact else None, False),
@@ -353,7 +379,7 @@ def _with_gross(invoice: Invoice) -> bool:
 def _groups(invoice: Invoice, speech: Speech, numbers: dict[str, str]) -> list[dict[str, Any]]:
     lines = {line.id: line for line in invoice.lines}
     tiered = {one.line for one in invoice.records if any(row.kind == "tier" for row in one.rows)}
-    point = _signs(speech.locale)[0]
+    point = signs_of(speech.locale)[0]
     quantities = padded([speech.number(line.quantity) for line in invoice.lines], point)
     prices = padded([_price(line, speech, invoice.currency, line.id in tiered) for line in invoice.lines], point)
     figures = {line.id: (quantities[at], prices[at]) for at, line in enumerate(invoice.lines)}
@@ -523,9 +549,9 @@ def _payment(invoice: Invoice, speech: Speech, kind: str) -> dict[str, Any]:
         return {"sentence": [[texts["credited" if kind == "381" else "nothing_due"], False]], "rows": [], "qr": None}
     amount = f"{speech.money(due, invoice.currency)} {invoice.currency}"
     if invoice.due_on:
-        sentence = _emphasised(texts["pay"], amount=amount, day=speech.date_long(invoice.due_on))
+        sentence = emphasised(texts["pay"], amount=amount, day=speech.date_long(invoice.due_on))
     else:
-        sentence = _emphasised(texts["pay_now"], amount=amount)
+        sentence = emphasised(texts["pay_now"], amount=amount)
     if invoice.payment is not None and (invoice.payment.debit is not None or invoice.payment.code in _COLLECTED):
         return _collected(invoice, invoice.payment, speech, amount)
     accounts = invoice.payment.transfer if invoice.payment else ()
@@ -534,7 +560,7 @@ def _payment(invoice: Invoice, speech: Speech, kind: str) -> dict[str, Any]:
     account = accounts[0]
     payee = account.name or (invoice.payee.name if invoice.payee else invoice.seller.name)
     reference = invoice.payment.reference or invoice.number
-    rows = [[texts["payee"], breakable(payee)], _account(account.iban, texts)]
+    rows = [[texts["payee"], breakable(payee)], account_row(account.iban, texts)]
     rows += [["BIC", account.bic]] if account.bic else []
     rows.append([texts["reference"], breakable(reference)])
     code = epc_text(invoice)
@@ -548,9 +574,9 @@ def _collected(invoice: Invoice, payment: Payment, speech: Speech, amount: str) 
     texts, debit = speech.texts, payment.debit
     key = "debit" if debit is not None or payment.code in _DEBITS else "card"
     if invoice.due_on:
-        sentence = _emphasised(texts[f"{key}_on"], amount=amount, day=speech.date_long(invoice.due_on))
+        sentence = emphasised(texts[f"{key}_on"], amount=amount, day=speech.date_long(invoice.due_on))
     else:
-        sentence = _emphasised(texts[key], amount=amount)
+        sentence = emphasised(texts[key], amount=amount)
     rows: list[list[str]] = []
     if debit is not None:
         said = ((texts["mandate"], debit.mandate), (texts["creditor"], debit.creditor_id))
@@ -566,7 +592,7 @@ def _masked(iban: str) -> str:
     return f"{iban[:4]} … {iban[-4:]}"
 
 
-def _emphasised(sentence: str, **values: str) -> list[list[Any]]:
+def emphasised(sentence: str, **values: str) -> list[list[Any]]:
     """The sentence in parts, each with whether it is emphasised: the values are."""
     parts = re.split(r"\{(\w+)\}", sentence)
     return [[values[part] if at % 2 else part, at % 2 == 1] for at, part in enumerate(parts) if part]
@@ -649,7 +675,7 @@ def _record(record: UsageRecord, line: InvoiceLine, speech: Speech, currency: st
             speech.money(gross, currency),
         ]
     )
-    point = _signs(speech.locale)[0]
+    point = signs_of(speech.locale)[0]
     columns = [padded([row[at] for row in rows], point) for at in (2, 3, 4)]
     cells = [
         [breakable(row[0]), breakable(row[1]), columns[0][at], columns[1][at], columns[2][at]]

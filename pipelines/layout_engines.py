@@ -95,7 +95,7 @@ class TypstEngine:
                 main, root, packages = self._root / "main.typ", self._root, str(self._root / "none")
             else:
                 main, packages = LAYOUTS / kind / f"{kind}.typ", str(LAYOUTS / "none")
-                root = main.parent
+                root = LAYOUTS  # a page imports what all share (paper/)
             found = typst.Compiler(
                 str(main), root=str(root), font_paths=font_folders(), ignore_system_fonts=True,
                 package_path=packages, package_cache_path=packages,

@@ -17,9 +17,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from billing.errors import BillingError, Unavailable
-from pipelines.bill_run_chunk import compute_chunk, gather_usage
+from pipelines.bill_run_chunk import compute_chunk, fold_tasks, fold_usage, put_together
 from pipelines.chunk_failures import Failures
 from pipelines.run_credit import DeskAddress, WalletDesk
+from pipelines.usage_slices import is_gathered
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
 from storage.sql.database import Database
@@ -49,7 +50,7 @@ class RayExecutor:
             for task in first:
                 yield self._here(task)
             return
-        window = WINDOW_PER_PROCESSOR * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        window = WINDOW_PER_PROCESSOR * processors()
         running: dict[Any, Any] = {self._send(task): task for task in first}
         failures = Failures()
         try:
@@ -75,9 +76,14 @@ class RayExecutor:
         failures.raise_first()
 
     def gather(self, task: Any) -> None:
-        """Read the usage of a whole run in one task: it is one reading, however many chunks there are."""
-        for _ in self._of(gather_usage).compute([task]):
+        """Read the usage of a whole run: a task for each group of partitions, at least one for each processor."""
+        store, _, chain = _stores(self.store, self.dsn)
+        if is_gathered(store, task.prefix):
+            return
+        folded = fold_tasks(task, processors())
+        for _ in self._of(fold_usage).compute(folded):
             pass
+        put_together(task, folded, store, chain)
 
     def _of(self, work: Callable[..., Any]) -> RayExecutor:
         return replace(self, work=work)
@@ -89,7 +95,13 @@ class RayExecutor:
         return self.work(task, *_stores(self.store, self.dsn), *_desk(self.desk))
 
 
-@ray.remote(num_cpus=1, max_retries=3)
+def processors() -> int:
+    """How many processors the cluster has just now; at least one."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+# Spread: else Ray fills one node before it looks at the next, and the memory of one bounds the run.
+@ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
 def _chunk(work: Callable[..., Any], task: Any, store: StoreAddress, dsn: str, desk: DeskAddress | None) -> Any:
     return work(task, *_stores(store, dsn), *_desk(desk))
 

@@ -37,10 +37,12 @@ class Outlook:
     waiting: str | None  # the run that goes on, or waits for somebody: nothing else begins before it ends
 
 
-def outlook(connection: Connection, tenant_id: str, clock: Callable[[], datetime]) -> Outlook:
-    """Of the transaction's tenant."""
+def outlook(
+    connection: Connection, tenant_id: str, clock: Callable[[], datetime], settings: RunSettings | None = None
+) -> Outlook:
+    """Of the transaction's tenant; with `settings` what they would make due before anybody saves them."""
     tenant = tenants.by_id(connection, tenant_id)
-    settings = billing_settings.of(connection, tenant.kind)
+    settings = settings or billing_settings.of(connection, tenant.kind)
     now = tenant.test_clock or clock()
     active = bill_runs.active(connection)
     # The farthest, not the last one: a run up to an earlier day (for whom one was parked) bills nothing beyond it.

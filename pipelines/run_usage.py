@@ -1,34 +1,27 @@
-"""The usage of a bill run: read once from the log, folded by contract on the way, put into the object store by chunk.
+"""The usage of a bill run as it is read from the log: folded by contract on the way where that can be, else as events.
 
-Owns which rows a chunk is given and what is known of late ones; what is made of them is `bill_run_chunk.py`. Of
-customers who are billed in columns nothing but folded usage is kept; the rows of all others are cut into slices. All
-customers need the rows of the time that is due; few need older ones (usage that came late, contracts with long
-periods), and few need their rows, by contract or as it turns out: those are read for them alone. So the log is read
-four times at most, whatever the number of chunks.
-
-Two readings of one cut give the same rows, but not in the same order (what was sealed meanwhile lies elsewhere): slices
-of two attempts must never be mixed. Each attempt puts its slices under names of its own, and the index that names them
-is put once.
+Owns what is read, what is kept of it and what is known of late ones; where it is put is `usage_slices.py`, what is made
+of it `bill_run_chunk.py`. Of customers who are billed in columns nothing but folded usage is kept. All customers need
+the rows of the time that is due; few need older ones (usage that came late, contracts with long periods), and few need
+their rows, by contract or as it turns out: those are read for them alone. So the log is read four times at most,
+whatever the number of chunks. A first reading may be that of a group of partitions: what it finds (`Found`) holds for
+all keys that lie there, and several of them together are what one reading of all would have found.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import uuid4
 
-import msgspec
 import polars as pl
 
 from billing import lateness
 from billing.bill import events_needed_from
 from billing.bill_columns import TEXT_DIGITS, late_owners, plain, usage_pieces
-from billing.folded_usage import FOLDED_FORM, FoldedUsage, Folding, beyond_columns
+from billing.folded_usage import NO_USAGE, FoldedUsage, Folding, beyond_columns
 from billing.lateness import reasons_of
 from billing.master import MasterData
 from billing.typed_columns import Reads, event_columns, with_typed
@@ -36,9 +29,10 @@ from billing.usage import EVENT_SCHEMA, INSTANT
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import earliest_backfilled, scan_sent
 from storage.usage_log.counting import amendments_at, scan_counting
+from storage.usage_log.genesis import open_log
+from storage.usage_log.partitions import partitions_of
 from storage.usage_log.reader import Cut, UsageLogReader
 
-SLICE_ROWS = 2_000_000  # rows that are gathered before they are cut into slices: bounds the memory of a gathering
 APART = 4  # who is billed one by one is read apart where he is at most one of so many: the others are read narrow
 AT_ONCE = 2  # frames of the log that are judged and folded at the same time
 FRESH_SCHEMA = pl.Schema({"key": pl.String, "time": INSTANT})  # per key the earliest event that no run has seen
@@ -58,7 +52,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class ChunkUsage:
-    """A chunk's usage that can be rated; `fresh` (FRESH_SCHEMA) are events of its keys that no run has seen.
+    """A chunk's usage that can be rated.
 
     `folded` is that of customers whose usage folds (`Plain.folding`), `events` that of the others and of those in
     `rest`. Complete from `needed_from` on for the customers in `rest` (who are billed one by one; None: from the
@@ -67,7 +61,6 @@ class ChunkUsage:
 
     events: pl.DataFrame
     folded: FoldedUsage
-    fresh: pl.DataFrame
     rest: tuple[str, ...]
     needed_from: datetime | None
     due_from: datetime | None
@@ -75,10 +68,13 @@ class ChunkUsage:
 
 def read_usage(reader: UsageLogReader, facts: Facts, customers: Sequence[str]) -> ChunkUsage:
     """The usage of a single chunk, straight from the log."""
-    collected = _Collecting(reader, facts, [customers])
-    events = _together([frame.drop("chunk") for frame in collected.frames()])
-    (rest,), (needed,), (folded,) = collected.rest, collected.needed, collected.folded
-    return ChunkUsage(events, folded, collected.fresh_of(0), rest, needed, collected.due_from)
+    chunk_of = dict.fromkeys(customers, 0)
+    first = Collecting(reader, facts, chunk_of)
+    frames = [frame.drop("chunk") for frame in first.frames()]
+    rest = Completing(reader, facts, chunk_of, [first.found()])
+    frames += [frame.drop("chunk") for frame in rest.frames()]
+    (these,), (needed,) = rest.rest or [[]], rest.needed or [None]
+    return ChunkUsage(events_together(frames), first.folded, tuple(these), needed, rest.due_from)
 
 
 def read_events(reader: UsageLogReader, facts: Facts, customers: Sequence[str], start: datetime | None) -> pl.DataFrame:
@@ -88,114 +84,19 @@ def read_events(reader: UsageLogReader, facts: Facts, customers: Sequence[str], 
     found: list[pl.DataFrame] = []
     for frame in scan_counting(reader, facts.tenant_id, facts.cut, customers=keys, start=start, typed=True):
         found.append(frame.filter(reasons_of(frame, master, facts.now).is_null()).select(event_columns(frame)))
-    return _together(found)
+    return events_together(found)
 
 
-# -- Slices ------------------------------------------------------------------------------------------------------------
-
-
-class _Index(msgspec.Struct, frozen=True):
-    """Which objects hold the slices of each chunk, and what was found of its customers."""
-
-    slices: list[list[str]]
-    folded: list[dict[str, str]]
-    fresh: list[str]
-    rest: list[list[str]]
-    needed: list[datetime | None]
-    due_from: datetime | None
-
-
-# What another version folded is not read: it is gathered again.
-_INDEX = f"index-{FOLDED_FORM}.json"
-
-
-def gather(store: ObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], prefix: str) -> None:
-    """Put the slices of all chunks below `prefix`; harmless when they are there, or when another process does it."""
-    index = f"{prefix}{_INDEX}"
-    if store.exists(index):
-        return
-    attempt = f"{prefix}{uuid4().hex}/"
-    collected = _Collecting(UsageLogReader(store), facts, chunks)
-    slices: list[list[str]] = [[] for _ in chunks]
-    waiting: list[pl.DataFrame] = []
-    rows = 0
-    count = itertools.count()
-
-    def put() -> None:
-        frame = pl.concat(waiting, how="diagonal_relaxed")
-        waiting.clear()
-        number = next(count)
-        for (chunk,), part in frame.partition_by("chunk", as_dict=True, maintain_order=True).items():
-            key = f"{attempt}{number:05}-{int(chunk):06}.parquet"
-            store.create(key, _parquet(part.drop("chunk")))
-            slices[int(chunk)].append(key)
-
-    for frame in collected.frames():
-        if not frame.height:
-            continue
-        waiting.append(frame)
-        rows += frame.height
-        if rows >= SLICE_ROWS:
-            put()
-            rows = 0
-    if waiting:
-        put()
-    fresh: list[str] = []
-    folded: list[dict[str, str]] = []
-    for chunk, usage in enumerate(collected.folded):
-        kept = {name: frame for name, frame in usage.frames().items() if frame.height}
-        folded.append({name: f"{attempt}{name}-{chunk:06}.parquet" for name in kept})
-        for name, key in folded[-1].items():
-            store.create(key, _parquet(kept[name]))
-    for chunk in range(len(chunks)):
-        fresh.append(f"{attempt}fresh-{chunk:06}.parquet")
-        store.create(fresh[-1], _parquet(collected.fresh_of(chunk)))
-    rest = [list(customers) for customers in collected.rest]
-    found = _Index(slices, folded, fresh, rest, collected.needed, collected.due_from)
-    if not store.create(index, msgspec.json.encode(found)):
-        for key in store.list(attempt):  # another attempt was first: its slices count, ours go
-            store.delete(key)
-
-
-def sliced(store: ObjectStore, prefix: str, chunk: int) -> ChunkUsage:
-    """A chunk's usage out of what was gathered."""
-    data = store.get(f"{prefix}{_INDEX}")
-    assert data is not None, "usage is gathered before chunks are computed"
-    index = msgspec.json.decode(data, type=_Index)
-    events = _together([_frame(store, key) for key in index.slices[chunk]])
-    folded = FoldedUsage.of_frames({name: _frame(store, key) for name, key in index.folded[chunk].items()})
-    fresh = _frame(store, index.fresh[chunk])
-    return ChunkUsage(events, folded, fresh, tuple(index.rest[chunk]), index.needed[chunk], index.due_from)
-
-
-def forget(store: ObjectStore, prefix: str) -> None:
-    """Delete what was gathered, the indexes first: nobody finds half of it."""
-    keys = list(store.list(prefix))
-    for key in sorted(keys, key=lambda key: not key.startswith(f"{prefix}index")):
-        store.delete(key)
-
-
-def _together(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+def events_together(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Events of several frames, which need not have the same typed columns."""
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame(schema=EVENT_SCHEMA)
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    out = io.BytesIO()
-    frame.write_parquet(out, compression="lz4", statistics=False)
-    return out.getvalue()
-
-
-def _frame(store: ObjectStore, key: str) -> pl.DataFrame:
-    data = store.get(key)
-    assert data is not None, f"{key} is named by an index and not there"
-    return pl.read_parquet(io.BytesIO(data))
 
 
 # -- Reading the log ---------------------------------------------------------------------------------------------------
 
 
 _NO_ROWS = pl.DataFrame(schema={"chunk": pl.UInt32, **EVENT_SCHEMA})
+_KEYS_SCHEMA = pl.Schema({"key": pl.String, "chunk": pl.UInt32})
 
 
 @dataclass(frozen=True)
@@ -207,24 +108,50 @@ class _Taken:
     fresh: pl.DataFrame | None
 
 
-class _Collecting:
-    """One reading for all chunks: `frames` gives rows that are kept, with the chunk; the rest is known afterwards."""
+@dataclass(frozen=True)
+class Found:
+    """What a first reading found, beside the rows it kept and the usage it folded.
 
-    def __init__(self, reader: UsageLogReader, facts: Facts, chunks: Sequence[Sequence[str]]) -> None:
-        self._reader, self._facts, self._chunks = reader, facts, chunks
+    `rest` are billed one by one by contract, `turned` as it turned out (late usage, numbers beyond columns); of those
+    in `folds` no row was kept. The rows that were kept are complete from `due_from` on, of keys in `group` (None: of
+    all).
+    """
+
+    group: range | None
+    rest: tuple[str, ...]
+    turned: tuple[str, ...]
+    folds: tuple[str, ...]
+    fresh: pl.DataFrame
+    due_from: datetime | None
+
+
+class Collecting:
+    """A first reading for customers and their chunks, of all their keys or of those in a group of partitions.
+
+    `frames` gives the rows that are kept, with the chunk; when it is through the rest is known.
+    """
+
+    def __init__(
+        self, reader: UsageLogReader, facts: Facts, chunk_of: Mapping[str, int], group: range | None = None
+    ) -> None:
+        self._reader, self._facts, self._group = reader, facts, group
         master = self._master = with_cut_of_last_run(facts.master, facts.previous)
-        self._levels = any(meter.aggregation == "time_weighted_sum" for meter in master.meters.values())
-        self._plain = [plain(master, customers, facts.up_to) for customers in chunks]
-        self._pieces = [usage_pieces(master, one) for one in self._plain]
-        self._folding = Folding(master, [pieces for pieces, _ in self._pieces])
-        self.folded: list[FoldedUsage] = []
-        self.rest: list[tuple[str, ...]] = [one.rest for one in self._plain]
-        self.needed: list[datetime | None] = [None] * len(chunks)
-        starts = [one.events_from for one in self._plain if one.events_from is not None]
-        self.due_from = None if self._levels else min(starts, default=facts.up_to)
-        rows = [(key, chunk) for chunk, codes in enumerate(chunks) for code in codes for key in master.keys_of(code)]
-        keys = pl.DataFrame(rows, schema={"key": pl.String, "chunk": pl.UInt32}, orient="row")
-        self._keys = keys.join(self._folding.keys, on="key", how="left", maintain_order="left")  # owner: usage folds
+        self._codes = list(chunk_of)
+        self.plain = plain(master, self._codes, facts.up_to)
+        pieces, self.of_piece = usage_pieces(master, self.plain)
+        self._folding = Folding(master, [pieces])
+        self.folded = NO_USAGE
+        starts = self.plain.events_from
+        self.due_from = None if _has_levels(master) else (facts.up_to if starts is None else starts)
+        keys = keys_of(master, chunk_of)
+        spanning = keys.clear()
+        if group is not None:
+            inside = is_inside(reader.store, facts.tenant_id, keys["key"], group)
+            keys, spanning = keys.filter(inside), keys.filter(~inside)
+        owners = self._folding.keys.select("key", "owner")
+        # Whose other keys lie elsewhere: what was folded of him here is not all.
+        self._spanning = set(spanning.join(self.plain.keys, on="key")["owner"].to_list())
+        self._keys = keys.join(owners, on="key", how="left", maintain_order="left")  # owner: usage folds
         self._fresh = pl.DataFrame(schema=FRESH_SCHEMA)
 
     def frames(self) -> Iterator[pl.DataFrame]:
@@ -244,25 +171,28 @@ class _Collecting:
                     found.append(taken.fresh)
                 return taken.kept
 
-            for frame in self._scanned(main, None, None, narrow):
+            for frame in self._scanned(main, None, narrow):
                 waiting.append(pool.submit(self._take, frame, released, keeps=narrow is None))
                 if len(waiting) > AT_ONCE:
                     yield done()
             while waiting:
                 yield done()
         if narrow is not None and (kept := self._keys.filter(pl.col("owner").is_null())["key"].to_list()):
-            yield from self._kept(main, None, kept)
+            yield from kept_rows(self._reader, facts, self._keys, main, None, kept)
         if facts.previous is not None:
             found += self._fresh_before(facts.previous, main, released)
-        self._fresh = (
-            _earliest(pl.concat([frame.rename({"key": "customer"}) for frame in found])) if found else self._fresh
-        )
-        self.folded = self._folding.parts()
-        before = [set(rest) for rest in self.rest]
-        self._choose()
-        if main is not None:
-            yield from self._older(main)
-        yield from self._unfolded(main, before)
+        if found:
+            earliest = _earliest(pl.concat([frame.rename({"key": "customer"}) for frame in found]))
+            self._fresh = earliest.join(self._keys, on="key", how="semi")
+        (self.folded,) = self._folding.parts()
+
+    def found(self) -> Found:
+        """What was found when all frames are through."""
+        one = self.plain
+        turned = sorted(late_owners(one, self._fresh) | self._beyond())
+        folding = dict(zip(one.customers, one.folding, strict=True))
+        folds = tuple(code for code in turned if folding[code])
+        return Found(self._group, one.rest, tuple(turned), folds, self._fresh, self.due_from)
 
     def _narrow(self) -> Reads | None:
         """What must be read of events, if few are kept as they are (these are read apart) and nobody asks for order."""
@@ -273,7 +203,7 @@ class _Collecting:
         return book.reads_all
 
     def _take(self, frame: pl.DataFrame, released: Sequence[str], *, keeps: bool) -> _Taken:
-        rated = self._judged(frame)
+        rated = judged(frame, self._keys, self._master, self._facts.now)
         fresh = None
         if self._facts.previous is not None:
             new = behind(rated, self._facts.previous)
@@ -290,51 +220,31 @@ class _Collecting:
             return _Taken(rated.select(columns), None, fresh)
         return _Taken(rated.filter(~folds).select(columns), self._folding.fold(rated.filter(folds)), fresh)
 
-    def fresh_of(self, chunk: int) -> pl.DataFrame:
-        return self._fresh.join(self._keys.filter(pl.col("chunk") == chunk), on="key", how="semi")
+    def _beyond(self) -> set[str]:
+        """Customers of whose usage is seen before it is priced that columns will not do; not who has keys elsewhere."""
+        owners = self.plain.contracts["owner"].gather(self.of_piece["contract"].gather(pieces_beyond(self.folded)))
+        return {self.plain.customers[owner] for owner in set(owners) - self._spanning}
 
-    def _beyond(self, chunk: int) -> set[str]:
-        """Customers of whose usage is seen before it is priced that columns will not do."""
-        one, (_, of_piece) = self._plain[chunk], self._pieces[chunk]
-        pieces = beyond_columns(self.folded[chunk], TEXT_DIGITS)
-        contracts = of_piece["contract"].gather(pieces).unique()
-        return set(one.contracts["customer"].gather(contracts))
-
-    def _scanned(
-        self, start: datetime | None, end: datetime | None, keys: list[str] | None, narrow: Reads | None = None
-    ) -> Iterator[pl.DataFrame]:
+    def _scanned(self, start: datetime | None, end: datetime | None, narrow: Reads | None) -> Iterator[pl.DataFrame]:
+        keys = self._keys["key"].to_list() if self._group is None else None
         facts = self._facts
-        if keys is None and len(self._chunks) == 1:
-            keys = self._keys["key"].to_list()
         yield from scan_counting(
-            self._reader, facts.tenant_id, facts.cut, customers=keys, start=start, end=end, typed=True, narrow=narrow
-        )
-
-    def _judged(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The rows of these customers that can be rated, with chunk and owner, and typed: they are read again."""
-        found = frame.select("customer").join(
-            self._keys, left_on="customer", right_on="key", how="left", maintain_order="left"
-        )
-        owned = frame.with_columns(found["chunk"], found["owner"])  # joined as a whole it would be copied
-        if found["chunk"].null_count():
-            owned = owned.filter(found["chunk"].is_not_null())
-        owned = with_typed(owned, self._master.rating_book().reads_all)
-        reasons = reasons_of(owned, self._master, self._facts.now, known=True)
-        return owned.filter(reasons.is_null()) if reasons.null_count() < reasons.len() else owned
-
-    def _kept(self, start: datetime | None, end: datetime | None, keys: list[str]) -> Iterator[pl.DataFrame]:
-        for frame in self._scanned(start, end, keys):
-            rated = self._judged(frame)
-            yield rated.select("chunk", *event_columns(rated))
+            self._reader, facts.tenant_id, facts.cut,
+            customers=keys, partitions=self._group, start=start, end=end, typed=True, narrow=narrow,
+        )  # fmt: skip
 
     def _fresh_before(self, previous: Cut, main: datetime | None, released: Sequence[str]) -> Iterator[pl.DataFrame]:
         """What came since the last run with a time before the time that is read for all, whether it counts or not."""
-        facts, keys = self._facts, self._keys["key"]
+        facts, keys, group = self._facts, self._keys["key"], self._group
         if main is not None:
-            for frame in scan_sent(self._reader, facts.tenant_id, facts.cut, since=previous, end=main):
+            for frame in scan_sent(
+                self._reader, facts.tenant_id, facts.cut, since=previous, partitions=group, end=main
+            ):
                 yield _earliest(frame)
             if released:
-                older = scan_counting(self._reader, facts.tenant_id, facts.cut, customers=released, end=main)
+                older = scan_counting(
+                    self._reader, facts.tenant_id, facts.cut, customers=released, partitions=group, end=main
+                )
                 for frame in older:
                     yield _earliest(frame)
         amended = amendments_at(self._reader, facts.tenant_id, facts.cut)[0].times
@@ -348,49 +258,108 @@ class _Collecting:
         if self._facts.previous is None:
             return []
         master = self._master
-        codes = released(master, [code for codes in self._chunks for code in codes])
-        return [key for code in codes for key in master.keys_of(code)]
+        return [key for code in released(master, self._codes) for key in master.keys_of(code)]
 
-    def _choose(self) -> None:
-        """Who has late usage is billed one by one, and of those the time from which on their events are needed."""
-        for chunk, one in enumerate(self._plain):
-            fresh = self.fresh_of(chunk)
-            rest = self.rest[chunk] = tuple(sorted({*one.rest, *late_owners(one, fresh), *self._beyond(chunk)}))
-            if self._levels or not rest:
-                continue
-            keys = [key for customer in rest for key in self._master.keys_of(customer)]
-            late_since = fresh.filter(pl.col("key").is_in(keys))["time"].min()
-            assert late_since is None or isinstance(late_since, datetime)
-            self.needed[chunk] = events_needed_from(self._master, rest, self._facts.up_to, late_since)
 
-    def _older(self, main: datetime) -> Iterator[pl.DataFrame]:
-        """What the customers who are billed one by one need of the time before."""
-        wanted = {
-            chunk: needed
-            for chunk, needed in enumerate(self.needed)
-            if needed is not None and self.rest[chunk] and needed < main
-        }
-        if not wanted:
-            return
-        keys = [key for chunk in wanted for code in self.rest[chunk] for key in self._master.keys_of(code)]
-        yield from self._kept(min(wanted.values()), main, keys)
+def keys_of(master: MasterData, chunk_of: Mapping[str, int]) -> pl.DataFrame:
+    """The keys of customers, and the chunk of each."""
+    rows = [(key, chunk) for code, chunk in chunk_of.items() for key in master.keys_of(code)]
+    return pl.DataFrame(rows, schema=_KEYS_SCHEMA, orient="row")
 
-    def _unfolded(self, main: datetime | None, before: Sequence[set[str]]) -> Iterator[pl.DataFrame]:
-        """The rows of those who turned out to be billed one by one when their usage was folded already."""
-        turned = pl.DataFrame(
-            [
-                (key,)
-                for rest, known in zip(self.rest, before, strict=True)
-                for code in rest
-                if code not in known
-                for key in self._master.keys_of(code)
-            ],
-            schema={"key": pl.String},
-            orient="row",
+
+def is_inside(store: ObjectStore, tenant_id: str, keys: pl.Series, group: range) -> pl.Series:
+    """Which customer keys have their partition in a group."""
+    partitions = pl.Series(partitions_of(open_log(store).seed, tenant_id, keys), dtype=pl.UInt16)
+    return (partitions >= group.start) & (partitions < group.stop)
+
+
+def pieces_beyond(folded: FoldedUsage) -> pl.Series:
+    """Pieces, by place, of which is known before they are priced that columns will not do."""
+    return beyond_columns(folded, TEXT_DIGITS)
+
+
+def judged(frame: pl.DataFrame, keys: pl.DataFrame, master: MasterData, now: datetime) -> pl.DataFrame:
+    """The rows of these keys that can be rated, with chunk and owner, and typed: they are read again."""
+    found = frame.select("customer").join(keys, left_on="customer", right_on="key", how="left", maintain_order="left")
+    owned = frame.with_columns(found["chunk"], found["owner"])  # joined as a whole it would be copied
+    if found["chunk"].null_count():
+        owned = owned.filter(found["chunk"].is_not_null())
+    owned = with_typed(owned, master.rating_book().reads_all)
+    reasons = reasons_of(owned, master, now, known=True)
+    return owned.filter(reasons.is_null()) if reasons.null_count() < reasons.len() else owned
+
+
+def kept_rows(
+    reader: UsageLogReader,
+    facts: Facts,
+    keys: pl.DataFrame,
+    start: datetime | None,
+    end: datetime | None,
+    chosen: Sequence[str],
+) -> Iterator[pl.DataFrame]:
+    """Rows of EVENT_SCHEMA and their chunk of some of the keys (key, chunk, owner), as they are."""
+    master = with_cut_of_last_run(facts.master, facts.previous)
+    for frame in scan_counting(reader, facts.tenant_id, facts.cut, customers=chosen, start=start, end=end, typed=True):
+        rated = judged(frame, keys, master, facts.now)
+        yield rated.select("chunk", *event_columns(rated))
+
+
+class Completing:
+    """Puts together what first readings found: who is billed one by one, since when his events are needed, and these.
+
+    What was kept by the first readings is not read again.
+    """
+
+    def __init__(
+        self, reader: UsageLogReader, facts: Facts, chunk_of: Mapping[str, int], found: Sequence[Found]
+    ) -> None:
+        self._reader, self._facts, self._found = reader, facts, found
+        master = self._master = with_cut_of_last_run(facts.master, facts.previous)
+        codes = {code for one in found for code in (*one.rest, *one.turned)}
+        self.rest: list[list[str]] = [[] for _ in range(max(chunk_of.values(), default=-1) + 1)]
+        for code in sorted(codes):
+            self.rest[chunk_of[code]].append(code)
+        self._keys = keys_of(master, {code: chunk_of[code] for code in codes}).with_columns(
+            owner=pl.lit(None, pl.UInt32)
         )
-        keys = self._keys.filter(pl.col("owner").is_not_null()).join(turned, on="key", how="semi")["key"].to_list()
-        if keys:
-            yield from self._kept(main, None, keys)
+        self._again = [key for code in {code for one in found for code in one.folds} for key in master.keys_of(code)]
+        dues = [one.due_from for one in found]
+        self.due_from = None if None in dues else min((due for due in dues if due is not None), default=None)
+        self.needed = self._needed(pl.concat([one.fresh for one in found])) if found else [None] * len(self.rest)
+
+    def _needed(self, fresh: pl.DataFrame) -> list[datetime | None]:
+        """By chunk, from when on the events of those who are billed one by one are needed."""
+        if _has_levels(self._master):
+            return [None] * len(self.rest)
+        late = fresh.join(self._keys, on="key").group_by("chunk").agg(pl.col("time").min())
+        since: dict[int, datetime] = dict(late.iter_rows())
+        return [
+            events_needed_from(self._master, rest, self._facts.up_to, since.get(chunk)) if rest else None
+            for chunk, rest in enumerate(self.rest)
+        ]
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """Rows that no first reading kept: of time before what is due, and of those who turned out, all they need."""
+        facts = self._facts
+        older = self._keys.filter(~pl.col("key").is_in(self._again))
+        for one in self._found:
+            due = one.due_from
+            wanted = {chunk: needed for chunk, needed in enumerate(self.needed) if needed and due and needed < due}
+            keys = older.filter(pl.col("chunk").is_in(list(wanted)))["key"]
+            if one.group is not None:
+                keys = keys.filter(is_inside(self._reader.store, facts.tenant_id, keys, one.group))
+            if keys.len():
+                yield from kept_rows(self._reader, facts, self._keys, min(wanted.values()), due, keys.to_list())
+        if self._again:
+            starts = [one.due_from for one in self._found]
+            starts += [needed for needed in self.needed if needed is not None]
+            start = None if None in starts else min(moment for moment in starts if moment is not None)
+            yield from kept_rows(self._reader, facts, self._keys, start, None, sorted(self._again))
+
+
+def _has_levels(master: MasterData) -> bool:
+    """Whether a level may carry over from long ago, so that all events are needed."""
+    return any(meter.aggregation == "time_weighted_sum" for meter in master.meters.values())
 
 
 def _earliest(frame: pl.DataFrame) -> pl.DataFrame:

@@ -61,7 +61,7 @@ class Stencil:
     attached: tuple[int, bytes] | None
     trailer: bytes
     ids: tuple[bytes, bytes]
-    unproved: bool = False  # the next document filled in is compared with Typst's own drawing
+    unproved: bool = True  # the next document filled in is compared with Typst's own drawing
 
 
 class Maker:

@@ -2,8 +2,8 @@
 
 A stencil is a PDF of Typst taken apart: objects that stay, and streams whose texts, code, title and XML are filled in.
 Geometry, tags, fonts and metadata are Typst's; only the letters between the brackets and the place of texts that end at
-a margin change. The first document of a stencil is drawn by Typst, too, and must be the same in every glyph, place and
-object (`prove`); what differs, or is not in the form expected, is drawn by Typst for good.
+a margin change. The first document of a stencil, and every 250th of all, is drawn by Typst, too, and must be the same
+in every glyph, place and object (`prove`); what differs, or is not in the form expected, is drawn by Typst for good.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipelines.stencil_maker import (
 from pipelines.word_book import REPERTOIRE, Style, WordBook
 
 STENCILS_MAX = 256  # about 60 kB each
-PROVED_ALWAYS, PROVED_EVERY = 20, 10  # the first stencils of a process are all compared with Typst, then every tenth
+PROVED_EVERY = 250  # documents of a process: beside the first of each stencil, so many are compared with Typst
 _BOX = re.compile(rb"/BBox\[[\d. ]+\]")
 _RECTANGLE = re.compile(rb"(\d+) (\d+) (\d+) 1\.01 re(\n(?=\d))?")
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Stencils:
         self._draw = draw
         self._books: dict[tuple[str, str, str], WordBook | None] = {}
         self._known: OrderedDict[str, Stencil | None] = OrderedDict()
-        self._made = 0
+        self._drawn = 0
 
     def learn(self, pages: Sequence[tuple[Mapping[str, Any], Sequence[Field] | None]]) -> None:
         """Words of many pages at once: Typst is asked once for all of them, instead of once a page."""
@@ -75,7 +75,10 @@ class Stencils:
         self._known.move_to_end(key)
         stencil = self._known[key]
         pdf = None if stencil is None else filled(stencil, book, data, fields, pads)
-        if pdf is None or stencil is None or not stencil.unproved:
+        if pdf is None or stencil is None:
+            return pdf
+        self._drawn += 1
+        if not stencil.unproved and self._drawn % PROVED_EVERY:
             return pdf
         try:
             self.prove(pdf, data)
@@ -96,7 +99,6 @@ class Stencils:
         return self._books[look]
 
     def _stencil(self, key: str, fields: Sequence[Field], book: WordBook) -> Stencil | None:
-        self._made += 1
         data = json.loads(key)
         try:
             objects, trailer = objects_of(self._draw({**data, "repertoire": REPERTOIRE}))
@@ -108,7 +110,6 @@ class Stencils:
         except OtherForm as error:
             _log.warning("a page is drawn by Typst in full: %s", error)
             return None
-        found.unproved = self._made <= PROVED_ALWAYS or self._made % PROVED_EVERY == 0
         return found
 
     def prove(self, pdf: bytes, data: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ the functions that bill it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -22,12 +22,13 @@ from billing.bill import bill, events_needed_from
 from billing.contracts import spans_of
 from billing.documents import Line
 from billing.lateness import reasons_of
-from billing.live_state import LiveState, fold_days, merge_live
+from billing.live_state import LiveState, fold_days, merge_live, nothing_used
 from billing.master import MasterData
 from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
-from billing.usage_now import UsageNow, needed_from, usage_now
+from billing.usage_now import UsageNow, needed_from, says_all, usage_now, usage_now_live
 from pipelines.bill_run_chunk import rateable
+from pipelines.usage_ranking import Question, Ranking, ranking
 from storage.sql import invoices
 from storage.sql.database import Database
 from storage.usage_log.backfills import backfills_at, changed_backfills
@@ -118,12 +119,18 @@ class _View:
     lock: Lock = field(default_factory=Lock)
 
 
-class UsageQueries:
-    """One per process; safe for threads. `masters` gives (number, master data) of a tenant."""
+# What the shards have folded of a tenant's customer keys, by master data (the number of it is named) that is as new or
+# newer; None if they cannot say.
+AskShards = Callable[[str, Sequence[str], int, MasterData], LiveState | None]
 
-    def __init__(self, reader: UsageLogReader, database: Database) -> None:
+
+class UsageQueries:
+    """One per process; safe for threads. With `ask_shards` what runs now is asked of them where they can say it."""
+
+    def __init__(self, reader: UsageLogReader, database: Database, ask_shards: AskShards | None = None) -> None:
         self._reader = reader
         self._database = database
+        self._ask_shards = ask_shards
         self._views: OrderedDict[str, _View] = OrderedDict()
         self._answers: OrderedDict[tuple[str, str], tuple[tuple[object, ...], SoFar]] = OrderedDict()
         self._running: OrderedDict[tuple[str, str], tuple[tuple[object, ...], UsageNow]] = OrderedDict()
@@ -161,6 +168,10 @@ class UsageQueries:
         if levels:
             found += _levels(_filtered(state, pl.col("meter").is_in(levels)), first, last, timezone, now)
         return sorted(found, key=lambda one: (one.meter, one.day))
+
+    def ranking(self, tenant_id: str, master: MasterData, asked: Question, now: datetime) -> Ranking:
+        """Who or what used most of a meter (`pipelines/usage_ranking.py`)."""
+        return ranking(master, self._view(tenant_id, master, now).live, asked)
 
     def completeness(
         self, tenant_id: str, master: MasterData, first: date, last: date, now: datetime
@@ -209,6 +220,9 @@ class UsageQueries:
         """What the customer's open periods would bill if they ended now, line by line, by the engine itself."""
         if not master.subscriptions_of.get(customer):
             return SoFar((), (), now)
+        live = self._folded(tenant_id, master_number, master, customer, now)
+        if live is not None:
+            return self._so_far(tenant_id, master, customer, now, live)
         cut = self._reader.now()
         state = (tuple(sorted(cut.positions.items())), master_number, now.replace(second=0, microsecond=0))
         with self._lock:
@@ -226,8 +240,16 @@ class UsageQueries:
     def running(
         self, tenant_id: str, master_number: int, master: MasterData, customer: str, now: datetime, *, exact: bool
     ) -> UsageNow:
-        """Usage and cost of a customer's running periods. Answers are kept until log, master data or minute move; with
-        `exact` (a test clock moves by any step) until the clock does."""
+        """Usage and cost of a customer's running periods, by the shards if they can say.
+
+        Answers from the log are kept until log, master data or minute move; with `exact` (a test clock moves by any
+        step) until the clock does.
+        """
+        if self._ask_shards is not None:
+            live = self._ask_shards(tenant_id, list(master.keys_of(customer)), master_number, master)
+            found = None if live is None else usage_now_live(master, customer, now, live)
+            if found is not None:
+                return found
         cut = self._reader.now()
         minute = now if exact else now.replace(second=0, microsecond=0)
         state = (tuple(sorted(cut.positions.items())), master_number, minute)
@@ -246,13 +268,29 @@ class UsageQueries:
                 self._running.popitem(last=False)
         return answer
 
-    def _so_far(self, tenant_id: str, master: MasterData, customer: str, now: datetime, cut: Cut) -> SoFar:
+    def _folded(
+        self, tenant_id: str, master_number: int, master: MasterData, customer: str, now: datetime
+    ) -> LiveState | None:
+        """What the shards have folded of a customer, if that counts in bills as the events do."""
+        if self._ask_shards is None or any(one.aggregation == "time_weighted_sum" for one in master.meters.values()):
+            return None
+        live = self._ask_shards(tenant_id, list(master.keys_of(customer)), master_number, master)
+        return live if live is not None and says_all(master, live, now, None) else None
+
+    def _so_far(
+        self, tenant_id: str, master: MasterData, customer: str, now: datetime, usage: Cut | LiveState
+    ) -> SoFar:
+        """`usage`: up to where the log counts, or what the shards have folded."""
         up_to = _open_until(master, customer, now)
         events_from: datetime | None = None
         if not any(meter.aggregation in ("time_weighted_sum", "latest") for meter in master.meters.values()):
             events_from = events_needed_from(master, [customer], up_to)
-        keys = list(master.keys_of(customer))
-        events = rateable(self._reader, tenant_id, master, cut, None, now, keys=keys, start=events_from, end=now)
+        events: pl.DataFrame | LiveState
+        if isinstance(usage, LiveState):
+            events = usage
+        else:
+            keys = list(master.keys_of(customer))
+            events = rateable(self._reader, tenant_id, master, usage, None, now, keys=keys, start=events_from, end=now)
         with self._database.tenant(tenant_id) as connection:
             family = master.family(customer)  # his lines are on the documents of who pays, or paid, for him
             whole = family if master.needs_all_documents(customer) else ()
@@ -365,9 +403,7 @@ def _voided(amended: Amended, zone: str) -> pl.DataFrame:
 
 
 def _empty(master: MasterData, now: datetime) -> _View:
-    from billing.usage import EVENT_SCHEMA
-
-    live = fold_days(pl.DataFrame(schema=EVENT_SCHEMA), master.rating_book())
+    live = nothing_used(master.rating_book())
     return _View(Cut({}), master.step_count, now, live, pl.DataFrame(schema=_COUNTS), pl.DataFrame(schema=_SUSPENSE))
 
 

@@ -7,7 +7,7 @@ that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -18,14 +18,24 @@ import msgspec
 
 from billing.document_columns import sums_of_lines
 from billing.document_json import document_json, unpacked
+from billing.master import MasterData
 from pipelines.bill_run import COMPUTING, tasks_of, usage_prefix
-from pipelines.bill_run_chunk import ChunkColumns, ChunkTask, GatherTask, compute_columns, gather_usage
+from pipelines.bill_run_chunk import (
+    CUSTOMERS,
+    ChunkColumns,
+    ChunkTask,
+    GatherTask,
+    chunk_sizes,
+    compute_columns,
+    gather_usage,
+)
 from pipelines.run_credit import WalletDesk
-from pipelines.run_usage import forget
+from pipelines.usage_slices import forget
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs, invoices
 from storage.sql.database import Database
+from storage.usage_log.erasing import rules_of
 
 AMOUNTS = ("net", "tax", "gross", "prepaid", "due")
 FINDINGS_MAX = 1_000
@@ -41,12 +51,23 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Erased:
+    """A document that cannot be derived any more: what it rests on was erased under a rule. Its own sums were looked
+    at."""
+
+    number: str
+    customer: str
+    rule: str
+
+
+@dataclass(frozen=True)
 class Verification:
-    """What was looked at and what was found; `proven` if nothing was."""
+    """What was looked at and what was found; `proven` if nothing was. `erased` is neither proven nor wrong."""
 
     documents: int
     findings: tuple[Finding, ...]
     gaps: tuple[dict[str, Any], ...]
+    erased: tuple[Erased, ...] = ()
 
     @property
     def proven(self) -> bool:
@@ -71,6 +92,10 @@ def verify_run(
         gaps = tuple(invoices.number_gaps(connection))
     parked = {one["customer"] for one in run["parked"]}
     count, findings = 0, list[Finding]()
+    master = chain.at(tenant_id, run["master_number"])
+    forgotten = {code: str(one.form["erased"]) for code, one in master.customers.items() if "erased" in one.form}
+    if forgotten:  # they stand elsewhere in the order of codes, or nowhere: no family may be cut in two
+        chunks = [{"chunk": place, "customers": size} for place, size in enumerate(chunk_sizes(master, CUSTOMERS))]
     tasks = tasks_of(tenant_id, run, chunks)
     prefix = f"{usage_prefix(tenant_id, run_id)}verify-{uuid4().hex}/"
     gathered = prefix if len(tasks) > 1 else None
@@ -95,7 +120,62 @@ def verify_run(
     finally:
         if gathered is not None:
             forget(store, gathered)
-    return Verification(count, tuple(findings[:FINDINGS_MAX]), gaps)
+    erased = _forgotten(database, run_id, tenant_id, forgotten)
+    findings, without_usage = _explained(store, tenant_id, master, findings, forgotten, {one.number for one in erased})
+    count += sum(one.customer in forgotten and not master.families.get(one.customer) for one in erased)
+    return Verification(count, tuple(findings[:FINDINGS_MAX]), gaps, (*erased, *without_usage))
+
+
+def _forgotten(database: Database, run_id: str, tenant_id: str, forgotten: Mapping[str, str]) -> list[Erased]:
+    """Documents of a run that go to a customer who was erased, or have lines of one."""
+    if not forgotten:
+        return []
+    with database.tenant(tenant_id) as connection:
+        rows = connection.execute(
+            "SELECT i.number, i.customer, coalesce(m.customer, i.customer) AS whose FROM invoices i"
+            " LEFT JOIN invoice_members m ON m.tenant_id = i.tenant_id AND m.invoice_id = i.id"
+            "  AND m.customer = ANY(%(codes)s)"
+            " WHERE i.run_id = %(run)s AND (i.customer = ANY(%(codes)s) OR m.customer IS NOT NULL) ORDER BY i.id",
+            {"run": run_id, "codes": list(forgotten)},
+        ).fetchall()
+    found = {
+        row["number"]: Erased(row["number"], row["customer"], forgotten.get(row["whose"]) or forgotten[row["customer"]])
+        for row in rows
+    }
+    return list(found.values())
+
+
+def _explained(
+    store: ObjectStore,
+    tenant_id: str,
+    master: MasterData,
+    findings: list[Finding],
+    forgotten: Mapping[str, str],
+    numbers: set[str],
+) -> tuple[list[Finding], list[Erased]]:
+    """Findings that stay, and those of customers whose usage was erased, with the rule."""
+    open_ = [
+        one
+        for one in findings
+        if one.number not in numbers and forgotten.keys().isdisjoint((one.customer, *master.family(one.customer)))
+    ]
+    keys = {
+        key: one.customer
+        for one in open_
+        for member in master.family(one.customer)
+        if member in master.customers
+        for key in master.keys_of(member)
+    }
+    rules = rules_of(store, tenant_id, list(keys)) if keys else {}
+    by_customer: dict[str, str] = {}
+    for key, rule in rules.items():
+        by_customer[keys[key]] = rule
+    erased = {
+        (one.number, one.customer): Erased(one.number, one.customer, by_customer[one.customer])
+        for one in open_
+        if one.customer in by_customer
+    }
+    return [one for one in open_ if one.customer not in by_customer], list(erased.values())
 
 
 def _compared(

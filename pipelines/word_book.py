@@ -8,6 +8,7 @@ Numbers are put together from their digits, after Typst has shown every pair of 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ WEIGHTS = (400, 700, 600, 650)  # in the order of the repertoire: the first one 
 STYLES: tuple[Style, ...] = (
     (400, False), (400, True), (700, False), (700, True), (600, True), (650, False)
 )  # fmt: skip
+_BREAK = "\u200b"
+_log = logging.getLogger(__name__)
 _SIGNS = "".join(chr(one) for one in range(33, 127)) + "ÄÖÜäöüßéèêëàâáãåçñíîïóôõøúûýæÉÈÀÇØÅ€§°·–−…„“”’×"
 _AROUND = " ".join(f"A{sign}A A{sign}1 1{sign}1 1{sign}A a{sign}a" for sign in "-–+()[]:/@x")  # alternates
 _LETTERS = " ".join(_SIGNS) + " " + _AROUND
@@ -98,10 +101,17 @@ class WordBook:
                     asked_for = self._begun(style, word)[0]
                     if (style, asked_for) not in self._texts:
                         unknown[style, asked_for] = None
-        if not unknown:
+        # A place to break a line inside a word is drawn as parts of a run, or as none: such words are Typst's.
+        self._texts |= {key: None for key in unknown if _BREAK in key[1]}
+        asked = [key for key in unknown if _BREAK not in key[1]]
+        if not asked:
             return
-        asked = list(unknown)
-        for (style, word), run in zip(asked, self.shaped(asked), strict=True):
+        try:
+            runs = self.shaped(asked)
+        except OtherForm as error:  # one word spoils the drawing of all: their documents are Typst's, none is lost
+            _log.warning("%d words are drawn by Typst: %s", len(asked), error)
+            runs = [None] * len(asked)
+        for (style, word), run in zip(asked, runs, strict=True):
             self._texts[style, word] = self._shown(style, run)
 
     def advance(self, weight: int, glyph: int) -> float:

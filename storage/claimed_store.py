@@ -104,6 +104,16 @@ class ClaimedStore:
     def put(self, key: str, data: bytes) -> None:
         self.store.put(key, data)
 
+    def replace(self, key: str, old: bytes, data: bytes) -> bool:
+        # One at a time by a lock of PostgreSQL: as good as the store's answers are quick, for it knows no condition.
+        with self._rows(key) as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (f"{self._name} {key}",))
+            there = self.store.get(key)
+            if there != old:
+                return there == data
+            self.store.put(key, data)
+            return True
+
     def delete(self, key: str) -> None:
         # The claim of a creator that died after its put goes first, else the next creator would do its rest again.
         with self._rows(key) as connection:

@@ -48,7 +48,12 @@ class MasterChain:
         Errors: NotFound without a chain; Unavailable if the chain has not reached `at_least` yet.
         """
         number, master = self._start(tenant_id)
+        honoured = -1
         while (change := self._change(tenant_id, number + 1)) is not None:
+            if change.get("erased") and number + 1 > honoured:
+                honoured = number + 1
+                number, master = self._anew(tenant_id, honoured)
+                continue
             number, master = number + 1, master.apply_all(change["steps"])
         self._remember(tenant_id, number, master)
         if number < at_least:
@@ -79,11 +84,17 @@ class MasterChain:
             start, master = nearest
         else:
             start, master = self._complete_at_or_before(tenant_id, number)
-        for wanted in range(start + 1, number + 1):
+        honoured, wanted = -1, start + 1
+        while wanted <= number:
             change = self._change(tenant_id, wanted)
             if change is None:
                 raise NotFound(f"change {number} is not in the tenant's master chain")
-            master = master.apply_all(change["steps"])
+            if change.get("erased") and wanted > honoured:
+                honoured = wanted
+                start, master = self._anew(tenant_id, wanted)
+                wanted = start + 1
+                continue
+            wanted, master = wanted + 1, master.apply_all(change["steps"])
         self.keep(tenant_id, number, master)
         return master
 
@@ -125,13 +136,16 @@ class MasterChain:
             "steps": change["forms"],
             "actor": change["actor"],
             "changed_at": change["changed_at"].isoformat(),
+            **({"erased": True} if change.get("erased") else {}),
         }
-        data = _pack(entry)
-        key = _key(tenant_id, number)
-        if not self._store.create(key, data) and self._store.get(key) != data:
-            raise AssertionError(f"{key} holds another change: two databases write one object store")
+        data = pack_change(entry)
+        key = change_key(tenant_id, number)
+        if not self._store.create(key, data):
+            known = self._store.get(key)
+            if known != data and not _same_change(known, entry):
+                raise AssertionError(f"{key} holds another change: two databases write one object store")
         if number and number % COMPLETE_EVERY == 0:
-            self._store.create(_complete_key(tenant_id, number), self.at(tenant_id, number).to_bytes())
+            self._store.create(complete_key(tenant_id, number), self.at(tenant_id, number).to_bytes())
 
     def _start(self, tenant_id: str) -> tuple[int, MasterData]:
         with self._lock:
@@ -143,10 +157,22 @@ class MasterChain:
             raise NotFound("the tenant has no master chain")
         return self._complete_at_or_before(tenant_id, end)
 
+    def forget(self, tenant_id: str) -> None:
+        """Believe nothing any more that this process has put together of a tenant's master data."""
+        with self._lock:
+            self._newest.pop(tenant_id, None)
+            for key in [key for key in self._past if key[0] == tenant_id]:
+                del self._past[key]
+
+    def _anew(self, tenant_id: str, number: int) -> tuple[int, MasterData]:
+        """Where to begin when change `number` says that what is before it was written anew (an erasure)."""
+        self.forget(tenant_id)
+        return self._complete_at_or_before(tenant_id, number)
+
     def _complete_at_or_before(self, tenant_id: str, number: int) -> tuple[int, MasterData]:
         wanted = number - number % COMPLETE_EVERY
         while wanted > 0:
-            data = self._store.get(_complete_key(tenant_id, wanted))
+            data = self._store.get(complete_key(tenant_id, wanted))
             if data is not None:
                 return wanted, MasterData.from_bytes(data)
             wanted -= COMPLETE_EVERY
@@ -161,20 +187,20 @@ class MasterChain:
             known = self._newest.get(tenant_id)
         low = known[0] if known else -1
         stride = 1
-        while self._store.exists(_key(tenant_id, low + stride)):
+        while self._store.exists(change_key(tenant_id, low + stride)):
             low, stride = low + stride, stride * 2
         high = low + stride  # absent
         while high - low > 1:
             middle = (low + high) // 2
-            if self._store.exists(_key(tenant_id, middle)):
+            if self._store.exists(change_key(tenant_id, middle)):
                 low = middle
             else:
                 high = middle
         return low
 
     def _change(self, tenant_id: str, number: int) -> dict[str, Any] | None:
-        data = self._store.get(_key(tenant_id, number))
-        return None if data is None else _unpack(data)
+        data = self._store.get(change_key(tenant_id, number))
+        return None if data is None else unpack_change(data)
 
     def _remember(self, tenant_id: str, number: int, master: MasterData) -> None:
         with self._lock:
@@ -186,19 +212,27 @@ class MasterChain:
                 self._newest.popitem(last=False)
 
 
-def _key(tenant_id: str, number: int) -> str:
+def _same_change(known: bytes | None, entry: Mapping[str, Any]) -> bool:
+    """Whether an erasure wrote it anew since SQL was read: the same change, of the same moment."""
+    if known is None:
+        return False
+    there = unpack_change(known)
+    return all(there[name] == entry[name] for name in ("number", "changed_at"))
+
+
+def change_key(tenant_id: str, number: int) -> str:
     return f"master/{tenant_id}/{number:012}"
 
 
-def _complete_key(tenant_id: str, number: int) -> str:
+def complete_key(tenant_id: str, number: int) -> str:
     return f"master/{tenant_id}/complete/{number:012}"
 
 
-def _pack(entry: Mapping[str, Any]) -> bytes:
+def pack_change(entry: Mapping[str, Any]) -> bytes:
     # Sorted and without blanks: the same change is the same bytes, whoever projects it.
     text = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return zstandard.ZstdCompressor(level=3).compress(text.encode())
 
 
-def _unpack(data: bytes) -> dict[str, Any]:
+def unpack_change(data: bytes) -> dict[str, Any]:
     return json.loads(zstandard.ZstdDecompressor().decompress(data, max_output_size=DECOMPRESSED_MAX))

@@ -58,6 +58,13 @@ class ObjectStore(Protocol):
         """Store `data` durably, whole or not at all, in place of what was there."""
         ...
 
+    def replace(self, key: str, old: bytes, data: bytes) -> bool:
+        """Store `data` durably in place of `old`. False: other bytes lie there, or none; nothing was changed.
+
+        A writer that slept since it read `old` cannot bring it back over what another one wrote meanwhile.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Remove a key; no error if it is not there."""
         ...
@@ -200,6 +207,31 @@ class LocalObjectStore:
         except OSError as error:
             raise _translated(error, key, open_outcome=False) from error
 
+    def replace(self, key: str, old: bytes, data: bytes) -> bool:
+        import fcntl
+
+        path = self._path(key)
+        try:
+            while True:
+                try:
+                    file = path.open("rb")
+                except (FileNotFoundError, NotADirectoryError):
+                    return False
+                with file:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: one replaces, the others wait
+                    try:
+                        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                            continue  # another one replaced it while we waited: look at what lies there now
+                    except FileNotFoundError:
+                        return False
+                    there = file.read()
+                    if there != old:
+                        return there == data
+                    self.put(key, data)
+                    return True
+        except OSError as error:
+            raise _translated(error, key, open_outcome=True) from error
+
     def delete(self, key: str) -> None:
         try:
             self._path(key).unlink(missing_ok=True)
@@ -301,6 +333,7 @@ class S3ObjectStore:
             },
         )
         self._fs.retries = 1
+        self._matches = False  # whether `replace` was tried and found to look at its condition
         self._bucket = bucket
         self._prefix = f"{bucket}/{prefix}/" if prefix else f"{bucket}/"
 
@@ -378,6 +411,55 @@ class S3ObjectStore:
 
     def path_in_bucket(self, key: str) -> str:
         return self._path(key)[len(self._bucket) + 1 :]
+
+    def replace(self, key: str, old: bytes, data: bytes) -> bool:
+        if not self._matches:
+            self._probe_match()
+        tag = self._tag(key)
+        there = self.get(key)
+        if there == data:
+            return True  # our own first try, stored, unanswered and sent again
+        if there != old or tag is None or tag != self._tag(key):
+            return False
+        return self._put_if_match(key, tag, data)
+
+    def _put_if_match(self, key: str, tag: str, data: bytes) -> bool:
+        assert len(data) <= self.CREATE_BYTES_MAX, f"{key}: {len(data)} bytes"
+        try:
+            self.call("put_object", key, Body=data, IfMatch=tag)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if _precondition_failed(error):
+                return False
+            raise StoreUnavailable(f"The object store did not say whether it replaced {key}: {error}") from error
+        except Exception as error:
+            raise self._unavailable(error, key) from error
+        return True
+
+    def _tag(self, key: str) -> str | None:
+        try:
+            return str(self._fs.info(self._path(key), refresh=True)["ETag"])
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._unavailable(error, key) from error
+
+    def _probe_match(self) -> None:
+        """A server that does not know `If-Match` would replace whatever lies there: it is asked once."""
+        key = f"probe/{uuid4().hex}"
+        try:
+            self.put(key, b"first")
+            replaced = self._put_if_match(key, '"00000000000000000000000000000000"', b"second")
+            content = self.get(key)
+        finally:
+            self.delete(key)
+        if replaced or content != b"first":
+            raise StoreUnfit(
+                "The object store does not replace on condition (If-Match): what is erased there could come back. "
+                "Nothing was changed."
+            )
+        self._matches = True
 
     def delete(self, key: str) -> None:
         try:

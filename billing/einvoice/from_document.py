@@ -17,6 +17,7 @@ from billing.documents import Allowance, Document, Line, TaxCategory
 from billing.einvoice.model import (
     AllowanceCharge,
     Attribute,
+    Debit,
     Delivery,
     Identifier,
     Invoice,
@@ -39,7 +40,7 @@ from billing.einvoice.units import ONE, unit_code
 from billing.einvoice.words import VATEX, Words, day, figure, words
 
 INVOICE, CREDIT_NOTE = "380", "381"
-SEPA_TRANSFER, TRANSFER = "58", "30"
+SEPA_TRANSFER, TRANSFER, SEPA_DEBIT = "58", "30", "59"
 DISCOUNT_CODE = "95"  # BT-98 and BT-140
 TIERS_SAID_MAX = 20  # in words; all of them are attributes
 ATTRIBUTES_MAX = 200  # of one line: tiers beyond that stay in the usage record only
@@ -57,9 +58,11 @@ class Issue:
     language: str = "de"
     due_on: date | None = None
     accounts: tuple[Transfer, ...] = ()
+    debit: Debit | None = None  # how it is collected, in place of a transfer to the accounts
     order: str | None = None
     contract: str | None = None
     buyer_reference: str | None = None
+    cost_centre: str | None = None
     notes: tuple[Note, ...] = ()
     issued_on_of: Mapping[str, date] = field(default_factory=dict[str, date])  # of invoices that are referred to
     tax_reasons: Mapping[TaxCategory, str] = field(default_factory=dict[TaxCategory, str])  # in place of the usual
@@ -90,6 +93,7 @@ def invoice_of(document: Document, issue: Issue) -> Invoice:
         buyer_reference=issue.buyer_reference,
         order=issue.order,
         contract=issue.contract,
+        buyer_accounting_reference=issue.cost_centre,
         payment_terms=_terms(document, issue, spoken),
         # Goodwill alone: it corrects no invoice, and says so instead of naming one (§ 31 (5) UStDV is for corrections).
         notes=(*issue.notes, Note(spoken.unrelated)) if credit and not preceding else issue.notes,
@@ -130,13 +134,18 @@ def _delivery(period: Period | None, buyer: Party, goods_within_the_union: bool)
 def _terms(document: Document, issue: Issue, spoken: Words) -> str:
     if document.type == "credit_note":
         return spoken.credited
-    if document.due <= 0 or issue.due_on is None:
-        return spoken.nothing_due if document.due <= 0 else spoken.due.format(day=day(document.date, spoken))
-    return spoken.due.format(day=day(issue.due_on, spoken))
+    if document.due <= 0:
+        return spoken.nothing_due
+    text = spoken.due if issue.debit is None else spoken.collected
+    return text.format(day=day(issue.due_on or document.date, spoken))
 
 
 def _payment(document: Document, issue: Issue) -> Payment | None:
-    if not issue.accounts or document.type == "credit_note":
+    if document.type == "credit_note":
+        return None
+    if issue.debit is not None:  # 59 has data of a debit and none of a transfer (BR-DE-25)
+        return Payment(code=SEPA_DEBIT, reference=issue.number, debit=issue.debit)
+    if not issue.accounts:
         return None
     code = SEPA_TRANSFER if document.currency == "EUR" else TRANSFER
     return Payment(code=code, reference=issue.number, transfer=issue.accounts)

@@ -396,7 +396,7 @@ _Value = TypeVar("_Value")
 
 
 def read(kind: type[_Value], form: object, pointer: str = "") -> _Value:
-    """Read one dataclass of this module from its JSON form; raise `InvalidInput` with every bad field."""
+    """Read one dataclass of terms like those here from its JSON form; raise `InvalidInput` with every bad field."""
     errors: list[FieldError] = []
     value = _read(kind, form, pointer, errors)
     if errors:
@@ -405,7 +405,7 @@ def read(kind: type[_Value], form: object, pointer: str = "") -> _Value:
 
 
 def write(value: object) -> dict[str, Any]:
-    """The JSON form of one dataclass of this module."""
+    """The JSON form of one such dataclass."""
     return cast(dict[str, Any], _write(value))
 
 
@@ -420,7 +420,8 @@ def fields_of(kind: type) -> tuple[tuple[str, object, bool], ...]:
     """Name, annotation and whether it must be there, of each field; asked once per class."""
     found = _FIELDS.get(kind)
     if found is None:
-        hints = get_type_hints(kind, vars(sys.modules[__name__]), {})  # {}: a field named `bytes` would hide the type
+        # {}: a field named `bytes` would hide the type
+        hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
         members: tuple[Field[Any], ...] = fields(kind)
         found = tuple((member.name, cast(object, hints[member.name]), member.default is MISSING) for member in members)
         _FIELDS[kind] = found
@@ -438,7 +439,7 @@ def _read(annotation: object, value: object, pointer: str, errors: list[FieldErr
     if origin is tuple:
         return _read_list(get_args(annotation)[0], value, pointer, errors)
     if origin is Literal:
-        if value in get_args(annotation):
+        if any(value == one and type(value) is type(one) for one in get_args(annotation)):  # true is not 1
             return value
         errors.append(FieldError(pointer, "must be one of " + ", ".join(str(one) for one in get_args(annotation))))
         return None

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from billing.einvoice.addresses import id_and_scheme
 from billing.einvoice.model import Address, Contact, Identifier, Party, Transfer
 
 PDF_ONLY, FACTUR_X = "none", "factur-x"  # a customer's `einvoice`
@@ -25,6 +26,7 @@ class Seller:
     directors: str | None = None
     court: str | None = None
     logo: str | None = None  # SVG text
+    creditor_id: str | None = None  # BT-90: who may collect by SEPA direct debit
 
 
 def seller_of(entity: Mapping[str, Any], country: str) -> Seller:
@@ -41,6 +43,7 @@ def seller_of(entity: Mapping[str, Any], country: str) -> Seller:
         legal_info=", ".join(part for part in (directors, court) if part) or None,
         vat_id=_compact(_text(entity, "vat_id")),
         tax_number=_text(entity, "tax_number"),
+        endpoint=_identifier(entity.get("endpoint")),
         contact=_contact(entity),
     )
     account = Transfer(iban.replace(" ", ""), name, _compact(_text(bank, "bic"))) if iban else None
@@ -51,20 +54,22 @@ def seller_of(entity: Mapping[str, Any], country: str) -> Seller:
         directors=directors,
         court=court,
         logo=_text(entity, "logo"),
+        creditor_id=_compact(_text(entity, "creditor_id")),
     )
 
 
 def buyer_of(customer: Mapping[str, Any], country: str) -> Party:
-    """The buyer from a customer's form; its code is the customer number (BT-46)."""
+    """The buyer from a customer's form; BT-46 is the id that the buyer knows himself by, else the customer number."""
     legal = _text(customer, "legal_id")
     code = str(customer["code"])
     return Party(
         name=_text(customer, "name") or code,
         address=_address(customer, country),
-        ids=(Identifier(code),),
+        ids=_ids(customer) or (Identifier(code),),
         legal_id=Identifier(legal) if legal else None,
         vat_id=_compact(_text(customer, "vat_id")),
         tax_number=_text(customer, "tax_number"),
+        endpoint=_identifier(customer.get("endpoint")),
         contact=_contact(customer),
     )
 
@@ -77,6 +82,18 @@ def wants_e_invoice(customer: Mapping[str, Any], seller: Party, buyer: Party, mi
     identified = bool(seller.vat_id or seller.legal_id or seller.ids)
     addressed = bool((buyer.address.city or buyer.address.street) and buyer.address.country and seller.address.country)
     return identified and addressed and minor_digits <= 2
+
+
+def _ids(form: Mapping[str, Any]) -> tuple[Identifier, ...]:
+    """The first id of a form's list that can be read: BT-46 has one place."""
+    given: object = form.get("ids")
+    found = [_identifier(one) for one in cast(list[object], given)] if isinstance(given, list) else []
+    return tuple(one for one in found if one is not None)[:1]
+
+
+def _identifier(value: object) -> Identifier | None:
+    found = id_and_scheme(value)
+    return Identifier(*found) if found else None
 
 
 def _inner(form: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from datetime import date
 from decimal import Decimal
@@ -86,6 +87,11 @@ def with_term(detail: str, pointer: str) -> str:
 
 def places_of(invoice: Invoice, characters: str) -> list[str]:
     """Pointers to the texts that have one of the characters, at most `PLACES_MAX`."""
+    return places_in(invoice.to_json(), characters)
+
+
+def places_in(form: object, characters: str) -> list[str]:
+    """The same of any JSON form."""
     found: list[str] = []
 
     def walk(form: object, pointer: str) -> None:
@@ -99,7 +105,7 @@ def places_of(invoice: Invoice, characters: str) -> list[str]:
             for place, value in enumerate(cast(list[object], form)):
                 walk(value, f"{pointer}/{place}")
 
-    walk(invoice.to_json(), "")
+    walk(form, "")
     return found
 
 
@@ -112,8 +118,13 @@ def _schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,
         "title": "An invoice, credit note or corrected invoice in the terms of EN 16931",
-        **_of(Invoice, ""),
+        **_of(Invoice, "", TERMS),
     }
+
+
+def schema_of(kind: type, said: Mapping[str, str]) -> dict[str, Any]:
+    """The schema of another dataclass that `model.read` takes; `said` describes members by their path (`lines.net`)."""
+    return _object(kind, "", said)
 
 
 def invoice_schema() -> dict[str, Any]:
@@ -121,17 +132,17 @@ def invoice_schema() -> dict[str, Any]:
     return _schema()
 
 
-def _of(annotation: object, path: str) -> dict[str, Any]:
+def _of(annotation: object, path: str, said: Mapping[str, str]) -> dict[str, Any]:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         inner = [choice for choice in get_args(annotation) if choice is not type(None)]
-        return _of(inner[0], path)
+        return _of(inner[0], path, said)
     if origin is tuple:
-        return {"type": "array", "maxItems": ITEMS_MAX, "items": _of(get_args(annotation)[0], path)}
+        return {"type": "array", "maxItems": ITEMS_MAX, "items": _of(get_args(annotation)[0], path, said)}
     if origin is Literal:
         return {"enum": list(get_args(annotation))}
     if isinstance(annotation, type) and is_dataclass(annotation):
-        return _object(annotation, path)
+        return _object(annotation, path, said)
     if annotation is Decimal:
         return {**_NUMBER, "description": "exact decimal, as text"}
     if annotation is date:
@@ -141,14 +152,14 @@ def _of(annotation: object, path: str) -> dict[str, Any]:
     return {"type": "integer"} if annotation is int else {"type": "string", "minLength": 1}
 
 
-def _object(kind: type, path: str) -> dict[str, Any]:
+def _object(kind: type, path: str, said: Mapping[str, str]) -> dict[str, Any]:
     members: dict[str, Any] = {}
     needed: list[str] = []
     for name, annotation, required in fields_of(kind):
         inner = f"{path}.{name}" if path else name
-        member = _of(annotation, inner)
-        if inner in TERMS:
-            member = {**member, "description": TERMS[inner]}
+        member = _of(annotation, inner, said)
+        if inner in said:
+            member = {**member, "description": said[inner]}
         members[name] = member
         if required:
             needed.append(name)

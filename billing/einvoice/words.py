@@ -31,6 +31,7 @@ class Words:
     discount: str
     promotional: str
     due: str
+    collected: str
     nothing_due: str
     credited: str
     unrelated: str
@@ -64,6 +65,7 @@ WORDS: dict[str, Words] = {
         discount="Nachlass",
         promotional="Guthaben",
         due="Zahlbar bis {day} ohne Abzug.",
+        collected="Wird am {day} per SEPA-Lastschrift eingezogen.",
         nothing_due="Es ist nichts zu zahlen.",
         credited="Der Betrag wird gutgeschrieben.",
         unrelated="Nachlass ohne Bezug auf eine einzelne Rechnung.",
@@ -94,6 +96,7 @@ WORDS: dict[str, Words] = {
         discount="Discount",
         promotional="Credit",
         due="Payable by {day} without deduction.",
+        collected="Will be collected by SEPA direct debit on {day}.",
         nothing_due="There is nothing to pay.",
         credited="The amount will be credited.",
         unrelated="Reduction that refers to no single invoice.",

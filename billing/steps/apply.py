@@ -13,9 +13,11 @@ from billing.steps.catalog import publish_plan, set_meter, set_tax_code
 from billing.steps.credit import add_ad_hoc, add_top_up, set_budget
 from billing.steps.customers import set_customer
 from billing.steps.draft import Draft
+from billing.steps.references import set_references
 from billing.steps.runs import mark_run, take_back_run
 from billing.steps.subscription_changes import cancel, change_plan, override_price, pause, resume, set_quantity
 from billing.steps.subscriptions import subscribe
+from billing.steps.tenant import set_documents
 
 Step = Callable[[Draft, Form, datetime, Mistakes], None]
 
@@ -36,6 +38,8 @@ STEPS: Mapping[str, Step] = {
     "top_up": add_top_up,
     "budget": set_budget,
     "ad_hoc": add_ad_hoc,
+    "references": set_references,
+    "documents": set_documents,
     "bill_run": mark_run,
 }
 STEPS_OF_MASTER_DATA = frozenset(STEPS)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from typing import Any
 
+from billing.einvoice.addresses import check_endpoint, check_ids, check_leitweg_id
+from billing.einvoice.debits import mandate_of
 from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
-from billing.master import PAYERS_MAX, TREATMENTS, Customer, Payer
+from billing.master import DOCUMENT_PER, PAYERS_MAX, TREATMENTS, Customer, Payer
 from billing.steps.draft import Draft
 
 CUSTOMER_EXTRAS = frozenset(
@@ -18,6 +21,7 @@ CUSTOMER_EXTRAS = frozenset(
         "contact",
         "language",
         "buyer_reference",
+        "cost_centre",
         "order_reference",
         "payment_days",
         "einvoice",
@@ -28,6 +32,7 @@ CUSTOMER_EXTRAS = frozenset(
         "note",
         "tags",
         "payment",
+        "erased",  # the rule under which an erasure took all else (billing/erasing.py); no change may say it
     }
 )
 
@@ -42,6 +47,17 @@ def set_customer(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> 
     treatment = form.choice("tax_treatment", TREATMENTS, "" if known else "domestic")
     payers = _payers(draft, form, code, known, at)
     keys = form.texts("keys") if "keys" in form.fields else (known.keys if known else ())
+    if draft.fresh:
+        looked_at = Form(form.fields, form.pointer, mistakes)  # what is kept as it is, looked at without taking it
+        check_endpoint(looked_at)
+        check_ids(looked_at)
+    per = form.choice("document_per", DOCUMENT_PER, "") if "document_per" in form.fields else None
+    more: dict[str, Any] = {"document_per": per} if per is not None else {}
+    if "leitweg_id" in form.fields:
+        more["leitweg_id"] = check_leitweg_id(form)
+    if "mandate" in form.fields:
+        mandate_of(form)
+        more["mandate"] = form.raw("mandate")
     extras = form.rest(CUSTOMER_EXTRAS)
     form.done()
     for place, key in ((form.at("code"), code), *((f"{form.at('keys')}/{n}", key) for n, key in enumerate(keys))):
@@ -60,7 +76,7 @@ def set_customer(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> 
         draft.key_owners.pop(key, None)
     for key in (code, *keys):
         draft.key_owners[key] = code
-    merged = {**(known.form if known else {}), **extras}
+    merged = {**(known.form if known else {}), **extras, **more}
     draft.customers[code] = Customer(code, name, country, treatments, keys, merged, payers)
     for payer in payers:
         draft.paid_by.setdefault(payer.code, set()).add(code)

@@ -8,7 +8,8 @@ from billing.master import MasterData
 class Draft:
     """A changeable copy of master data. A step that is refused leaves it half changed: throw it away then."""
 
-    def __init__(self, master: MasterData) -> None:
+    def __init__(self, master: MasterData, *, fresh: bool = False) -> None:
+        self.fresh = fresh  # whether the steps are new: what is stored is never refused again
         self.tenant = master.tenant
         self.timezone = master.tenant.timezone
         self.step_count = master.step_count

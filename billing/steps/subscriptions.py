@@ -13,11 +13,13 @@ from billing.forms import Form, Mistakes, escape
 from billing.master import START
 from billing.periods import Anchor
 from billing.phases import TRIAL_ENDS, TrialEnd
+from billing.segments import References
 from billing.steps.amounts import check_amount
 from billing.steps.catalog import version_for
 from billing.steps.draft import Draft
+from billing.steps.references import KEYS, references_of, stored_references
 
-SUBSCRIPTION_EXTRAS = frozenset({"name", "note", "order_reference", "legal_entity", "tags"})
+SUBSCRIPTION_EXTRAS = frozenset({"name", "note", "legal_entity", "tags", *KEYS})
 
 
 def subscribe(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> None:
@@ -29,6 +31,7 @@ def subscribe(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> Non
     quantities = quantities_of(form)
     discounts = tuple(discount_of(entry, pointer, mistakes) for pointer, entry in form.items("discounts"))
     trial_end = form.choice("trial_end", TRIAL_ENDS, "")
+    references = references_of(form, start) if draft.fresh else stored_references(form.fields, start)
     form.rest(SUBSCRIPTION_EXTRAS)
     form.done()
     if code in draft.subscriptions:
@@ -50,6 +53,7 @@ def subscribe(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> Non
     draft.subscriptions[code] = Subscription(
         code, customer, draft.step_count, start, cast("Anchor", anchor), plan, quantities, discounts,
         trial_end=cast("TrialEnd", trial_end) if trial_end else None,
+        references=() if references == References(start) else (references,),
     )  # fmt: skip
     draft.subscriptions_of[customer] = (*draft.subscriptions_of.get(customer, ()), code)
 

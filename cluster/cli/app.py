@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from cluster.cli import context
 from cluster.cli.context import AsJson, Key, Tenant, Url
-from cluster.cli.groups import access, alerts, archive, customer, demo, invoices, lanes, usage
+from cluster.cli.groups import access, alerts, archive, customer, demo, documents, invoices, lanes, usage
 
 app = typer.Typer(
     name="cloudbilling",
@@ -28,6 +26,7 @@ for name, group in (
     ("tenants", access.tenants),
     ("invoices", invoices.invoices),
     ("invoice", invoices.invoice),
+    ("document", documents.document),
     ("archive", archive.archive),
     ("verify", archive.verify),
     ("customer", customer.customer),
@@ -179,6 +178,31 @@ def formats(
 
 
 @app.command()
+def retention(
+    usage: str = typer.Option(None, "--usage-months", help="Usage, months after its invoice; `never` to keep it."),
+    notifications: str = typer.Option(None, "--notifications-months", help="Webhook messages that wait for nothing."),
+    record: str = typer.Option(None, "--record-months", help="The record of what people did."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """How long a tenant keeps what no law makes it keep; with options it is set (docs/forgetting.md)."""
+    from cluster.cli import customer as work
+
+    given = {"usage": usage, "notifications": notifications, "record": record}
+    work.retention(given, work.Access(tenant, key, url, as_json))
+
+
+@app.command()
+def compact(as_json: bool = AsJson) -> None:
+    """Write the tables of PostgreSQL anew, so that no file of it holds rows that were erased. Blocks each meanwhile."""
+    from cluster.cli import customer as work
+
+    work.compact(as_json)
+
+
+@app.command()
 def forget(
     tenant_id: str = typer.Option(..., "--tenant", help="Id of the tenant (`cloudbilling tenants list --json`)."),
     customer_key: list[str] = typer.Option([], "--customer-key", help="Everything that names it goes. Repeatable."),
@@ -192,15 +216,5 @@ def forget(
     """Erase usage from the log and leave what proves the sums (docs/forgetting.md)."""
     from cluster.cli import forget as work
 
-    moment = day(before, "--before")
+    moment = context.day(before, "--before")
     work.forget(work.Wish(tenant_id, tuple(customer_key), moment, rule, by), dry_run, snapshots, as_json)
-
-
-def day(text: str | None, option: str) -> Any:
-    """A date of the command line; a wrong call in words otherwise."""
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text).date()
-    except ValueError:
-        context.fail(f"{option}: {text!r} is no date like 2026-12-01", context.WRONG_CALL)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -39,6 +40,18 @@ def settings() -> Settings:
             name = "_".join(str(part) for part in one["loc"]).upper()
             fail(f"CLOUDBILLING_{name}: {one['msg']}", WRONG_CALL)
         raise
+
+
+def database_url(settings: Settings) -> str:
+    """Where PostgreSQL is: the one of the settings, or the embedded one of the platform that runs here."""
+    if settings.database_url:
+        return settings.database_url
+    from storage.sql.embedded import EmbeddedPostgres
+
+    server = EmbeddedPostgres(settings.data_dir / "postgres")
+    if server.pid is None:
+        fail("PostgreSQL does not run", UNREACHABLE, "start the platform: cloudbilling up")
+    return server.dsn
 
 
 def fail(words: str, code: int, *more: str) -> None:
@@ -149,3 +162,13 @@ def progress_printer() -> Callable[[str, int, int], None]:
         sys.stderr.flush()
 
     return say
+
+
+def day(text: str | None, option: str) -> date | None:
+    """A date of the command line; a wrong call in words otherwise."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).date()
+    except ValueError:
+        fail(f"{option}: {text!r} is no date like 2026-12-01", WRONG_CALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,32 @@ def _print_usage(result: dict[str, Any]) -> None:
     columns = ["meter", "subscription", "from", "to", "quantity", "cost", ""]
     context.table(columns, lines, right=["quantity", "cost"])
     print(f"as of {result['as_of']}")  # noqa: T201
+
+
+def top(
+    asked: dict[str, str],
+    since: str | None,
+    until: str | None,
+    tenant: str | None,
+    key: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    last = context.day(until, "--to") or datetime.now().astimezone().date()
+    first = context.day(since, "--from") or last - timedelta(days=29)
+    with context.problems(), context.tenant_client(tenant, key, ["usage:read"], url) as client:
+        result = client.get("/v1/usage/top", **asked, since=first.isoformat(), until=last.isoformat())
+    context.show(result, as_json, _print_top)
+
+
+def _print_top(result: dict[str, Any]) -> None:
+    if not result["items"]:
+        print(f"nothing of {result['meter']} was used in this time")  # noqa: T201
+        return
+    rows = [(one["group"] or "-", one["events"], one["quantity"]) for one in result["items"]]
+    context.table([result["by"], "events", "quantity"], rows, right=["events", "quantity"])
+    whole = "" if result["quantity"] is None else f", {result['quantity']} in all"
+    print(f"{len(rows)} of {result['groups']:,} with {result['events']:,} events{whole}")  # noqa: T201
 
 
 def export(what: str, out: Path | None, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:

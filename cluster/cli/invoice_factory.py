@@ -18,7 +18,7 @@ def render(file: Path, out: Path, formats: str, language: str, strict: bool, rec
         from billing.einvoice.model import Invoice
         from pipelines.invoice_files import formats_of, render_files
 
-        form = _form(file)
+        form = form_of(file)
         invoice = Invoice.from_json(form)
         files = render_files(invoice, formats_of(formats), language, strict=strict, usage_record=record)
         written: list[dict[str, Any]] = []
@@ -34,7 +34,7 @@ def render(file: Path, out: Path, formats: str, language: str, strict: bool, rec
     context.show({"written": written}, as_json, _print_written)
 
 
-def _form(file: Path) -> Any:
+def form_of(file: Path) -> Any:
     """The JSON with every figure as text: no float ever touches an amount."""
     try:
         if file.stat().st_size > FILE_BYTES_MAX:

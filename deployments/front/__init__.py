@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from deployments.front import page
 from deployments.front.access.routes import routes as access_routes
 from deployments.front.contracts.budgets import routes as budget_routes
+from deployments.front.contracts.documents import routes as customer_document_routes
 from deployments.front.contracts.previews import routes as preview_routes
 from deployments.front.contracts.routes import routes as contracts_routes
 from deployments.front.documents.archive import routes as archive_routes
@@ -18,6 +19,7 @@ from deployments.front.documents.routes import routes as documents_routes
 from deployments.front.operations.routes import routes as operations_routes
 from deployments.front.prices.routes import routes as prices_routes
 from deployments.front.prices.simulations import routes as simulation_routes
+from deployments.front.settings.bill_runs import routes as run_settings_routes
 from deployments.front.settings.routes import routes as settings_routes
 from deployments.front.settings.webhooks import routes as webhook_routes
 from deployments.front.statistics.routes import routes as statistics_routes
@@ -49,6 +51,7 @@ def front_router(services: Services) -> APIRouter:
         access_routes,
         statistics_routes,
         budget_routes,
+        customer_document_routes,
         preview_routes,  # before the contracts, whose paths take every longer one
         contracts_routes,
         prices_routes,
@@ -61,6 +64,7 @@ def front_router(services: Services) -> APIRouter:
         operations_routes,
         settings_routes,
         webhook_routes,
+        run_settings_routes,
     ):
         router.include_router(routes(front))
     return router

@@ -31,6 +31,7 @@ from deployments.front.formats import Formats
 from deployments.front.session import VISIT_COOKIE, SignedIn, form_token
 from deployments.front.texts import LANGUAGES, Texts, accepted_language
 from deployments.services import Services
+from deployments.shard_figures import ask_shards
 from pipelines.usage_queries import UsageQueries
 
 FOLDER = Path(__file__).parent
@@ -172,7 +173,7 @@ class Front:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        self.usage = UsageQueries(services.log, services.database)
+        self.usage = UsageQueries(services.log, services.database, ask_shards(services.router))
         self._environment = Environment(
             loader=FileSystemLoader(FOLDER),
             autoescape=True,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from deployments.access import ROLES
+from deployments.access import READ_SCOPES, ROLES
 from deployments.services import Services
 from storage.sql import tenants, users
 
@@ -38,7 +38,8 @@ class SignedIn:
                 return None
             tenant = tenants.by_id(connection, who.tenant_id)
             own = tuple(users.tenants_of(connection, who.user_id))
-            return cls(who, ROLES.get(who.role, frozenset()), tenant.test_clock, own)
+            scopes = ROLES.get(who.role, frozenset())
+            return cls(who, scopes & READ_SCOPES if who.closed else scopes, tenant.test_clock, own)
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes

@@ -281,11 +281,20 @@ class Archive:
             "words": _plain_words(text) if text is not None else None,
         }
         seen = None if reader is None else Jsonb([sight.as_json() for sight in reader.sights])
+        hidden = frozenset[str]() if reader is None else reader.hidden
+        most = min(limit, PAGE_MAX + 1)
+        found: list[Archived] = []
         with self.database.tenant(tenant_id) as connection:
-            rows = connection.execute(
-                "SELECT * FROM archive_find(%s, %s, %s, %s)", (Jsonb(asked), seen, after, min(limit, PAGE_MAX + 1))
-            )
-            found = [archived(row) for row in rows]
+            while len(found) < most:
+                rows = connection.execute(
+                    "SELECT * FROM archive_find(%s, %s, %s, %s)", (Jsonb(asked), seen, after, most)
+                ).fetchall()
+                page = [archived(row) for row in rows]
+                found += [one for one in page if one.document_id not in hidden]
+                if len(page) < most or not hidden:
+                    break
+                after = page[-1].position
+            del found[most:]
             if reader is not None and (text or customer or number):
                 rights.record(
                     connection,
@@ -297,6 +306,16 @@ class Archive:
                                      (("customer", customer), ("number", number), ("text", text)) if value),
                 )  # fmt: skip
         return found
+
+    def newest(self, tenant_id: str, customer: str, document_types: Sequence[str], limit: int) -> list[Archived]:
+        """The last files of a customer's documents of these types, the newest first; deleted ones are not there."""
+        with self.database.tenant(tenant_id) as connection:
+            rows = connection.execute(
+                "SELECT * FROM archive_entries WHERE customer = %s AND document_type = ANY(%s) AND deleted_by IS NULL"
+                " ORDER BY position DESC LIMIT %s",
+                (customer, list(document_types), limit),
+            )
+            return [archived(row) for row in rows]
 
     # -- Proof ---------------------------------------------------------------------------------------------------------
 

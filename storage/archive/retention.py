@@ -21,7 +21,16 @@ INVOICE_YEARS = 8  # German fiscal code, section 147(3): invoices and other vouc
 OTHER_YEARS = 10  # books and what explains them
 YEARS_MAX = 100
 OTHER = "other"  # the rule of types without one of their own
-YEARS_OF: Mapping[str, int] = {"invoice": INVOICE_YEARS, "credit_note": INVOICE_YEARS, OTHER: OTHER_YEARS}
+LETTER_YEARS = 6  # section 147(1) no. 2 and 3, (3): commercial letters, sent and received
+YEARS_OF: Mapping[str, int] = {
+    "invoice": INVOICE_YEARS,
+    "credit_note": INVOICE_YEARS,
+    "account_statement": LETTER_YEARS,
+    "reminder": LETTER_YEARS,
+    OTHER: OTHER_YEARS,
+}
+# What explains or belongs to an invoice is kept as long as that, whatever a tenant says of it alone.
+ACCOMPANYING = ("usage_record", "delivery_note", "credit_statement")
 _FOR_EVER = date(9999, 12, 31)
 TYPE_LENGTH_MAX = 64
 REASON_LENGTH_MAX = 1_000
@@ -32,7 +41,8 @@ def years_of(connection: Connection, tenant_id: str) -> dict[str, int]:
     rows = connection.execute(
         "SELECT document_type, years FROM archive_retention WHERE tenant_id = %s", (tenant_id,)
     ).fetchall()
-    return {**YEARS_OF, **{str(row["document_type"]): int(row["years"]) for row in rows}}
+    years = {**YEARS_OF, **{str(row["document_type"]): int(row["years"]) for row in rows}}
+    return years | {kind: max(years["invoice"], years.get(kind, 0)) for kind in ACCOMPANYING}
 
 
 def until(entry: Entry | Archived, years: Mapping[str, int]) -> date:

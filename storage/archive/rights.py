@@ -48,13 +48,15 @@ class Reader:
 
     actor: str
     sights: tuple[Sight, ...] = EVERYTHING
+    hidden: frozenset[str] = frozenset()  # documents of customers who were erased: kept for the law, not for work
 
     def sees(self, found: Archived) -> bool:
-        return any(sight.shows(found) for sight in self.sights)
+        return found.document_id not in self.hidden and any(sight.shows(found) for sight in self.sights)
 
 
-def reader_of(connection: Connection, actor: str, role: str | None) -> Reader:
-    """The reader for a caller, by the rights that name him or his role."""
+def reader_of(connection: Connection, actor: str, role: str | None, *, keeper: bool = False) -> Reader:
+    """The reader for a caller, by the rights that name him or his role. A `keeper` of the archive also sees documents
+    that are only kept because the law demands it: those of customers who were erased."""
     subjects = [actor, *([f"role {role}"] if role else [])]
     rows = connection.execute(
         "SELECT customers, document_types FROM archive_rights WHERE subject = ANY(%s)", (subjects,)
@@ -66,7 +68,16 @@ def reader_of(connection: Connection, actor: str, role: str | None) -> Reader:
         )
         for row in rows
     )
-    return Reader(actor, sights or EVERYTHING)
+    return Reader(actor, sights or EVERYTHING, frozenset() if keeper else _only_kept(connection))
+
+
+def _only_kept(connection: Connection) -> frozenset[str]:
+    """Documents of customers who were erased; not those of others who paid for them."""
+    rows = connection.execute(
+        "SELECT one->>'document_id' AS id FROM erasures, jsonb_array_elements(documents) AS one"
+        " WHERE NOT (one->>'shared')::boolean"
+    ).fetchall()
+    return frozenset(str(row["id"]) for row in rows)
 
 
 def set_right(

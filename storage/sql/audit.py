@@ -9,6 +9,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from billing.errors import NotFound
 from storage.sql.database import Connection
 
 
@@ -47,3 +48,24 @@ def page(connection: Connection, *, after: int | None, limit: int) -> list[dict[
         (after, after, limit),
     ).fetchall()
     return [dict(row) for row in rows]
+
+
+def of_action(connection: Connection, action: str, *, limit: int) -> list[dict[str, Any]]:
+    """The newest entries of one action first: what its page shows as a trail."""
+    rows = connection.execute(
+        "SELECT id, at, actor, action, subject, before, after FROM audit_entries WHERE action = %s"
+        " ORDER BY id DESC LIMIT %s",
+        (action, limit),
+    ).fetchall()
+    return [dict(row) for row in rows]
+
+
+def entry(connection: Connection, id: int, action: str) -> dict[str, Any]:
+    """One entry of the transaction's tenant. NotFound if there is none of that action."""
+    row = connection.execute(
+        "SELECT id, at, actor, action, subject, before, after FROM audit_entries WHERE id = %s AND action = %s",
+        (id, action),
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"no record {id} of {action!r}")
+    return dict(row)

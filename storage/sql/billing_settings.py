@@ -50,7 +50,8 @@ def put(
 def with_schedule(connection: Connection) -> list[str]:
     """Tenants whose runs begin by themselves (system role)."""
     rows = connection.execute(
-        "SELECT tenant_id FROM billing_settings WHERE form->'schedule' IS NOT NULL AND form->>'schedule' IS NOT NULL"
+        "SELECT tenant_id FROM billing_settings JOIN tenants t ON t.id = tenant_id AND t.closed_at IS NULL"
+        " WHERE billing_settings.form->'schedule' IS NOT NULL AND billing_settings.form->>'schedule' IS NOT NULL"
         " ORDER BY tenant_id"
     ).fetchall()
     return [str(row["tenant_id"]) for row in rows]

@@ -41,6 +41,7 @@ def tenants_to_check(connection: Connection, before: datetime, limit: int) -> li
     """Tenants that were not checked since, the longest ago first (system role)."""
     rows = connection.execute(
         "SELECT t.id, max(c.at) AS last FROM tenants t LEFT JOIN completeness_checks c ON c.tenant_id = t.id"
+        " WHERE t.erasing_since IS NULL"
         " GROUP BY t.id HAVING max(c.at) IS NULL OR max(c.at) < %s ORDER BY last NULLS FIRST, t.id LIMIT %s",
         (before, limit),
     ).fetchall()

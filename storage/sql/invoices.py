@@ -220,12 +220,16 @@ def billed(
 
 
 def highest_of_last(connection: Connection, customers: Sequence[str], count: int = 3) -> list[tuple[str, str, Any]]:
-    """(customer, currency, gross): the highest of each customer's last invoices, those that were reversed left out."""
+    """(customer, currency, gross): the highest of each customer's invoices of his last runs, reversed ones left out.
+
+    Runs are counted, not invoices: who gets ten a run, by order or cost centre, is still compared with three runs.
+    """
     rows = connection.execute(
         "SELECT w.customer, w.currency, max(w.gross) AS highest FROM unnest(%s::text[]) AS c (code)"
-        " CROSS JOIN LATERAL (SELECT i.customer, i.currency, i.gross, row_number() OVER (PARTITION BY i.currency"
-        "  ORDER BY i.id DESC) AS place FROM invoices i WHERE i.customer = c.code AND i.type = 'invoice'"
-        "  AND i.reverses_run IS NULL AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id"
+        " CROSS JOIN LATERAL (SELECT i.customer, i.currency, i.gross, dense_rank() OVER (PARTITION BY i.currency"
+        "  ORDER BY coalesce(i.run_id, i.id) DESC) AS place FROM invoices i WHERE i.customer = c.code"
+        "  AND i.type = 'invoice' AND i.reverses_run IS NULL"
+        "  AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id"
         "  AND r.state IN ('reversing', 'reversed'))) w WHERE w.place <= %s GROUP BY w.customer, w.currency",
         (list(customers), count),
     ).fetchall()

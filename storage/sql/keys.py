@@ -47,6 +47,7 @@ class Key:
     currency: str | None
     scopes: frozenset[str]
     limits: Mapping[str, int] = field(default_factory=dict[str, int])
+    closed: bool = False  # its tenant: what is there may be read
 
 
 def hash_of(key: str) -> bytes:
@@ -91,7 +92,8 @@ def create(
 def find(connection: Connection, key: str, now: datetime) -> Key | None:
     """The valid key of that text (system role), or None."""
     row = connection.execute(
-        "SELECT k.id, k.start, k.tenant_id, k.scopes, k.limits, t.code, t.name, t.kind, t.timezone, t.currency"
+        "SELECT k.id, k.start, k.tenant_id, k.scopes, k.limits, t.code, t.name, t.kind, t.timezone, t.currency,"
+        " t.closed_at IS NOT NULL AS closed"
         " FROM api_keys k LEFT JOIN tenants t ON t.id = k.tenant_id"
         " WHERE k.hash = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > %s)",
         (hash_of(key), now),
@@ -109,6 +111,7 @@ def find(connection: Connection, key: str, now: datetime) -> Key | None:
         currency=row["currency"],
         scopes=frozenset(row["scopes"]),
         limits=row["limits"],
+        closed=row["closed"],
     )
 
 

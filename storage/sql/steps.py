@@ -17,7 +17,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from billing.errors import NotFound, PreconditionFailed, TooLarge
+from billing.errors import FieldError, InvalidInput, NotFound, PreconditionFailed, TooLarge
 from billing.master import MasterData
 from storage.sql import master_records
 from storage.sql.database import Connection
@@ -95,6 +95,11 @@ def append_steps(
     """
     if len(steps) > STEPS_MAX:
         raise TooLarge(f"a change has at most {STEPS_MAX} steps, this one has {len(steps)}")
+    for place, step in enumerate(steps):
+        customer = step.get("customer")
+        if isinstance(customer, Mapping) and "erased" in customer:
+            detail = "only an erasure writes this: POST /v1/customers/{code}/erasure"
+            raise InvalidInput(detail, errors=[FieldError(f"/{place}/customer/erased", detail)])
     tenant = UUID(tenant_id)
     counter = connection.execute(
         "SELECT number, steps FROM masters WHERE tenant_id = %s FOR UPDATE", (tenant,)
@@ -109,7 +114,7 @@ def append_steps(
             raise PreconditionFailed(f"{kind} {code!r} is at version {found}, not {version}: read it again")
     before = _at(connection, tenant_id, counter["number"])
     assert before.step_count == counter["steps"], "the counter and the steps of a tenant differ"
-    after = before.apply_all(steps)
+    after = before.apply_all(steps, fresh=True)
     number, first = counter["number"] + 1, counter["steps"] + 1
     connection.execute(
         "INSERT INTO master_changes (tenant_id, number, first_step, last_step, actor, changed_at)"
@@ -170,7 +175,7 @@ def keep(tenant_id: str, number: int, master: MasterData) -> None:
 def changes_after(connection: Connection, tenant_id: str, number: int, limit: int) -> list[dict[str, Any]]:
     """Committed changes behind a number, in order, each with its steps: what the projector writes to the chain."""
     rows = connection.execute(
-        "SELECT c.number, c.first_step, c.last_step, c.actor, c.changed_at,"
+        "SELECT c.number, c.first_step, c.last_step, c.actor, c.changed_at, c.erased,"
         " coalesce((SELECT jsonb_agg(s.form ORDER BY s.step) FROM steps s"
         "   WHERE s.tenant_id = c.tenant_id AND s.step BETWEEN c.first_step AND c.last_step), '[]'::jsonb) AS forms"
         " FROM master_changes c WHERE c.tenant_id = %s AND c.number > %s ORDER BY c.number LIMIT %s",
@@ -195,7 +200,7 @@ def _at(connection: Connection, tenant_id: str, number: int) -> MasterData:
     known = _CACHE.get(tenant_id)
     if known and known[0] == number:
         return known[1]
-    if known and known[0] < number:
+    if known and known[0] < number and not _erased_since(connection, tenant_id, known[0], number):
         since, master = known
     else:
         row = connection.execute("SELECT form FROM tenants WHERE id = %s", (UUID(tenant_id),)).fetchone()
@@ -209,6 +214,15 @@ def _at(connection: Connection, tenant_id: str, number: int) -> MasterData:
     master = master.apply_all(row["form"] for row in rows)
     _CACHE.put(tenant_id, number, master)
     return master
+
+
+def _erased_since(connection: Connection, tenant_id: str, since: int, number: int) -> bool:
+    """Whether older changes were written anew: what was put together of them before says what is to be forgotten."""
+    row = connection.execute(
+        "SELECT 1 FROM master_changes WHERE tenant_id = %s AND number > %s AND number <= %s AND erased LIMIT 1",
+        (UUID(tenant_id), since, number),
+    ).fetchone()
+    return row is not None
 
 
 def _json(form: Mapping[str, Any] | None) -> Jsonb | None:

@@ -36,7 +36,7 @@ def find(connection: Connection, words: Sequence[str]) -> tuple[list[Traces], li
     A text says a word as a whole; bytes say it anywhere, and compressed ones say nothing.
     """
     assert 0 < len(words) <= WORDS_MAX
-    pattern = "(^|[^[:alnum:]_])(" + "|".join(_quoted(word) for word in words) + ")($|[^[:alnum:]_])"
+    pattern = "(^|[^[:alnum:]_])(" + "|".join(quoted(word) for word in words) + ")($|[^[:alnum:]_])"
     found: list[Traces] = []
     closed: list[str] = []
     for table, owner, readable, texts, bytes_ in _tables(connection):
@@ -87,6 +87,6 @@ def _tables(connection: Connection) -> list[tuple[str, str, bool, list[str], lis
     return found
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """A word as a regular expression of PostgreSQL that means itself."""
     return "".join(f"\\{sign}" if sign.isascii() and not sign.isalnum() and sign not in "_ " else sign for sign in word)

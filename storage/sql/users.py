@@ -47,6 +47,7 @@ class SignedIn:
     timezone: str
     currency: str
     generated: bool
+    closed: bool = False  # the tenant: what is there may be read
 
 
 def create(
@@ -145,7 +146,8 @@ def session(connection: Connection, token: str, now: datetime) -> SignedIn | Non
     """Who holds this token now (system role), or None."""
     row = connection.execute(
         "SELECT u.id AS user_id, u.email, u.name, m.role, t.id AS tenant_id, t.code AS tenant_code,"
-        " t.name AS tenant_name, t.kind AS tenant_kind, t.timezone, t.currency, t.generated"
+        " t.name AS tenant_name, t.kind AS tenant_kind, t.timezone, t.currency, t.generated,"
+        " t.closed_at IS NOT NULL AS closed"
         " FROM sessions s JOIN users u ON u.id = s.user_id JOIN tenants t ON t.id = s.tenant_id"
         " JOIN memberships m ON m.user_id = s.user_id AND m.tenant_id = s.tenant_id"
         " WHERE s.token_hash = %s AND s.expires_at > %s AND u.disabled_at IS NULL",

@@ -94,6 +94,7 @@ def scan_backfilled(
     since: Cut | None = None,
     known: BackfillsAt | None = None,
     customers: Sequence[str] | None = None,
+    partitions: Sequence[int] | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
     ids: Sequence[str] | None = None,
@@ -132,7 +133,7 @@ def scan_backfilled(
         schema={"backfill": pl.String, "lane": pl.UInt16, "last": pl.UInt64},
         orient="row",
     )
-    for frame in reader.scan_rows(tenant_id, cut, condition):
+    for frame in reader.scan_rows(tenant_id, cut, condition, partitions=partitions):
         named = frame.with_columns(backfill=_NAME)
         placed = named.join(places, on="backfill", maintain_order="left")
         placed = placed.join(last, on=["backfill", "lane"], maintain_order="left")
@@ -160,6 +161,7 @@ def scan_sent(
     *,
     since: Cut | None = None,
     customers: Sequence[str] | None = None,
+    partitions: Sequence[int] | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
     ids: Sequence[str] | None = None,
@@ -168,9 +170,20 @@ def scan_sent(
 ) -> Iterator[pl.DataFrame]:
     """All events that count at a cut but for amendments, as they were sent: SCAN_SCHEMA, or BACKFILLED_SCHEMA."""
     yield from reader.scan(
-        tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids, typed=typed, narrow=narrow
+        tenant_id,
+        cut,
+        since=since,
+        customers=customers,
+        partitions=partitions,
+        start=start,
+        end=end,
+        ids=ids,
+        typed=typed,
+        narrow=narrow,
     )
-    yield from scan_backfilled(reader, tenant_id, cut, since=since, customers=customers, start=start, end=end, ids=ids)
+    yield from scan_backfilled(
+        reader, tenant_id, cut, since=since, customers=customers, partitions=partitions, start=start, end=end, ids=ids
+    )
 
 
 def earliest_backfilled(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
+from billing.errors import BillingError
 from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.formats import check_readable
 from storage.usage_log.id_runs import merge_runs, sort_ids, to_merge, write_run
@@ -20,6 +21,12 @@ from storage.usage_log.manifest import Manifest, ManifestChain, Snapshot
 from storage.usage_log.partitions import EventIds
 
 FORMAT = 2
+
+
+class RowsErased(BillingError):
+    """Rows were erased since this state was folded: it is not kept, and its lane folds again from what is left."""
+
+    code, status, title, retryable = "rows_erased", 503, "Rows were erased; the lane folds again", True
 
 
 @dataclass(frozen=True)
@@ -74,14 +81,22 @@ def read_snapshot(store: ObjectStore, key: str) -> LaneSnapshot:
     return LaneSnapshot.from_bytes(data)
 
 
-def announce(store: ObjectStore, chain: ManifestChain, snapshot: LaneSnapshot, ids: EventIds) -> Manifest:
-    """Store a snapshot and the ids it no longer needs, then the manifest entry that names both."""
+def announce(
+    store: ObjectStore, chain: ManifestChain, snapshot: LaneSnapshot, ids: EventIds, erasures: int = 0
+) -> Manifest:
+    """Store a snapshot and the ids it no longer needs, then the manifest entry that names both.
+
+    `erasures` is what the entry said from which the state was begun. RowsErased if there were more since: what was
+    erased may be in the state, so no entry names it, and it is deleted here.
+    """
     lane, number = snapshot.lane, snapshot.position.number
     runs = (write_run(store, sort_ids(ids)),) if len(ids) else ()
     key = f"log/snapshots/{lane:04}/{number:012}-{uuid4().hex}.snapshot"
     store.put(key, snapshot.to_bytes())
 
     def change(base: Manifest) -> Manifest:
+        if base.erasures != erasures:
+            raise RowsErased(f"lane {lane} was folded before rows were erased")
         known = base.snapshots.get(lane)
         newer = known is not None and known.number >= number  # a successor's: keep it, our ids do no harm
         return replace(
@@ -91,7 +106,11 @@ def announce(store: ObjectStore, chain: ManifestChain, snapshot: LaneSnapshot, i
             runs=(*base.runs, *runs),
         )
 
-    return chain.append(change)
+    try:
+        return chain.append(change)
+    except RowsErased:
+        store.delete(key)
+        raise
 
 
 def merge_id_runs(store: ObjectStore, chain: ManifestChain, directory: Path) -> Manifest | None:

@@ -46,6 +46,7 @@ def scan_counting(
     *,
     amended: Amended | None = None,
     customers: Sequence[str] | None = None,
+    partitions: Sequence[int] | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
     typed: bool = False,
@@ -53,6 +54,7 @@ def scan_counting(
 ) -> Iterator[pl.DataFrame]:
     """Events of a cut as they count, each once: frames of SCAN_SCHEMA, then of SCAN_SCHEMA and ORIGIN_SCHEMA.
 
+    `partitions` (of the keys that rows lie under) prune what is read: an amended event may be of another one's key.
     With `narrow` frames may have fewer columns (`UsageLogReader.scan`).
     With `typed` those that were sealed have typed columns besides; they say what the text says, but sooner.
     An amended event has the position of the row that gave it its state, and source and id as it was sent; one of a
@@ -62,7 +64,15 @@ def scan_counting(
     if known.touched.height:
         narrow = None  # who is amended is told by source and id
     for frame in scan_sent(
-        reader, tenant_id, cut, customers=customers, start=start, end=end, typed=typed, narrow=narrow
+        reader,
+        tenant_id,
+        cut,
+        customers=customers,
+        partitions=partitions,
+        start=start,
+        end=end,
+        typed=typed,
+        narrow=narrow,
     ):
         counting = known.without(frame)
         if counting.height:

@@ -6,8 +6,12 @@ tree over the rows as they were. No number is deleted, so no put can fall into a
 find what they look for. A segment keeps the digest of its first bytes: the chain of a lane stays provable.
 
 What is erased: rows at or below the ids that runs cover, for recovery takes those ids from the runs. Later rows wait
-until the lane's next checkpoint. Snapshots hold figures by customer key: they are dropped from the manifest, and lanes
-have to be started again, so that they fold from what is left.
+until the lane's next checkpoint. Snapshots hold figures by customer key: they are dropped from the manifest, which
+counts the erasures. A lane that was folded before sees that with its next checkpoint: no entry names what it wrote, it
+stops and its successor folds from what is left (storage/usage_log/checkpoints.py). So the platform need not be stopped.
+
+Two erasures at once: a segment is replaced only where the bytes lie that were read, so one that slept in between does
+not bring back what the other one took.
 """
 
 from __future__ import annotations
@@ -59,11 +63,12 @@ class Erasure:
     rule: str
     keys: tuple[str, ...] | None = None
     before: datetime | None = None
+    whole: bool = False  # everything of the tenant
 
     def __post_init__(self) -> None:
         if self.keys is not None and not 0 < len(self.keys) <= KEYS_MAX:
             raise InvalidInput(f"an erasure names 1 to {KEYS_MAX} customer keys, or none at all")
-        if self.keys is None and self.before is None:
+        if self.keys is None and self.before is None and not self.whole:
             raise InvalidInput("an erasure of all customers has a time before which their usage goes")
         if not self.rule or len(self.rule) > 100:
             raise InvalidInput("an erasure has a rule of 1 to 100 characters")
@@ -129,7 +134,8 @@ def erase(store: ObjectStore, erasure: Erasure, clock: Clock | None = None) -> E
     InvalidInput while an older version that cannot read the result still runs.
     """
     time = clock or SystemClock()
-    if not permitted(store).allows("segment", 2):
+    allowed = permitted(store)
+    if not (allowed.allows("segment", 2) and allowed.allows("manifest", 3)):
         raise InvalidInput("not every reader knows segments with erased rows yet: see `cloudbilling formats`")
     seed = open_log(store).seed
     chain = ManifestChain(store, time)
@@ -153,12 +159,29 @@ def erase(store: ObjectStore, erasure: Erasure, clock: Clock | None = None) -> E
                 continue
             if not rows:
                 store.put(mark, b"{}")
-            store.put(segment_key(lane, number), without(segment, erasure, seed, reads, time.now_us()))
+            data = without(segment, erasure, seed, reads, time.now_us())
+            if not store.replace(segment_key(lane, number), segment.data, data):
+                waiting += gone  # another erasure was faster: these rows are the next pass's
+                continue
             rows, segments = rows + gone, segments + 1
     files = sum(_rewrite_sealed(store, chain, file, erasure) for file in chain.newest().files)
     snapshots = drop_snapshots(chain) if rows or files or interrupted else 0
     store.delete(mark)
     return Erased(rows, segments, files, snapshots, waiting)
+
+
+def rules_of(store: ObjectStore, tenant_id: str, keys: Sequence[str]) -> dict[str, str]:
+    """Which of these customer keys have rows that were erased, and the rule of the last time. Reads every segment."""
+    seed = open_log(store).seed
+    named = {pseudonym(seed, tenant_id, key): key for key in keys}
+    found: dict[str, tuple[int, str]] = {}
+    for lane in range(count_lanes(store)):
+        for segment in walk(store, lane, 0):
+            for group in segment.head.erased:
+                key = named.get(group.customer)
+                if key is not None and group.tenant == tenant_id:
+                    found[key] = max(found.get(key, (0, "")), (group.erased_us, group.rule))
+    return {key: rule for key, (_, rule) in found.items()}
 
 
 def without(segment: StoredSegment, erasure: Erasure, seed: int, reads: Reads, now_us: int) -> bytes:
@@ -209,13 +232,14 @@ def leaf(seed: int, row: Mapping[str, object]) -> str:
 
 
 def drop_snapshots(chain: ManifestChain) -> int:
-    """Take all snapshots out of the manifest: they are announced and go. Lanes then recover from their rows alone."""
+    """Take all snapshots out of the manifest: they are announced and go. Lanes then recover from their rows alone, and
+    one that holds what it folded before in memory does not keep it. How many there were."""
     dropped = 0
 
-    def change(base: Manifest) -> Manifest | None:
+    def change(base: Manifest) -> Manifest:
         nonlocal dropped
         dropped = len(base.snapshots)
-        return replace(base, snapshots={}) if base.snapshots else None
+        return replace(base, snapshots={}, erasures=base.erasures + 1)
 
     chain.append(change)
     return dropped
@@ -232,7 +256,7 @@ def _groups(placed: pl.DataFrame, erasure: Erasure, seed: int, reads: Reads, now
             tenant=erasure.tenant_id,
             customer=pseudonym(seed, erasure.tenant_id, str(customer)),
             kind=int(kind),
-            type=str(event_type),
+            type=_said(seed, erasure.tenant_id, str(event_type), reads),
             month=str(of_month),
             rows=part.height,
             sums={name: str(texts.number(name).sum()) for name in numbers},
@@ -240,6 +264,12 @@ def _groups(placed: pl.DataFrame, erasure: Erasure, seed: int, reads: Reads, now
             rule=erasure.rule,
             erased_us=now_us,
         )
+
+
+def _said(seed: int, tenant_id: str, event_type: str, reads: Reads) -> str:
+    """A type that a meter reads is the catalog's; any other is whatever the sender wrote, so only its hash stays."""
+    known = not event_type or event_type in reads.numbers or event_type in reads.texts
+    return event_type if known else pseudonym(seed, tenant_id, event_type)
 
 
 def _rewrite_sealed(store: ObjectStore, chain: ManifestChain, file: SealedFile, erasure: Erasure) -> bool:

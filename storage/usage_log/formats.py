@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from billing.errors import BillingError, NotFound
 from storage.object_store import ObjectStore, StoreUnavailable
 
-NEWEST: Mapping[str, int] = {"segment": 2, "sealed": 2, "run": 1, "snapshot": 2, "manifest": 2}
+NEWEST: Mapping[str, int] = {"segment": 2, "sealed": 2, "run": 1, "snapshot": 2, "manifest": 3}
 OLDEST: Mapping[str, int] = {"segment": 1, "sealed": 2, "run": 1, "snapshot": 2, "manifest": 1}  # where nothing permits
 RAISES_MAX = 10_000
 READERS_MAX = 10_000

@@ -22,7 +22,9 @@ from storage.usage_log import lane as lanes
 from storage.usage_log.clock import Clock, SystemClock
 from storage.usage_log.formats import check_readable, permitted
 
-FORMAT = 2  # 2: objects that are leaving. Format 1 has none, so nothing is deleted while it is written
+# 2: objects that are leaving. Format 1 has none, so nothing is deleted while it is written. 3: how many erasures there
+# were
+FORMAT = 3
 APPENDS_LOST_MAX = 1_000
 
 
@@ -76,6 +78,7 @@ class Manifest:
     files: tuple[SealedFile, ...] = ()
     runs: tuple[IdRun, ...] = ()
     leaving: tuple[Leaving, ...] = ()
+    erasures: int = 0  # so many times rows were erased: a state that was folded before is not to be kept
 
     def named(self) -> frozenset[str]:
         """The keys that readers of this entry may open."""
@@ -104,6 +107,8 @@ class Manifest:
         }
         if format > 1:
             form |= {"format": format, "leaving": [[one.key, one.since_us] for one in self.leaving]}
+        if format > 2:
+            form["erasures"] = self.erasures
         return json.dumps(form, separators=(",", ":")).encode()
 
     @classmethod
@@ -119,6 +124,7 @@ class Manifest:
             files=tuple(SealedFile(**one) for one in form["files"]),
             runs=tuple(IdRun(**one) for one in form["runs"]),
             leaving=tuple(Leaving(*one) for one in form.get("leaving", ())),
+            erasures=form.get("erasures", 0),
         )
 
 

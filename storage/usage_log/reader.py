@@ -172,6 +172,8 @@ class UsageLogReader:
                 conditions.append(pl.col("customer").is_between(pl.lit(min(customers)), pl.lit(max(customers))))
         if partitions is not None:
             conditions.append(pl.col("partition").is_in(list(partitions)))
+            if partitions:  # what statistics of row groups answer
+                conditions.append(pl.col("partition").is_between(min(partitions), max(partitions)))
         if start is not None:
             conditions.append(pl.col("time") >= start)
         if end is not None:

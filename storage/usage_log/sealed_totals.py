@@ -177,8 +177,8 @@ def _runs(
     starts = np.flatnonzero(changes)
     events = np.diff(starts, append=len(changes))
     types = type_[0][starts]
-    whole: pl.Series = pl.repeat(None, len(starts), dtype=NUMBER, eager=True)
     numbered = events
+    parts: list[tuple[npt.NDArray[np.bool_], pl.Series]] = []
     read: pl.DataFrame | None = None
     for name, column in numbers.items():
         of_types = [code for code, kind in enumerate(type_[1]) if wanted.properties.get(kind) == name]
@@ -192,16 +192,28 @@ def _runs(
             read = texts() if read is None else read
             sums, counted = _patient_sums(read, name, places, starts, events, mine)
             numbered = np.where(mine, counted, numbered)
-        whole = sums if mine.all() else pl.select(pl.when(pl.Series(mine)).then(sums).otherwise(whole)).to_series()
-    frame = pl.DataFrame(
+        parts.append((mine, sums))
+    # Only what is asked for; an expression a row group would cost as much as reading it.
+    named = [code for code, kind in enumerate(type_[1]) if kind in wanted.properties]
+    chosen = np.flatnonzero(np.isin(types, named) & (numbered > 0))
+    return pl.DataFrame(
         {
-            "customer": pl.Series(customer[1], dtype=pl.String).gather(customer[0][starts]),
-            "type": pl.Series(type_[1], dtype=pl.String).gather(types),
-            "events": pl.Series(numbered, dtype=pl.Int64),
-            "sum": whole,
+            "customer": pl.Series(customer[1], dtype=pl.String)[customer[0][starts[chosen]]],
+            "type": pl.Series(type_[1], dtype=pl.String)[types[chosen]],
+            "events": pl.Series(numbered[chosen], dtype=pl.Int64),
+            "sum": _one_column(parts, len(starts))[chosen],
         }
     )
-    return frame.filter(pl.col("type").is_in(list(wanted.properties)) & (pl.col("events") > 0))
+
+
+def _one_column(parts: Sequence[tuple[npt.NDArray[np.bool_], pl.Series]], rows: int) -> pl.Series:
+    """The sums of each run out of those by property; null where events are only counted."""
+    if len(parts) == 1 and parts[0][0].all():
+        return parts[0][1]
+    found: pl.Series = pl.repeat(None, rows, dtype=NUMBER, eager=True)
+    for mine, sums in parts:
+        found = sums.zip_with(pl.Series(mine), found)
+    return found
 
 
 def _codes(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int32], list[str]]:

@@ -1,6 +1,7 @@
 """The callers' side of accounts: what waits travels together, and nobody's entries depend on another's."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from actors import accounts_desk
 from actors.accounts_desk import AccountsDesk, Problem
+from actors.decisions import Elsewhere
 from billing.errors import Conflict, Overloaded, Unavailable
 from tests.actors.accounts_support import Place, customer, place, top_up
 from tests.usage_log_support import TENANT
@@ -130,3 +132,38 @@ def test_an_id_of_two_customers_in_two_lanes_must_be_told_apart(tmp_path: Path) 
         assert {form["state"] for form in asyncio.run(desk.find(TENANT, ["same"]))} == {"open", "committed"}
     finally:
         two.close()
+
+
+def test_a_lone_request_leaves_nothing_behind_in_its_loop(here: Place) -> None:
+    """A generator that is left open wakes the loop to be closed: a task and a system call for every reservation."""
+    desk = AccountsDesk(here.router)  # type: ignore[arg-type]
+    left: list[Any] = []
+
+    async def scene() -> None:
+        asyncio.get_running_loop()._asyncgen_finalizer_hook = left.append  # type: ignore[attr-defined]
+        sys.set_asyncgen_hooks(finalizer=left.append)
+        await desk.reserve(TENANT, [form(0)])
+        await desk.reserve(TENANT, [form(1), form(2)])
+
+    asyncio.run(scene())
+    assert left == []
+
+
+def test_a_lone_request_finds_the_lane_that_its_partition_has_moved_to(here: Place) -> None:
+    """Elsewhere at the first try: nothing was decided, and the same is asked again."""
+    router = Watched(here.router)
+    desk = AccountsDesk(router)  # type: ignore[arg-type]
+    moves = [True]
+    decide = router.decide
+
+    async def moved_once(*asked: Any) -> bytes:
+        if moves:
+            moves.pop()
+            raise Elsewhere("in another lane", {})
+        return await decide(*asked)
+
+    router.decide = moved_once  # type: ignore[method-assign]
+    [answer] = asyncio.run(desk.reserve(TENANT, [form(0)]))
+    assert isinstance(answer, dict)
+    assert answer["granted"] == "1.00"
+    assert router.calls == [1]

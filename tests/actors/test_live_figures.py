@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -13,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from actors import live_figures
 from actors.rating_shard import ShardSettings
 from actors.router import LocalUsageRouter
 from billing.errors import NotFound, Unavailable
@@ -270,3 +272,73 @@ def test_a_fault_in_rating_stops_neither_ingest_nor_later_figures(
         await router.close()
 
     asyncio.run(scene())
+
+
+def test_a_question_does_not_wait_until_all_others_are_folded_and_misses_nothing(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = Chain([*METERS, *(step for one in CUSTOMERS for step in contract(one))])
+    folding, go_on = threading.Event(), threading.Event()
+    add = live_figures._add
+
+    def held_up(*arguments: Any) -> None:
+        folding.set()
+        assert go_on.wait(60.0)
+        add(*arguments)
+
+    async def scene() -> None:
+        router = LocalUsageRouter.open(store, master=chain)
+        await router.ingest(TENANT, make_events(100, customers=12))
+        await live_amounts(router, chain, CUSTOMERS)  # all is folded
+        monkeypatch.setattr(live_figures, "_add", held_up)
+        await router.ingest(TENANT, make_events(200, 100, customers=12))
+        assert await asyncio.to_thread(folding.wait, 30.0)
+        await router.ingest(TENANT, make_events(50, 300, customers=12))  # waits behind what is being folded
+        for asked in (CUSTOMERS[:3], CUSTOMERS):
+            live = await asyncio.wait_for(live_amounts(router, chain, asked), 20.0)
+            assert live == logged_amounts(store, chain, asked)
+        go_on.set()
+        whole = await router.usage(TENANT)  # all keys: folded by now
+        assert whole.live is not None
+        assert await live_amounts(router, chain, CUSTOMERS) == logged_amounts(store, chain, CUSTOMERS)
+        await router.close()
+
+    try:
+        asyncio.run(scene())
+    finally:
+        go_on.set()
+
+
+def test_rows_left_to_the_log_while_others_are_folded_are_not_lost(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More waits than is kept in memory, and that during a fold: what is asked then is read from the log."""
+    chain = Chain([*METERS, *(step for one in CUSTOMERS for step in contract(one))])
+    folding, go_on = threading.Event(), threading.Event()
+    add = live_figures._add
+
+    def held_up(*arguments: Any) -> None:
+        folding.set()
+        assert go_on.wait(60.0)
+        add(*arguments)
+
+    async def scene() -> None:
+        router = LocalUsageRouter.open(store, master=chain)
+        await router.ingest(TENANT, make_events(100, customers=12))
+        await live_amounts(router, chain, CUSTOMERS)
+        monkeypatch.setattr(live_figures, "PENDING_ROWS_MAX", 250)
+        monkeypatch.setattr(live_figures, "_add", held_up)
+        await router.ingest(TENANT, make_events(200, 100, customers=12))
+        assert await asyncio.to_thread(folding.wait, 30.0)
+        for first in (300, 500):
+            await router.ingest(TENANT, make_events(200, first, customers=12))
+        asked = asyncio.create_task(live_amounts(router, chain, CUSTOMERS))
+        await asyncio.sleep(0.2)
+        go_on.set()
+        assert await asked == logged_amounts(store, chain, CUSTOMERS)
+        await router.close()
+
+    try:
+        asyncio.run(scene())
+    finally:
+        go_on.set()

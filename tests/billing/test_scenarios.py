@@ -6,10 +6,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from lives import flat, life, plan, run, subscribe, usage, used
 
+from billing.bill import BillResult, bill
 from billing.errors import InvalidInput
+from billing.live_state import fold_days
+from billing.master import MasterData
 from billing.scenario import check_prices, check_scenario
 from cluster.scenario_command import load, run_files
 
@@ -160,3 +164,16 @@ def test_suspense_is_listed_with_its_reason() -> None:
         expect={"ingest": {"accepted": "0", "suspense": "1"}, "suspense": [{"reason": "invalid_value"}]},
     )
     assert check_scenario(form) == []
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_bills_of_what_shards_have_folded_are_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(master: MasterData, customers: list[str], *, events: pl.DataFrame, **given: Any) -> BillResult:
+        if not any(meter.aggregation == "time_weighted_sum" for meter in master.meters.values()):
+            without = given | {"credit": None}  # a wallet gives once
+            folded = bill(master, customers, events=fold_days(events, master.rating_book()), **without)
+            assert folded == bill(master, customers, events=events, **without)
+        return bill(master, customers, events=events, **given)
+
+    monkeypatch.setattr("billing.scenario.bill", both)
+    assert check_scenario(load(path.read_text(encoding="utf-8"))) == []

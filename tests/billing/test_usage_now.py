@@ -6,12 +6,14 @@ from decimal import Decimal
 from typing import Any
 
 import polars as pl
+import pytest
 from lives import METER, NO_TAX, flat, plan, usage
 
+from billing.live_state import fold_days, nothing_used
 from billing.master import MasterData
 from billing.periods import parse_moment
 from billing.usage import EVENT_SCHEMA
-from billing.usage_now import MeterUsage, needed_from, usage_now
+from billing.usage_now import MeterUsage, needed_from, usage_now, usage_now_live
 
 LEVEL = {"code": "level", "event_type": "l", "aggregation": "time_weighted_sum", "value": "v"}
 
@@ -20,14 +22,14 @@ def at(text: str) -> Any:
     return parse_moment(text, "Europe/Berlin")
 
 
-def master(*plans: dict[str, Any], then: tuple[dict[str, Any], ...] = ()) -> MasterData:
+def master(*plans: dict[str, Any], then: tuple[dict[str, Any], ...] = (), **tenant: str) -> MasterData:
     steps: list[dict[str, Any]] = [{"tax_code": NO_TAX}, {"meter": METER}, {"meter": LEVEL}]
     steps += [{"publish": {"plan": one}} for one in plans]
     steps += [{"customer": {"code": "c"}}]
     for number, one in enumerate(plans):
         form = {"code": f"s{number}", "customer": "c", "plan": one["code"], "anchor": "calendar"}
         steps.append({"at": "2026-01-01", "subscribe": form})
-    start = MasterData.start({"currency": "EUR", "timezone": "Europe/Berlin", "country": "DE"})
+    start = MasterData.start({"currency": "EUR", "timezone": "Europe/Berlin", "country": "DE", **tenant})
     return start.apply_all([*steps, *then])
 
 
@@ -116,3 +118,33 @@ def test_events_are_needed_from_the_start_of_the_running_period_or_all_for_a_lev
     assert needed_from(whole, "c", at("2025-12-01")) == at("2025-12-01")
     level = {"code": "l", "kind": "usage", "meter": "level", "tax": "none", "price": {"model": "per_unit", "unit": "1"}}
     assert needed_from(master(plan(usage(), level)), "c", at("2026-02-10")) is None
+
+
+@pytest.mark.parametrize("now", ["2026-02-10", "2026-02-28T23:59:59+01:00"])
+def test_what_shards_have_folded_says_the_same(now: str) -> None:
+    rows = [
+        {"when": {"v": "1"}, "price": {"model": "per_unit", "unit": "0.333"}},
+        {"price": {"model": "graduated", "tiers": [{"up_to": "3", "unit": "2"}, {"unit": "0.7"}]}},
+    ]
+    whole = master(plan(usage(price_by=["v"], prices=rows)), plan(usage("0.005", minimum="20"), code="q"))
+    times = ("2026-01-31T23:59:59.999999+01:00", "2026-02-01", "2026-02-01T12:00:00+01:00", "2026-02-09")
+    used = events(*((time, value) for time in times for value in ("1", "2.5", "5")))
+    book = whole.rating_book()
+    found = usage_now(whole, "c", at(now), used)
+    assert usage_now_live(whole, "c", at(now), fold_days(used, book)) == found
+    assert found.of("n", "EUR").quantity == Decimal("25.5")
+    assert usage_now_live(whole, "c", at(now), nothing_used(book)) == usage_now(whole, "c", at(now), used.clear())
+
+
+def test_levels_events_ahead_of_the_clock_and_late_ones_are_for_the_log_to_say() -> None:
+    level = {"code": "l", "kind": "usage", "meter": "level", "tax": "none", "price": {"model": "per_unit", "unit": "1"}}
+    now = at("2026-02-10")
+    whole, held = master(plan(usage())), master(plan(level))
+    ahead = fold_days(events(("2026-02-11", "4")), whole.rating_book())
+    assert usage_now_live(whole, "c", now, ahead) is None
+    assert usage_now_live(held, "c", now, nothing_used(held.rating_book())) is None
+    run = {"at": "2026-02-06", "bill_run": {"up_to": "2026-02-05", "cut": {"0": 3}}}
+    late = master(plan(usage()), then=(run,), late_usage="reject")
+    assert late.rating_book().rejects_late
+    assert usage_now_live(late, "c", now, nothing_used(late.rating_book())) is None
+    assert usage_now_live(late, "c", at("2026-03-10"), nothing_used(late.rating_book())) is not None

@@ -76,7 +76,7 @@ def test_formats_says_what_is_written_and_who_stands_in_the_way_while_nothing_ru
     assert f"--retired {old}" in call("formats", **environment).stdout
     shown = json.loads(call("formats", "--retired", old, "--json", **environment).stdout)
     assert shown["waiting_for"] == []
-    assert {one["kind"]: one["written"] for one in shown["formats"]}["manifest"] == 2
+    assert {one["kind"]: one["written"] for one in shown["formats"]}["manifest"] == 3
     assert call("formats", "--retired", old, **environment).returncode == 2, "NotFound is a wrong call"
 
 

@@ -259,6 +259,45 @@ def test_the_commands_of_the_readme_do_what_it_says(platform: Running) -> None:
     assert "16.71" in done.stdout, done.stdout[-2000:]
 
 
+def test_the_commands_of_forgetting_work_while_the_platform_runs(platform: Running) -> None:
+    """Those of docs/forgetting.md; the usage log takes its five minutes and its hour, so that the rest is looked at."""
+    client = platform.tenant("forgetful")
+    send(client, ["f1", "f2"])
+    of_tenant = ("--tenant", "forgetful", "--json")
+    refused = platform.command("customer", "erase", "acme", "--rule", "GDPR 17", "--dry-run", *of_tenant, check=False)
+    assert refused.returncode == 1
+    assert "cancel it first" in refused.stderr
+    client.steps([{"at": "2026-01-31", "cancel": {"subscription": "s1"}}])
+    plan = platform.command("customer", "erase", "acme", "--rule", "GDPR 17", "--dry-run", *of_tenant)
+    assert json.loads(plan.stdout)["usage_rows"] == 2
+    unasked = platform.command("customer", "erase", "acme", "--rule", "GDPR 17", *of_tenant, check=False)
+    assert unasked.returncode == 2
+    asked = platform.command("customer", "erase", "acme", "--rule", "GDPR 17", "--yes", *of_tenant)
+    erasure = json.loads(asked.stdout)["id"]
+    end = time.monotonic() + 90
+    while (one := json.loads(platform.command("customer", "erasures", erasure, *of_tenant).stdout))["state"] != "usage":
+        assert time.monotonic() < end, one
+        assert one["error"] is None, one
+        time.sleep(2)
+    assert client.get(f"/v1/customers/{one['stands_for']}")["form"]["name"] == "erased"
+    assert erasure in platform.command("customer", "erasures", "--tenant", "forgetful").stdout
+    assert json.loads(platform.command("compact", "--json").stdout)["tables"] > 30
+
+    kept = platform.command("retention", "--notifications-months", "12", "--record-months", "never", *of_tenant)
+    assert [(rule["class"], rule["months"]) for rule in json.loads(kept.stdout)["rules"]] == [("notifications", 12)]
+    refused = platform.command("retention", "--usage-months", "6", "--tenant", "forgetful", check=False)
+    assert refused.returncode == 1
+    assert "late usage is rejected" in refused.stderr
+    closed = platform.command("tenants", "close", "forgetful")
+    assert "it may be read and exported" in closed.stdout
+    exported = platform.command("tenants", "export", "forgetful", "--out", str(platform.folder / "export"), "--json")
+    assert json.loads(exported.stdout)["usage rows"] >= 2
+    planned = platform.command("tenants", "erase", "forgetful", "--rule", "contract ended", "--after-days", "30")
+    assert "cloudbilling tenants reopen forgetful" in planned.stdout
+    assert "will be erased at" in platform.command("tenants", "end", "forgetful").stdout
+    assert "forgetful: open" in platform.command("tenants", "reopen", "forgetful").stdout
+
+
 # One of each kind of thing that a platform does otherwise than the core: steps, lanes, credit, lateness, documents.
 SCENARIOS = (
     *("saas-month", "telco-month", "iot-month", "energy-month", "cloud-provider-month", "several-currencies"),

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from actors.rating_shard import ShardSettings
 from actors.router import LocalUsageRouter
 from deployments.access import PLATFORM_SCOPES
 from deployments.app import build_app
@@ -135,12 +137,18 @@ def api_dsn() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def api(api_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    directory: Path = tmp_path_factory.mktemp("api-store")
+    with running_api(api_dsn, tmp_path_factory.mktemp("api-store")) as made:
+        yield made
+
+
+@contextmanager
+def running_api(api_dsn: str, directory: Path, settings: ShardSettings | None = None) -> Iterator[Api]:
+    """The application over one database and one directory."""
     store = LocalObjectStore(directory)
     database = Database(api_dsn)
     masters = MasterChain(store)
 
-    usage = LocalUsageRouter.open(store, shards=3, master=masters)
+    usage = LocalUsageRouter.open(store, shards=3, master=masters, settings=settings)
     with database:
 
         def drive(tenant_id: str, run_id: str, approve: bool | None) -> None:

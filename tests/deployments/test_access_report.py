@@ -27,7 +27,7 @@ def test_the_report_names_every_store_with_what_it_keeps_and_what_becomes_of_it(
     found = report(tenant)
     assert "acme" in found["keys"]
     assert [(one["key"], one["kind"], one["rows"]) for one in found["usage"]] == [("acme", "usage", 2)]
-    assert "cloudbilling forget" in found["usage"][0]["on_erasure"]
+    assert "cloudbilling customer erase" in found["usage"][0]["on_erasure"]
     tables = {one["table"]: one for one in found["tables"]}
     assert {"master_records", "steps"} <= set(tables)
     assert any(row.get("code") == "acme" for row in tables["master_records"]["shown"])

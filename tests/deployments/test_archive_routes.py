@@ -117,7 +117,8 @@ def test_nothing_goes_before_its_time_or_under_a_hold_and_then_with_a_record(ten
 
 def test_rules_rights_and_the_record_of_access(tenant: Any) -> None:
     assert tenant.put("/v1/archive/retention", {"document_type": "contract", "years": 30}).json()["years"] == {
-        "invoice": 8, "credit_note": 8, "other": 10, "contract": 30,
+        "invoice": 8, "credit_note": 8, "other": 10, "contract": 30, "account_statement": 6, "reminder": 6,
+        "usage_record": 8, "delivery_note": 8, "credit_statement": 8,
     }  # fmt: skip
     assert tenant.put("/v1/archive/retention", {"document_type": "contract", "years": "30"}).status_code == 422
     assert put(tenant, b"a", type="contract", customer="a").json()["retained_until"] == "2056-12-31"

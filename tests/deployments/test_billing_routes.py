@@ -1,9 +1,13 @@
 """The main job over HTTP: usage in, cost now, a bill run, its invoice with files, a credit note, the proof."""
 
+import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+
+from billing.errors import Unavailable
 
 pytestmark = pytest.mark.postgres
 
@@ -86,7 +90,7 @@ def test_a_bill_run_ends_with_an_invoice_whose_files_are_archived(billed: Any) -
     assert proof["entries"] >= 1
     assert billed.get("/v1/archive").json()["items"][0]["number"] == number
     verified = billed.get(f"/v1/bill-runs/{run['id']}/verify").json()
-    assert verified == {"proven": True, "documents": 1, "findings": [], "gaps": []}
+    assert verified == {"proven": True, "documents": 1, "findings": [], "erased": [], "gaps": []}
 
 
 def test_wildcards_of_a_search_stand_for_themselves(billed: Any) -> None:
@@ -94,6 +98,53 @@ def test_wildcards_of_a_search_stand_for_themselves(billed: Any) -> None:
         return len(billed.get(f"/v1/invoices?search={quote(search)}").json()["items"])
 
     assert (found("acm"), found("ACME"), found("a_me"), found("a%e"), found("\\")) == (1, 1, 0, 0, 0)
+
+
+def test_who_used_most_of_a_meter(billed: Any) -> None:
+    asked = "/v1/usage/top?meter=storage&since=2026-01-01&until=2026-01-31"
+    assert billed.get(asked).json() == {
+        "meter": "storage", "by": "customer", "items": [{"group": "acme", "events": 2, "quantity": "12"}],
+        "groups": 1, "events": 2, "quantity": "12",
+    }  # fmt: skip
+    lowest = billed.get(f"{asked}&by=day&order=lowest&limit=1").json()
+    assert lowest["items"] == [{"group": "2026-01-05", "events": 1, "quantity": "5.5"}]
+    assert (lowest["groups"], lowest["quantity"]) == (2, "12")
+    refused = billed.get(f"{asked}&by=dimension:region")
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "query:by")
+
+
+def test_what_runs_is_said_by_the_shards_and_by_the_log_when_they_do_not_answer(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = api.tenant()
+    tenant.catalog()
+    router = api.services.router
+    asked: list[str] = []
+    usage = router.usage
+
+    async def counted(*arguments: Any, **named: Any) -> Any:
+        asked.append(str(arguments[0]))
+        return await usage(*arguments, **named)
+
+    def running() -> Any:
+        return [tenant.get(f"/v1/usage?customer=acme&period={one}").json()["meters"] for one in ("running", "unbilled")]
+
+    moment = datetime.now(UTC) - timedelta(minutes=1)
+    event = {"source": "a", "id": "1", "type": "storage.write", "customer": "acme", "data": {"gb": "2.5"}}
+    assert tenant.usage(json.dumps(event | {"time": moment.isoformat()}) + "\n").status_code == 200
+    with monkeypatch.context() as patched:
+        patched.setattr(router, "usage", counted)
+        patched.setattr("pipelines.usage_queries.rateable", None)  # reading the log would fail
+        by_shards = running()
+    assert asked == [tenant.id, tenant.id]
+
+    async def gone(*_: Any, **__: Any) -> Any:
+        raise Unavailable("no shard answers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(router, "usage", gone)
+        assert running() == by_shards
+    assert by_shards[0][0]["meter"] == "storage"
 
 
 def test_the_same_bill_run_again_makes_nothing_new(billed: Any) -> None:

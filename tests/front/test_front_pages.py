@@ -19,6 +19,7 @@ PAGES = (
     "/",
     "/customers",
     "/customers/K-10400",
+    "/customers/K-10400/documents",
     path_of("customers", HOSTILE_CODE),
     "/subscriptions",
     "/subscriptions/S-10001",

@@ -17,8 +17,9 @@ from actors.router import LocalUsageRouter
 from billing.bill_columns import bill_plain, plain
 from billing.master import MasterData
 from billing.usage import EVENT_SCHEMA
-from pipelines.run_usage import Facts, forget, gather, read_usage, sliced
-from storage.master_chain import MasterChain, _key, _pack
+from pipelines.run_usage import Facts, read_usage
+from pipelines.usage_slices import complete, fold_group, forget, groups_of, sliced
+from storage.master_chain import MasterChain, change_key, pack_change
 from storage.object_store import LocalObjectStore
 from storage.usage_log.counting import scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
@@ -96,7 +97,7 @@ def store(tmp_path: Path, request: pytest.FixtureRequest) -> LocalObjectStore:
     for number, steps in enumerate(([], [{"at": "2026-01-01", **step} for step in _steps(request.param)])):
         entry = {"number": number, "tenant": FORM if number == 0 else None, "steps": steps}
         entry |= {"actor": "test", "changed_at": "2026-01-01T00:00:00+00:00"}
-        assert made.create(_key(TENANT, number), _pack(entry))
+        assert made.create(change_key(TENANT, number), pack_change(entry))
 
     async def send() -> None:
         router = LocalUsageRouter.open(made, shards=1)
@@ -120,13 +121,24 @@ def _by_events(store: LocalObjectStore, master: MasterData, cut: Cut, codes: Seq
     return bill_plain(master, plain(master, codes, UP_TO), events.filter(~numbers), now=NOW)
 
 
-def test_folded_usage_bills_as_its_events_do_before_and_after_it_is_sealed(store: LocalObjectStore) -> None:
+def _gather(store: LocalObjectStore, facts: Facts, chunks: Sequence[Sequence[str]], prefix: str, count: int) -> None:
+    groups = groups_of(0, count)
+    assert len(groups) == count
+    for group in reversed(groups):  # in any order
+        fold_group(store, facts, chunks, prefix, group)
+    complete(store, facts, chunks, prefix, groups)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 64])
+def test_folded_usage_bills_as_its_events_do_before_and_after_it_is_sealed(
+    store: LocalObjectStore, groups: int
+) -> None:
     facts = _facts(store)
     chunks = [CODES[:3], CODES[3:]]
     for prefix in ("open/", "sealed/"):
-        gather(store, facts, chunks, prefix)
+        _gather(store, facts, chunks, prefix, groups)
         for number, codes in enumerate(chunks):
-            usage = sliced(store, prefix, number)
+            usage = sliced(store, facts, codes, prefix, number)
             assert usage.folded.state.small.height
             assert set(usage.events["customer"]) == set(codes) & {TINY, NEGATIVE, LEVEL}
             found = bill_plain(

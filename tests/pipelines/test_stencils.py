@@ -213,6 +213,26 @@ def test_texts_put_together_are_as_typst_shapes_them_whole() -> None:
         assert found.width == pytest.approx(book().width(style[0], run), abs=0.5), text
 
 
+@pytest.mark.parametrize("name", ["<script>\u200balert(1)\u200b</script>\u200b", ">\u200bb", "a-\u200bb"])
+def test_one_word_that_is_drawn_in_parts_leaves_the_others_of_the_same_drawing_alone(name: str) -> None:
+    """A customer's name in which a line may break inside a word stopped the bill run: no document was made any more."""
+    fresh = WordBook("Inter", "de", "DE")
+    fresh.learn([(STYLES[0], name), (STYLES[0], "Nordwind")])
+    assert fresh.text(STYLES[0], name) is None
+    assert fresh.text(STYLES[0], "Nordwind") is not None
+
+
+def test_words_in_a_form_that_nobody_expects_are_left_to_typst(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = WordBook("Inter", "de", "DE")
+
+    def other_form(asked: object) -> None:
+        raise OtherForm("as nobody expects")
+
+    monkeypatch.setattr(fresh, "shaped", other_form)
+    fresh.learn([(STYLES[0], "Nordwind")])
+    assert fresh.text(STYLES[0], "Nordwind") is None
+
+
 def test_random_letters_are_as_typst_shapes_them() -> None:
     """What a letter looks like may depend on its neighbours: signs between capitals and digits, x between numbers."""
     rest = random.Random(23)
@@ -256,3 +276,31 @@ def test_codes_are_those_of_segno() -> None:
         assert rows_of(content, 4) == ["".join("1" if dark else "0" for dark in row) for row in known.matrix]
     with pytest.raises(ValueError, match="331 bytes"):
         rows_of(b"x" * (BYTES_MAX + 1), 4)
+
+
+def test_the_first_of_each_kind_and_a_sample_of_all_are_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stencil that draws something else than Typst is found by the sample, and its kind is Typst's from then on."""
+    monkeypatch.setattr("pipelines.stencils.PROVED_EVERY", 4)
+    counted = Stencils(drawn)
+    proved: list[int] = []
+    prove = counted.prove
+
+    asked: list[int] = []
+
+    def noted(pdf: bytes, data: Any) -> None:
+        proved.append(len(asked) - 1)
+        prove(pdf, data)
+
+    monkeypatch.setattr(counted, "prove", noted)
+    data = page(next(one() for one in ALL.values() if fields_of(page(one())) is not None))
+    for number in range(9):
+        asked.append(number)
+        assert counted.drawn(data, fields_of(data)) is not None
+    assert proved == [0, 3, 7]
+
+    def differs(*_: Any) -> None:
+        raise OtherForm("not what Typst draws")
+
+    monkeypatch.setattr(counted, "prove", differs)
+    answers = [counted.drawn(data, fields_of(data)) for _ in range(9)]
+    assert [answer is None for answer in answers] == [False, False, *[True] * 7]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from billing.errors import NotFound
-from storage.master_chain import MasterChain, _key, _pack
+from storage.master_chain import MasterChain, change_key, pack_change
 from storage.object_store import LocalObjectStore
 
 TENANT = "0198f0aa-0000-7000-8000-000000000001"
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Counted:
             "actor": "test",
             "changed_at": "2026-01-01T00:00:00+00:00",
         }
-        assert made.create(_key(TENANT, number), _pack(entry))
+        assert made.create(change_key(TENANT, number), pack_change(entry))
     return made
 
 

@@ -79,6 +79,27 @@ def test_put_replaces_and_get_of_nothing_is_none(store: ObjectStore) -> None:
     assert not store.exists("hints/lane")
 
 
+def test_replace_wants_the_very_bytes_that_were_read(store: ObjectStore) -> None:
+    assert store.replace("erased/none", b"", b"x") is False
+    assert store.get("erased/none") is None
+    assert store.create("erased/one", b"first")
+    assert store.replace("erased/one", b"first", b"second") is True
+    assert store.get("erased/one") == b"second"
+    assert store.replace("erased/one", b"first", b"second") is True, "our own first try, sent again"
+    assert store.replace("erased/one", b"first", b"third") is False, "somebody else was there meanwhile"
+    assert store.get("erased/one") == b"second"
+    store.delete("erased/one")
+
+
+def test_of_many_that_replace_the_same_bytes_at_once_exactly_one_wins(store: ObjectStore) -> None:
+    assert store.create("erased/race", b"old")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.replace("erased/race", b"old", f"new {n}".encode()), range(8)))
+    assert sum(won) == 1
+    assert store.get("erased/race") == f"new {won.index(True)}".encode()
+    store.delete("erased/race")
+
+
 def test_list_gives_the_keys_of_a_prefix_in_order(store: ObjectStore) -> None:
     for key in ("l/2/b", "l/2/a", "l/10/c", "l/2x", "m/1"):
         store.create(key, b"x")

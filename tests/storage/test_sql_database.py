@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +19,10 @@ import psycopg
 import pytest
 
 from billing.errors import Conflict, InvalidInput, Unavailable
+from storage.sql import tenants
 from storage.sql.database import APP_ROLE, SYSTEM_ROLE, Database, connect
 from storage.sql.embedded import EmbeddedPostgres
+from storage.sql.erasing import tables
 from storage.sql.migrate import Migration, migrate, migrations
 
 pytestmark = pytest.mark.postgres
@@ -170,3 +173,51 @@ def test_a_server_killed_with_its_parent_or_alone_comes_back_with_all_data() -> 
         finally:
             server.stop()
         assert server.pid is None
+
+
+def test_an_owner_who_is_no_superuser_erases_within_one_tenant_only(server: EmbeddedPostgres) -> None:
+    """The policies `erasing`: what may write anew what nobody else may sees no other tenant."""
+    name = f"o{uuid4().hex[:12]}"
+    with connect(server.dsn, autocommit=True) as connection:
+        for role in (APP_ROLE, SYSTEM_ROLE):
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)).fetchone():
+                connection.execute(f"CREATE ROLE {role} NOLOGIN")
+        connection.execute(f"CREATE ROLE {name} LOGIN CREATEROLE")
+        connection.execute(f"GRANT {APP_ROLE}, {SYSTEM_ROLE} TO {name} WITH ADMIN OPTION")
+        connection.execute(f"CREATE DATABASE {name} OWNER {name}")
+    dsn = psycopg.conninfo.make_conninfo(server.dsn, dbname=name, user=name)
+    try:
+        migrate(dsn)
+        mine, other = _tenant(dsn), _tenant(dsn)
+        with Database(dsn, size_max=2) as database:
+            for tenant in (mine, other):
+                with database.tenant(tenant) as connection:
+                    connection.execute(
+                        "INSERT INTO audit_entries (tenant_id, at, actor, action, subject)"
+                        " VALUES (current_tenant(), now(), 'a', 'b', 'c')"
+                    )
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                        connection.execute("UPDATE audit_entries SET subject = 'x'")
+            with database.owner(mine) as connection:
+                for table in tables(connection):  # all have a policy, also those of later migrations
+                    connection.execute(f'SELECT * FROM "{table.name}"')
+                assert connection.execute("UPDATE audit_entries SET subject = 'x'").rowcount == 1
+                with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                    connection.execute("UPDATE audit_entries SET tenant_id = %s", (other,))
+            with database.tenant(other) as connection:
+                rows = connection.execute("SELECT subject FROM audit_entries").fetchall()
+                assert [row["subject"] for row in rows] == ["c"]
+    finally:
+        with connect(server.dsn, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            connection.execute(f"DROP OWNED BY {name}")
+            connection.execute(f"DROP ROLE {name}")
+
+
+def _tenant(dsn: str) -> str:
+    with Database(dsn, size_max=1) as database, database.system() as connection:
+        form = {"currency": "EUR", "timezone": "UTC", "country": "DE"}
+        code = uuid4().hex
+        return tenants.create(
+            connection, code=code, name=code, kind="live", form=form, generated=False, now=datetime.now(UTC)
+        ).id

@@ -80,3 +80,54 @@ def tenants_list(as_json: bool = AsJson) -> None:
     from cluster.cli import access
 
     access.list_tenants(as_json)
+
+
+@tenants.command("close")
+def tenants_close(code: str, as_json: bool = AsJson) -> None:
+    """Nothing changes in the tenant any more; what is there may be read and exported. `reopen` takes it back."""
+    from cluster.cli import tenant_ends
+
+    tenant_ends.close(code, as_json)
+
+
+@tenants.command("reopen")
+def tenants_reopen(code: str, as_json: bool = AsJson) -> None:
+    """Take back a closing, and an erasure that has not begun."""
+    from cluster.cli import tenant_ends
+
+    tenant_ends.reopen(code, as_json)
+
+
+@tenants.command("erase")
+def tenants_erase(
+    code: str,
+    rule: str = typer.Option(..., "--rule", help="Why: the law, the contract; kept with the proof."),
+    after_days: int = typer.Option(
+        30, "--after-days", help="So long it can be taken back (a live tenant: 1 at least)."
+    ),
+    as_json: bool = AsJson,
+) -> None:
+    """Erase a closed tenant in every store, after some days; documents stay until the law lets them go."""
+    from cluster.cli import tenant_ends
+
+    tenant_ends.erase(code, rule, after_days, as_json)
+
+
+@tenants.command("end")
+def tenants_end(code: str, as_json: bool = AsJson) -> None:
+    """How a tenant stands: open, closed, to be erased when, how far that is."""
+    from cluster.cli import tenant_ends
+
+    tenant_ends.end(code, as_json)
+
+
+@tenants.command("export")
+def tenants_export(
+    code: str,
+    out: str = typer.Option(..., "--out", help="A folder that does not exist yet."),
+    as_json: bool = AsJson,
+) -> None:
+    """Everything of a tenant as files: tables as JSON lines, usage as Parquet, documents (docs/forgetting.md)."""
+    from cluster.cli import tenant_ends
+
+    tenant_ends.export(code, out, as_json)

@@ -33,6 +33,26 @@ def usage(
     data.usage(customer, since, until, tenant, key, url, as_json)
 
 
+@usage_app.command("top")
+def usage_top(
+    meter: str = typer.Argument(..., help="Code of the meter."),
+    by: str = typer.Option("customer", help="customer, subscription, day, or dimension:NAME of the meter's prices."),
+    since: str = typer.Option(None, "--from", help="From this day on (2026-11-01); default: the last 30 days."),
+    until: str = typer.Option(None, "--to", help="To this day, included."),
+    limit: int = typer.Option(10, min=1, max=1_000, help="So many."),
+    lowest: bool = typer.Option(False, "--lowest", help="The lowest quantities first."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Who or what used most of a meter."""
+    from cluster.cli import data
+
+    asked = {"meter": meter, "by": by, "limit": str(limit), "order": "lowest" if lowest else "highest"}
+    data.top(asked, since, until, tenant, key, url, as_json)
+
+
 @usage_app.command("export")
 def usage_export(
     since: str = typer.Option(..., "--from", help="From this day on (2026-11-01)."),

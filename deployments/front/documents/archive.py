@@ -97,7 +97,8 @@ class Kept:
 
 def reader_of_visit(front: Front, visit: Visit) -> Reader:
     with front.services.database.tenant(visit.tenant_id) as connection:
-        return rights.reader_of(connection, f"user {visit.user.email}", visit.user.role)
+        keeper = visit.user.may("archive:write")
+        return rights.reader_of(connection, f"user {visit.user.email}", visit.user.role, keeper=keeper)
 
 
 def _archive(

@@ -311,3 +311,69 @@ def test_the_command_erases_says_when_all_is_gone_and_leaves_a_trail_without_the
     assert erase(store, Erasure(OTHER_TENANT, "GDPR 17", (f"{MARK}-customer",))).rows == 12
     delete_announced(store, grace_us=-60_000_000)
     assert found_in(store) == []
+
+
+def test_a_shard_that_runs_while_rows_are_erased_keeps_nothing_of_them_and_folds_again(store: LocalObjectStore) -> None:
+    world(store)
+    shard = RatingShard(0, store, settings=ShardSettings(checkpoint_rows=1, checkpoint_s=0.0))
+    shard.start()
+    erase(store, Erasure(TENANT, "GDPR 17", (f"{MARK}-customer",)))
+    assert ManifestChain(store).newest().snapshots == {}
+    deadline, number = time.monotonic() + 20, 20_000_000
+    while shard.serving:
+        assert time.monotonic() < deadline
+        try:
+            send(shard, make_events(5, number))
+        except AssertionError:  # it stopped: the same events are sent again to its successor
+            break
+        number += 5
+        time.sleep(0.05)
+    while shard.serving:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "rows_erased" in shard.status().stopped_because
+    assert ManifestChain(store).newest().snapshots.get(0) is None, "what it had folded before is named by no entry"
+    named = ManifestChain(store).newest()
+    leaving = {one.key for one in named.leaving}
+    assert not [key for key in store.list("log/snapshots/") if key not in leaving], "and it is not left behind"
+    again = RatingShard(0, store, settings=ShardSettings(checkpoint_rows=1, checkpoint_s=0.0))
+    again.start()
+    while ManifestChain(store).newest().snapshots.get(0) is None:
+        assert time.monotonic() < deadline
+        send(again, make_events(5, number))
+        number += 5
+    again.stop()
+    while (thread := again.state.checkpoint_thread) is not None:
+        thread.join()
+
+
+class Between(LocalObjectStore):
+    """Does something between what an erasure has read and what it puts."""
+
+    before_first = None
+
+    def replace(self, key: str, old: bytes, data: bytes) -> bool:
+        work, self.before_first = self.before_first, None
+        if work is not None:
+            work()
+        return super().replace(key, old, data)
+
+
+def test_an_erasure_that_slept_does_not_bring_back_what_another_one_took(store: LocalObjectStore) -> None:
+    world(store)
+    cover(store)
+    customers = (sorted(set(segment.rows()["customer"])) for segment in walk(store, 0, 0) if segment.head.rows)
+    first, second = next(found for found in customers if len(found) > 2)[-2:]  # they lie in the same segments
+    mine, other = Erasure(TENANT, "GDPR 17", (first,)), Erasure(TENANT, "law", (second,))
+    sleeper = Between(store.root)
+    sleeper.before_first = lambda: until_gone(store, other)
+    done = erase(sleeper, mine)
+    assert done.waiting > 0, "what it had read was another's meanwhile: these rows are the next pass's"
+    assert erase(store, other).rows == 0, "nothing that the other one took is there again"
+    until_gone(store, mine)
+    assert {first, second}.isdisjoint(rows_of(store)["customer"])
+
+
+def until_gone(store: LocalObjectStore, erasure: Erasure) -> None:
+    while (done := erase(store, erasure)).rows or done.files:
+        pass

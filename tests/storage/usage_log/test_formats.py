@@ -93,7 +93,7 @@ def test_each_kind_of_object_of_a_newer_version_is_refused_and_nothing_is_change
     reader = UsageLogReader(store)
     with pytest.raises(FormatTooNew, match="reads up to 2"):
         list(reader.scan(TENANT, reader.now()))
-    store.create(manifest_key(manifest.number + 2), json.dumps({**form, "format": 3}).encode())
+    store.create(manifest_key(manifest.number + 2), json.dumps({**form, "format": NEWEST["manifest"] + 1}).encode())
     with pytest.raises(FormatTooNew, match="manifest"):
         ManifestChain(store).newest()
 
@@ -155,5 +155,5 @@ def test_a_new_form_is_written_when_the_last_reader_that_cannot_read_it_is_retir
     assert raise_formats(store).permitted == NEWEST
     assert raise_formats(store).permitted == NEWEST
     entry = ManifestChain(store).append(lambda base: replace(base, files=base.files[1:]))
-    assert json.loads(store.get(manifest_key(entry.number)) or b"")["format"] == 2
+    assert json.loads(store.get(manifest_key(entry.number)) or b"")["format"] == NEWEST["manifest"]
     assert [one.key for one in entry.leaving] == [merged.files[0].key]

@@ -1,0 +1,110 @@
+"""Retention: a reconciler that once a day takes away what a tenant's rules no longer keep. Off without a rule.
+
+Owns when something goes. Usage goes so many months after the invoice that billed it: rows before the end of the last
+bill run of that age which left nobody out. That is allowed only where usage that comes late is rejected: else an event
+that comes for a billed period would be billed against usage that is gone. What fails is tried again and shown as an
+alarm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from billing.errors import BillingError, Conflict
+from storage.object_store import ObjectStore
+from storage.sql import retention_rules
+from storage.sql.database import Connection, Database
+from storage.usage_log.erasing import Erasure, erase, note
+
+LOG = logging.getLogger("cloudbilling.retention")
+DAILY = timedelta(days=1)
+AGAIN = timedelta(minutes=1)
+FAULT = timedelta(minutes=10)
+ROWS_MAX = 10_000  # of a table in one transaction
+
+
+@dataclass(frozen=True)
+class Retention:
+    """`round` is everything; it remembers in SQL, so it may be called by anybody at any time."""
+
+    database: Database
+    store: ObjectStore
+    clock: Callable[[], datetime]
+
+    def round(self) -> int:
+        """Look at every rule that is due; how many."""
+        with self.database.system() as connection:
+            found = retention_rules.due(connection, self.clock())
+        return sum(self.look(tenant_id, name) for tenant_id, name in found)
+
+    def look(self, tenant_id: str, name: str) -> bool:
+        """One look at one rule; False if somebody else has it."""
+        now = self.clock()
+        with self.database.tenant(tenant_id) as connection:
+            rule = retention_rules.claim(connection, name, now)
+        if rule is None:
+            return False
+        result: dict[str, Any] | None = None
+        error, pause = "", DAILY
+        try:
+            before = months_before(now, rule["months"])
+            if name == "usage":
+                result = self._usage(tenant_id, rule, before)
+            else:
+                work = (
+                    retention_rules.delete_notifications if name == "notifications" else retention_rules.delete_record
+                )
+                with self.database.owner(tenant_id) as connection:
+                    result = {"before": before.isoformat(), "rows": work(connection, tenant_id, before, ROWS_MAX)}
+            if result.get("more") or result.get("rows", 0) >= ROWS_MAX:
+                pause = AGAIN
+        except BillingError as fault:
+            error, pause = f"{fault.code}: {fault.detail}", FAULT
+            LOG.error("retention of %s of tenant %s fails: %s", name, tenant_id, fault.code)
+        with self.database.tenant(tenant_id) as connection:
+            retention_rules.note(connection, name, now=now, next_at=now + pause, result=result, error=error)
+        return True
+
+    def _usage(self, tenant_id: str, rule: Mapping[str, Any], issued_until: datetime) -> dict[str, Any]:
+        """A pass over the log, unless one found nothing more up to that moment already."""
+        with self.database.tenant(tenant_id) as connection:
+            check_late_usage(connection, tenant_id)
+            before = retention_rules.billed_before(connection, issued_until)
+        if before is None:
+            return {"before": None, "rows": 0}
+        known = rule["last_result"]
+        if known.get("before") == before.isoformat() and not known.get("more"):
+            return dict(known)
+        erasure = Erasure(tenant_id, f"retention: {rule['months']} months after the invoice", before=before)
+        done = erase(self.store, erasure)
+        if done.rows or done.files:
+            note(self.store, erasure, done, "retention")
+        more = bool(done.rows or done.files or done.waiting)
+        rows = done.rows + (known.get("erased", 0) if known.get("before") == before.isoformat() else 0)
+        return {"before": before.isoformat(), "erased": rows, "more": more}
+
+
+def check_late_usage(connection: Connection, tenant_id: str) -> None:
+    """Conflict where usage that comes late is billed: it would be compared with what is gone."""
+    row = connection.execute("SELECT form->>'late_usage' AS late FROM tenants WHERE id = %s", (tenant_id,)).fetchone()
+    if row is None or row["late"] != "reject":
+        raise Conflict(
+            "usage can go by its age only where late usage is rejected (`late_usage: reject` of the tenant): "
+            "an event that comes for a billed period would be billed against usage that is gone"
+        )
+
+
+def months_before(moment: datetime, months: int) -> datetime:
+    """The same day and time so many months earlier; the last day of a shorter month."""
+    place = moment.year * 12 + moment.month - 1 - months
+    year, month = max(place // 12, 1), place % 12 + 1
+    for day in (moment.day, 30, 29, 28):
+        try:
+            return moment.replace(year=year, month=month, day=min(day, moment.day))
+        except ValueError:
+            continue
+    raise AssertionError("every month has 28 days")

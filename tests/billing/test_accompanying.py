@@ -1,0 +1,120 @@
+"""What an accompanying document may say: parts by type, exact sums, days, sizes; every mistake by its place."""
+
+from __future__ import annotations
+
+import copy
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.accompanying import Accompanying, Statement, StatementEntry, closing_of, usage_sums
+from billing.errors import InvalidInput
+
+FOLDER = Path(__file__).parents[2] / "examples" / "documents"
+
+
+def example(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def pointers(form: Any) -> list[str]:
+    with pytest.raises(InvalidInput) as caught:
+        Accompanying.from_json(form)
+    return [one.pointer for one in caught.value.errors]
+
+
+def changed(name: str, **changes: Any) -> dict[str, Any]:
+    """The example with values at paths (`reminder__items__0__open`) set; None takes a key away."""
+    form: Any = copy.deepcopy(example(name))
+    for path, value in changes.items():
+        place: Any = form
+        *steps, last = path.split("__")
+        for step in steps:
+            place = place[int(step)] if isinstance(place, list) else place[step]
+        if value is None:
+            del place[last]
+        else:
+            place[int(last) if isinstance(place, list) else last] = value
+    return form
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda one: one.stem)
+def test_an_example_is_read_and_written_as_it_is(path: Path) -> None:
+    form = json.loads(path.read_text("utf-8"))
+    document = Accompanying.from_json(form)
+    assert Accompanying.from_json(document.to_json()) == document
+
+
+@pytest.mark.parametrize(
+    ("form", "pointer"),
+    [
+        (changed("account-statement", statement__closing="91.01"), "/statement/closing"),
+        (changed("account-statement", statement__opening="487.275"), "/statement/opening"),
+        (changed("account-statement", statement__entries__2__amount="119.00"), "/statement/entries/2/amount"),
+        (changed("account-statement", statement__entries__0__booked_on="2026-09-30"), "/statement/entries/0/booked_on"),
+        (changed("account-statement", period=None), "/period"),
+        (changed("account-statement", currency="EURO"), "/currency"),
+        (changed("account-statement", statement=None), "/statement"),
+        (changed("account-statement", statement__opening="1E+999999"), "/statement/opening"),
+        (changed("account-statement", statement__opening="NaN"), "/statement/opening"),
+        (changed("reminder", reminder__total="590.44"), "/reminder/total"),
+        (changed("reminder", reminder__level=4), "/reminder/level"),
+        (changed("reminder", reminder__level=True), "/reminder/level"),
+        (changed("reminder", reminder__items__1__open="1210.01"), "/reminder/items/1/open"),
+        (changed("reminder", reminder__items__1__open="0"), "/reminder/items/1/open"),
+        (changed("reminder", reminder__items__1__due_on="2026-11-02"), "/reminder/items/1/due_on"),
+        (changed("reminder", reminder__due_on="2026-11-01"), "/reminder/due_on"),
+        (changed("reminder", reminder__charges__0__amount="-5.00"), "/reminder/charges/0/amount"),
+        (changed("reminder", reminder__items=[], reminder__total="12.16"), "/reminder/items"),
+        (changed("credit-statement", total="14.02"), "/total"),
+        (changed("credit-statement", lines__0__amount=None), "/lines/0/amount"),
+        (changed("delivery-note", lines__0__price="1.00"), "/lines/0"),
+        (changed("delivery-note", payment={"code": "58"}), "/payment"),
+        (changed("usage-record", usage__0__day="2026-11-01"), "/usage/0/day"),
+        (changed("usage-record", usage__0__quantity="0.0000000000001"), "/usage/0/quantity"),
+        (changed("usage-record", usage__0__quantity=1.5), "/usage/0/quantity"),
+        (changed("usage-record", usage__0__meter="x" * 2_001), "/usage/0/meter"),
+        (changed("usage-record", refers_to__0__issued_on="2026-11-03"), "/refers_to/0/issued_on"),
+        (changed("usage-record", lines=[{"name": "x"}]), "/lines"),
+        (changed("usage-record", usage=[{"meter": "x", "quantity": "1"}] * 20_001), "/usage"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_place(form: Any, pointer: str) -> None:
+    assert pointers(form)[0] == pointer  # a sum that it changes is named behind it
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    form = changed("reminder", reminder__total="1.00", reminder__items__0__open="0", currency="XXX")
+    assert set(pointers(form)) == {"/currency", "/reminder/items/0/open", "/reminder/total"}
+
+
+amounts = st.decimals(min_value=-(10**24), max_value=10**24, places=2, allow_nan=False, allow_infinity=False)
+
+
+@given(opening=amounts, moved=st.lists(amounts, max_size=20))
+def test_opening_and_entries_are_the_closing_to_the_last_digit(opening: Decimal, moved: list[Decimal]) -> None:
+    day = Accompanying.from_json(example("account-statement")).issued_on
+    statement = Statement(opening, tuple(StatementEntry(day, "other", one) for one in moved))
+    cents = int(opening * 100) if abs(opening) < 10**20 else int(opening.scaleb(2).to_integral_exact())
+    assert closing_of(statement).as_integer_ratio() == _ratio(cents, moved)
+
+
+def _ratio(cents: int, moved: list[Decimal]) -> tuple[int, int]:
+    from fractions import Fraction
+
+    whole = Fraction(cents, 100) + sum((Fraction(one) for one in moved), Fraction(0))
+    return whole.numerator, whole.denominator
+
+
+def test_sums_of_usage_are_by_meter_and_unit() -> None:
+    record = Accompanying.from_json(example("usage-record"))
+    assert usage_sums(record.usage) == {
+        ("API-Anfragen", "Anfragen"): Decimal(50505),
+        ("Speicher", "GB"): Decimal("499.535"),
+        ("Aktive Nutzer", "Personen"): Decimal(37),
+    }

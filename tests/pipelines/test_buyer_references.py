@@ -1,0 +1,68 @@
+"""What a buyer needs on a document of a bill run, to the XML that official rules check: networks, orders, debits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from invoice_samples import CUSTOMER, ENTITY, ISSUER, document, line
+
+from billing.documents import DocumentGroup
+from billing.einvoice.model import Debit, Identifier, Invoice
+from billing.einvoice.parties import seller_of
+from billing.einvoice.profiles import in_profile, profile_violations
+from pipelines.documents import BUILT_IN, FinalDocument, checked_xml, invoice_for, render_pdf
+from pipelines.invoice_rules import ShapeGate, rule_violations
+
+LEITWEG = "04011000-1234512345-06"
+SELLER = seller_of({**ENTITY, "creditor_id": "DE98ZZZ09999999999",
+                    "endpoint": {"id": "rechnung@nordwind.example", "scheme": "EM"}}, "DE")  # fmt: skip
+BUYER: dict[str, Any] = {**CUSTOMER, "endpoint": {"id": LEITWEG, "scheme": "0204"}, "leitweg_id": LEITWEG,
+                         "buyer_reference": "never both", "cost_centre": "K-7",
+                         "ids": [{"id": "4000001000005", "scheme": "0088"}]}  # fmt: skip
+MANDATE = {"reference": "M-2026-7", "iban": "DE02 1203 0000 0000 2020 51", "signed_on": "2026-01-31"}
+
+
+def made(customer: dict[str, Any], group: DocumentGroup | None = None) -> Invoice:
+    one = FinalDocument("1", "RE-1", replace(document([line("10.00")]), group=group), customer)
+    invoice, e_invoice = invoice_for(one, ISSUER, SELLER)
+    assert e_invoice
+    return invoice
+
+
+def test_an_xrechnung_of_a_bill_run_has_all_that_its_profile_demands() -> None:
+    invoice = in_profile(made(BUYER), "xrechnung")
+    assert profile_violations(invoice) == []
+    assert rule_violations(checked_xml(invoice, ShapeGate())) == []
+    assert (invoice.buyer_reference, invoice.buyer_accounting_reference) == (LEITWEG, "K-7")
+    assert invoice.buyer.ids == (Identifier("4000001000005", "0088"),)
+    bare = in_profile(made({**CUSTOMER, "buyer_reference": "x"}), "xrechnung")
+    assert [one.rule for one in profile_violations(bare)] == ["PEPPOL-EN16931-R010"]
+
+
+def test_a_group_says_its_own_references_and_the_customers_where_it_has_none() -> None:
+    own = made(BUYER, DocumentGroup("order", "4711", "4711", "x", "K-8"))
+    assert (own.order, own.buyer_reference, own.buyer_accounting_reference, own.contract) == ("4711", "x", "K-8", None)
+    rest = made(BUYER, DocumentGroup("subscription", ""))
+    assert (rest.order, rest.buyer_reference, rest.buyer_accounting_reference) == ("4500118273", LEITWEG, "K-7")
+    assert made(BUYER, DocumentGroup("subscription", "S-20418")).contract == "S-20418"
+
+
+def test_an_invoice_under_a_mandate_is_collected_and_names_no_account_to_pay_to() -> None:
+    invoice = made({**BUYER, "mandate": MANDATE})
+    assert invoice.payment is not None
+    assert (invoice.payment.code, invoice.payment.transfer) == ("59", ())
+    assert invoice.payment.debit == Debit("M-2026-7", "DE98ZZZ09999999999", "DE02120300000000202051")
+    assert invoice.payment_terms == "Wird am 01.11.2026 per SEPA-Lastschrift eingezogen."
+    wanted = in_profile(invoice, "xrechnung")
+    assert profile_violations(wanted) == []
+    assert rule_violations(checked_xml(wanted, ShapeGate())) == []
+    assert render_pdf(invoice, BUILT_IN, "de", seller=SELLER).startswith(b"%PDF")
+
+
+def test_without_mandate_or_creditor_an_invoice_asks_for_a_transfer() -> None:
+    for customer, entity in ((BUYER, SELLER), ({**BUYER, "mandate": MANDATE}, replace(SELLER, creditor_id=None))):
+        invoice, _ = invoice_for(FinalDocument("1", "RE-1", document([line("10.00")]), customer), ISSUER, entity)
+        assert invoice.payment is not None
+        assert (invoice.payment.code, invoice.payment.debit) == ("58", None)
+        assert invoice.payment.transfer
