@@ -39,9 +39,16 @@ def _advances() -> tuple[dict[str, float], float]:
     return found, 1.2
 
 
-@lru_cache(maxsize=20_000)
+_ONE_DIGIT = str.maketrans("123456789", "0" * 9)
+
+
 def width_of(text: str) -> float:
     """Width of a text in regular letters, in parts of the size."""
+    return _width_of(text.translate(_ONE_DIGIT))  # digits are of one width, so that most amounts are known
+
+
+@lru_cache(maxsize=20_000)
+def _width_of(text: str) -> float:
     advances, other = _advances()
     return sum(advances.get(one, other) for one in text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from billing.einvoice.model import NOT_IN_XML, plain
 from billing.errors import FieldError, InvalidInput
@@ -22,7 +23,9 @@ class Elements:
         """One element with text, or nothing at all where there is no text."""
         if text is None or text == "":
             return ""
-        marks = "".join(f' {key}="{quote(value)}"' for key, value in attributes.items() if value)
+        marks = ""
+        if attributes:
+            marks = "".join([f' {key}="{quote(value)}"' for key, value in attributes.items() if value])
         return f"<{self.leaves}:{element}{marks}>{escape(text)}</{self.leaves}:{element}>"
 
     def node(self, element: str, /, *children: str) -> str:
@@ -46,7 +49,9 @@ def _cents(element: str, value: Decimal) -> str:
     return format(abs(cents) if cents == 0 else cents, "f")  # no minus before a zero
 
 
+@lru_cache(maxsize=10_000)
 def escape(text: str) -> str:
+    """The text as it stands in XML; raises InvalidInput for a control character that no XML can carry."""
     if NOT_IN_XML.search(text):
         detail = f"{text!r} has a control character that no XML can carry"
         raise InvalidInput(detail, errors=[FieldError("", detail)])

@@ -14,6 +14,7 @@ import pytest
 import segno
 from invoice_samples import ENTITY, ISSUER, PDF_ONLY, SAMPLES
 
+from benchmarks import documents
 from billing.einvoice.cii import to_cii
 from billing.einvoice.parties import seller_of
 from pipelines.documents import BUILT_IN, FinalDocument, invoice_for, render_pdf
@@ -109,6 +110,20 @@ def test_what_is_filled_in_is_what_typst_draws(name: str, stencils: Stencils) ->
         assert data["title"].replace("&", "&amp;") in packet_of(reader)
         if "xml" in data:
             assert reader.attachments[data["xml_name"]] == [data["xml"].encode()]
+
+
+def test_figures_of_different_lengths_keep_point_under_point(stencils: Stencils) -> None:
+    """2; 2,25; 2,5: digits that a figure lacks are hidden behind it, and move it to the left."""
+    seller = seller_of(documents.ENTITY, "DE")
+    for number in (1, 2, 3):
+        invoice, _ = invoice_for(documents.made(number), documents.ISSUER, seller)
+        data = page_of(invoice, seller, PLAIN, "de")
+        fields = fields_of(data)
+        assert fields is not None
+        assert len({one.pad[1] for one in fields if one.pad is not None}) > 2
+        pdf = stencils.drawn(data, fields)
+        assert pdf is not None
+        stencils.prove(pdf, data)
 
 
 def test_the_proof_sees_a_wrong_letter_a_wrong_place_and_a_wrong_object(stencils: Stencils) -> None:
@@ -216,6 +231,24 @@ def test_words_in_a_form_that_nobody_expects_are_left_to_typst(monkeypatch: pyte
     monkeypatch.setattr(fresh, "shaped", other_form)
     fresh.learn([(STYLES[0], "Nordwind")])
     assert fresh.text(STYLES[0], "Nordwind") is None
+
+
+def test_random_letters_are_as_typst_shapes_them() -> None:
+    """What a letter looks like may depend on its neighbours: signs between capitals and digits, x between numbers."""
+    rest = random.Random(23)
+    letters = "abcxXAVTWy0123456789 .,-–/:()&%€+@'ßäÖ#*="
+    asked = [
+        (style, text)
+        for style in STYLES
+        for text in ("".join(rest.choices(letters, k=rest.randrange(1, 14))) for _ in range(80))
+        if style[0] != 600 and text == " ".join(text.split()) and text
+    ]
+    assert len(asked) > 200
+    book().learn(asked)
+    for (style, text), run in zip(asked, book().shaped(asked), strict=True):
+        found = book().text(style, text)
+        shown = None if found is None else "".join(re.findall("<(.*?)>", found.glyphs.decode()))
+        assert shown == (None if run is None else "".join(f"{one:04X}" for one in run.glyphs)), text
 
 
 def test_a_page_without_its_repertoire_has_no_text_in_the_background() -> None:
