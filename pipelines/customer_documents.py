@@ -108,7 +108,7 @@ class CustomerDocuments:
             found = piece_of_line(billed.master, line)
             kind = "" if found is None else billed.master.meters[found[0].charge.meter].aggregation
             events = self._explainer.events_of(tenant_id, billed, line) if kind in ADDITIVE else None
-            rows += _rows_of(line, f"{number} / {place}", kind, events, sides.timezone)
+            rows += usage_rows(line, f"{number} / {place}", kind, events, sides.timezone)
             if len(rows) > ROWS_MAX:
                 raise _too_many("usage record", ROWS_MAX)
         rows.sort(key=lambda row: (row.subscription or "", row.meter, row.day or date.min))
@@ -231,7 +231,7 @@ class CustomerDocuments:
         period = Period(first, last) if first is not None else None
         document = Accompanying(
             type=kind,
-            number=_number(kind, customer, first or today, last or today),
+            number=number_of(kind, customer, first or today, last or today),
             issued_on=today,
             seller=seller.party,
             buyer=buyer_of({"code": known.code, "name": known.name, "country": known.country, **known.form}, country),
@@ -276,7 +276,7 @@ def _days(line: Line, timezone: str) -> _Days:
     return _Days(local_date(line.start, timezone), local_date(line.end - timedelta(microseconds=1), timezone))
 
 
-def _rows_of(line: Line, place: str, aggregation: str, events: EventsOfLine | None, timezone: str) -> list[UsageRow]:
+def usage_rows(line: Line, place: str, aggregation: str, events: EventsOfLine | None, timezone: str) -> list[UsageRow]:
     """A row a day where days add up to the line exactly, else one for all of it."""
     whole = UsageRow(
         meter=line.name or line.charge,
@@ -301,7 +301,7 @@ def _when(line: Line) -> str | None:
     return ", ".join(said) or None
 
 
-def _number(kind: Kind, customer: str, first: date, last: date) -> str:
+def number_of(kind: Kind, customer: str, first: date, last: date) -> str:
     """Speaks of type, customer and days: the same document has the same number, another customer's never."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "-", customer)[:CODE_MAX]
     if safe != customer:  # two codes may look the same without their signs

@@ -197,6 +197,27 @@ def test_tenants_never_meet(billed: Any, api: Any) -> None:
     assert other.get("/v1/customers/acme/documents?type=reminder").json()["items"] == []
 
 
+def test_a_credit_note_takes_off_what_is_owed_and_overdue(api: Any) -> None:
+    tenant = api.tenant(kind="test", test_clock="2026-02-02")
+    tenant.catalog()
+    assert tenant.usage(event("e1", "2026-01-10T10:00:00Z", "100")).status_code == 200
+    assert tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}).status_code == 202
+    (invoice,) = tenant.get("/v1/invoices").json()["items"]
+    credit = {"document": invoice["number"], "lines": [{"line": 1, "amount": "4.00"}]}
+    note = tenant.post("/v1/credit-notes", credit)
+    assert note.status_code == 201, note.text
+    left = Decimal(invoice["due"]) - Decimal(note.json()["due"])
+    form = {"type": "account_statement", "from": "2026-02-01", "to": "2026-02-28"}
+    entries = made(tenant, form)["document"]["statement"]["entries"]
+    assert [Decimal(one["amount"]) for one in entries] == [Decimal(invoice["due"]), -Decimal(note.json()["due"])]
+    assert tenant.post("/v1/test-clock/advance", {"to": "2026-03-02"}).status_code == 200
+    remind = {"type": "reminder", "level": 2, "due_on": "2026-03-20"}
+    (item,) = made(tenant, remind)["document"]["reminder"]["items"]
+    assert Decimal(item["open"]) == left
+    assert tenant.post("/v1/credit-notes", {**credit, "lines": [{"line": 1}]}).status_code == 201
+    assert tenant.post("/v1/customers/acme/documents", remind).status_code == 409
+
+
 def test_what_belongs_to_an_invoice_is_kept_as_long_as_invoices_are(api: Any) -> None:
     tenant = api.tenant()
     tenant.catalog()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pypdf
 import pytest
+from test_documents import verapdf
 
 from billing.accompanying import Accompanying
 from billing.errors import InvalidInput
@@ -144,3 +146,19 @@ def test_an_unknown_language_or_format_is_refused() -> None:
         pdf_of(example("reminder"), "xx")
     with pytest.raises(InvalidInput):
         formats_of("docx")
+
+
+@pytest.mark.services
+@pytest.mark.timeout(300)
+def test_the_files_are_pdf_a_3a_and_pdf_ua_1_by_verapdf(tmp_path: Path) -> None:
+    files: list[str] = []
+    for name in NAMES:
+        for language in ("de", "en"):
+            path = tmp_path / f"{name}-{language}.pdf"
+            path.write_bytes(pdf_of(example(name), language))
+            files.append(str(path))
+    command = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", "lib/*", "Check.java", *files]
+    answer = subprocess.run(command, cwd=verapdf(), check=True, capture_output=True, timeout=240).stdout.decode()
+    broken = [one for one in answer.splitlines() if not one.startswith("compliant ")]
+    assert not broken, "\n".join(broken)
+    assert (answer.count("compliant 3a "), answer.count("compliant ua1 ")) == (len(files), len(files))
