@@ -10,6 +10,7 @@ from deployments.front.access.routes import routes as access_routes
 from deployments.front.contracts.budgets import routes as budget_routes
 from deployments.front.contracts.documents import routes as customer_document_routes
 from deployments.front.contracts.previews import routes as preview_routes
+from deployments.front.contracts.references import routes as reference_routes
 from deployments.front.contracts.routes import routes as contracts_routes
 from deployments.front.documents.archive import routes as archive_routes
 from deployments.front.documents.bill_runs import routes as bill_run_routes
@@ -52,6 +53,7 @@ def front_router(services: Services) -> APIRouter:
         statistics_routes,
         budget_routes,
         customer_document_routes,
+        reference_routes,
         preview_routes,  # before the contracts, whose paths take every longer one
         contracts_routes,
         prices_routes,

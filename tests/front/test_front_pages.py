@@ -23,6 +23,8 @@ PAGES = (
     path_of("customers", HOSTILE_CODE),
     "/subscriptions",
     "/subscriptions/S-10001",
+    "/subscriptions/S-10001/references",
+    "/customers/K-10400/references",
     "/meters",
     "/plans",
     "/plans/compute?quantity=4821",

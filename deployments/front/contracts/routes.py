@@ -13,7 +13,7 @@ from billing.contracts import ContractStep, Subscription
 from billing.errors import NotFound
 from billing.master import Customer, MasterData
 from deployments.front import usage_view
-from deployments.front.contracts import budgets, terms, view, wallets
+from deployments.front.contracts import budgets, references, terms, view, wallets
 from deployments.front.formats import Formats
 from deployments.front.lists import EXPORT_ROWS_MAX, Sort, export, window
 from deployments.front.page import Front, Visit
@@ -99,7 +99,11 @@ def routes(front: Front) -> APIRouter:
             customer=one,
             row=view.customer_row(master, one, visit.now),
             headline=_headline(one, visit.now, t),
-            facts=[*_facts(one, visit.now, t, f), *_paying(master, code, visit.now, t, f)],
+            facts=[
+                *_facts(one, visit.now, t, f),
+                *_paying(master, code, visit.now, t, f),
+                *references.facts_of_customer(one, master.tenant.document_per, t),
+            ],
             line=view.time_line(master, codes, visit.now, t, f),
             documents=documents,
             billed=billed,
@@ -179,6 +183,7 @@ def routes(front: Front) -> APIRouter:
             past=_past(master, one, t, f),
             phases=terms.phases_of_contract(contract, visit.now, t, f),
             add_ons=terms.add_ons_of(master, one, visit.now, t, f),
+            references=references.facts_of_subscription(one, t),
         )
 
     return router
@@ -221,6 +226,8 @@ def _facts(customer: Customer, now: datetime, t: Texts, f: Formats) -> list[tupl
         ),
         (t("customer.order"), str(form.get("order_reference") or "")),
         (t("customer.buyer_reference"), str(form.get("buyer_reference") or "")),
+        (t("references.leitweg_id"), str(form.get("leitweg_id") or "")),
+        (t("references.cost_centre"), str(form.get("cost_centre") or "")),
         (t("customer.einvoice"), t.word("einvoice", str(form["einvoice"])) if form.get("einvoice") else ""),
         (t("customer.keys"), _keys(customer, t, f)),
     ]
