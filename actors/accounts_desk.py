@@ -11,7 +11,7 @@ import collections
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -397,7 +397,7 @@ class RunDesk:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
 
-async def _tries(deadline_s: float) -> AsyncIterator[None]:
+async def _tries(deadline_s: float) -> AsyncGenerator[None, None]:
     """Some tries, with pauses that grow, until a deadline."""
     loop = asyncio.get_running_loop()
     end_s, pause_s = loop.time() + deadline_s, PAUSE_S_FIRST

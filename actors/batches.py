@@ -84,7 +84,8 @@ def decode_batch(data: bytes) -> Batch:
     ids = EventIds(frame["id_high"].to_numpy(), frame["id_low"].to_numpy())
     return Batch(
         blocks=tuple(Block(*block) for block in head["blocks"]),
-        events=frame.select(EVENT_SCHEMA.names()),
+        # Not `select`: for that Polars starts a query in another thread.
+        events=pl.DataFrame([frame.get_column(name) for name in EVENT_SCHEMA]),
         partitions=frame["partition"].to_numpy(),
         ids=ids,
         traces=tuple(head.get("traces", ())),

@@ -116,7 +116,10 @@ class LiveFigures:
             book = self._book(tenant_id, master_number or 0)
             if book is None:
                 return np.full(events.height, UNKNOWN_CUSTOMER, np.uint8)
-            reasons = classify(events, book.book, instant_of(now_us)).to_physical()
+            found = classify(events, book.book, instant_of(now_us))
+            if found.null_count() == events.height:  # most often; each step below is a query for Polars
+                return np.full(events.height, NO_REASON, np.uint8)
+            reasons = found.to_physical()
         except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - a fault must not stop ingest
             self.last_error = f"{type(error).__name__}: {error}"
             return np.full(events.height, UNJUDGED, np.uint8)

@@ -515,7 +515,7 @@ class RatingShard:
             return
         order = new[np.argsort(partitions[new], kind="stable")]
         tenant_numbers = np.repeat(np.arange(len(items)), [item.rows for item in items])[order]
-        tenants = pl.Series("tenant", [item.tenant_id for item in items], dtype=pl.String).gather(tenant_numbers)
+        tenants = pl.Series("tenant", [item.tenant_id for item in items], dtype=pl.String)[tenant_numbers]
         # Put side by side, in the order of ROW_SCHEMA: a query would cost a small group more than its segment.
         count = len(order)
         kinds, details = _USAGE_KIND.new_from_index(0, count), _NO_DETAIL.new_from_index(0, count)

@@ -46,7 +46,8 @@ class FewEvents:
         latest = now + self.book.future_limit
         return [
             self._reason(_Event(*row), latest, is_new)
-            for row, is_new in zip(events.select(columns).iter_rows(), fresh, strict=True)
+            # Column by column: a `select` is a query, for which Polars goes to another thread and back.
+            for *row, is_new in zip(*(events.get_column(name) for name in columns), fresh, strict=True)
         ]
 
     @cached_property

@@ -54,7 +54,7 @@ class QuickRoutes:
         self._routes: dict[tuple[str, str], _Route] = {}  # by method and path
         self._patterns: dict[tuple[str, str], list[_Route]] = {}  # by method and the path before its first parameter
         for route in routes:
-            for method in route.methods:
+            for method in route.methods or ():
                 if route.param_convertors:
                     self._patterns.setdefault((method, route.path.partition("{")[0]), []).append(_Route.of(route))
                 else:

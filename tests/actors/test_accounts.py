@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from actors.rating_shard import ShardSettings
 from actors.router import _Calls
 from billing.errors import BillingError, Conflict, Unavailable
 from billing.run_credit import Ask, Move, RunCredit, RunHold
+from billing.usage import Verdict
 from storage.usage_log.lane import count_lanes, walk
 from storage.usage_log.partitions import partition_of
 from storage.usage_log.segment import RowKind
@@ -430,3 +432,34 @@ def _check_rows(here: Place) -> None:
             for number, amount in amounts.items():
                 left = amount - gone[number] - held[number]
                 assert left >= 0, f"after {row['id']} of {code}: top-up {number} is {left}"
+
+
+def test_lone_reservations_and_events_start_no_query(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query of Polars runs in another thread: where cores are busy the way there and back has cost milliseconds."""
+    subscription = {"code": "acme", "customer": "acme", "plan": "basic", "anchor": "calendar"}
+    here.masters.apply(customer("acme"), top_up("acme", "10.00"), {"subscribe": subscription})
+    desk = here.open()
+    assert here.router is not None
+    first, second = (make_events(1, n).with_columns(customer=pl.lit("acme")) for n in range(2))
+    reserve(desk, "r1", "1.00")
+    run(here.router.ingest(TENANT, first))
+    queries: list[str] = []
+
+    def watched(name: str) -> None:
+        real = getattr(pl.DataFrame, name)
+
+        def call(frame: pl.DataFrame, *asked: Any, **more: Any) -> Any:
+            if threading.current_thread().name.startswith(("rating-shard-", "MainThread")):  # who folds may ask
+                queries.append(name)
+            return real(frame, *asked, **more)
+
+        monkeypatch.setattr(pl.DataFrame, name, call)
+
+    for name in ("lazy", "filter", "sort", "to_arrow", "select", "with_columns", "partition_by", "group_by"):
+        watched(name)
+    assert reserve(desk, "r2", "1.00")["granted"] == "1.00"
+    [spent] = run(desk.commit(TENANT, [{"customer": "acme", "id": "r1", "amount": "1.00"}]))
+    assert spent["state"] == "committed"
+    result = run(here.router.ingest(TENANT, second))
+    assert result.verdicts.tolist() == [Verdict.ACCEPTED]
+    assert queries == []

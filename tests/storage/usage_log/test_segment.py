@@ -53,6 +53,19 @@ def test_both_writers_write_the_same_rows_and_the_same_head(count: int, monkeypa
         assert file.metadata.num_row_groups == 1
 
 
+@pytest.mark.parametrize("count", [1, 2, 24])
+def test_the_head_says_of_few_rows_what_it_says_of_many(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which tenants have rows that change how events count: looked at one by one, or by columns."""
+    rows = rows_of(count).with_columns(kind=pl.Series([1 if n % 6 == 0 else 5 for n in range(count)], dtype=pl.UInt8))
+    asked = SegmentHead(3, 7, 2, "nonce", 1_700_000_000_000_000, "before", counters={"t": Counters(0, 0, count)})
+    few = decode_segment(encode_segment(asked, rows)).head
+    monkeypatch.setattr(segment, "FEW", 0)
+    assert few == decode_segment(encode_segment(asked, rows)).head
+    assert few.changed == {"another"}
+    assert sum(length for _, length in few.ranges.values()) == count
+    assert few.ranges[0] == (0, 1)
+
+
 def test_an_epoch_record_has_a_head_and_no_rows() -> None:
     found = decode_segment(encode_segment(SegmentHead(0, 0, 1, "n", 5, "", is_epoch=True), None))
     assert found.head.is_epoch
