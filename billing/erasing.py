@@ -197,7 +197,8 @@ class Marks:
     @cached_property
     def _texts_pattern(self) -> re.Pattern[str]:
         texts = sorted((text for text in self.texts if len(text) >= WORD_LENGTH_MIN), key=len, reverse=True)
-        return re.compile("|".join(re.escape(text) for text in texts) if texts else r"(?!)")
+        # As whole words: whoever is called Cloud does not take the word out of what others wrote about clouds.
+        return re.compile("|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in texts) if texts else r"(?!)")
 
 
 def marks_of(steps: Iterable[Mapping[str, Any]], customer: str, secret: str) -> Marks:

@@ -30,7 +30,7 @@ from storage.master_erasing import rewrite_chain
 from storage.object_store import ObjectStore
 from storage.sql import audit, erasing, erasures, steps, traces
 from storage.sql.database import Connection, Database
-from storage.usage_log.erasing import Erasure, erase, look, note
+from storage.usage_log.erasing import KEYS_MAX, Erasure, erase, look, note
 from storage.usage_log.manifest import ManifestChain
 
 LOG = logging.getLogger("cloudbilling.erasures")
@@ -63,7 +63,7 @@ class Erasures:
             "customer": customer,
             "keys": list(marks.keys),
             "rule": rule,
-            "usage_rows": look(self.store, _of_log(tenant_id, marks, rule)),
+            "usage_rows": sum(look(self.store, one) for one in _of_log(tenant_id, marks, rule)),
             "tables": {one.table: one.count for one in found if not one.table.startswith("archive_")},
             "documents": documents,
         }
@@ -186,14 +186,17 @@ class Erasures:
     def _erase_usage(self, tenant_id: str, row: Mapping[str, Any], marks: Marks | None) -> dict[str, Any]:
         """A pass over the log. Rows above a lane's last checkpoint wait; what was replaced goes an hour later."""
         assert marks is not None
-        erasure = _of_log(tenant_id, marks, str(row["rule"]))
-        done = erase(self.store, erasure)
+        parts = [(one, erase(self.store, one)) for one in _of_log(tenant_id, marks, str(row["rule"]))]
         before = dict(row["progress"].get("usage") or {})
-        so_far = {name: before.get(name, 0) + getattr(done, name) for name in ("rows", "segments", "files")}
-        usage: dict[str, Any] = {**so_far, "waiting": done.waiting, "passes": before.get("passes", 0) + 1}
+        counted = ("rows", "segments", "files")
+        so_far = {name: before.get(name, 0) + sum(getattr(done, name) for _, done in parts) for name in counted}
+        waiting = sum(done.waiting for _, done in parts)
+        usage: dict[str, Any] = {**so_far, "waiting": waiting, "passes": before.get("passes", 0) + 1}
         now = self.clock()
-        if done.rows or done.files or done.waiting:
-            note(self.store, erasure, done, f"erasure {row['id']}")
+        took = [(one, done) for one, done in parts if done.rows or done.files or done.waiting]
+        for one, done in took:
+            note(self.store, one, done, f"erasure {row['id']}")
+        if took:
             return {"state": "usage", "next_at": now + AGAIN, "progress": {"usage": usage}}
         # Since this moment nothing names what was replaced; the objects that left before it are awaited.
         leaving = [one.since_us for one in ManifestChain(self.store).newest().leaving]
@@ -204,7 +207,8 @@ class Erasures:
             return {"state": "usage", "next_at": now + AGAIN, "progress": {"usage": usage}}
         with self.database.tenant(tenant_id) as connection:
             documents = _documents(connection, tenant_id, marks)
-            found, closed = traces.find(connection, [*marks.keys, *(one for one in marks.words if one in marks.texts)])
+            words = [*marks.keys, *(one for one in marks.words if one in marks.texts)]
+            found, closed = traces.find(connection, words[: traces.WORDS_MAX])
         left = {one.table: one.count for one in found if one.table != "erasures"}
         return {
             "state": "documents",
@@ -270,8 +274,10 @@ def forgotten_result(data: bytes, marks: Marks) -> bytes | None:
     return pack(Result(columns_of([document_from(one) for one in documents], keys), parked, holders))
 
 
-def _of_log(tenant_id: str, marks: Marks, rule: str) -> Erasure:
-    return Erasure(tenant_id, rule, marks.keys)
+def _of_log(tenant_id: str, marks: Marks, rule: str) -> list[Erasure]:
+    """All his keys, as many at a time as one pass takes."""
+    parts = (marks.keys[first : first + KEYS_MAX] for first in range(0, len(marks.keys), KEYS_MAX))
+    return [Erasure(tenant_id, rule, part) for part in parts]
 
 
 def _documents(connection: Connection, tenant_id: str, marks: Marks) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from deployments.front.operations.routes import routes as operations_routes
 from deployments.front.prices.routes import routes as prices_routes
 from deployments.front.prices.simulations import routes as simulation_routes
 from deployments.front.settings.bill_runs import routes as run_settings_routes
+from deployments.front.settings.erasures import routes as erasure_routes
 from deployments.front.settings.routes import routes as settings_routes
 from deployments.front.settings.webhooks import routes as webhook_routes
 from deployments.front.statistics.routes import routes as statistics_routes
@@ -67,6 +68,7 @@ def front_router(services: Services) -> APIRouter:
         settings_routes,
         webhook_routes,
         run_settings_routes,
+        erasure_routes,
     ):
         router.include_router(routes(front))
     return router

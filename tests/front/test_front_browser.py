@@ -34,6 +34,7 @@ PATHS = (
     "/operations",
     "/settings",
     "/settings/keys/new",
+    "/settings/erasures",
 )
 WIDE, PHONE = (1280, 800), (390, 844)
 
