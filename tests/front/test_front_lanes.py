@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from platform_under_test import READER, Platform
+from platform_under_test import READER, Platform, start
 from playwright.sync_api import Browser
 from test_front_browser import PHONE, WIDE, findings, signed_in
 
@@ -16,6 +17,16 @@ from storage.sql import audit, keys
 
 pytestmark = pytest.mark.postgres
 PATH = "/operations/lanes"
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """One of its own: the other tests know one lane."""
+    running = start(tmp_path_factory.mktemp("lanes"), months=1, events=500)
+    try:
+        yield running
+    finally:
+        running.close()
 
 
 def text_of(page: str) -> str:

@@ -158,7 +158,7 @@ def _understood(asked: Asked, state: State, visit: Visit) -> Asked:
         partition = _number(asked.partition, PARTITIONS - 1)
         if partition is None:
             raise InvalidInput(t("lanes.partition_wrong", most=PARTITIONS - 1))
-        if lane not in held:
+        if lane is None or lane not in held:
             raise InvalidInput(t("lanes.lane_wrong", lanes=", ".join(map(str, held))))
         owner = next((one for one, owned in held.items() if partition in owned), None)
         if owner is None or owner == lane:
