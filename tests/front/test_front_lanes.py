@@ -53,6 +53,7 @@ def homes(platform: Platform) -> dict[int, set[int]]:
 def test_a_lane_is_added_a_partition_moved_and_the_lane_drained_again(platform: Platform) -> None:
     key = platform_key(platform)
     with closing(platform.client()) as client:
+        client.timeout = 300  # 128 moves, on a machine that has other things to do
         page = client.get(PATH).text
         assert "What each lane holds and does" in text_of(page)
         assert "0–255" in text_of(page)
