@@ -17,6 +17,7 @@ from deployments.front.documents.bill_runs import routes as bill_run_routes
 from deployments.front.documents.layouts import routes as layout_routes
 from deployments.front.documents.line import routes as line_routes
 from deployments.front.documents.routes import routes as documents_routes
+from deployments.front.operations.lanes import routes as lane_routes
 from deployments.front.operations.routes import routes as operations_routes
 from deployments.front.prices.routes import routes as prices_routes
 from deployments.front.prices.simulations import routes as simulation_routes
@@ -65,6 +66,7 @@ def front_router(services: Services) -> APIRouter:
         layout_routes,
         archive_routes,
         operations_routes,
+        lane_routes,
         settings_routes,
         webhook_routes,
         run_settings_routes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterator
 from contextlib import closing
@@ -144,6 +145,9 @@ def test_the_page_has_no_finding_and_nothing_is_wider_than_the_screen(
             page.locator("#begins button").click()
         page.wait_for_url("**?done=saved")
         assert findings(page) == []
+        folder = os.environ.get("CLOUDBILLING_PICTURES")
+        if folder and size == WIDE:
+            page.screenshot(path=f"{folder}/bill-run-settings.png", full_page=True)
         page.get_by_role("button", name="Pause…").click()
         page.locator("#pause button.danger").click()
         page.wait_for_url("**?done=paused")

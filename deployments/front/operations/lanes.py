@@ -1,0 +1,221 @@
+"""The lanes of the usage log as a page: what each holds and does, what is under way, moving, draining and spreading.
+
+Lanes belong to all tenants, and a person signs in to one: who changes them names a platform key each time, which is
+checked and not kept. What a move is and does is `actors/partition_mover.py`.
+"""
+
+import asyncio
+import logging
+import re
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Form, Response
+
+from actors.lane_spread import even_moves
+from actors.partition_mover import half_moved
+from billing.errors import BillingError, Conflict, InvalidInput
+from deployments.front.operations.routes import STATUS_TIMEOUT_S
+from deployments.front.page import Front, Visit
+from deployments.lanes import LANES_MAX
+from storage.sql import audit, keys
+from storage.usage_log.genesis import PARTITIONS
+from storage.usage_log.manifest import Manifest, ManifestChain
+
+PATH = "/operations/lanes"
+ACTIONS = ("move", "drain", "spread")
+SCOPE = "tenants:create"
+ERRORS = ("stopped_because", "clock_error", "checkpoint_error", "figures_error", "followers_error")
+SHOWN_PARTITIONS = 256
+log = logging.getLogger("cloudbilling.http")
+Word = Annotated[str, Form(max_length=200)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody wants to change, as typed; and what it comes to once it is understood."""
+
+    action: str
+    partition: str = ""
+    lane: str = ""
+    lanes: str = ""
+    moves: tuple[tuple[int, int, int], ...] = ()  # partition, from lane, to lane
+    after: tuple[int, ...] = ()  # lanes that have partitions then
+
+
+@dataclass(frozen=True)
+class State:
+    """One look at all lanes; `wrong` says why there is none."""
+
+    lanes: tuple[Any, ...] = ()
+    unreachable: tuple[int, ...] = ()
+    plan: dict[str, Any] | None = None
+    manifest: Manifest | None = None
+    wrong: str = ""
+
+
+def routes(front: Front) -> APIRouter:
+    router = APIRouter(route_class=front.route_class(), include_in_schema=False)
+    services = front.services
+    visitor = Depends(front.signed_in)
+
+    async def look(visit: Visit) -> State:
+        try:
+            status = await asyncio.wait_for(services.router.status(), STATUS_TIMEOUT_S)
+            plan = await asyncio.wait_for(services.router.plan(), STATUS_TIMEOUT_S)
+            manifest = await asyncio.to_thread(ManifestChain(services.store).newest)
+        except (BillingError, TimeoutError) as error:
+            return State(wrong=str(error) or visit.texts("operations.no_shard"))
+        return State(tuple(sorted(status.lanes, key=lambda one: one.lane)), status.unreachable, plan, manifest)
+
+    async def page(visit: Visit, status: int = 200, **view: Any) -> Response:
+        state = await look(visit)
+        shown = {"asked": None, "wrong": "", "done": "", "key_wrong": False, **view}
+        return await asyncio.to_thread(
+            front.page, visit, "operations/lanes.html", status=status, area="operations", state=state,
+            lanes=[_lane_view(one, state, visit) for one in state.lanes],
+            half=half_moved(state.lanes) if not state.unreachable else [], may=visit.may("access:write"), **shown,
+        )  # fmt: skip
+
+    def _operator(text: str) -> str | None:
+        """The key's name for the record, if it may change lanes."""
+        with services.database.system() as connection:
+            key = keys.find(connection, text.strip(), services.clock()) if text.strip() else None
+        return f"key {key.start}" if key is not None and key.tenant_id is None and SCOPE in key.scopes else None
+
+    @router.get(PATH)
+    async def show(visit: Annotated[Visit, visitor], moved: int | None = None, stayed: int = 0) -> Response:
+        visit.need("access:read")
+        t, done = visit.texts, ""
+        if moved is not None:
+            done = t("lanes.done", n=moved, count=visit.formats.number(moved))
+            done += " " + t("lanes.stayed", n=stayed, count=visit.formats.number(stayed)) if stayed > 0 else ""
+        return await page(visit, done=done)
+
+    @router.post(PATH)
+    async def change(
+        visit: Annotated[Visit, visitor],
+        action: Word = "",
+        partition: Word = "",
+        lane: Word = "",
+        lanes: Word = "",
+        confirmed: Word = "",
+        platform_key: Word = "",
+        form_token: Word = "",
+    ) -> Response:
+        """First what it comes to, then, with a platform key, the change itself."""
+        visit.need("access:write")
+        front.check_form(visit, form_token)
+        state = await look(visit)
+        asked = Asked(action, partition, lane, lanes)
+        try:
+            asked = _understood(asked, state, visit)
+        except InvalidInput as error:
+            return await page(visit, 422, asked=asked, wrong=error.detail)
+        if not confirmed:
+            return await page(visit, asked=asked)
+        operator = await asyncio.to_thread(_operator, platform_key)
+        if operator is None:
+            return await page(visit, 403, asked=asked, wrong=visit.texts("lanes.key_wrong"), key_wrong=True)
+        try:
+            if asked.action == "move":
+                [(number, _, target)] = asked.moves
+                moved = int(bool((await services.router.move(number, target)).get("moved", True)))
+            else:
+                moved = await services.router.spread(list(asked.after))
+        except (Conflict, InvalidInput) as error:
+            return await page(visit, error.status, asked=asked, wrong=error.detail)
+        log.info("lanes changed by %s, %s: %s, %d moved", visit.user.actor, operator, asked.action, moved)
+        await asyncio.to_thread(_record, visit, asked, moved, operator)
+        return front.go(visit, f"{PATH}?moved={moved}&stayed={max(len(asked.moves) - moved, 0)}")
+
+    def _record(visit: Visit, asked: Asked, moved: int, operator: str) -> None:
+        with services.database.tenant(visit.tenant_id) as connection:
+            audit.record(connection, visit.tenant_id, at=services.clock(), actor=visit.user.actor,
+                         action="lanes changed", subject=asked.action,
+                         after={"lanes": list(asked.after), "moved": moved, "with": operator})  # fmt: skip
+
+    return router
+
+
+def _number(text: str, most: int) -> int | None:
+    text = text.strip()
+    return int(text) if re.fullmatch(r"\d{1,6}", text, re.ASCII) and int(text) <= most else None
+
+
+def _understood(asked: Asked, state: State, visit: Visit) -> Asked:
+    """With its moves. Raises InvalidInput in the reader's language."""
+    t = visit.texts
+    if asked.action not in ACTIONS:
+        raise InvalidInput(t("error.parameter", name="action"))
+    if state.wrong or state.unreachable or not state.lanes:
+        raise InvalidInput(t("lanes.not_all", lanes=", ".join(map(str, state.unreachable)) or "–"))
+    held = {one.lane: one.owned for one in state.lanes}
+    active = [lane for lane, owned in held.items() if owned]
+    lane = _number(asked.lane, LANES_MAX)
+    if asked.action == "move":
+        partition = _number(asked.partition, PARTITIONS - 1)
+        if partition is None:
+            raise InvalidInput(t("lanes.partition_wrong", most=PARTITIONS - 1))
+        if lane is None or lane not in held:
+            raise InvalidInput(t("lanes.lane_wrong", lanes=", ".join(map(str, held))))
+        owner = next((one for one, owned in held.items() if partition in owned), None)
+        if owner is None or owner == lane:
+            raise InvalidInput(t("lanes.there_already", partition=partition, lane=lane))
+        after = {one for one, owned in held.items() if set(owned) - {partition}} | {lane}
+        return replace(asked, moves=((partition, owner, lane),), after=tuple(sorted(after)))
+    if asked.action == "drain":
+        if lane not in active:
+            raise InvalidInput(t("lanes.empty_already"))
+        after = {one for one in active if one != lane}
+        if not after:
+            raise InvalidInput(t("lanes.only_one"))
+    else:
+        words = [word for word in re.split(r"[\s,]+", asked.lanes) if word]
+        numbers = [_number(word, LANES_MAX) for word in words]
+        after = {number for number in numbers if number is not None}
+        # One new lane at a time: each is a process that begins, and a slip of the keys would begin hundreds.
+        if not after or None in numbers or max(after) > max(held) + 1:
+            raise InvalidInput(t("lanes.list_wrong", most=max(held) + 1))
+    moves = tuple(even_moves(held, sorted(after)))
+    if not moves:
+        raise InvalidInput(t("lanes.nothing"))
+    return replace(asked, moves=moves, after=tuple(sorted(after)))
+
+
+def _lane_view(one: Any, state: State, visit: Visit) -> dict[str, Any]:
+    f = visit.formats
+    load = next((load for load in (state.plan or {}).get("loads", ()) if load["lane"] == one.lane), None)
+    sealed = state.manifest.sealed_to(one.lane) if state.manifest else -1
+    facts = [
+        ("partitions", f.number(one.partitions)),
+        ("rows_s", f.number(load["rows_s"] if load else None)),
+        ("queued_rows", f.number(one.queued_rows)),
+        ("number", f.number(one.number)),
+        ("sealed", f.number(sealed if sealed >= 0 else None)),
+        ("tail", f.number(one.number - sealed)),
+        ("checkpoint", f.number(one.checkpoint if one.checkpoint >= 0 else None)),
+        ("epoch", f.number(one.epoch)),
+    ]
+    heard = datetime.fromtimestamp(one.log_time_us // 1_000_000, UTC) if one.log_time_us > 0 else None
+    return {
+        "lane": one.lane,
+        "facts": facts,
+        "heard": heard,
+        "ok": bool(one.serving),
+        "errors": [str(getattr(one, name)) for name in ERRORS if getattr(one, name)],
+        "owned": _ranges(one.owned),
+        "empty": not one.partitions,
+    }
+
+
+def _ranges(numbers: Any) -> str:
+    """3, 4, 5, 9 as 3–5, 9."""
+    found: list[list[int]] = []
+    for number in sorted(numbers)[:SHOWN_PARTITIONS]:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{first}–{last}" if first != last else str(first) for first, last in found) or "–"
