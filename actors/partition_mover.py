@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from actors.decisions import decode_decided
 from actors.lane_spread import even_moves
 from actors.rating_shard import ShardStatus
-from billing.errors import BillingError, Conflict
+from billing.errors import BillingError, Conflict, Unavailable
 
 
 class LaneCalls(Protocol):
@@ -37,6 +37,22 @@ def move_partition(
     calls.prepare_move(to_lane, partition, from_lane, generation)
     _body(calls.release(from_lane, partition, to_lane))
     return _body(calls.acquire(to_lane, partition, from_lane))
+
+
+def owner_among(statuses: Iterable[ShardStatus], partition: int, to_lane: int) -> ShardStatus:
+    """Who has a partition that is to go to a lane, as far as lanes answer: others are not asked for.
+
+    A lane that is being replaced holds up its own partitions, not those of all others. Whoever says here that it has a
+    partition and lost it meanwhile cannot release it: its next number is taken. Raises Unavailable where the owner or
+    the target is not among those that answer; a partition released to a lane that is not there would be nobody's.
+    """
+    known = list(statuses)
+    owners = [status for status in known if partition in status.owned]
+    if not owners:
+        raise Unavailable(f"Nobody who answers has partition {partition} at the moment. Send the same again.")
+    if not any(status.lane == to_lane for status in known):
+        raise Unavailable(f"Lane {to_lane} does not answer. Send the same again.")
+    return max(owners, key=lambda status: status.generation_of(partition))
 
 
 def half_moved(statuses: Iterable[ShardStatus]) -> list[tuple[int, int, int]]:

@@ -95,7 +95,7 @@ class ShardSupervisor:
         """One look at every lane; acts where a shard is missing or has been unwell for too long."""
         asked_s = self.now_s()
         lanes = range(self.lanes)
-        for lane, beat in zip(lanes, self._beats(lanes), strict=True):
+        for lane, beat in zip(lanes, self.beats(lanes), strict=True):
             watch = self._watches.setdefault(lane, _Watch(since_s=asked_s))
             now_s = self.now_s()
             if beat.health is Health.SILENT and watch.health is Health.RESTARTING:
@@ -119,7 +119,7 @@ class ShardSupervisor:
             self._replacements = [*self._replacements, Replacement(lane, time.time(), reason)][-REPLACEMENTS_KEPT:]
         return self.status()
 
-    def _beats(self, lanes: Sequence[int]) -> list[Beat]:
+    def beats(self, lanes: Sequence[int]) -> list[Beat]:
         """Of all lanes at once: one that hangs must not hide another one that does."""
         if len(lanes) <= 1:
             return [self.host.beat(lane) for lane in lanes]

@@ -26,7 +26,7 @@ from ray.exceptions import (
 
 from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.live_figures import Figures
-from actors.partition_mover import finish, half_moved, move_partition, spreading
+from actors.partition_mover import finish, half_moved, move_partition, owner_among, spreading
 from actors.rating_shard import ShardSettings, ShardStatus
 from actors.rating_shard_actor import RatingShardActor, shard_name
 from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
@@ -156,13 +156,9 @@ class SupervisorActor:
     def move(self, partition: int, to_lane: int) -> dict[str, Any]:
         """Move one partition; answers its generation. As `partition_mover.move_partition`."""
         with self._moving:
-            statuses = self._statuses()
-            owners = [status for status in statuses if partition in status.owned]
-            if not owners:
-                raise Unavailable(f"Nobody has partition {partition} at the moment. Send the same again.")
             if not 0 <= to_lane < self._supervisor.lanes:
                 raise Conflict(f"there is no lane {to_lane}")
-            (owner,) = owners
+            owner = owner_among(self._answering(), partition, to_lane)
             if owner.lane == to_lane:
                 return {"partition": partition, "moved": False}
             generation = owner.generation_of(partition)
@@ -203,10 +199,15 @@ class SupervisorActor:
 
     def _statuses(self) -> list[ShardStatus]:
         """Of all lanes, as they are now. Raises Unavailable where one does not answer."""
-        beats = [self._host.beat(lane) for lane in range(self._supervisor.lanes)]
-        if any(beat.health is not Health.SERVING or beat.status is None for beat in beats):
+        answering = self._answering()
+        if len(answering) < self._supervisor.lanes:
             raise Unavailable("A lane does not answer. Send the same again.")
-        return [beat.status for beat in beats if beat.status is not None]
+        return answering
+
+    def _answering(self) -> list[ShardStatus]:
+        """Of the lanes that serve, as they are now; asked at once, or each that hangs would cost its time limit."""
+        beats = self._supervisor.beats(range(self._supervisor.lanes))
+        return [beat.status for beat in beats if beat.health is Health.SERVING and beat.status is not None]
 
     def stop(self) -> None:
         """Stop watching and end the shards; what they have queued is committed first."""

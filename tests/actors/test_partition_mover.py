@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.partition_mover import finish, half_moved, move_partition, spreading
+from actors.partition_mover import finish, half_moved, move_partition, owner_among, spreading
 from actors.rating_shard import ShardStatus
 from actors.router import LocalUsageRouter
 from billing.errors import Unavailable
@@ -101,3 +101,21 @@ def test_a_plan_moves_as_little_as_possible_and_ends_even() -> None:
     drained = spreading(even, [1])
     assert sorted(partition for partition, _, _ in drained) == list(range(128))
     assert {(from_lane, to_lane) for _, from_lane, to_lane in drained} == {(0, 1)}
+
+
+def test_a_lane_that_does_not_answer_holds_up_no_move_between_others(tmp_path: Path) -> None:
+    async def scene() -> None:
+        router = LocalUsageRouter.open(LocalObjectStore(tmp_path), shards=3)
+        await router.ingest(TENANT, make_events(100))
+        zero, one, two = statuses(router)
+        first = zero.owned[0]
+        assert owner_among([zero, one], first, 1).lane == 0  # lane 2 is away, and has nothing to do with it
+        with pytest.raises(Unavailable, match="Nobody who answers"):
+            owner_among([one, two], first, 1)
+        with pytest.raises(Unavailable, match="Lane 1 does not answer"):
+            owner_among([zero, two], first, 1)
+        move_partition(Local(router), first, 0, 1, 0)
+        # What lane 0 said before it released is old: the newer generation counts.
+        assert owner_among([zero, *statuses(router)], first, 2).lane == 1
+
+    asyncio.run(scene())
