@@ -22,7 +22,7 @@ from billing.bill_columns import bill_plain, plain
 from billing.usage import EVENT_SCHEMA
 from pipelines.run_usage import ChunkUsage, Facts, read_usage
 from pipelines.usage_slices import complete, fold_group, groups_of, sliced
-from storage.master_chain import MasterChain, _key, _pack
+from storage.master_chain import MasterChain, change_key, pack_change
 from storage.object_store import LocalObjectStore
 from storage.usage_log.partitions import PARTITIONS
 from storage.usage_log.reader import Cut, UsageLogReader
@@ -104,7 +104,7 @@ def _facts(store: LocalObjectStore, rows: Sequence[tuple[int, int, int, int]], *
     for number, those in enumerate(([], steps)):
         entry = {"number": number, "tenant": FORM if number == 0 else None, "steps": those}
         entry |= {"actor": "test", "changed_at": "2026-01-01T00:00:00+00:00"}
-        assert store.create(_key(TENANT, number), _pack(entry))
+        assert store.create(change_key(TENANT, number), pack_change(entry))
     return Facts(TENANT, MasterChain(store).at(TENANT, 1), UP_TO, NOW, cut, previous)
 
 
