@@ -35,10 +35,11 @@ from deployments.manners import (
     uuid_cursor,
 )
 from deployments.services import Services
-from pipelines.bill_run import BillRunDriver, run_view
+from pipelines.bill_run import BillRunDriver
 from pipelines.bill_run_chunk import CUSTOMERS
 from pipelines.document_files import make_files
 from pipelines.run_credit import bring_moves, restoring
+from pipelines.run_view import run_view
 from pipelines.verify_invoices import verify_run
 from storage.sql import audit, bill_runs, invoices, tenants, wallet_moves
 from storage.sql.database import Connection

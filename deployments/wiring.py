@@ -9,7 +9,8 @@ from pathlib import Path
 
 from deployments.services import Limits
 from pipelines import simulation
-from pipelines.bill_run import BillRunDriver, Executor
+from pipelines.bill_run import BillRunDriver
+from pipelines.chunk_executor import Executor
 from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
 from storage.archive.roots import Roots, SigningKey

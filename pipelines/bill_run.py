@@ -2,62 +2,51 @@
 
 Owns the order of a run and what makes it restartable: its facts are fixed when it is planned (cut, master number,
 clock, document date), results are put once, each chunk becomes final in one transaction, and every step first looks
-at what is done already. One chunk's documents are `bill_run_chunk.py`, files are `document_files.py`.
+at what is done already. One chunk's documents are `bill_run_chunk.py`, making them final is `run_finalising.py`, files
+are `document_files.py`, how a run looks to others is `run_view.py`.
 
     planned -> computed -> approved -> finalised -> done          (cancelled until it is approved; failed is resumable)
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import date, datetime
-from decimal import Decimal
-from threading import Condition
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import polars as pl
 import uuid_utils
 from psycopg.errors import UniqueViolation
 
-from billing.document_columns import totals_of
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotAllowed, Unavailable
-from billing.master import Customer
-from billing.money import exact_sum
-from billing.numbers import patterns_of
 from billing.periods import local_date, midnight
 from billing.run_breakdown import Breakdown
 from pipelines.bill_run_chunk import (
     CUSTOMERS,
-    ChunkResult,
-    ChunkTask,
     GatherTask,
     chunk_sizes,
-    compute_chunk,
-    gather_usage,
 )
-from pipelines.chunk_failures import Failures
-from pipelines.chunk_results import unpack, unpack_heads
+from pipelines.chunk_executor import Executor, InProcess
+from pipelines.chunk_results import unpack_heads
 from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
 from pipelines.reused_ids import Voider, void_reused_ids
 from pipelines.run_checks import check
-from pipelines.run_credit import WalletDesk, bring_moves, settling
+from pipelines.run_credit import WalletDesk, bring_moves
+from pipelines.run_finalising import Finalising
 from pipelines.run_issuers import without_issuer
 from pipelines.run_reversal import reverse_documents
+from pipelines.run_view import run_view, sum_of_totals, tasks_of, usage_prefix, waits_for_somebody
 from pipelines.usage_slices import forget
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import bill_runs, billing_settings, finalising, invoices, steps, tenants, wallet_moves
+from storage.sql import bill_runs, billing_settings, invoices, steps, tenants, wallet_moves
 from storage.sql.database import Connection, Database
 from storage.sql.wallet_moves import WalletMove
 from storage.usage_log.reader import UsageLogReader
@@ -83,97 +72,8 @@ STEPS = (
     "before done",
 )
 
-COMPUTING = 2  # chunks at the same time in the driver's own process
-FINALISING = 2  # chunks in a transaction of their own at the same time
-
 Clock = Callable[[], datetime]
 Checkpoint = Callable[[str], None]
-
-
-class Executor(Protocol):
-    """Runs chunk tasks and gives their results as they come, in any order."""
-
-    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
-        """What a chunk raised is raised after the results of the others."""
-        ...
-
-    def gather(self, task: GatherTask) -> None:
-        """Read the usage of all chunks; a repeat is harmless."""
-        ...
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """Chunks in the driver's own process, two at a time: right for small tenants, and for tests."""
-
-    store: ObjectStore
-    database: Database
-    chain: MasterChain
-    desk: WalletDesk | None = None
-
-    def compute(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
-        # Two: nearly all of a chunk's time is spent in steps that hold no lock of the interpreter, each on one core. A
-        # desk is asked for the credit of one chunk after the other.
-        at_once = COMPUTING if self.desk is None else 1
-        failures = Failures()
-        left = iter(tasks)
-        with ThreadPoolExecutor(at_once, "compute") as pool:
-            waiting: deque[Future[ChunkResult]] = deque()
-            try:
-                while True:
-                    for task in itertools.islice(left, 0 if failures.is_enough else at_once - len(waiting)):
-                        waiting.append(
-                            pool.submit(compute_chunk, task, self.store, self.database, self.chain, self.desk)
-                        )
-                    if not waiting:
-                        break
-                    try:
-                        result = waiting.popleft().result()
-                    except Exception as error:  # noqa: BLE001 - raised at the end, whatever it is
-                        failures.note(error)
-                        continue
-                    yield result
-            finally:
-                while waiting:
-                    waiting.popleft().cancel()
-        failures.raise_first()
-
-    def gather(self, task: GatherTask) -> None:
-        gather_usage(task, self.store, self.database, self.chain)
-
-
-class Turns:
-    """Lets work that runs side by side pass one place in its order; whoever comes after a failure is turned away."""
-
-    def __init__(self) -> None:
-        self._next = 0
-        self._end = sys.maxsize  # from here on nobody passes
-        self._changed = Condition()
-
-    @contextmanager
-    def of(self, number: int) -> Iterator[None]:
-        """Work of this number: when it ends well the next one may pass, when it fails nobody does."""
-        try:
-            yield
-        except BaseException:
-            self.stop(number)
-            raise
-        self.wait(number)
-        with self._changed:
-            self._next = number + 1
-            self._changed.notify_all()
-
-    def wait(self, number: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._end <= number or self._next >= number)
-            if self._end <= number:
-                raise Unavailable("a chunk before this one could not be made final; drive the run again")
-
-    def stop(self, number: int = 0) -> None:
-        """Let nobody pass from this number on; those before it may, they are complete without it."""
-        with self._changed:
-            self._end = min(self._end, number)
-            self._changed.notify_all()
 
 
 def no_checkpoint(step: str) -> None:
@@ -209,6 +109,7 @@ class BillRunDriver:
         self._voider = voider
         self._executor = executor or InProcess(store, database, chain, desk)
         self._checkpoint = checkpoint
+        self._finalising = Finalising(database, store, chain, clock, checkpoint, self._may_go_on, self._bring_moves)
 
     # -- Plan ----------------------------------------------------------------------------------------------------------
 
@@ -333,7 +234,7 @@ class BillRunDriver:
             self.approve(tenant_id, run_id, run["created_by"])
             run = self.get(tenant_id, run_id)
         if run["state"] == "approved":
-            if not self._finalise(tenant_id, run):
+            if not self._finalising.finalise(tenant_id, run):
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "reversing":
@@ -391,7 +292,7 @@ class BillRunDriver:
             tenant = tenants.by_id(connection, tenant_id)
             settings = billing_settings.of(connection, tenant.kind)
             master = self._chain.at(tenant_id, run["master_number"])
-            totals = _sum_totals([chunk["totals"] for chunk in found if chunk["totals"]])
+            totals = sum_of_totals([chunk["totals"] for chunk in found if chunk["totals"]])
             checked = check(connection, settings, master, run, totals, map(self._documents_of, found))
             parked += without_issuer(connection, master, lambda: documented)
             bill_runs.set_checks(connection, run_id, checked.checks, checked.held)
@@ -471,105 +372,6 @@ class BillRunDriver:
             )
         self._chain.project(self._database, tenant_id, up_to=change.number)
         self._checkpoint("approved")
-
-    def _finalise(self, tenant_id: str, run: Mapping[str, Any]) -> bool:
-        """Chunk after chunk, so that numbers follow the order of customers; each in one transaction.
-
-        While one chunk takes its numbers, the next is brought into its own transaction with all that needs none.
-        """
-        run_id = str(run["id"])
-        with self._database.tenant(tenant_id) as connection:
-            left = [one["chunk"] for one in bill_runs.chunks(connection, run_id) if one["state"] == "computed"]
-        order, turns = Turns(), Turns()
-        with ThreadPoolExecutor(FINALISING, "finalise") as pool:
-            waiting: deque[Future[None]] = deque()
-            try:
-                for turn, chunk in enumerate(left):
-                    if not self._may_go_on(tenant_id, run_id):
-                        break  # what has begun comes to its end
-                    waiting.append(pool.submit(self._finalise_chunk, tenant_id, run, chunk, turn, order, turns))
-                    while len(waiting) >= FINALISING or (waiting and waiting[0].done()):
-                        self._finalised(tenant_id, waiting.popleft())
-                while waiting:
-                    self._finalised(tenant_id, waiting.popleft())
-            finally:
-                order.stop()
-                turns.stop()  # after a failure nobody else takes a number
-                while waiting:
-                    waiting.popleft().cancel()
-        with self._database.tenant(tenant_id) as connection:
-            if any(chunk["state"] == "computed" for chunk in bill_runs.chunks(connection, run_id)):
-                return False
-            bill_runs.move(connection, run_id, expected=("approved",), state="finalised", now=self._clock())
-        self._checkpoint("finalised")
-        return True
-
-    def _finalised(self, tenant_id: str, chunk: Future[None]) -> None:
-        chunk.result()
-        self._checkpoint("chunk finalised")
-        self._bring_moves(tenant_id)
-        self._checkpoint("credit settled")
-
-    def _finalise_chunk(
-        self, tenant_id: str, run: Mapping[str, Any], chunk: int, turn: int, order: Turns, turns: Turns
-    ) -> None:
-        run_id = str(run["id"])
-        with turns.of(turn), self._database.tenant(tenant_id) as connection:
-            with order.of(turn):  # ids rise with the numbers, too
-                row = bill_runs.chunk_for_update(connection, run_id, chunk)
-                if row["state"] != "computed":
-                    return  # another driver was here
-                data = self._store.get(row["result"])
-                assert data is not None, "the result of a computed chunk is never deleted"
-                result = unpack(data)
-                held = {one["customer"] for one in run["parked"]}
-                columns = result.columns.without(held)
-                order.wait(turn)
-                ids = finalising.new_ids(columns.count)
-            heads = self._heads(connection, tenant_id, run, columns.documents)
-            staged = finalising.stage(connection, tenant_id, ids, columns, heads, self._clock())
-            turns.wait(turn)
-            numbers = finalising.number(connection, staged)
-            with_wallet = self._chain.at(tenant_id, run["master_number"]).wallet_customers
-            without = {one["customer"] for one in result.parked if one["customer"] in with_wallet}
-            without |= held & {*result.holders, *(set(result.columns.documents["customer"]) & with_wallet)}
-            if result.holders or without:
-                by_key = dict(zip(columns.documents["key"], numbers, strict=True))
-                moves = settling(run_id, result.holders, by_key, without)
-                wallet_moves.add(connection, tenant_id, moves, self._clock())
-            self._checkpoint("chunk finalising")
-            bill_runs.chunk_finalised(
-                connection,
-                run_id,
-                chunk,
-                documents=columns.count,
-                lines=columns.lines.height,
-                totals=totals_of(columns),
-                now=self._clock(),
-            )
-
-    def _heads(
-        self, connection: Connection, tenant_id: str, run: Mapping[str, Any], documents: pl.DataFrame
-    ) -> pl.DataFrame:
-        """What the documents of a run need beside themselves to become invoices."""
-        master = self._chain.at(tenant_id, run["master_number"])
-        known: dict[str, tuple[str, dict[str, str]]] = {}  # by the code that a customer names, empty for the first one
-        rows: list[tuple[Any, ...]] = []
-        for customer, type_, day in documents.select("customer", "type", "issued_on").iter_rows():
-            named = str(master.customers[customer].form.get("legal_entity") or "")
-            if named not in known:
-                entity = tenants.legal_entity(connection, named or None)
-                patterns = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
-                known[named] = (entity["code"], patterns)
-            code, patterns = known[named]
-            buyer = _buyer(master.customers[customer])
-            rows.append(
-                (
-                    code, patterns[type_], invoices.buyer_json(buyer), str(buyer.get("name") or customer),
-                    invoices.due_on(day, type_, buyer), run["made_at"], str(run["id"]), run["mark"], None, None,
-                )
-            )  # fmt: skip
-        return finalising.heads_of(rows)
 
     def _make_files(self, tenant_id: str, run_id: str) -> bool:
         while self._may_go_on(tenant_id, run_id):
@@ -676,106 +478,6 @@ class BillRunDriver:
         """Runs that nobody may be driving any more, as (tenant, run): a starting platform drives them on."""
         with self._database.system() as connection:
             return bill_runs.unfinished(connection)
-
-
-def usage_prefix(tenant_id: str, run_id: str) -> str:
-    """Where the usage of a run lies in slices by chunk, until it is done."""
-    return f"runs/{tenant_id}/{run_id}/usage/"
-
-
-def tasks_of(tenant_id: str, run: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> list[ChunkTask]:
-    """The tasks of all chunks of a run, in their order: each begins where the one before ends."""
-    first = itertools.accumulate((each["customers"] for each in chunks), initial=0)
-    return [
-        ChunkTask(
-            tenant_id,
-            str(run["id"]),
-            chunk["chunk"],
-            place,
-            chunk["customers"],
-            run["master_number"],
-            run["up_to"],
-            run["made_at"],
-            run["document_date"],
-            json.dumps(run["cut"]),
-            json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
-            run["data_versions"].get("time_zones"),
-        )
-        for place, chunk in zip(first, chunks, strict=False)
-    ]
-
-
-def waits_for_somebody(
-    connection: Connection, tenant_id: str, run: Mapping[str, Any], approve: bool | None = None
-) -> bool:
-    """Whether a computed run needs somebody to approve it: as planned (or as told), for what was found, or always."""
-    if not (run["auto_approve"] if approve is None else approve):
-        return True
-    if approve is None and (run["checks"] or {}).get("stops"):
-        return True
-    tenant = tenants.by_id(connection, tenant_id)
-    return billing_settings.of(connection, tenant.kind).four_eyes
-
-
-def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, Any]:
-    """A run as people and programs see it."""
-    run = bill_runs.get(connection, run_id)
-    chunks = bill_runs.chunks(connection, run_id)
-    files = invoices.file_counts(connection, run_id)
-    done = {state: sum(c["customers"] for c in chunks if c["state"] in rest) for state, rest in _REACHED.items()}
-    stage, count, total = "done", run["customers"], run["customers"]
-    if run["state"] == "planned":
-        stage, count = "computing", done["computed"]
-    elif run["state"] == "computed":
-        waits = waits_for_somebody(connection, str(run["tenant_id"]), run)
-        stage = "waiting for approval" if waits else "approving"
-    elif run["state"] == "approved":
-        stage, count = "finalising", done["finalised"]
-    elif run["state"] in ("reversing", "reversed"):
-        stage, count = run["state"], invoices.reversed_count(connection, run_id)
-        total = sum(files.values())
-    elif run["state"] == "finalised":
-        total = sum(files.values())
-        stage, count = "making documents", total - files["wanted"]
-    elif run["state"] in ("cancelled", "failed"):
-        stage = run["state"]
-    seconds = max(((run["ended_at"] or now) - run["started_at"]).total_seconds(), 0)
-    progress = {"stage": stage, "done": count, "total": total, "seconds": round(seconds, 1)}
-    if run["paused"] and run["state"] not in bill_runs.ENDED:
-        progress["stage"] = "paused"
-    rate = count / seconds if seconds and count < total else 0.0
-    if rate and run["state"] in ("planned", "approved", "finalised") and not run["paused"]:
-        progress["seconds_left"] = round((total - count) / rate, 1)
-    return {
-        **run,
-        "id": str(run["id"]),
-        "held_back": bill_runs.held_back(run),
-        "progress": progress,
-        "totals": _sum_totals([chunk["totals"] for chunk in chunks if chunk["totals"]]),
-        "documents": {"made": sum(chunk["documents"] or 0 for chunk in chunks), **files},
-        "lines": sum(chunk["lines"] or 0 for chunk in chunks),
-    }
-
-
-_REACHED = {"computed": ("computed", "finalised", "documented"), "finalised": ("finalised", "documented")}
-
-
-def _sum_totals(parts: Sequence[Mapping[str, Mapping[str, str]]]) -> dict[str, dict[str, str]]:
-    sums: dict[str, dict[str, Decimal]] = {}
-    for part in parts:
-        for currency, amounts in part.items():
-            one = sums.setdefault(currency, {})
-            for name, amount in amounts.items():
-                one[name] = exact_sum((one.get(name, Decimal(0)), Decimal(amount)))
-    return {
-        currency: {name: format(amount, "f") for name, amount in amounts.items()}
-        for currency, amounts in sorted(sums.items())
-    }
-
-
-def _buyer(customer: Customer) -> dict[str, Any]:
-    """The customer's form as it is printed, with what billing read out of it."""
-    return {**customer.form, "code": customer.code, "name": customer.name, "country": customer.country}
 
 
 def _must_run(run: Mapping[str, Any]) -> None:

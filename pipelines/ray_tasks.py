@@ -7,8 +7,10 @@ chunk itself. That two compute the same chunk is harmless, its result is put onc
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -24,6 +26,8 @@ from pipelines.usage_slices import is_gathered
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore, StoreAddress
 from storage.sql.database import Database
+
+LOG = logging.getLogger("cloudbilling.ray_tasks")
 
 WINDOW_PER_PROCESSOR = 2  # one computes, one waits at its worker
 PATIENCE_S = 20.0
@@ -41,6 +45,7 @@ class RayExecutor:
     patience_s: float = PATIENCE_S
     work: Callable[..., Any] = compute_chunk
     desk: DeskAddress | None = None  # the way to the lanes, where the work needs one: it is opened where it runs
+    tasks_of_nodes: Counter[str] = field(default_factory=Counter[str], compare=False)  # results by the node's id
 
     def compute(self, tasks: Iterable[Any]) -> Iterator[Any]:
         """Results in any order, then what a chunk raised; Unavailable when its worker was lost again and again."""
@@ -61,7 +66,8 @@ class RayExecutor:
                 try:
                     if done:
                         del running[done[0]]
-                        result = _result(done[0])
+                        node, result = _result(done[0])
+                        self.tasks_of_nodes[node] += 1
                     else:
                         reference, task = running.popitem()  # the one sent last, most likely not begun
                         ray.cancel(reference)
@@ -81,8 +87,11 @@ class RayExecutor:
         if is_gathered(store, task.prefix):
             return
         folded = fold_tasks(task, processors())
-        for _ in self._of(fold_usage).compute(folded):
+        apart = replace(self._of(fold_usage), tasks_of_nodes=Counter[str]())
+        for _ in apart.compute(folded):
             pass
+        self.tasks_of_nodes.update(apart.tasks_of_nodes)
+        LOG.info("%s: read in %s tasks on %s nodes", task.title, len(folded), len(apart.tasks_of_nodes))
         put_together(task, folded, store, chain)
 
     def _of(self, work: Callable[..., Any]) -> RayExecutor:
@@ -102,8 +111,11 @@ def processors() -> int:
 
 # Spread: else Ray fills one node before it looks at the next, and the memory of one bounds the run.
 @ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
-def _chunk(work: Callable[..., Any], task: Any, store: StoreAddress, dsn: str, desk: DeskAddress | None) -> Any:
-    return work(task, *_stores(store, dsn), *_desk(desk))
+def _chunk(
+    work: Callable[..., Any], task: Any, store: StoreAddress, dsn: str, desk: DeskAddress | None
+) -> tuple[str, Any]:
+    """The node's id and the result."""
+    return ray.get_runtime_context().get_node_id(), work(task, *_stores(store, dsn), *_desk(desk))
 
 
 @lru_cache(maxsize=4)

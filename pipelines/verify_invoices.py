@@ -19,7 +19,6 @@ import msgspec
 from billing.document_columns import sums_of_lines
 from billing.document_json import document_json, unpacked
 from billing.master import MasterData
-from pipelines.bill_run import COMPUTING, tasks_of, usage_prefix
 from pipelines.bill_run_chunk import (
     CUSTOMERS,
     ChunkColumns,
@@ -29,7 +28,9 @@ from pipelines.bill_run_chunk import (
     compute_columns,
     gather_usage,
 )
+from pipelines.chunk_executor import COMPUTING
 from pipelines.run_credit import WalletDesk
+from pipelines.run_view import tasks_of, usage_prefix
 from pipelines.usage_slices import forget
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore

@@ -15,16 +15,17 @@ import polars as pl
 import pytest
 from test_run_guards import balances, documents, plain_world, settle
 
-import pipelines.bill_run as bill_run
+import pipelines.chunk_executor as chunk_executor
 import pipelines.run_reversal as run_reversal
 from billing.credit_notes import CreditLine, credit_note
 from billing.errors import Conflict, Unavailable
 from billing.settle import BilledDocument
 from billing.usage import EVENT_SCHEMA
-from pipelines.bill_run import BillRunDriver, Turns
+from pipelines.bill_run import BillRunDriver
 from pipelines.bill_run_chunk import ChunkTask, compute_chunk
 from pipelines.chunk_failures import FAILURES_MAX, Failures
 from pipelines.run_schedule import outlook, shown, start_due
+from pipelines.turns import Turns
 from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
 from storage.sql import bill_runs, finalising, invoices, steps, tenants
@@ -291,7 +292,7 @@ def test_chunks_beside_one_that_cannot_be_computed_pass_and_a_resume_computes_it
         return compute_chunk(task, *stores)
 
     with monkeypatch.context() as broken:
-        broken.setattr(bill_run, "compute_chunk", odd)
+        broken.setattr(chunk_executor, "compute_chunk", odd)
         with pytest.raises(RuntimeError, match="this chunk breaks"):
             driver.drive(tenant_id, run_id)
     assert states(database, tenant_id, run_id) == ["computed", "planned", "computed"]
@@ -302,7 +303,7 @@ def test_chunks_beside_one_that_cannot_be_computed_pass_and_a_resume_computes_it
         computed.append(task.chunk)
         return compute_chunk(task, *stores)
 
-    monkeypatch.setattr(bill_run, "compute_chunk", counted)
+    monkeypatch.setattr(chunk_executor, "compute_chunk", counted)
     ends_well(world, database, tenant_id, run_id)
     assert computed == [1]
 

@@ -1,0 +1,111 @@
+"""A bill run as people and programs see it: stage, progress, sums; and its chunks as tasks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from billing.money import exact_sum
+from pipelines.bill_run_chunk import ChunkTask
+from storage.sql import bill_runs, billing_settings, invoices, tenants
+from storage.sql.database import Connection
+
+
+def usage_prefix(tenant_id: str, run_id: str) -> str:
+    """Where the usage of a run lies in slices by chunk, until it is done."""
+    return f"runs/{tenant_id}/{run_id}/usage/"
+
+
+def tasks_of(tenant_id: str, run: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> list[ChunkTask]:
+    """The tasks of all chunks of a run, in their order: each begins where the one before ends."""
+    first = itertools.accumulate((each["customers"] for each in chunks), initial=0)
+    return [
+        ChunkTask(
+            tenant_id,
+            str(run["id"]),
+            chunk["chunk"],
+            place,
+            chunk["customers"],
+            run["master_number"],
+            run["up_to"],
+            run["made_at"],
+            run["document_date"],
+            json.dumps(run["cut"]),
+            json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
+            run["data_versions"].get("time_zones"),
+        )
+        for place, chunk in zip(first, chunks, strict=False)
+    ]
+
+
+def waits_for_somebody(
+    connection: Connection, tenant_id: str, run: Mapping[str, Any], approve: bool | None = None
+) -> bool:
+    """Whether a computed run needs somebody to approve it: as planned (or as told), for what was found, or always."""
+    if not (run["auto_approve"] if approve is None else approve):
+        return True
+    if approve is None and (run["checks"] or {}).get("stops"):
+        return True
+    tenant = tenants.by_id(connection, tenant_id)
+    return billing_settings.of(connection, tenant.kind).four_eyes
+
+
+def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, Any]:
+    """A run as people and programs see it."""
+    run = bill_runs.get(connection, run_id)
+    chunks = bill_runs.chunks(connection, run_id)
+    files = invoices.file_counts(connection, run_id)
+    done = {state: sum(c["customers"] for c in chunks if c["state"] in rest) for state, rest in _REACHED.items()}
+    stage, count, total = "done", run["customers"], run["customers"]
+    if run["state"] == "planned":
+        stage, count = "computing", done["computed"]
+    elif run["state"] == "computed":
+        waits = waits_for_somebody(connection, str(run["tenant_id"]), run)
+        stage = "waiting for approval" if waits else "approving"
+    elif run["state"] == "approved":
+        stage, count = "finalising", done["finalised"]
+    elif run["state"] in ("reversing", "reversed"):
+        stage, count = run["state"], invoices.reversed_count(connection, run_id)
+        total = sum(files.values())
+    elif run["state"] == "finalised":
+        total = sum(files.values())
+        stage, count = "making documents", total - files["wanted"]
+    elif run["state"] in ("cancelled", "failed"):
+        stage = run["state"]
+    seconds = max(((run["ended_at"] or now) - run["started_at"]).total_seconds(), 0)
+    progress = {"stage": stage, "done": count, "total": total, "seconds": round(seconds, 1)}
+    if run["paused"] and run["state"] not in bill_runs.ENDED:
+        progress["stage"] = "paused"
+    rate = count / seconds if seconds and count < total else 0.0
+    if rate and run["state"] in ("planned", "approved", "finalised") and not run["paused"]:
+        progress["seconds_left"] = round((total - count) / rate, 1)
+    return {
+        **run,
+        "id": str(run["id"]),
+        "held_back": bill_runs.held_back(run),
+        "progress": progress,
+        "totals": sum_of_totals([chunk["totals"] for chunk in chunks if chunk["totals"]]),
+        "documents": {"made": sum(chunk["documents"] or 0 for chunk in chunks), **files},
+        "lines": sum(chunk["lines"] or 0 for chunk in chunks),
+    }
+
+
+_REACHED = {"computed": ("computed", "finalised", "documented"), "finalised": ("finalised", "documented")}
+
+
+def sum_of_totals(parts: Sequence[Mapping[str, Mapping[str, str]]]) -> dict[str, dict[str, str]]:
+    """Totals of chunks added up, by currency and name of the amount."""
+    sums: dict[str, dict[str, Decimal]] = {}
+    for part in parts:
+        for currency, amounts in part.items():
+            one = sums.setdefault(currency, {})
+            for name, amount in amounts.items():
+                one[name] = exact_sum((one.get(name, Decimal(0)), Decimal(amount)))
+    return {
+        currency: {name: format(amount, "f") for name, amount in amounts.items()}
+        for currency, amounts in sorted(sums.items())
+    }
