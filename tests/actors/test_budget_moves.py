@@ -429,3 +429,41 @@ def test_reading_alerts_does_not_need_a_lane_to_remember_where_they_were(tmp_pat
         await world.router.close()
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("away", [(1,), (1, 2), (1, 0), (1, 2, 0), (1, 0, 1)])
+@pytest.mark.parametrize("others", [(), ("acme-sim",)])
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_budget_that_comes_after_moves_counts_all_that_was_sent_before(
+    tmp_path: Path, away: Sequence[int], others: Sequence[str], watched: bool
+) -> None:
+    """There and back, too: nobody watched the customer while his partition moved."""
+    chain = Chain([*catalog(), *customer("acme", *others), *customer("other")])
+
+    async def scene() -> None:
+        world = World(tmp_path, chain)
+        await world.router.advance_clock(TENANT, START)
+        if watched:
+            chain.change(budget("o", "other", "1000", "1"))
+            await look(world.router)
+        first = world.home("acme")[1]
+        sent = 0
+        for step in (None, *away):
+            if step is not None:
+                for key in ("acme", "other", *others):
+                    world.move(key, (first + step) % LANES)
+            for key in ("acme", *others):
+                sent += 3
+                await world.router.ingest(TENANT, events((f"{key}-{sent}", key, START.isoformat(), "3")))
+            await world.router.ingest(TENANT, events((f"other-{sent}", "other", START.isoformat(), "1")))
+            await look(world.router)
+        chain.change(budget("b", "acme", "1000", "1", period="year"))
+        await look(world.router)
+        await world.settle()
+        await look(world.router)
+        spent = {form["budget"]: form["spent"] for form in await read(world.router)}
+        assert spent["b"] == f"{sent}.00"
+        await world.check_well()
+        await world.router.close()
+
+    asyncio.run(scene())
