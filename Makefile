@@ -18,7 +18,7 @@ setup: ## Make .venv from the lock file (network only if something is missing)
 run: setup ## Start the platform with the demo and stay in the foreground; Ctrl-C stops it all
 	@exec .venv/bin/cloudbilling up --demo $(ARGS)
 
-test: setup ## Run the tests (under 15 minutes on two cores)
+test: setup ## Run the tests (half an hour on two cores)
 	@sh .ci/system-packages
 	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "not services" $(ARGS)
 
