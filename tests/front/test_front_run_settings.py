@@ -10,7 +10,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
-from platform_under_test import READER, Platform
+from platform_under_test import READER, Platform, start
 from playwright.sync_api import Browser
 from test_front_browser import PHONE, WIDE, findings, signed_in
 
@@ -30,11 +30,21 @@ def hidden(page: str) -> dict[str, str]:
     return {name: re.findall(rf'name="{name}" value="([^"]*)"', page)[-1] for name in ("form_token", "version")}
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform of its own: what would begin at once depends on the runs that there were."""
+    running = start(tmp_path_factory.mktemp("run-settings"))
+    try:
+        yield running
+    finally:
+        running.close()
+
+
 @pytest.fixture
-def settings(platform: Platform) -> Iterator[Platform]:
-    yield platform
-    with platform.services.database.tenant(platform.tenant_id) as connection:
-        billing_settings.put(connection, platform.tenant_id, {}, "test", datetime(2026, 11, 24, tzinfo=UTC))
+def settings(own: Platform) -> Iterator[Platform]:
+    yield own
+    with own.services.database.tenant(own.tenant_id) as connection:
+        billing_settings.put(connection, own.tenant_id, {}, "test", datetime(2026, 11, 24, tzinfo=UTC))
 
 
 def stored(platform: Platform) -> dict[str, object]:
