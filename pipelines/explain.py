@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -21,8 +21,9 @@ from billing.errors import NotFound
 from billing.explain import piece_of_line
 from billing.master import MasterData
 from billing.rating import events_counted
-from pipelines.bill_run_chunk import ChunkTask, behind, compute_documents, rateable
+from pipelines.bill_run_chunk import behind, compute_documents, rateable
 from pipelines.run_credit import WalletDesk
+from pipelines.run_view import tasks_of
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs, invoices
@@ -186,19 +187,8 @@ class LineExplainer:
         self, tenant_id: str, run: Mapping[str, Any], row: Mapping[str, Any], place: int
     ) -> tuple[Line | None, tuple[str, ...]]:
         """The line as the log gives it today, and in which fields the stored one differs from it."""
-        task = ChunkTask(
-            tenant_id,
-            str(run["id"]),
-            0,
-            0,
-            1,
-            run["master_number"],
-            run["up_to"],
-            run["made_at"],
-            run["document_date"],
-            json.dumps(run["cut"]),
-            json.dumps(run["previous_cut"]) if run["previous_cut"] else None,
-        )
+        [whole] = tasks_of(tenant_id, run, [{"chunk": 0, "customers": 1}])
+        task = replace(whole, time_zones=None)  # what was billed is explained also with newer data of time zones
         customer = row["customer"]
         _, documents, _ = compute_documents(
             task, self._store, self._database, self._chain, before=str(run["id"]), only=[customer], desk=self._desk

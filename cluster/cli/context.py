@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -162,6 +163,16 @@ def progress_printer() -> Callable[[str, int, int], None]:
         sys.stderr.flush()
 
     return say
+
+
+def write_files(out: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Put files into a folder, which is made; what the disk refuses is told in words."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in files:
+            (out / name).write_bytes(data)
+    except OSError as error:
+        fail(str(error), NO)
 
 
 def day(text: str | None, option: str) -> date | None:

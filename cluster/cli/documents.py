@@ -17,15 +17,10 @@ def render(file: Path, out: Path, formats: str, language: str, as_json: bool) ->
 
         document = Accompanying.from_json(form_of(file))
         files = render_document(document, formats_of(formats), language)
-        written: list[dict[str, Any]] = []
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            for one in files:
-                path = out / f"{file.stem}.{one.name}"
-                path.write_bytes(one.data)
-                written.append({"format": one.format, "file": str(path), "bytes": len(one.data)})
-        except OSError as error:
-            context.fail(str(error), context.NO)
+    context.write_files(out, [(f"{file.stem}.{one.name}", one.data) for one in files])
+    written = [
+        {"format": one.format, "file": str(out / f"{file.stem}.{one.name}"), "bytes": len(one.data)} for one in files
+    ]
     context.show({"written": written}, as_json, _print_written)
 
 

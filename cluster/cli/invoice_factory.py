@@ -21,16 +21,16 @@ def render(file: Path, out: Path, formats: str, language: str, strict: bool, rec
         form = form_of(file)
         invoice = Invoice.from_json(form)
         files = render_files(invoice, formats_of(formats), language, strict=strict, usage_record=record)
-        written: list[dict[str, Any]] = []
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            for one in files:
-                path = out / f"{file.stem}.{one.name}"
-                path.write_bytes(one.data)
-                warnings = [f"{each.rule}: {each.detail} ({each.pointer})" for each in one.warnings]
-                written.append({"format": one.format, "file": str(path), "bytes": len(one.data), "warnings": warnings})
-        except OSError as error:
-            context.fail(str(error), context.NO)
+    context.write_files(out, [(f"{file.stem}.{one.name}", one.data) for one in files])
+    written = [
+        {
+            "format": one.format,
+            "file": str(out / f"{file.stem}.{one.name}"),
+            "bytes": len(one.data),
+            "warnings": [f"{each.rule}: {each.detail} ({each.pointer})" for each in one.warnings],
+        }
+        for one in files
+    ]
     context.show({"written": written}, as_json, _print_written)
 
 

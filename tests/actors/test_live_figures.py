@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -274,71 +274,72 @@ def test_a_fault_in_rating_stops_neither_ingest_nor_later_figures(
     asyncio.run(scene())
 
 
+class Fold:
+    """Folding that can be held up: `begun` is set when it starts, it goes on with `go_on`."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self._add = live_figures._add
+
+    def __call__(self, *arguments: Any) -> None:
+        self.begun.set()
+        assert self.go_on.wait(60.0)
+        self._add(*arguments)
+
+
+@pytest.fixture
+def fold() -> Iterator[Fold]:
+    held = Fold()
+    yield held
+    held.go_on.set()
+
+
+async def folded_world(store: LocalObjectStore, chain: Chain, monkeypatch: pytest.MonkeyPatch, fold: Fold) -> Any:
+    """A router with 100 events folded and 200 whose folding has begun and does not end."""
+    router = LocalUsageRouter.open(store, master=chain)
+    await router.ingest(TENANT, make_events(100, customers=12))
+    await live_amounts(router, chain, CUSTOMERS)
+    monkeypatch.setattr(live_figures, "_add", fold)
+    await router.ingest(TENANT, make_events(200, 100, customers=12))
+    assert await asyncio.to_thread(fold.begun.wait, 30.0)
+    return router
+
+
 def test_a_question_does_not_wait_until_all_others_are_folded_and_misses_nothing(
-    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch, fold: Fold
 ) -> None:
     chain = Chain([*METERS, *(step for one in CUSTOMERS for step in contract(one))])
-    folding, go_on = threading.Event(), threading.Event()
-    add = live_figures._add
-
-    def held_up(*arguments: Any) -> None:
-        folding.set()
-        assert go_on.wait(60.0)
-        add(*arguments)
 
     async def scene() -> None:
-        router = LocalUsageRouter.open(store, master=chain)
-        await router.ingest(TENANT, make_events(100, customers=12))
-        await live_amounts(router, chain, CUSTOMERS)  # all is folded
-        monkeypatch.setattr(live_figures, "_add", held_up)
-        await router.ingest(TENANT, make_events(200, 100, customers=12))
-        assert await asyncio.to_thread(folding.wait, 30.0)
+        router = await folded_world(store, chain, monkeypatch, fold)
         await router.ingest(TENANT, make_events(50, 300, customers=12))  # waits behind what is being folded
         for asked in (CUSTOMERS[:3], CUSTOMERS):
             live = await asyncio.wait_for(live_amounts(router, chain, asked), 20.0)
             assert live == logged_amounts(store, chain, asked)
-        go_on.set()
+        fold.go_on.set()
         whole = await router.usage(TENANT)  # all keys: folded by now
         assert whole.live is not None
         assert await live_amounts(router, chain, CUSTOMERS) == logged_amounts(store, chain, CUSTOMERS)
         await router.close()
 
-    try:
-        asyncio.run(scene())
-    finally:
-        go_on.set()
+    asyncio.run(scene())
 
 
 def test_rows_left_to_the_log_while_others_are_folded_are_not_lost(
-    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch, fold: Fold
 ) -> None:
     """More waits than is kept in memory, and that during a fold: what is asked then is read from the log."""
     chain = Chain([*METERS, *(step for one in CUSTOMERS for step in contract(one))])
-    folding, go_on = threading.Event(), threading.Event()
-    add = live_figures._add
-
-    def held_up(*arguments: Any) -> None:
-        folding.set()
-        assert go_on.wait(60.0)
-        add(*arguments)
 
     async def scene() -> None:
-        router = LocalUsageRouter.open(store, master=chain)
-        await router.ingest(TENANT, make_events(100, customers=12))
-        await live_amounts(router, chain, CUSTOMERS)
+        router = await folded_world(store, chain, monkeypatch, fold)
         monkeypatch.setattr(live_figures, "PENDING_ROWS_MAX", 250)
-        monkeypatch.setattr(live_figures, "_add", held_up)
-        await router.ingest(TENANT, make_events(200, 100, customers=12))
-        assert await asyncio.to_thread(folding.wait, 30.0)
         for first in (300, 500):
             await router.ingest(TENANT, make_events(200, first, customers=12))
         asked = asyncio.create_task(live_amounts(router, chain, CUSTOMERS))
         await asyncio.sleep(0.2)
-        go_on.set()
+        fold.go_on.set()
         assert await asked == logged_amounts(store, chain, CUSTOMERS)
         await router.close()
 
-    try:
-        asyncio.run(scene())
-    finally:
-        go_on.set()
+    asyncio.run(scene())
