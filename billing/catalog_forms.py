@@ -58,6 +58,8 @@ from billing.phases import Phase, parse_phases
 
 # --- from a form ---------------------------------------------------------------------------------------------------
 
+PERCENT_MAX = 1_000  # of a price; resale is the cost and a margin on it
+
 
 def parse_tax_code(form: object, pointer: str = "") -> TaxCode:
     mistakes = Mistakes()
@@ -271,8 +273,8 @@ def _price(form: object, pointer: str, mistakes: Mistakes) -> Price | None:
 
 def _percentage(fields: Form) -> Percentage:
     percent = fields.decimal("percent", least=Decimal(0)) or Decimal(0)
-    if percent > 100:
-        fields.wrong("percent", "must be at most 100")
+    if percent > PERCENT_MAX:
+        fields.wrong("percent", f"must be at most {PERCENT_MAX}")
     least = fields.decimal("min_per_event", required=False)
     most = fields.decimal("max_per_event", required=False)
     if least is not None and most is not None and least > most:

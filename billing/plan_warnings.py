@@ -1,4 +1,4 @@
-"""What is allowed in a plan but can hardly be meant: prices that are never used.
+"""What is allowed in a plan but is seldom meant: prices that are never used, shares above the whole.
 
 Owns warnings only, each with its place in the form; what is wrong is refused by `billing/catalog.py`. Where several
 rows or bands fit the first one wins (docs/rules.md, Prices), so one that stands behind a wider one never does.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from billing.catalog import MINUTES_OF_DAY, Band, Bands, Charge, Plan, PriceRow
+from billing.catalog import MINUTES_OF_DAY, Band, Bands, Charge, Percentage, Plan, PriceRow
 from billing.errors import FieldError
 
 WARNINGS_MAX = 100
@@ -26,8 +26,10 @@ def _of_charge(charge: Charge, at: str) -> Iterator[FieldError]:
     for place, earlier in hidden_rows(charge.prices):
         yield FieldError(f"{at}/prices/{place}", f"is never used: row {earlier} above takes all of its usage")
     for number, row in enumerate(charge.rows):
+        inside = "price" if charge.price is not None else f"prices/{number}/price"
+        if isinstance(row.price, Percentage) and row.price.percent > 100:
+            yield FieldError(f"{at}/{inside}/percent", "is more than the whole: right for cost and a margin on it")
         if isinstance(row.price, Bands):
-            inside = "price" if charge.price is not None else f"prices/{number}/price"
             for band in hidden_bands(row.price.bands):
                 yield FieldError(f"{at}/{inside}/bands/{band}", "is never used: bands above cover all of its hours")
 

@@ -189,7 +189,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         f"'{'9' * 40}' is no decimal number of at most 14 digits before and 12 after the point, as text",
     ),
     (priced({"model": "package", "size": "0", "amount": "1"}), f"{CHARGE}/price/size", "must be above 0"),
-    (priced({"model": "percentage", "percent": "290"}), f"{CHARGE}/price/percent", "must be at most 100"),
+    (priced({"model": "percentage", "percent": "2900"}), f"{CHARGE}/price/percent", "must be at most 1000"),
     (priced({"model": "percentage", "percent": "-1"}), f"{CHARGE}/price/percent", "must be at least 0"),
     (
         priced({"model": "percentage", "percent": "1", "min_per_event": "2", "max_per_event": "1"}),

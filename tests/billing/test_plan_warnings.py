@@ -58,6 +58,12 @@ def test_what_is_never_used_is_named(charge: dict[str, Any], places: list[str]) 
     assert all(one.detail.startswith("is never used: ") for one in found)
 
 
+@pytest.mark.parametrize(("percent", "warned"), [("100", []), ("108", ["/charges/1/price/percent"])])
+def test_a_share_above_the_whole_is_named(percent: str, warned: list[str]) -> None:
+    charge = usage(price={"model": "percentage", "percent": percent})
+    assert [one.pointer for one in plan_warnings(parse_plan(plan(flat("1"), charge)))] == warned
+
+
 def test_charges_of_phases_are_looked_at_too() -> None:
     form = plan(flat("1"), phases=[{"for": "1 month", "charges": [rows({}, {"r": "a"})]}, {}])
     (found,) = plan_warnings(parse_plan(form))

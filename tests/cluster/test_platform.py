@@ -23,7 +23,9 @@ import pytest
 
 from billing.errors import BillingError
 from cluster.client import Client
+from cluster.demo import load_all
 from cluster.ray_head import free_port
+from cluster.settings import Settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.chaos, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -416,6 +418,16 @@ def test_after_kill_9_of_the_whole_tree_the_next_start_finds_everything_and_bill
     again = platform.command("bill-run", "--tenant", "acme-cloud-faults", "--up-to", "2026-11-01", "--json")
     assert again.returncode == 0
     assert len(acme.get("/v1/invoices")["items"]) == 1
+
+
+def test_the_demo_that_the_readme_starts_with_is_loaded_whole(
+    platform: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CLOUDBILLING_PORT", "CLOUDBILLING_DATA_DIR"):
+        monkeypatch.setenv(name, platform.environment[name])
+    load_all(Settings(), lambda *_: None, sign_in="demo@example.org")
+    tenants = {one["code"] for one in json.loads(platform.command("tenants", "list", "--json").stdout)}
+    assert tenants >= {"focus", "focus-resale", "nordwind"}
 
 
 def test_ctrl_c_stops_all_of_it_and_leaves_no_process_behind(platform: Running) -> None:

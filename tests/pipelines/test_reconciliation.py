@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import yaml
 
+from billing.master import MasterData
 from pipelines.price_list import PriceList, business_steps, charge_code, chargeable, plain, price_rows
 from pipelines.reconciliation import PricedRow, differences, reason, report
 from pipelines.usage_mapping import UsageMapping
@@ -71,6 +72,14 @@ def test_each_priced_thing_becomes_one_charge_and_each_account_one_customer() ->
     assert {step["at"] for step in steps} == {"2024-09-01"}
     codes = [charge["code"] for charge in plans[0]["charges"]]
     assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize("by", ["consumption", "value"])
+def test_a_tenant_takes_the_steps_of_both_ways_to_bill(by: str) -> None:
+    rows, prices = focus()
+    tenant = {key: prices["tenant"][key] for key in ("currency", "timezone", "country")}
+    whole = MasterData.start(tenant).apply_all(business_steps(rows, prices, by=by))
+    assert len(whole.customers) == 63
 
 
 def test_a_price_keeps_its_value_and_its_code() -> None:
