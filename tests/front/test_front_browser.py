@@ -84,6 +84,12 @@ def findings(page: Page) -> list[str]:
     return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in result.response["violations"]]
 
 
+BEYOND = """() => [...document.querySelectorAll('.panel table, .panel span')]
+  .filter(one => !one.closest('.scroll') && one.offsetParent && !one.classList.contains('unseen'))
+  .filter(one => one.getBoundingClientRect().right > one.closest('.panel').getBoundingClientRect().right + 1)
+  .map(one => one.outerHTML.slice(0, 120))"""
+
+
 def test_axe_finds_nothing_on_any_page_and_nothing_is_fetched_from_elsewhere(
     chromium: Browser, platform: Platform
 ) -> None:
@@ -93,6 +99,7 @@ def test_axe_finds_nothing_on_any_page_and_nothing_is_fetched_from_elsewhere(
             page.goto(path)
             assert findings(page) == [], path
             assert page.evaluate("document.documentElement.scrollWidth") <= WIDE[0], path
+            assert page.evaluate(BEYOND) == [], path
         assert odd == []
 
 
