@@ -191,7 +191,8 @@ class Marks:
         codes = sorted(self.codes, key=len, reverse=True)
         texts = sorted((text for text in self.texts if len(text) >= WORD_LENGTH_MIN), key=len, reverse=True)
         parts = [re.escape(text) for text in texts]
-        parts += [rf"(?<![A-Za-z0-9_]){re.escape(code)}(?![A-Za-z0-9_])" for code in codes]
+        # `-` and `.` are signs of codes: acme-2 is another customer than acme.
+        parts += [rf"(?<![\w.-]){re.escape(code)}(?![\w-]|\.\w)" for code in codes]
         return re.compile("|".join(parts))
 
     @cached_property

@@ -55,7 +55,7 @@ class AlertActor:
             ("completeness", completeness.round, COMPLETENESS_S),
             ("erasures", forgetting.round, ERASURES_S),
             ("tenants", ending.round, ERASURES_S),
-            ("retention", Retention(stores.database, stores.store, utc_now).round, COMPLETENESS_S),
+            ("retention", Retention(stores.database, stores.store, stores.masters, utc_now).round, COMPLETENESS_S),
         )
         for name, work, every_s in loops:
             threading.Thread(target=self._loop, args=(name, work, every_s), name=name, daemon=True).start()

@@ -139,12 +139,15 @@ class Erasures:
             self.chain.forget(tenant_id)
             with self.database.tenant(tenant_id) as connection:
                 number, master = steps.current(connection, tenant_id)
+                now = self._now(connection, tenant_id)
                 if marks.customer in master.customers:  # what was said of him since he was asked to be forgotten
                     marks = marks.with_more(erasing.marks(master, marks.customer, marks.secret))
                     erasures.widen(connection, str(row["id"]), marks)
             self.chain.project(self.database, tenant_id, up_to=number)
-            objects += rewrite_chain(self.store, tenant_id, marks, rule, number)
             with self.database.owner(tenant_id) as connection:
+                if not erasing.quiet(connection, tenant_id, number, master, marks.customer, now):
+                    continue
+                objects += rewrite_chain(self.store, tenant_id, marks, rule, number)
                 changed = erasing.rewrite_master(connection, tenant_id, marks, rule, actor, self.clock())
                 for table, count in erasing.rewrite_tables(connection, tenant_id, marks).items():
                     rows[table] = rows.get(table, 0) + count

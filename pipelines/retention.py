@@ -1,7 +1,8 @@
 """Retention: a reconciler that once a day takes away what a tenant's rules no longer keep. Off without a rule.
 
 Owns when something goes. Usage goes so many months after the invoice that billed it: rows before the end of the last
-bill run of that age which left nobody out. That is allowed only where usage that comes late is rejected: else an event
+bill run of that age which left nobody out, but nothing that is still needed: of a period that was not over then, of a
+budget's period that runs, or in suspense. That is allowed only where usage that comes late is rejected: else an event
 that comes for a billed period would be billed against usage that is gone. What fails is tried again and shown as an
 alarm.
 """
@@ -9,21 +10,30 @@ alarm.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from billing.budgets import Budgets
+from billing.contracts import spans_of
 from billing.errors import BillingError, Conflict
+from billing.lateness import reasons_of
+from billing.master import MasterData
+from billing.running import piece_at
+from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import retention_rules
 from storage.sql.database import Connection, Database
+from storage.usage_log.counting import scan_counting
 from storage.usage_log.erasing import Erasure, erase, note
+from storage.usage_log.reader import UsageLogReader
 
 LOG = logging.getLogger("cloudbilling.retention")
 DAILY = timedelta(days=1)
 AGAIN = timedelta(minutes=1)
 FAULT = timedelta(minutes=10)
+CARRIED = ("time_weighted_sum", "latest")  # of these the last event before a period counts in it
 ROWS_MAX = 10_000  # of a table in one transaction
 
 
@@ -33,6 +43,7 @@ class Retention:
 
     database: Database
     store: ObjectStore
+    masters: MasterChain
     clock: Callable[[], datetime]
 
     def round(self) -> int:
@@ -76,6 +87,7 @@ class Retention:
             before = retention_rules.billed_before(connection, issued_until)
         if before is None:
             return {"before": None, "rows": 0}
+        before, held_by = self._not_needed(tenant_id, before)
         known = rule["last_result"]
         if known.get("before") == before.isoformat() and not known.get("more"):
             return dict(known)
@@ -85,7 +97,36 @@ class Retention:
             note(self.store, erasure, done, "retention")
         more = bool(done.rows or done.files or done.waiting)
         rows = done.rows + (known.get("erased", 0) if known.get("before") == before.isoformat() else 0)
-        return {"before": before.isoformat(), "erased": rows, "more": more}
+        return {"before": before.isoformat(), "erased": rows, "more": more, "held_by": held_by}
+
+    def _not_needed(self, tenant_id: str, billed: datetime) -> tuple[datetime, str | None]:
+        """Up to when rows may go that were billed up to a moment, and what is in the way of the rest."""
+        _, master = self.masters.newest(tenant_id)
+        now = self.clock()
+        kept = min(needed(master, billed, now), default=(billed, ""))
+        reader = UsageLogReader(self.store)
+        cut = reader.now()
+        for frame in scan_counting(reader, tenant_id, cut, end=min(billed, kept[0])):
+            times = frame.filter(reasons_of(frame, master, now).is_not_null())["time"]
+            first = times.min()
+            if isinstance(first, datetime):
+                kept = min(kept, (first, "usage in suspense: correct or void it"))
+        return (billed, None) if kept[0] >= billed else kept
+
+
+def needed(master: MasterData, billed: datetime, now: datetime) -> Iterator[tuple[datetime, str]]:
+    """Since when usage is needed that a run up to `billed` did not use up, and what for."""
+    for code in master.subscriptions:
+        for _, span in spans_of(master.subscriptions[code], master.tenant.timezone):
+            if span.charge.kind != "usage" or span.end <= billed:
+                continue
+            if master.meters[span.charge.meter].aggregation in CARRIED:
+                yield datetime.min.replace(tzinfo=UTC), f"meter {span.charge.meter}: its last value counts on"
+            elif span.start < billed:
+                yield piece_at(span, billed).start, f"a period of subscription {code} that is not billed"
+    budgets = Budgets(master.tenant.timezone)
+    for budget in master.budgets.values():
+        yield budgets.period(budget.period, now).start, f"budget {budget.code}"
 
 
 def check_late_usage(connection: Connection, tenant_id: str) -> None:

@@ -26,6 +26,7 @@ from billing.document_json import document_from, packed, unpacked
 from billing.erasing import ERASED, Marks, forgotten_step, marks_of
 from billing.errors import Conflict, NotFound, Unavailable
 from billing.master import MasterData
+from billing.periods import local_date
 from storage.sql import bill_runs, master_records, steps
 from storage.sql.database import Connection
 from storage.sql.traces import quoted
@@ -69,30 +70,47 @@ def check(connection: Connection, tenant_id: str, customer: str, now: datetime) 
     known = master.customer(customer)
     if "erased" in known.form:
         raise Conflict(f"{customer!r} is what was left of a customer who was erased")
+    way = in_the_way(master, customer, now)
+    if way is not None:
+        raise way
+    row = connection.execute(
+        "SELECT 1 FROM bill_runs WHERE state <> ALL(%s) LIMIT 1", (list(bill_runs.ENDED),)
+    ).fetchone()
+    if row is not None:
+        raise Conflict("a bill run is going on: wait for its end, or cancel it")
+    waiting = _on_its_way(connection, customer)
+    if waiting is not None:
+        raise Conflict(f"document {waiting} is not in the archive yet: only there it is kept")
+    return master
+
+
+def in_the_way(master: MasterData, customer: str, now: datetime) -> Conflict | None:
+    """What of the contracts still needs to know whom: one that runs, one that is not billed to its end, payees."""
     from billing.contracts import ended_at  # late: it is not small, and other ways of this module do without
 
     for code in master.subscriptions_of.get(customer, ()):
         end = ended_at(master.subscriptions[code], master.tenant.timezone)
         if end is None or end > now:
             until = "has no end" if end is None else f"ends on {end.date().isoformat()}"
-            raise Conflict(f"subscription {code!r} {until}: cancel it first", subscription=code)
+            return Conflict(f"subscription {code!r} {until}: cancel it first", subscription=code)
+        if master.runs and end > master.runs[-1].up_to:
+            day = local_date(end, master.tenant.timezone).isoformat()
+            return Conflict(f"subscription {code!r} is not billed up to its end: run the bills up to {day} first")
     payees = sorted(code for code in master.family(customer) if code != customer and _pays(master, customer, code, now))
     if payees:
-        raise Conflict(f"{customer!r} pays for {payees[0]!r}: end that first", customer=payees[0])
-    row = connection.execute(
-        "SELECT 1 FROM bill_runs WHERE state <> ALL(%s) LIMIT 1", (list(bill_runs.ENDED),)
-    ).fetchone()
-    if row is not None:
-        raise Conflict("a bill run is going on: wait for its end, or cancel it")
+        return Conflict(f"{customer!r} pays for {payees[0]!r}: end that first", customer=payees[0])
+    return None
+
+
+def _on_its_way(connection: Connection, customer: str) -> str | None:
+    """The number of a document of his that is not in the archive yet."""
     waiting = connection.execute(
         "SELECT i.number FROM document_files f JOIN invoices i ON i.tenant_id = f.tenant_id AND i.id = f.invoice_id"
         " WHERE f.state <> 'archived' AND (i.customer = %(customer)s OR EXISTS (SELECT 1 FROM invoice_members m"
         "  WHERE m.tenant_id = i.tenant_id AND m.invoice_id = i.id AND m.customer = %(customer)s)) LIMIT 1",
         {"customer": customer},
     ).fetchone()
-    if waiting is not None:
-        raise Conflict(f"document {waiting['number']} is not in the archive yet: only there it is kept")
-    return master
+    return None if waiting is None else str(waiting["number"])
 
 
 def _pays(master: MasterData, payer: str, customer: str, now: datetime) -> bool:
@@ -106,10 +124,40 @@ def marks(master: MasterData, customer: str, secret: str) -> Marks:
     return marks_of((step for _, step in master.log), customer, secret)
 
 
+def quiet(
+    connection: Connection, tenant_id: str, number: int, master: MasterData, customer: str, now: datetime
+) -> bool:
+    """False if the master data have gone on from `number`. Until this transaction ends no bill run begins.
+
+    Unavailable while one goes on that rests on what is to be written anew, while a document of his is on its way, or
+    while what came since the erasure was asked for is in its way. Before anything is written, in the master chain too.
+    """
+    row = connection.execute(
+        "SELECT number FROM masters WHERE tenant_id = %s FOR UPDATE", (UUID(tenant_id),)
+    ).fetchone()
+    if row is None or row["number"] != number:
+        return False
+    way = in_the_way(master, customer, now) if customer in master.customers else None
+    if way is not None:
+        raise Unavailable(f"the erasure waits: {way.detail}")
+    bill_runs.alone(connection, tenant_id)
+    going = connection.execute(
+        "SELECT 1 FROM bill_runs WHERE tenant_id = %s AND state <> ALL(%s) LIMIT 1",
+        (UUID(tenant_id), list(bill_runs.ENDED)),
+    ).fetchone()
+    if going is not None:
+        raise Unavailable("a bill run is going on: the erasure waits for its end")
+    waiting = _on_its_way(connection, customer)  # written since the erasure was asked for
+    if waiting is not None:
+        raise Unavailable(f"document {waiting} is not in the archive yet: the erasure waits for it")
+    return True
+
+
 def rewrite_master(connection: Connection, tenant_id: str, marks: Marks, rule: str, actor: str, now: datetime) -> int:
     """Write steps and records without the customer, and a change that tells everybody to read them again; its number.
 
-    Done again it changes nothing and gives the newest number. Raises InvalidInput if what is left does not add up.
+    In a transaction that is `quiet`. Done again it changes nothing and gives the newest number. Raises InvalidInput if
+    what is left does not add up.
     """
     tenant = UUID(tenant_id)
     counter = connection.execute(
@@ -118,12 +166,6 @@ def rewrite_master(connection: Connection, tenant_id: str, marks: Marks, rule: s
     form = connection.execute("SELECT form FROM tenants WHERE id = %s", (tenant,)).fetchone()
     if counter is None or form is None:
         raise NotFound("the tenant has no master data")
-    bill_runs.alone(connection, tenant_id)  # no run may rest on what is being written
-    going = connection.execute(
-        "SELECT 1 FROM bill_runs WHERE tenant_id = %s AND state <> ALL(%s) LIMIT 1", (tenant, list(bill_runs.ENDED))
-    ).fetchone()
-    if going is not None:
-        raise Unavailable("a bill run is going on: the erasure waits for its end")
     rows = connection.execute(
         "SELECT step, kind, subject, form, before FROM steps WHERE tenant_id = %s ORDER BY step", (tenant,)
     ).fetchall()
@@ -196,11 +238,17 @@ def rewrite_tables(connection: Connection, tenant_id: str, marks: Marks) -> dict
                 count += 1
         if count:
             found[table.name] = count
-    deleted = connection.execute(
-        "DELETE FROM idempotency_keys WHERE owner = %s AND EXISTS (SELECT FROM unnest(%s::bytea[]) AS word"
-        " WHERE position(word IN body) > 0)",
+    deleted = 0
+    answers = connection.execute(
+        "SELECT ctid::text AS place_, body FROM idempotency_keys WHERE owner = %s AND EXISTS"
+        " (SELECT FROM unnest(%s::bytea[]) AS word WHERE position(word IN body) > 0) FOR UPDATE",
         (UUID(tenant_id), [form for word in marks.words for form in _in_json(word)]),
-    ).rowcount
+    ).fetchall()
+    for row in answers:  # only those that name him: a repeat of any other must stay a repeat
+        if _names(bytes(row["body"]), marks):
+            deleted += connection.execute(
+                "DELETE FROM idempotency_keys WHERE ctid = %s::tid", (row["place_"],)
+            ).rowcount
     if deleted:
         found["idempotency_keys"] = deleted
     return found
@@ -328,6 +376,13 @@ def _bytes(table: str, column: str, data: bytes, marks: Marks) -> bytes | None:
         return None  # `left` finds what it says
     new = marks.without(form, own=False)
     return None if new == form else json.dumps(new, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _names(body: bytes, marks: Marks) -> bool:
+    try:
+        return marks.names(json.loads(body))
+    except ValueError:
+        return True
 
 
 def _document(form: Mapping[str, Any], marks: Marks) -> dict[str, Any]:

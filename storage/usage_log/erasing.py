@@ -49,6 +49,7 @@ from storage.usage_log.segment import (
 )
 
 KEYS_MAX = 1_000  # of one erasure
+KILLED_US = 86_400_000_000  # a pass that began so long ago does not go on any more: a day
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,9 @@ def erase(store: ObjectStore, erasure: Erasure, clock: Clock | None = None) -> E
     chain = ManifestChain(store, time)
     reads = known_reads(MasterChain(store), [erasure.tenant_id]).get(erasure.tenant_id, NO_READS)
     manifest = chain.newest()
-    mark = f"log/erasing/{erasure.tenant_id}.json"
-    interrupted = store.exists(mark)  # its snapshots are still named, whatever this pass finds
+    going = f"log/erasing/going/{erasure.tenant_id}/"
+    began = time.now_us()
+    own = f"{going}{began:020}-{uuid4().hex}.json"  # of this pass: others may be under way, or have been killed
     rows = segments = waiting = 0
     for lane in range(count_lanes(store)):
         covered = manifest.ids_covered(lane)
@@ -158,15 +160,19 @@ def erase(store: ObjectStore, erasure: Erasure, clock: Clock | None = None) -> E
                 waiting += gone
                 continue
             if not rows:
-                store.put(mark, b"{}")
+                store.put(own, b"{}")
             data = without(segment, erasure, seed, reads, time.now_us())
             if not store.replace(segment_key(lane, number), segment.data, data):
                 waiting += gone  # another erasure was faster: these rows are the next pass's
                 continue
             rows, segments = rows + gone, segments + 1
     files = sum(_rewrite_sealed(store, chain, file, erasure) for file in chain.newest().files)
-    snapshots = drop_snapshots(chain) if rows or files or interrupted else 0
-    store.delete(mark)
+    # Of a pass that was killed the snapshots are still named, whatever this one found.
+    marks = list(store.list(going))
+    snapshots = drop_snapshots(chain) if rows or files or marks else 0
+    for mark in marks:
+        if mark == own or int(mark.removeprefix(going)[:20]) < began - KILLED_US:
+            store.delete(mark)
     return Erased(rows, segments, files, snapshots, waiting)
 
 

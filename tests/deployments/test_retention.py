@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from billing.errors import Unavailable
-from pipelines.retention import Retention, months_before
+from pipelines.retention import Retention, months_before, needed
 from storage.sql import retention_rules
 from tests.deployments.conftest import Tenant
 from tests.deployments.test_erasure import World, running_world
@@ -26,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def retention_at(world: World, moment: datetime) -> Retention:
-    return Retention(world.api.services.database, world.store, lambda: moment)
+    return Retention(world.api.services.database, world.store, world.api.services.masters, lambda: moment)
 
 
 def event(id: str, day: str) -> str:
@@ -63,6 +63,70 @@ def test_billed_usage_goes_so_many_months_after_its_invoice_and_no_other(world: 
     assert "retention: 6 months" in json.dumps(
         [json.loads(world.store.get(key) or b"") for key in world.store.list(f"log/erasing/trail/{tenant.id}/")]
     )
+
+
+def of(customer: str, id: str, day: str) -> str:
+    return json.dumps(json.loads(event(id, day)) | {"customer": customer})
+
+
+def quarterly(tenant: Tenant) -> None:
+    """Customer `qc` pays by the quarter, `acme` (of the catalog) by the month."""
+    charge = {"code": "storage", "kind": "usage", "meter": "storage", "tax": "standard"}
+    plan = {"code": "q", "currency": "EUR", "interval": "quarter"}
+    plan["charges"] = [charge | {"price": {"model": "per_unit", "unit": "0.10"}}]  # type: ignore[assignment]
+    steps = [
+        {"at": "2026-01-01", "publish": {"plan": plan}},
+        {"at": "2026-01-01", "customer": {"code": "qc", "name": "Q", "country": "DE"}},
+        {"at": "2026-01-01", "subscribe": {"code": "sq", "customer": "qc", "plan": "q", "anchor": "calendar"}},
+    ]
+    assert tenant.post("/v1/steps", steps).status_code == 201
+
+
+def test_usage_of_a_quarter_stays_until_the_quarter_is_billed(world: World) -> None:
+    tenant = world.api.tenant(late_usage="reject")
+    tenant.catalog()
+    quarterly(tenant)
+    assert tenant.usage("\n".join([of("acme", "a", "2026-01-05"), of("qc", "q", "2026-01-05")])).is_success
+    run = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}).json()
+    assert tenant.get(f"/v1/bill-runs/{run['id']}").json()["state"] == "done"
+    assert tenant.put("/v1/retention", {"usage": 1}).status_code == 200
+    look(world, datetime.now(UTC) + timedelta(days=40), tenant)
+    assert rows_of(tenant) == 1
+    assert rule_of(tenant, "usage")["last_result"]["held_by"] == "a period of subscription sq that is not billed"
+    run = tenant.post("/v1/bill-runs", {"up_to": "2026-04-01"}).json()
+    tenant.post(f"/v1/bill-runs/{run['id']}/approve", {})
+    billed = {one["customer"]: one["net"] for one in tenant.get("/v1/invoices").json()["items"]}
+    assert billed == {"acme": "0.50", "qc": "0.50"}
+    look(world, datetime.now(UTC) + timedelta(days=80), tenant)
+    assert rows_of(tenant) == 0
+
+
+def test_usage_in_suspense_and_of_budgets_and_levels_stays_and_the_rule_says_why(world: World) -> None:
+    tenant = world.api.tenant(late_usage="reject")
+    tenant.catalog()
+    assert tenant.usage("\n".join([of("acme", "a", "2026-01-05"), of("nobody", "n", "2026-01-06")])).is_success
+    tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"})
+    assert tenant.put("/v1/retention", {"usage": 1}).status_code == 200
+    look(world, datetime.now(UTC) + timedelta(days=40), tenant)
+    assert rule_of(tenant, "usage")["last_result"]["held_by"] == "usage in suspense: correct or void it"
+    assert rows_of(tenant) == 0, "what is older than the event in suspense goes"
+    waiting = tenant.get("/v1/usage/suspense").json()["items"]
+    assert [one["reason"] for one in waiting] == ["unknown_customer"]
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    _, master = world.api.services.masters.newest(tenant.id)
+    february = datetime(2026, 1, 31, 23, tzinfo=UTC)
+    assert [words for since, words in needed(master, february, now) if since < february] == []
+    budget = {"code": "b", "customer": "acme", "amount": "9", "period": "year", "thresholds": ["50"]}
+    level = {"code": "l", "event_type": "l", "aggregation": "time_weighted_sum", "value": "v"}
+    charge = {"code": "l", "kind": "usage", "meter": "l", "tax": "standard"}
+    plan = {"code": "p", "currency": "EUR", "interval": "month"}
+    plan["charges"] = [charge | {"price": {"model": "per_unit", "unit": "1"}}]  # type: ignore[assignment]
+    steps = [{"at": "2026-01-01", "budget": budget}, {"at": "2026-01-01", "meter": level}]
+    steps += [{"at": "2026-01-01", "publish": {"plan": plan}}]
+    steps += [{"at": "2026-01-01", "subscribe": {"code": "sl", "customer": "acme", "plan": "p", "anchor": "calendar"}}]
+    held = dict((words, since) for since, words in needed(master.apply_all(steps), february, now))
+    assert held["budget b"] == datetime(2025, 12, 31, 23, tzinfo=UTC)
+    assert held["meter l: its last value counts on"] == datetime.min.replace(tzinfo=UTC)
 
 
 def look(world: World, moment: datetime, tenant: Tenant) -> None:

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,11 +20,12 @@ from actors.rating_shard import RatingShard, ShardSettings
 from billing.errors import InvalidInput
 from billing.typed_columns import Reads
 from storage.object_store import LocalObjectStore
+from storage.usage_log import erasing
 from storage.usage_log.deleting import delete_announced
 from storage.usage_log.erasing import Erased, Erasure, blanked, erase, leaf, merkle_root, pseudonym
 from storage.usage_log.formats import OLDEST, declare_reader
 from storage.usage_log.genesis import open_log, read_genesis
-from storage.usage_log.lane import LanePosition, walk
+from storage.usage_log.lane import LanePosition, last_number, walk
 from storage.usage_log.manifest import ManifestChain
 from storage.usage_log.merging import merge_sealed
 from storage.usage_log.reader import SCAN_SCHEMA, UsageLogReader
@@ -77,10 +80,11 @@ def cover(store: LocalObjectStore) -> None:
         shard.start()
         deadline = time.monotonic() + 20
         number = 0
-        while ManifestChain(store).newest().ids_covered(lane) < shard.state.writer.position.number - 1:
+        while ManifestChain(store).newest().ids_covered(lane) < last_number(store, lane, -1):
             assert time.monotonic() < deadline
             send(shard, make_events(20, 10_000_000 + number))
             number += 20
+            time.sleep(0.1)  # the checkpoint of what was sent is written beside
         shard.stop()
         while (thread := shard.state.checkpoint_thread) is not None:
             thread.join()
@@ -350,7 +354,7 @@ def test_a_shard_that_runs_while_rows_are_erased_keeps_nothing_of_them_and_folds
 class Between(LocalObjectStore):
     """Does something between what an erasure has read and what it puts."""
 
-    before_first = None
+    before_first: Callable[[], None] | None = None
 
     def replace(self, key: str, old: bytes, data: bytes) -> bool:
         work, self.before_first = self.before_first, None
@@ -377,3 +381,33 @@ def test_an_erasure_that_slept_does_not_bring_back_what_another_one_took(store: 
 def until_gone(store: LocalObjectStore, erasure: Erasure) -> None:
     while (done := erase(store, erasure)).rows or done.files:
         pass
+
+
+def test_a_pass_that_is_killed_beside_another_leaves_no_snapshot_named(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins, another rewrites everything and is killed before it drops the snapshots, then the first ends."""
+    world(store)
+    assert ManifestChain(store).newest().snapshots
+    last, killed = erasing.last_number, list[bool]()
+
+    class Killed(BaseException):
+        pass
+
+    def beside(*arguments: Any) -> int:
+        if not killed:
+            killed.append(True)
+            with monkeypatch.context() as patched:
+
+                def kill(_: Any) -> int:
+                    raise Killed
+
+                patched.setattr(erasing, "drop_snapshots", kill)
+                with pytest.raises(Killed):
+                    erase(store, WISH)
+        return last(*arguments)
+
+    monkeypatch.setattr(erasing, "last_number", beside)
+    erase(store, WISH)
+    newest = ManifestChain(store).newest()
+    assert (newest.snapshots, newest.erasures) == ({}, 1)
