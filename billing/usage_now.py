@@ -15,11 +15,13 @@ from fractions import Fraction
 
 import polars as pl
 
+from billing.catalog import Charge, EventAmount
 from billing.due import Use
 from billing.live_state import LiveState
 from billing.master import MasterData
 from billing.money import round_amount, shown_quantity
 from billing.rate_uses import rate_uses, rate_uses_live
+from billing.rating_book import RatingBook
 from billing.running import is_level, running_uses, until
 from billing.settle import RatedRow
 
@@ -89,13 +91,36 @@ def usage_now_live(master: MasterData, customer: str, now: datetime, live: LiveS
 def says_all(master: MasterData, live: LiveState, now: datetime, since: datetime | None) -> bool:
     """Whether what shards have folded counts as the events do from a time on (None: all).
 
-    It does not with events ahead of the clock, of which some are in suspense until their time, and not where a run may
-    have made some late.
+    It does not with events ahead of the clock, of which some are in suspense until their time, not where a run may have
+    made some late, and not where an event that is in suspense for one meter, price or pause is folded for another.
     """
+    if not _counts_whole(master.rating_book(), live):
+        return False
     if live.state.small.filter(pl.col("last") > now).height:
         return False
     late = master.rating_book().rejects_late and any(since is None or run.up_to > since for run in master.runs)
     return not late
+
+
+def _counts_whole(book: RatingBook, live: LiveState) -> bool:
+    """Whether each event counts for all that fold it or for none: what keeps it in suspense does so for all of them."""
+    keys, codes = (live.state.small[name].unique() for name in ("key", "meter"))
+    owners = book.customers.filter(pl.col("key").is_in(keys.implode()))["customer"].unique()
+    if book.pauses.filter(pl.col("customer").is_in(owners.implode())).height:
+        return False
+    plans = book.contracts.filter(pl.col("customer").is_in(owners.implode()))["plan"].unique()
+    charges: list[Charge] = [charge for place in plans.to_list() for charge in book.plans[place]]
+    used = set(codes)
+    for event_type in {meter.event_type for meter in book.meters if meter.code in used}:
+        meters = {meter.code: meter for meter in book.meters if meter.event_type == event_type}
+        if len(meters) > 1 and any(meter.value for meter in meters.values()):
+            return False  # without the value of one of them it counts for none
+        own = [charge for charge in charges if charge.meter in meters]
+        if any(isinstance(row.price, EventAmount) for charge in own for row in charge.rows):
+            return False
+        if len(own) > 1 and any(all(row.when for row in charge.rows) for charge in own):
+            return False  # what has no price in one of them counts for none
+    return True
 
 
 def _summed(uses: Sequence[Use], rated: Mapping[int, Sequence[RatedRow]]) -> UsageNow:

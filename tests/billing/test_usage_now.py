@@ -14,6 +14,7 @@ from billing.master import MasterData
 from billing.periods import parse_moment
 from billing.usage import EVENT_SCHEMA
 from billing.usage_now import MeterUsage, needed_from, usage_now, usage_now_live
+from billing.verdicts import classify
 
 LEVEL = {"code": "level", "event_type": "l", "aggregation": "time_weighted_sum", "value": "v"}
 
@@ -22,8 +23,13 @@ def at(text: str) -> Any:
     return parse_moment(text, "Europe/Berlin")
 
 
-def master(*plans: dict[str, Any], then: tuple[dict[str, Any], ...] = (), **tenant: str) -> MasterData:
-    steps: list[dict[str, Any]] = [{"tax_code": NO_TAX}, {"meter": METER}, {"meter": LEVEL}]
+def master(
+    *plans: dict[str, Any],
+    then: tuple[dict[str, Any], ...] = (),
+    meters: tuple[dict[str, Any], ...] = (METER, LEVEL),
+    **tenant: str,
+) -> MasterData:
+    steps: list[dict[str, Any]] = [{"tax_code": NO_TAX}, *({"meter": one} for one in meters)]
     steps += [{"publish": {"plan": one}} for one in plans]
     steps += [{"customer": {"code": "c"}}]
     for number, one in enumerate(plans):
@@ -148,3 +154,48 @@ def test_levels_events_ahead_of_the_clock_and_late_ones_are_for_the_log_to_say()
     assert late.rating_book().rejects_late
     assert usage_now_live(late, "c", now, nothing_used(late.rating_book())) is None
     assert usage_now_live(late, "c", at("2026-03-10"), nothing_used(late.rating_book())) is not None
+
+
+MORE = {"code": "m", "event_type": "n", "aggregation": "sum", "value": "w"}
+COUNTED = {"code": "k", "event_type": "n", "aggregation": "count"}
+RED = {"price_by": ["colour"], "prices": [{"when": {"colour": "red"}, "price": {"model": "per_unit", "unit": "3"}}]}
+OWN_AMOUNT = {"price": {"model": "event_amount", "property": "w"}}
+PAUSED = {"at": "2026-02-05", "pause": {"subscription": "s0"}}
+IN_SUSPENSE: dict[str, tuple[MasterData, str]] = {
+    "missing_property": (master(plan(usage(), usage(code="m", meter="m")), meters=(METER, MORE)), '{"v":"2"}'),
+    "invalid_value": (master(plan(usage(), usage(code="k", meter="k")), meters=(METER, COUNTED)), '{"v":"x"}'),
+    "no_price": (master(plan(usage()), plan(usage(**RED), code="q")), '{"v":"2","colour":"blue"}'),
+    "amount missing": (master(plan(usage(**OWN_AMOUNT))), '{"v":"2"}'),
+    "paused": (master(plan(usage()), plan(usage(), code="q"), then=(PAUSED,)), '{"v":"2"}'),
+}
+
+
+@pytest.mark.parametrize("reason", IN_SUSPENSE)
+def test_what_is_in_suspense_is_counted_by_no_meter_of_the_shards_either(reason: str) -> None:
+    whole, data = IN_SUSPENSE[reason]
+    now, book = at("2026-02-10"), whole.rating_book()
+    given = events(("2026-02-02", "1"), ("2026-02-06", "2")).with_columns(
+        data=pl.Series(['{"v":"1","w":"1","colour":"red"}', data])
+    )
+    verdicts = classify(given, book, now)
+    assert [one is None for one in verdicts] == [True, False]
+    assert verdicts[1] in (reason, "missing_property")
+    counted = usage_now(whole, "c", now, given.filter(verdicts.is_null()))
+    assert usage_now_live(whole, "c", now, fold_days(given, book)) in (None, counted)
+
+
+def test_what_cannot_be_in_suspense_for_one_alone_is_said_by_the_shards() -> None:
+    """Another customer's pause, or a price of a plan that he has not, sends nobody to the log."""
+    then = (
+        {"customer": {"code": "d"}},
+        {"at": "2026-01-01", "subscribe": {"code": "of-d", "customer": "d", "plan": "q", "anchor": "calendar"}},
+        {"at": "2026-02-05", "pause": {"subscription": "of-d"}},
+    )
+    whole = master(plan(usage(**RED)), then=({"publish": {"plan": plan(usage(**OWN_AMOUNT), code="q")}}, *then))
+    used = events(("2026-02-02", "1"), ("2026-02-06", "2")).with_columns(
+        data=pl.Series(['{"v":"1","colour":"red"}', '{"v":"2","colour":"blue"}'])
+    )
+    book, now = whole.rating_book(), at("2026-02-10")
+    assert classify(used, book, now).to_list() == [None, "no_price"]
+    counted = usage_now(whole, "c", now, used[:1])
+    assert usage_now_live(whole, "c", now, fold_days(used, book)) == counted
