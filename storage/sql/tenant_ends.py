@@ -108,8 +108,8 @@ def note(
 ) -> None:
     """What a step did; `progress` is added to what is there, and what it says to be null goes."""
     connection.execute(
-        "UPDATE tenants SET erase_progress = jsonb_strip_nulls(erase_progress || %s), erase_next_at = %s, erased_at = %s"
-        " WHERE id = %s",
+        "UPDATE tenants SET erase_progress = jsonb_strip_nulls(erase_progress || %s), erase_next_at = %s,"
+        " erased_at = %s WHERE id = %s",
         (Jsonb(dict(progress)), next_at, erased_at, UUID(tenant_id)),
     )
 
