@@ -107,7 +107,8 @@ def _on_its_way(connection: Connection, tenant_id: str, customer: str) -> str | 
     waiting = connection.execute(
         "SELECT i.number FROM document_files f JOIN invoices i ON i.tenant_id = f.tenant_id AND i.id = f.invoice_id"
         " WHERE f.tenant_id = %(tenant)s AND f.state <> 'archived' AND (i.customer = %(customer)s OR EXISTS"
-        " (SELECT 1 FROM invoice_members m WHERE m.tenant_id = i.tenant_id AND m.invoice_id = i.id AND m.customer = %(customer)s)) LIMIT 1",
+        " (SELECT 1 FROM invoice_members m WHERE m.tenant_id = i.tenant_id AND m.invoice_id = i.id"
+        "  AND m.customer = %(customer)s)) LIMIT 1",
         {"tenant": UUID(tenant_id), "customer": customer},
     ).fetchone()
     return None if waiting is None else str(waiting["number"])
