@@ -53,7 +53,7 @@ class AlertActor:
             ("webhooks", webhooks.round, EVERY_S),
             ("carrier", lambda: asyncio.run(carrier.round()), EVERY_S),
             ("completeness", completeness.round, COMPLETENESS_S),
-            ("erasures", forgetting.round, ERASURES_S),
+            ("erasures", erasing_rounds(forgetting), ERASURES_S),
             ("tenants", ending.round, ERASURES_S),
             ("retention", Retention(stores.database, stores.store, stores.masters, utc_now).round, COMPLETENESS_S),
         )
@@ -72,6 +72,20 @@ class AlertActor:
                 self._errors[name], pause = "", every_s
             except (TimeoutError, BillingError, OSError, RuntimeError) as error:  # the next round tries again
                 self._errors[name], pause = f"{type(error).__name__}: {error}", max(PAUSE_S, every_s)
+
+
+def erasing_rounds(forgetting: Erasures) -> Callable[[], int]:
+    """Rounds of erasures; the first that works begins again what the process before this one had in hand."""
+    taken_over = False
+
+    def round() -> int:
+        nonlocal taken_over
+        if not taken_over:
+            forgetting.take_over()
+            taken_over = True
+        return forgetting.round()
+
+    return round
 
 
 class _Tenants:

@@ -70,12 +70,22 @@ class Erasures:
 
     def ask(self, tenant_id: str, customer: str, rule: str, actor: str, connection: Connection) -> dict[str, Any]:
         """Put down that a customer is to be forgotten; `round` does it. Asked again while it goes on: the same one.
+        One that failed is taken up under its own id and rule, for half of what tells the customer may say it already.
 
         Errors: NotFound, Conflict with what is in the way (a contract that runs, a document on its way, a bill run).
         """
         known = erasures.under_way(connection, customer)
         if known is not None:
             return known
+        if erasures.has_failed(connection, customer):
+            _, master = steps.current(connection, tenant_id)
+            if customer in master.customers:  # else he is gone from there, and nothing can be in the way
+                self._marks(connection, tenant_id, customer, rule)
+            taken = erasures.take_up(connection, customer, self.clock())
+            assert taken is not None
+            audit.record(connection, tenant_id, at=self.clock(), actor=actor, action="erasure asked again",
+                         subject=str(taken["stands_for"]), after={"erasure": str(taken["id"])})  # fmt: skip
+            return taken
         marks = self._marks(connection, tenant_id, customer, rule)
         made = erasures.ask(connection, tenant_id, marks, rule, actor=actor, now=self.clock())
         audit.record(connection, tenant_id, at=self.clock(), actor=actor, action="erasure asked",
@@ -100,6 +110,16 @@ class Erasures:
         with self.database.system() as connection:
             found = erasures.due(connection, self.clock())
         return sum(self.step(tenant_id, id) for tenant_id, id in found)
+
+    def take_over(self) -> int:
+        """Begin again now what a process before this one had in hand; how many. Else it would be held for ten minutes,
+        and one that was killed between chain and tables leaves them apart so long."""
+        with self.database.system() as connection:
+            found = erasures.held(connection, self.clock())
+        for tenant_id, id in found:
+            with self.database.tenant(tenant_id) as connection:
+                erasures.release(connection, id, self.clock())
+        return len(found)
 
     def step(self, tenant_id: str, id: str) -> bool:
         """The next step of one erasure; False if somebody else has it, or there is none."""
@@ -131,7 +151,8 @@ class Erasures:
         return True
 
     def _rewrite_sql(self, tenant_id: str, row: Mapping[str, Any], marks: Marks | None) -> dict[str, Any]:
-        """Tables and master chain. The chain first, then SQL, then what came to the chain meanwhile."""
+        """Tables and master chain. SQL is written first and stays open, for what does not add up fails there; then the
+        chain, the commit of SQL, and what came to the chain meanwhile."""
         assert marks is not None
         rule, actor = str(row["rule"]), f"erasure {row['id']}"
         objects, rows = 0, dict[str, int]()
@@ -147,10 +168,10 @@ class Erasures:
             with self.database.owner(tenant_id) as connection:
                 if not erasing.quiet(connection, tenant_id, number, master, marks.customer, now):
                     continue
-                objects += rewrite_chain(self.store, tenant_id, marks, rule, number)
                 changed = erasing.rewrite_master(connection, tenant_id, marks, rule, actor, self.clock())
                 for table, count in erasing.rewrite_tables(connection, tenant_id, marks).items():
                     rows[table] = rows.get(table, 0) + count
+                objects += rewrite_chain(self.store, tenant_id, marks, rule, number)
             self.chain.project(self.database, tenant_id, up_to=changed)
             late = rewrite_chain(self.store, tenant_id, marks, rule, changed)
             objects += late

@@ -10,7 +10,7 @@ an id.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -67,11 +67,13 @@ class TenantErasing:
                 noted["progress"] = {"objects": self._objects(tenant_id)}
             else:
                 documents = self._documents(tenant_id, tenant["kind"])
-                rows, people = self._rows(tenant_id, with_archive=not documents)
+                members = self._members(tenant_id, done.get("members") or ())
+                rows, people = self._rows(tenant_id, members, with_archive=not documents)
                 before = done.get("rows", {})
                 rows = {name: before.get(name, 0) + rows.get(name, 0) for name in {*before, *rows}}
                 people += done.get("people", 0)
                 noted["progress"] = {"rows": rows, "people": people, "documents_kept": documents}
+                noted["progress"]["members"] = None  # the ids of people who are forgotten are nobody's, too
                 noted["next_at"] += DAILY
                 noted["erased_at"] = None if documents else self.clock()
         except BillingError as error:
@@ -176,15 +178,19 @@ class TenantErasing:
         assert row is not None
         return int(row["files"])
 
-    def _rows(self, tenant_id: str, *, with_archive: bool) -> tuple[dict[str, int], int]:
+    def _members(self, tenant_id: str, before: Sequence[str]) -> list[str]:
+        """Ids of the tenant's people, noted before their memberships go: nothing else tells who they were."""
+        with self.database.owner(tenant_id) as connection:
+            found = connection.execute("SELECT user_id FROM memberships WHERE tenant_id = %s", (tenant_id,)).fetchall()
+        members = sorted({*before, *(str(row["user_id"]) for row in found)})
+        if members:
+            with self.database.system() as connection:
+                tenant_ends.remember(connection, tenant_id, {"members": members})
+        return members
+
+    def _rows(self, tenant_id: str, members: list[str], *, with_archive: bool) -> tuple[dict[str, int], int]:
         """The rows of PostgreSQL, and the people who belong to no other tenant."""
         with self.database.owner(tenant_id) as connection:
-            people = [
-                str(row["user_id"])
-                for row in connection.execute(
-                    "SELECT user_id FROM memberships WHERE tenant_id = %s", (tenant_id,)
-                ).fetchall()
-            ]
             rows = tenant_ends.delete_rows(connection, tenant_id, with_archive=with_archive)
         with self.database.system() as connection:
-            return rows, tenant_ends.forget_people(connection, people)
+            return rows, tenant_ends.forget_people(connection, members)

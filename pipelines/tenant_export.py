@@ -32,10 +32,13 @@ _SECRETS = frozenset({"secret", "old_secret", "hash", "password_hash", "token_ha
 _LEFT_OUT = frozenset({"sessions", "idempotency_keys", "erasures"})  # of the moment, or about who is gone
 
 
-def export_tenant(database: Database, store: ObjectStore, tenant_id: str, folder: Path) -> dict[str, int]:
+def export_tenant(
+    database: Database, store: ObjectStore, archive: ObjectStore, tenant_id: str, folder: Path
+) -> dict[str, int]:
     """Write the folder; how many rows or objects there are of each kind. Conflict if it is there already.
 
-    Close the tenant before: what changes meanwhile may be in one file and not in another.
+    `archive` is the store of the documents: they may lie apart (CLOUDBILLING_ARCHIVE_STORE). Close the tenant before:
+    what changes meanwhile may be in one file and not in another.
     """
     try:
         folder.mkdir(parents=True)
@@ -54,8 +57,8 @@ def export_tenant(database: Database, store: ObjectStore, tenant_id: str, folder
         frame.write_parquet(folder / "usage" / f"{place:05}.parquet")
         rows += frame.height
     counts["usage rows"] = rows
-    for name in ("master", "archive"):
-        counts[f"{name} objects"] = _copy(store, f"{name}/{tenant_id}/", folder / name)
+    for name, of in (("master", store), ("archive", archive)):
+        counts[f"{name} objects"] = _copy(of, f"{name}/{tenant_id}/", folder / name)
     _manifest(folder, tenant_id, counts)
     return counts
 

@@ -17,18 +17,19 @@ from uuid import uuid4
 import msgspec
 
 from billing.document_columns import sums_of_lines
-from billing.document_json import document_json, unpacked
-from billing.master import MasterData
+from billing.document_json import document_from, document_json, unpacked
 from pipelines.bill_run_chunk import (
     CUSTOMERS,
     ChunkColumns,
     ChunkTask,
     GatherTask,
+    billable,
     chunk_sizes,
     compute_columns,
     gather_usage,
 )
 from pipelines.chunk_executor import COMPUTING
+from pipelines.erased_usage import AMOUNTS, ErasedUsage, faults_of
 from pipelines.run_credit import WalletDesk
 from pipelines.run_view import tasks_of, usage_prefix
 from pipelines.usage_slices import forget
@@ -36,9 +37,7 @@ from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs, invoices
 from storage.sql.database import Database
-from storage.usage_log.erasing import rules_of
 
-AMOUNTS = ("net", "tax", "gross", "prepaid", "due")
 FINDINGS_MAX = 1_000
 
 
@@ -92,11 +91,12 @@ def verify_run(
         chunks = bill_runs.chunks(connection, run_id)
         gaps = tuple(invoices.number_gaps(connection))
     parked = {one["customer"] for one in run["parked"]}
-    count, findings = 0, list[Finding]()
+    count, findings, without_usage = 0, list[Finding](), list[Erased]()
     master = chain.at(tenant_id, run["master_number"])
     forgotten = {code: str(one.form["erased"]) for code, one in master.customers.items() if "erased" in one.form}
     if forgotten:  # they stand elsewhere in the order of codes, or nowhere: no family may be cut in two
         chunks = [{"chunk": place, "customers": size} for place, size in enumerate(chunk_sizes(master, CUSTOMERS))]
+    usage = ErasedUsage(store, tenant_id, master, forgotten)
     tasks = tasks_of(tenant_id, run, chunks)
     prefix = f"{usage_prefix(tenant_id, run_id)}verify-{uuid4().hex}/"
     gathered = prefix if len(tasks) > 1 else None
@@ -104,27 +104,34 @@ def verify_run(
         if gathered is not None:
             gather_usage(GatherTask(tuple(tasks), gathered), store, database, chain)
 
-        def checked(task: ChunkTask) -> tuple[int, list[Finding]]:
+        def checked(task: ChunkTask) -> tuple[int, list[Finding], list[Erased]]:
             found = compute_columns(
                 replace(task, gathered=gathered, time_zones=None), store, database, chain, before=run_id, desk=desk
             )
-            return _compared(database, tenant_id, run_id, found, parked)
+            return _compared(database, tenant_id, run_id, found, parked, usage)
 
         at_once = COMPUTING if desk is None else 1
         with ThreadPoolExecutor(at_once, "verify") as pool:
             for first in range(0, len(tasks), at_once):  # no more are begun when enough is found
-                for documents, wrong in pool.map(checked, tasks[first : first + at_once]):
+                for documents, wrong, gone in pool.map(checked, tasks[first : first + at_once]):
                     count += documents
                     findings.extend(wrong)
+                    without_usage.extend(gone)
                 if len(findings) > FINDINGS_MAX:
                     break
     finally:
         if gathered is not None:
             forget(store, gathered)
+    derived = set(billable(master))
     erased = _forgotten(database, run_id, tenant_id, forgotten)
-    findings, without_usage = _explained(store, tenant_id, master, findings, forgotten, {one.number for one in erased})
-    count += sum(one.customer in forgotten and not master.families.get(one.customer) for one in erased)
-    return Verification(count, tuple(findings[:FINDINGS_MAX]), gaps, (*erased, *without_usage))
+    of_nobody = sorted({one.customer for one in erased if one.customer not in derived})
+    with database.tenant(tenant_id) as connection:
+        rows = invoices.of_run(connection, run_id, of_nobody) if of_nobody else []
+    count += len(rows)
+    findings.extend(finding for row in rows for finding in _own_faults(row))
+    wrong = {one.number for one in findings}
+    known = {one.number: one for one in (*without_usage, *erased) if one.number not in wrong}
+    return Verification(count, tuple(findings[:FINDINGS_MAX]), gaps, tuple(known.values()))
 
 
 def _forgotten(database: Database, run_id: str, tenant_id: str, forgotten: Mapping[str, str]) -> list[Erased]:
@@ -146,43 +153,10 @@ def _forgotten(database: Database, run_id: str, tenant_id: str, forgotten: Mappi
     return list(found.values())
 
 
-def _explained(
-    store: ObjectStore,
-    tenant_id: str,
-    master: MasterData,
-    findings: list[Finding],
-    forgotten: Mapping[str, str],
-    numbers: set[str],
-) -> tuple[list[Finding], list[Erased]]:
-    """Findings that stay, and those of customers whose usage was erased, with the rule."""
-    open_ = [
-        one
-        for one in findings
-        if one.number not in numbers and forgotten.keys().isdisjoint((one.customer, *master.family(one.customer)))
-    ]
-    keys = {
-        key: one.customer
-        for one in open_
-        for member in master.family(one.customer)
-        if member in master.customers
-        for key in master.keys_of(member)
-    }
-    rules = rules_of(store, tenant_id, list(keys)) if keys else {}
-    by_customer: dict[str, str] = {}
-    for key, rule in rules.items():
-        by_customer[keys[key]] = rule
-    erased = {
-        (one.number, one.customer): Erased(one.number, one.customer, by_customer[one.customer])
-        for one in open_
-        if one.customer in by_customer
-    }
-    return [one for one in open_ if one.customer not in by_customer], list(erased.values())
-
-
 def _compared(
-    database: Database, tenant_id: str, run_id: str, found: ChunkColumns, parked: set[str]
-) -> tuple[int, list[Finding]]:
-    """How many documents of a chunk there are, and where they are not what the log gives."""
+    database: Database, tenant_id: str, run_id: str, found: ChunkColumns, parked: set[str], usage: ErasedUsage
+) -> tuple[int, list[Finding], list[Erased]]:
+    """How many documents of a chunk there are, where they are not what the log gives, and where it cannot give it."""
     expected: dict[str, list[dict[str, Any]]] = {customer: [] for customer in found.customers}
     sums = sums_of_lines(found.columns.lines)
     columns = ("document", "customer", "type", *AMOUNTS, "body")
@@ -195,9 +169,32 @@ def _compared(
         for row in invoices.of_run(connection, run_id, found.customers):
             stored.setdefault(row["customer"], []).append(row)
     findings: list[Finding] = []
+    erased: list[Erased] = []
     for customer, rows in expected.items():
-        findings.extend(_differences(customer, rows, stored.get(customer, [])))
-    return sum(len(rows) for rows in stored.values()), findings
+        there = stored.get(customer, [])
+        differences = list(_differences(customer, rows, there))
+        rule = _explained(usage, rows, there) if differences else None
+        if rule is None:
+            findings.extend(differences)
+            continue
+        numbers = {one.number for one in differences}
+        for row in there:
+            findings.extend(_own_faults(row))
+        erased.extend(Erased(number, customer, rule) for number in sorted(numbers))
+    return sum(len(rows) for rows in stored.values()), findings, erased
+
+
+def _explained(usage: ErasedUsage, expected: list[dict[str, Any]], stored: list[dict[str, Any]]) -> str | None:
+    """The rule of an erasure that is the reason for the differences of a customer's documents."""
+    try:
+        documents = [invoices.stored_document(row) for row in stored]
+    except msgspec.ValidationError:  # what no version wrote
+        return None
+    return usage.explains([document_from(unpacked(row["body"])) for row in expected], documents)
+
+
+def _own_faults(row: Mapping[str, Any]) -> list[Finding]:
+    return [Finding(row["number"], row["customer"], fault) for fault in faults_of(row, invoices.stored_document(row))]
 
 
 def _differences(customer: str, expected: list[dict[str, Any]], stored: list[dict[str, Any]]) -> Iterator[Finding]:

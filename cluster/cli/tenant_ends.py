@@ -36,12 +36,12 @@ def export(code: str, out: str, as_json: bool) -> None:
 
     with context.problems():
         settings = context.settings()
-        store = settings.store_address().open()
+        store, archive = settings.store_address().open(), settings.archive_address().address.open()
         with Database(context.database_url(settings), size_max=2) as database:
             with database.system() as connection:
                 tenant = tenants.by_code(connection, code)
-            made = export_tenant(database, store, tenant.id, Path(out))
-    context.show(made, as_json, lambda one: [print(f"{name:30} {count}") for name, count in one.items()])  # noqa: T201
+            made = export_tenant(database, store, archive, tenant.id, Path(out))
+    context.show(made, as_json, _print_counts)
 
 
 def _post(code: str, word: str, body: dict[str, Any], as_json: bool) -> None:
@@ -50,6 +50,11 @@ def _post(code: str, word: str, body: dict[str, Any], as_json: bool) -> None:
     with context.problems(), context.platform_client() as client:
         found = client.post(f"/v1/tenants/{path_part(code)}/{word}", body)
     context.show(found, as_json, _print_end)
+
+
+def _print_counts(one: dict[str, int]) -> None:
+    for name, count in one.items():
+        print(f"{name:30} {count}")  # noqa: T201
 
 
 def _print_end(one: dict[str, Any]) -> None:

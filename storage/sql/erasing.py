@@ -78,7 +78,7 @@ def check(connection: Connection, tenant_id: str, customer: str, now: datetime) 
     ).fetchone()
     if row is not None:
         raise Conflict("a bill run is going on: wait for its end, or cancel it")
-    waiting = _on_its_way(connection, customer)
+    waiting = _on_its_way(connection, tenant_id, customer)
     if waiting is not None:
         raise Conflict(f"document {waiting} is not in the archive yet: only there it is kept")
     return master
@@ -102,13 +102,14 @@ def in_the_way(master: MasterData, customer: str, now: datetime) -> Conflict | N
     return None
 
 
-def _on_its_way(connection: Connection, customer: str) -> str | None:
+def _on_its_way(connection: Connection, tenant_id: str, customer: str) -> str | None:
     """The number of a document of his that is not in the archive yet."""
     waiting = connection.execute(
         "SELECT i.number FROM document_files f JOIN invoices i ON i.tenant_id = f.tenant_id AND i.id = f.invoice_id"
-        " WHERE f.state <> 'archived' AND (i.customer = %(customer)s OR EXISTS (SELECT 1 FROM invoice_members m"
-        "  WHERE m.tenant_id = i.tenant_id AND m.invoice_id = i.id AND m.customer = %(customer)s)) LIMIT 1",
-        {"customer": customer},
+        " WHERE f.tenant_id = %(tenant)s AND f.state <> 'archived' AND (i.customer = %(customer)s OR EXISTS"
+        " (SELECT 1 FROM invoice_members m WHERE m.tenant_id = i.tenant_id AND m.invoice_id = i.id"
+        "  AND m.customer = %(customer)s)) LIMIT 1",
+        {"tenant": UUID(tenant_id), "customer": customer},
     ).fetchone()
     return None if waiting is None else str(waiting["number"])
 
@@ -147,7 +148,7 @@ def quiet(
     ).fetchone()
     if going is not None:
         raise Unavailable("a bill run is going on: the erasure waits for its end")
-    waiting = _on_its_way(connection, customer)  # written since the erasure was asked for
+    waiting = _on_its_way(connection, tenant_id, customer)  # written since the erasure was asked for
     if waiting is not None:
         raise Unavailable(f"document {waiting} is not in the archive yet: the erasure waits for it")
     return True

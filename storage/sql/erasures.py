@@ -16,6 +16,7 @@ from storage.sql.database import Connection
 from storage.sql.tenants import new_id
 
 ENDED = ("done", "failed")
+_WORKING = ("asked", "tables", "objects", "usage")  # `documents` waits for days
 HELD_FOR = timedelta(minutes=10)  # a step that nobody has finished by then is begun again by the next
 _SHOWN = "id, rule, state, stands_for, asked_at, asked_by, next_at, progress, documents, error, done_at"
 
@@ -42,6 +43,39 @@ def under_way(connection: Connection, customer: str) -> dict[str, Any] | None:
         (customer, list(ENDED)),
     ).fetchone()
     return None if row is None else dict(row)
+
+
+def take_up(connection: Connection, customer: str, now: datetime) -> dict[str, Any] | None:
+    """Begin a failed erasure of a customer again, with the same marks: what it wrote has their pseudonyms. None without
+    one."""
+    row = connection.execute(
+        "UPDATE erasures SET state = 'asked', next_at = %s, error = NULL"  # noqa: S608 - ours
+        f" WHERE marks->>'customer' = %s AND state = 'failed' RETURNING {_SHOWN}",
+        (now, customer),
+    ).fetchone()
+    return None if row is None else dict(row)
+
+
+def has_failed(connection: Connection, customer: str) -> bool:
+    row = connection.execute(
+        "SELECT 1 FROM erasures WHERE marks->>'customer' = %s AND state = 'failed'", (customer,)
+    ).fetchone()
+    return row is not None
+
+
+def held(connection: Connection, now: datetime) -> list[tuple[str, str]]:
+    """(tenant, erasure) of those whose step somebody took, or that wait for a while (system role)."""
+    rows = connection.execute(
+        "SELECT tenant_id, id FROM erasures WHERE state = ANY(%s) AND next_at > %s", (list(_WORKING), now)
+    ).fetchall()
+    return [(str(row["tenant_id"]), str(row["id"])) for row in rows]
+
+
+def release(connection: Connection, id: str, now: datetime) -> None:
+    """Let the step that somebody took be begun again now."""
+    connection.execute(
+        "UPDATE erasures SET next_at = %s WHERE id = %s AND state = ANY(%s)", (now, UUID(id), list(_WORKING))
+    )
 
 
 def get(connection: Connection, id: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The end of tenants in SQL: closed, to be erased at a time, erased. What is deleted when is
 `pipelines/tenant_erasing.py`.
 
-`close`, `reopen`, `plan_erasure`, `due`, `begin` and `note` take a connection of the system role; `delete_rows` one of
-the tables' owner.
+`close`, `reopen`, `plan_erasure`, `due`, `begin`, `note` and `remember` take a connection of the system role;
+`delete_rows` one of the tables' owner.
 """
 
 from __future__ import annotations
@@ -106,10 +106,19 @@ def note(
     next_at: datetime,
     erased_at: datetime | None = None,
 ) -> None:
-    """What a step did; `progress` is added to what is there."""
+    """What a step did; `progress` is added to what is there, and what it says to be null goes."""
     connection.execute(
-        "UPDATE tenants SET erase_progress = erase_progress || %s, erase_next_at = %s, erased_at = %s WHERE id = %s",
+        "UPDATE tenants SET erase_progress = jsonb_strip_nulls(erase_progress || %s), erase_next_at = %s,"
+        " erased_at = %s WHERE id = %s",
         (Jsonb(dict(progress)), next_at, erased_at, UUID(tenant_id)),
+    )
+
+
+def remember(connection: Connection, tenant_id: str, progress: Mapping[str, Any]) -> None:
+    """What a step has to know if it is killed and begun again, before it goes on."""
+    connection.execute(
+        "UPDATE tenants SET erase_progress = erase_progress || %s WHERE id = %s",
+        (Jsonb(dict(progress)), UUID(tenant_id)),
     )
 
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import uuid4
 
@@ -49,6 +49,11 @@ from storage.usage_log.segment import (
 )
 
 KEYS_MAX = 1_000  # of one erasure
+# Amendments have the time of what they say the event is: of rows that they took usage out of the own group tells.
+_COUNTED = frozenset(map(int, (RowKind.USAGE, RowKind.BACKFILLED, RowKind.AMENDED, RowKind.VOIDED)))
+_CREDIT = frozenset(
+    map(int, (RowKind.WALLET_HELD, RowKind.WALLET_SETTLED, RowKind.WALLET_FREED, RowKind.WALLET_RESTORED))
+)
 KILLED_US = 86_400_000_000  # a pass that began so long ago does not go on any more: a day
 
 
@@ -176,18 +181,32 @@ def erase(store: ObjectStore, erasure: Erasure, clock: Clock | None = None) -> E
     return Erased(rows, segments, files, snapshots, waiting)
 
 
-def rules_of(store: ObjectStore, tenant_id: str, keys: Sequence[str]) -> dict[str, str]:
-    """Which of these customer keys have rows that were erased, and the rule of the last time. Reads every segment."""
+@dataclass
+class Gone:
+    """What was erased of one customer key: months (UTC, `2026-05`) of rows that counted as usage, and records of wallet
+    credit; of each the time (microseconds) and the rule of the last erasure."""
+
+    months: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    credit: tuple[int, str] | None = None
+
+
+def gone_of(store: ObjectStore, tenant_id: str, keys: Iterable[str]) -> dict[str, Gone]:
+    """Which of these customer keys have rows that were erased, and of what. Reads every segment."""
     seed = open_log(store).seed
     named = {pseudonym(seed, tenant_id, key): key for key in keys}
-    found: dict[str, tuple[int, str]] = {}
+    found: dict[str, Gone] = {}
     for lane in range(count_lanes(store)):
         for segment in walk(store, lane, 0):
             for group in segment.head.erased:
                 key = named.get(group.customer)
-                if key is not None and group.tenant == tenant_id:
-                    found[key] = max(found.get(key, (0, "")), (group.erased_us, group.rule))
-    return {key: rule for key, (_, rule) in found.items()}
+                if key is None or group.tenant != tenant_id:
+                    continue
+                gone, said = found.setdefault(key, Gone()), (group.erased_us, group.rule)
+                if group.kind in _COUNTED:
+                    gone.months[group.month] = max(gone.months.get(group.month, said), said)
+                elif group.kind in _CREDIT:
+                    gone.credit = max(gone.credit or said, said)
+    return found
 
 
 def without(segment: StoredSegment, erasure: Erasure, seed: int, reads: Reads, now_us: int) -> bytes:

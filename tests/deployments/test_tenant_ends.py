@@ -15,8 +15,10 @@ import psycopg
 import pytest
 
 from billing.errors import Conflict
+from cluster.cli import tenant_ends as commands
 from deployments.tenant_ends import tenant_erasing_of
 from pipelines.tenant_export import export_tenant
+from storage.object_store import LocalObjectStore
 from storage.usage_log.deleting import delete_announced
 from tests.deployments.conftest import Api, bearer
 from tests.deployments.test_erasure import MARK, World, live_a_life, marked_objects, marked_rows, running_world
@@ -112,12 +114,50 @@ def test_a_test_tenant_goes_whole(world: World) -> None:
     assert world.api.tenant(code=tenant.code).code == tenant.code, "its code is free again"
 
 
+def test_an_erasure_killed_after_memberships_went_forgets_their_people_when_it_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> int:
+        raise Killed
+
+    tenant = world.api.tenant(kind="test", test_clock="2026-01-20")
+    email = f"killed-{tenant.code}@example.org"
+    made = tenant.post("/v1/users", {"email": email, "name": "K", "role": "viewer", "password": "a long password 123"})
+    assert made.status_code == 201, made.text
+    path = f"/v1/tenants/{tenant.code}"
+    assert post(world.api, f"{path}/close", {}).status_code == 200
+    assert post(world.api, f"{path}/erase", {"rule": "try-out", "after_days": 0}).status_code == 202
+    monkeypatch.setattr("storage.sql.tenant_ends.forget_people", killed)
+    with pytest.raises(Killed):
+        drive(world, tenant.id)
+    monkeypatch.undo()
+    assert people(world, tenant.id, email) == (0, 1), "the memberships are gone, the account is not"
+    end = drive(world, tenant.id, timedelta(days=2))
+    assert end["erased_at"] is not None, end
+    assert people(world, tenant.id, email) == (0, 0)
+    assert end["erase_progress"]["people"] == 1
+    assert "members" not in end["erase_progress"]
+
+
+def people(world: World, tenant_id: str, email: str) -> tuple[int, int]:
+    """Memberships of a tenant, and accounts of an address."""
+    with psycopg.connect(world.dsn) as connection:
+        (members,) = connection.execute(
+            "SELECT count(*) FROM memberships WHERE tenant_id = %s", (tenant_id,)
+        ).fetchone() or (-1,)
+        (users,) = connection.execute("SELECT count(*) FROM users WHERE email = %s", (email,)).fetchone() or (-1,)
+    return members, users
+
+
 def check_export(world: World, folder: Path) -> None:
     """What is exported is what there is: rows, usage, objects, with digests, and no secret."""
     database, store, tenant = world.api.services.database, world.store, world.tenant
-    counts = export_tenant(database, store, tenant.id, folder)
+    counts = export_tenant(database, store, store, tenant.id, folder)
     with pytest.raises(Conflict, match="is there already"):
-        export_tenant(database, store, tenant.id, folder)
+        export_tenant(database, store, store, tenant.id, folder)
     said = json.loads((folder / "manifest.json").read_text())
     assert said["counts"] == counts
     for name, digest in said["files"].items():
@@ -137,9 +177,29 @@ def check_export(world: World, folder: Path) -> None:
     assert secret not in told
 
 
-def drive(world: World, tenant_id: str) -> Any:
+def test_the_command_exports_documents_from_the_archive_s_own_store(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = world.api.tenant()
+    apart = LocalObjectStore(tmp_path / "kept")
+    apart.create(f"archive/{tenant.id}/2026/1.pdf", b"a document")
+    apart.create(f"archive-roots/{tenant.id}/1.json", b"a root")
+    for name, value in (
+        ("DATA_DIR", tmp_path),
+        ("OBJECT_STORE", world.store.root),
+        ("ARCHIVE_STORE", apart.root),
+        ("DATABASE_URL", world.dsn),
+    ):
+        monkeypatch.setenv(f"CLOUDBILLING_{name}", str(value))
+    out = tmp_path / "export"
+    commands.export(tenant.code, str(out), True)
+    assert (out / "archive" / "2026" / "1.pdf").read_bytes() == b"a document"
+    assert (out / "master" / f"{0:012}").exists()
+
+
+def drive(world: World, tenant_id: str, ahead: timedelta = timedelta(days=1)) -> Any:
     """Steps until nothing is to be done for a day."""
-    later = datetime.now(UTC) + timedelta(days=1)
+    later = datetime.now(UTC) + ahead
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         later += timedelta(minutes=11)
