@@ -222,6 +222,22 @@ def test_one_word_that_is_drawn_in_parts_leaves_the_others_of_the_same_drawing_a
     assert fresh.text(STYLES[0], "Nordwind") is not None
 
 
+@pytest.mark.parametrize(
+    "odd", ["", "\u2060", "\t", "Kai 4\nHinterhaus", "a\u2028b", "a\u00adb", "e\u0301", "שלום", "W" * 5000]
+)
+def test_a_word_of_no_line_or_two_gives_no_other_word_its_letters(odd: str) -> None:
+    """An address with a break, a customer's name and an invisible sign: the name was printed as the address."""
+    style = STYLES[0]
+    fresh = WordBook("Inter", "de", "DE")
+    fresh.learn([(style, "Nordwind")])
+    wanted = fresh.text(style, "Nordwind")
+    for texts in (["Kai 4\nHinterhaus", "Nordwind", odd], [odd, "Nordwind", "\u2060"]):
+        learned = WordBook("Inter", "de", "DE")
+        learned.learn([(style, text) for text in texts])
+        assert learned.text(style, "Nordwind") == wanted is not None
+        assert learned.text(style, odd) is None
+
+
 def test_words_in_a_form_that_nobody_expects_are_left_to_typst(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = WordBook("Inter", "de", "DE")
 
