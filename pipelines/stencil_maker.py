@@ -37,6 +37,7 @@ class Slot:
     head: bytes
     tail: bytes  # constant letters with their brackets, or what follows the text on its run
     follows: bool
+    begins: float  # where its room begins: of a sentence, with the constant words before it
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Maker:
         size = 0 if qr is None else qr_of_blank(qr)
         self._code = f"0 0 m {size} 0 l {size} {size} l 0 {size} l\nh".encode() if size else b""
         self._codes = 0
+        self._begins: dict[int, float] = {}  # of the page at hand: by the place of a sentence's first emphasised run
         self.code = (self._code, size) if size else None
 
     def page(self, number: int, *, first: bool) -> Page:
@@ -95,6 +97,7 @@ class Maker:
         runs = runs_of(stream)
         page = Page(content)
         at = 0
+        self._begins = {}
         follows = self._followers(runs)
         for place, run in enumerate(runs):
             index = self._field_of(run)
@@ -102,7 +105,7 @@ class Maker:
                 continue
             start = stream.index(b"-1 ", run.start) + 3
             page.parts.append(stream[at:start])
-            page.slots.append(self._slot(run, index, place in follows))
+            page.slots.append(self._slot(run, index, place in follows, self._begins.get(place, run.x)))
             at = run.end
         page.parts.append(stream[at:])
         if self._code:
@@ -169,12 +172,13 @@ class Maker:
             first -= 1
         if "".join(map(self._letters, runs[first:end])).rstrip() != self._sentence.rstrip():
             raise OtherForm("the payment's sentence takes more than a line")
+        self._begins[place] = runs[first].x
 
-    def _slot(self, run: Run, index: int | None, follows: bool) -> Slot:
+    def _slot(self, run: Run, index: int | None, follows: bool, begins: float) -> Slot:
         weight = self._fonts[run.font]
         width = self._book.width(weight, run)
         if index is None:
-            return Slot(-1, run.x, width, run.size, run.head, _array(run), True)
+            return Slot(-1, run.x, width, run.size, run.head, _array(run), True, begins)
         one = self._fields[index]
         if one.weight != weight:
             raise OtherForm(f"text {index} is set in weight {weight}, not in {one.weight}")
@@ -187,7 +191,7 @@ class Maker:
                 raise OtherForm(f"text {index} ends at a margin with a space behind it")
             tail = b"<%04X>" % run.glyphs[-1]
             width -= self._book.advance(weight, run.glyphs[-1])
-        return Slot(index, run.x, width, run.size, run.head, tail, follows)
+        return Slot(index, run.x, width, run.size, run.head, tail, follows, begins)
 
 
 def mark_of(at: int, one: Field) -> str:

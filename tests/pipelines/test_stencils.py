@@ -151,6 +151,30 @@ def test_a_text_that_needs_more_than_its_line_is_left_to_typst(stencils: Stencil
     assert render_pdf(invoice, BUILT_IN, seller=SELLER).startswith(b"%PDF")
 
 
+def test_a_sentence_has_its_room_from_its_first_word_on(stencils: Stencils) -> None:
+    """The words before an amount count: a sentence that was too long for its line ran over the page's edge."""
+    for length in range(20, 60):
+        data = page(ALL["allowances-and-prepaid"]())
+        part = next(part for part in data["payment"]["sentence"] if part[1])
+        part[0] = "9" * length
+        pdf = stencils.drawn(data, fields_of(data))
+        if pdf is None:
+            assert length > 25
+            return
+        stencils.prove(pdf, data)
+    raise AssertionError("no sentence was too long")
+
+
+@pytest.mark.parametrize("number", ["RE(1)", "RE)1(", "RE((1)", "R\\(E)", "()()", "(Ö)"])
+def test_brackets_in_a_number_are_written_as_typst_does(number: str, stencils: Stencils) -> None:
+    """Title, outline, alternative text: a bracket in one number had all pages of its kind drawn by Typst."""
+    data = page(replace(ALL["zero"](), number=number))
+    pdf = stencils.drawn(data, fields_of(data))
+    assert pdf is not None
+    stencils.prove(pdf, data)
+    assert (pypdf.PdfReader(io.BytesIO(pdf)).metadata or {})["/Title"] == data["title"]
+
+
 @pytest.mark.parametrize("name", ["北京云", "Łódź", "שלום", "a\u200bb", "😀"])
 def test_letters_that_are_not_in_the_book_are_left_to_typst(name: str, stencils: Stencils) -> None:
     one = ALL["zero"]()
