@@ -77,7 +77,8 @@ class Maker:
         self._weights: dict[int, int] = {}  # by the number of a font's object: pages name fonts as they come
         self._fonts: dict[int, int] = {}  # of the page at hand
         self._sentence = "".join(part for part, _ in data["payment"]["sentence"])
-        self._sentence_at = {at for at, one in enumerate(fields) if one.holder in data["payment"]["sentence"]}
+        emphasised = {part for part, bold in data["payment"]["sentence"] if bold}  # marks: the fields hold texts again
+        self._sentence_at = {at for at, one in enumerate(fields) if mark_of(at, one) in emphasised}
         qr = data["payment"]["qr"]
         size = 0 if qr is None else qr_of_blank(qr)
         self._code = f"0 0 m {size} 0 l {size} {size} l 0 {size} l\nh".encode() if size else b""

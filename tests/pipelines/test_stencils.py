@@ -6,6 +6,7 @@ import io
 import random
 import re
 from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -159,10 +160,22 @@ def test_a_sentence_has_its_room_from_its_first_word_on(stencils: Stencils) -> N
         part[0] = "9" * length
         pdf = stencils.drawn(data, fields_of(data))
         if pdf is None:
-            assert length > 25
+            assert length > 22
             return
         stencils.prove(pdf, data)
     raise AssertionError("no sentence was too long")
+
+
+def test_a_sentence_with_one_emphasised_part_is_filled_in(stencils: Stencils) -> None:
+    """Without a due date only the amount is emphasised: the words behind it move with it."""
+    for amount in ("1.00", "4321.00", "87654321.00"):
+        one = ALL["allowances-and-prepaid"]()
+        changed = replace(one.document, due=Decimal(amount))
+        data = page(replace(one, due_on=None, document=changed))
+        assert sum(bold for _, bold in data["payment"]["sentence"]) == 1
+        pdf = stencils.drawn(data, fields_of(data))
+        assert pdf is not None
+        stencils.prove(pdf, data)
 
 
 @pytest.mark.parametrize("number", ["RE(1)", "RE)1(", "RE((1)", "R\\(E)", "()()", "(Ö)"])
