@@ -1,4 +1,4 @@
-"""A seeded search for pages out of a stencil that Typst draws in another way: odd texts in every field, all compared."""
+"""A seeded search for pages out of a stencil that Typst draws in another way: odd texts in every field, all proved."""
 
 from __future__ import annotations
 
