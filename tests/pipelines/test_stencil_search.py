@@ -19,7 +19,7 @@ from pipelines.stencil_fields import Field, fields_of
 from pipelines.stencils import Stencils
 from pipelines.word_book import WORD_MAX
 
-SEED, DOCUMENTS = 15, 80
+SEED, DOCUMENTS = 15, 60
 ODD = (
     "office ffi fi fl tt", "Größe ÄÖÜ", "e\u0301", "a\u00adb", "1\u00a0000", "שלום", "مرحبا", "北京", "😀", "\ue000",
     "#let x", "$x^2$", "*fett*", "_kursiv_", "@ref", "`raw`", "\\", "[x] {y}", "<a>", "// x", "/* k */", "~", "-- ---",
