@@ -6,6 +6,7 @@ layout's `texts/<language>.json` over those of the invoice, signs of numbers and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -28,6 +29,7 @@ from billing.einvoice.model import Period, plain
 from billing.einvoice.parties import Seller
 from billing.focus import csv_line, harmless
 from billing.money import exact_sum
+from pipelines.column_widths import INSET, MM, SIZE, width_of
 from pipelines.invoice_view import (
     LONG,
     Speech,
@@ -47,6 +49,7 @@ from pipelines.layout_view import dressed
 LAYOUT = "accompanying"
 WHOLE_ROWS = 12  # a table with more of them may go on on the next page
 ZERO = Decimal(0)
+_SIGN = re.compile(r"([.,’\u202f])(?=\d)")
 
 
 @cache
@@ -165,18 +168,34 @@ def _table(
     *,
     note: str = "",
 ) -> dict[str, Any]:
+    widths = [one.width if one.right else None for one in columns]
+    rows = [[_fitting(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     longest = max((len(cell) for row in rows for cell in row if isinstance(cell, str)), default=0)
     return {
         "title": breakable(title),
         "note": breakable(note),
         "columns": [{"name": one.name, "right": one.right, "width": one.width} for one in columns],
-        "rows": [list(row) for row in rows],
-        "sums": [{"name": one.name, "span": one.span, "cells": list(one.cells)} for one in sums],
+        "rows": rows,
+        "sums": [
+            {
+                "name": one.name,
+                "span": one.span,
+                "cells": [_fitting(cell, width) for cell, width in zip(one.cells, widths[one.span :], strict=False)],
+            }
+            for one in sums
+        ],
         "long": len(rows) > WHOLE_ROWS or longest > LONG or len(title) + len(note) > LONG,
     }
 
 
 Figure = str | list[str]  # with the digits that it lacks, to be printed invisibly
+
+
+def _fitting(figure: Figure, width: int | None) -> Figure:
+    """A figure that is wider than its column breaks behind a point or comma: else it lies over its neighbour's text."""
+    if width is None or width_of("".join(figure)) * SIZE <= (width - INSET) * MM:
+        return figure
+    return _SIGN.sub("\\1\u200b", figure if isinstance(figure, str) else figure[0])
 
 
 def _quantities(values: Sequence[Decimal], speech: Speech) -> list[Figure]:

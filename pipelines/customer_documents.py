@@ -57,6 +57,7 @@ PREFIXES: Mapping[Kind, str] = {
 MADE_HERE: tuple[Kind, ...] = ("usage_record", "account_statement", "reminder", "delivery_note")
 DAYS_MAX = 400  # of one document
 CODE_MAX = 40  # characters of a customer's code in a number
+_ENDS_IN_A_DAY = re.compile(r"-\d{8}$")
 ADDITIVE = ("sum", "count")  # meters whose days add up to their period
 
 
@@ -76,6 +77,13 @@ class _Sides:
     document: Accompanying  # with everything that all types have
     language: str
     timezone: str
+
+    def in_currency(self, currency: str, usual: str) -> _Sides:
+        """Balances of several currencies are documents of their own: the number names one that is not the tenant's."""
+        if currency == usual:
+            return self
+        number = f"{self.document.number}-{currency}"
+        return replace(self, document=replace(self.document, number=number, currency=currency))
 
 
 class CustomerDocuments:
@@ -155,6 +163,7 @@ class CustomerDocuments:
         with self._database.tenant(tenant_id) as connection:
             usual = tenants.by_id(connection, tenant_id).currency
             currency = _currency(currency, receivables.currencies(connection, customer), usual)
+            sides = sides.in_currency(currency, usual)
             opening = receivables.owed_before(connection, customer, currency, first)
             rows = receivables.moved(connection, customer, currency, first, last)
         if len(rows) + len(payments) > receivables.DOCUMENTS_MAX:
@@ -193,6 +202,7 @@ class CustomerDocuments:
         with self._database.tenant(tenant_id) as connection:
             usual = tenants.by_id(connection, tenant_id).currency
             currency = _currency(currency, receivables.currencies(connection, customer), usual)
+            sides = sides.in_currency(currency, usual)
             rows = receivables.overdue(connection, customer, currency, today)
         if len(rows) > receivables.DOCUMENTS_MAX:
             raise _too_many("reminder", receivables.DOCUMENTS_MAX)
@@ -304,7 +314,8 @@ def _when(line: Line) -> str | None:
 def number_of(kind: Kind, customer: str, first: date, last: date) -> str:
     """Speaks of type, customer and days: the same document has the same number, another customer's never."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "-", customer)[:CODE_MAX]
-    if safe != customer:  # two codes may look the same without their signs
+    # Two codes may look the same without their signs, and one that ends in a day like another's with that first day.
+    if safe != customer or _ENDS_IN_A_DAY.search(safe):
         safe = f"{safe}~{hashlib.sha256(customer.encode()).hexdigest()[:8]}"
     month = (
         first.day == 1 and (last + timedelta(days=1)).day == 1 and (first.year, first.month) == (last.year, last.month)

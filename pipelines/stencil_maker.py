@@ -37,6 +37,7 @@ class Slot:
     head: bytes
     tail: bytes  # constant letters with their brackets, or what follows the text on its run
     follows: bool
+    begins: float  # where its room begins: of a sentence, with the constant words before it
 
 
 @dataclass
@@ -76,11 +77,13 @@ class Maker:
         self._weights: dict[int, int] = {}  # by the number of a font's object: pages name fonts as they come
         self._fonts: dict[int, int] = {}  # of the page at hand
         self._sentence = "".join(part for part, _ in data["payment"]["sentence"])
-        self._sentence_at = {at for at, one in enumerate(fields) if one.holder in data["payment"]["sentence"]}
+        emphasised = {part for part, bold in data["payment"]["sentence"] if bold}  # marks: the fields hold texts again
+        self._sentence_at = {at for at, one in enumerate(fields) if mark_of(at, one) in emphasised}
         qr = data["payment"]["qr"]
         size = 0 if qr is None else qr_of_blank(qr)
         self._code = f"0 0 m {size} 0 l {size} {size} l 0 {size} l\nh".encode() if size else b""
         self._codes = 0
+        self._begins: dict[int, float] = {}  # of the page at hand: by the place of a sentence's first emphasised run
         self.code = (self._code, size) if size else None
 
     def page(self, number: int, *, first: bool) -> Page:
@@ -95,6 +98,7 @@ class Maker:
         runs = runs_of(stream)
         page = Page(content)
         at = 0
+        self._begins = {}
         follows = self._followers(runs)
         for place, run in enumerate(runs):
             index = self._field_of(run)
@@ -102,7 +106,7 @@ class Maker:
                 continue
             start = stream.index(b"-1 ", run.start) + 3
             page.parts.append(stream[at:start])
-            page.slots.append(self._slot(run, index, place in follows))
+            page.slots.append(self._slot(run, index, place in follows, self._begins.get(place, run.x)))
             at = run.end
         page.parts.append(stream[at:])
         if self._code:
@@ -169,12 +173,13 @@ class Maker:
             first -= 1
         if "".join(map(self._letters, runs[first:end])).rstrip() != self._sentence.rstrip():
             raise OtherForm("the payment's sentence takes more than a line")
+        self._begins[place] = runs[first].x
 
-    def _slot(self, run: Run, index: int | None, follows: bool) -> Slot:
+    def _slot(self, run: Run, index: int | None, follows: bool, begins: float) -> Slot:
         weight = self._fonts[run.font]
         width = self._book.width(weight, run)
         if index is None:
-            return Slot(-1, run.x, width, run.size, run.head, _array(run), True)
+            return Slot(-1, run.x, width, run.size, run.head, _array(run), True, begins)
         one = self._fields[index]
         if one.weight != weight:
             raise OtherForm(f"text {index} is set in weight {weight}, not in {one.weight}")
@@ -187,7 +192,7 @@ class Maker:
                 raise OtherForm(f"text {index} ends at a margin with a space behind it")
             tail = b"<%04X>" % run.glyphs[-1]
             width -= self._book.advance(weight, run.glyphs[-1])
-        return Slot(index, run.x, width, run.size, run.head, tail, follows)
+        return Slot(index, run.x, width, run.size, run.head, tail, follows, begins)
 
 
 def mark_of(at: int, one: Field) -> str:

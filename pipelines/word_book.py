@@ -24,9 +24,10 @@ WEIGHTS = (400, 700, 600, 650)  # in the order of the repertoire: the first one 
 STYLES: tuple[Style, ...] = (
     (400, False), (400, True), (700, False), (700, True), (600, True), (650, False)
 )  # fmt: skip
-_BREAK = "\u200b"
 _log = logging.getLogger(__name__)
 _SIGNS = "".join(chr(one) for one in range(33, 127)) + "ÄÖÜäöüßéèêëàâáãåçñíîïóôõøúûýæÉÈÀÇØÅ€§°·–−…„“”’×"
+_KNOWN = frozenset(_SIGNS) | {" "}
+WORD_MAX = 400  # characters: many times that would need a second line on the words' page
 _AROUND = " ".join(f"A{sign}A A{sign}1 1{sign}1 1{sign}A a{sign}a" for sign in "-–+()[]:/@x")  # alternates
 _LETTERS = " ".join(_SIGNS) + " " + _AROUND
 _DIGITS = " ".join([*"0123456789.,:+-–−%€()/", *(f"1{sign}1" for sign in "-–−+:x/")])
@@ -101,9 +102,10 @@ class WordBook:
                     asked_for = self._begun(style, word)[0]
                     if (style, asked_for) not in self._texts:
                         unknown[style, asked_for] = None
-        # A place to break a line inside a word is drawn as parts of a run, or as none: such words are Typst's.
-        self._texts |= {key: None for key in unknown if _BREAK in key[1]}
-        asked = [key for key in unknown if _BREAK not in key[1]]
+        # Texts find their runs by their lines, so none may take two lines, or none: a break in one text and a sign
+        # without ink in another would put a third one's letters under a wrong name. They also spoil a whole drawing.
+        self._texts |= {key: None for key in unknown if not _takes_a_line(key[1])}
+        asked = [key for key in unknown if _takes_a_line(key[1])]
         if not asked:
             return
         try:
@@ -226,6 +228,11 @@ class WordBook:
                 weight = entry["weight"]
                 self._glyphs_max[weight] = max(self._glyphs_max.get(weight, 0), *run.glyphs)
         return _matched(asked, runs[before:], self._glyphs_max)
+
+
+def _takes_a_line(word: str) -> bool:
+    """Whether it is drawn on a line of its own; all else is Typst's. Signs outside the repertoire are in no book."""
+    return 0 < len(word) <= WORD_MAX and not word.isspace() and _KNOWN.issuperset(word)
 
 
 def _matched(asked: Sequence[tuple[Style, str]], runs: Sequence[Run], known: dict[int, int]) -> list[Run | None]:

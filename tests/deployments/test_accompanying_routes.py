@@ -143,6 +143,16 @@ def test_the_same_document_again_is_the_same_and_other_figures_are_its_next_vers
     assert Counter(one["version"] for one in listed if one["number"] == "KA-acme-2026-02") == {1: 2, 2: 2, 3: 2}
 
 
+def test_statements_of_two_currencies_are_two_documents(billed: Any) -> None:
+    """The one in dollars had become the next version of the one in euros, under its number."""
+    form = {"type": "account_statement", "from": "2026-03-01", "to": "2026-03-31"}
+    euros, dollars, again = made(billed, form), made(billed, {**form, "currency": "USD"}), made(billed, form)
+    numbers = [one["document"]["number"] for one in (euros, dollars, again)]
+    assert numbers == ["KA-acme-2026-03", "KA-acme-2026-03-USD", "KA-acme-2026-03"]
+    assert "KA-acme-2026-03-USD" in pdf_of(billed, dollars["files"])
+    assert {one["version"] for found in (euros, dollars, again) for one in found["files"]} == {1}
+
+
 def test_a_statement_s_closing_balance_is_the_next_one_s_opening(billed: Any) -> None:
     due = Decimal(billed.get("/v1/invoices?order=oldest").json()["items"][0]["due"])
     before = made(billed, {"type": "account_statement", "from": "2026-01-01", "to": "2026-01-31"})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,15 @@ from pipelines.accompanying import formats_of, render_document
 from pipelines.accompanying_view import csv_of
 from pipelines.documents import NotIssuable
 from pipelines.invoice_view import LAYOUTS
+from pipelines.pdf_parts import (
+    _glyphs,  # pyright: ignore[reportPrivateUsage] - letters of a text in parts, which `runs_of` refuses
+    fonts_of,
+    objects_of,
+    pages_of,
+    reference,
+    stream_of,
+    widths_of,
+)
 
 FOLDER = Path(__file__).parents[2] / "examples" / "documents"
 NAMES = ("usage-record", "account-statement", "reminder", "delivery-note", "credit-statement")
@@ -104,6 +115,51 @@ def test_long_and_right_to_left_names_are_printed_whole() -> None:
     assert name[:150] in found
     assert "W" * 200 in found
     assert "s" * 256 in found
+
+
+_LINE = re.compile(rb"q 1 0 0 -1 ([\d.]+) ([\d.]+) cm[^\n]*\nBT(.*?)\nET\nQ", re.DOTALL)
+_PART = re.compile(rb"/f(\d+) ([\d.]+) Tf 1 0 0 -1 ([\d.]+) 0 Tm\[?(.*?)(?:\]TJ|Tj)(?=\n|/Span|$| 0 Tr)", re.DOTALL)
+
+
+def overlapping(pdf: bytes) -> list[tuple[float, float, float]]:
+    """Height, begin and end of texts that lie over the next one on their line."""
+    objects, trailer = objects_of(pdf)
+    found: list[tuple[float, float, float]] = []
+    for number in pages_of(objects, trailer):
+        fonts, texts = fonts_of(objects, number), list[tuple[float, float, float]]()
+        for x, y, parts in _LINE.findall(stream_of(objects[reference(objects[number], "Contents")])[1]):
+            font, size, at, shown = _PART.findall(parts)[-1]  # a text with places to break has several parts
+            widths = widths_of(objects, fonts[int(font)])
+            glyphs, moves = _glyphs(shown)
+            width = (sum(widths[one] for one in glyphs) - sum(move for _, move in moves)) * float(size) / 1000
+            texts.append((round(float(y), 1), float(x), float(x) + float(at) + width))
+        texts.sort()
+        assert len(texts) > 20
+        found += [one for one, other in pairwise(texts) if one[0] == other[0] and other[1] < one[2] - 0.3]
+    return found
+
+
+@pytest.mark.parametrize("quantity", ["1234567.123456789012", "-98765432109876.123456789012", "29.333333333333", "7"])
+def test_figures_of_many_digits_lie_over_no_other_text(quantity: str) -> None:
+    """Twelve decimals beside a period of two years: the quantity was printed over the days."""
+    form = example("credit-statement")
+    form.pop("total", None)
+    for line in form["lines"]:
+        line |= {"quantity": quantity, "price": "0.333333333333", "unit": "Knotenstd.", "amount": "98765432109876.12"}
+        line |= {"period": {"start": "2026-12-15", "end": "2027-01-14"}}
+    statement = example("account-statement")
+    statement["statement"].pop("closing", None)
+    for entry in statement["statement"]["entries"]:
+        entry["amount"] = "-98765432109876.12"
+    note = example("delivery-note")
+    for line in note["lines"]:
+        line |= {"quantity": quantity, "period": {"start": "2026-12-15", "end": "2027-01-14"}}
+    for one in (form, statement, note):
+        for language in ("de", "en"):
+            pdf = pdf_of(one, language)
+            assert not overlapping(pdf)
+    figure = "1.234.567,123456789012" if quantity.startswith("1234567") else ""
+    assert figure in words_of(pdf_of(form)).replace("\u200b", "").replace(", ", ",")
 
 
 def test_a_character_that_no_font_has_is_named_with_its_place() -> None:

@@ -6,6 +6,7 @@ import io
 import random
 import re
 from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -151,6 +152,55 @@ def test_a_text_that_needs_more_than_its_line_is_left_to_typst(stencils: Stencil
     assert render_pdf(invoice, BUILT_IN, seller=SELLER).startswith(b"%PDF")
 
 
+def test_a_sentence_has_its_room_from_its_first_word_on(stencils: Stencils) -> None:
+    """The words before an amount count: a sentence that was too long for its line ran over the page's edge."""
+    for length in range(20, 60):
+        data = page(ALL["allowances-and-prepaid"]())
+        part = next(part for part in data["payment"]["sentence"] if part[1])
+        part[0] = "9" * length
+        pdf = stencils.drawn(data, fields_of(data))
+        if pdf is None:
+            assert length > 22
+            return
+        stencils.prove(pdf, data)
+    raise AssertionError("no sentence was too long")
+
+
+def test_a_sentence_with_one_emphasised_part_is_filled_in(stencils: Stencils) -> None:
+    """Without a due date only the amount is emphasised: the words behind it move with it."""
+    for amount in ("1.00", "4321.00", "87654321.00"):
+        one = ALL["allowances-and-prepaid"]()
+        changed = replace(one.document, due=Decimal(amount))
+        data = page(replace(one, due_on=None, document=changed))
+        assert sum(bold for _, bold in data["payment"]["sentence"]) == 1
+        pdf = stencils.drawn(data, fields_of(data))
+        assert pdf is not None
+        stencils.prove(pdf, data)
+
+
+@pytest.mark.parametrize("end", [*".,:;-–…)!%'", "Inc.", "A-"])
+def test_a_sum_named_with_a_sign_at_its_end_stands_where_typst_puts_it(end: str, stencils: Stencils) -> None:
+    """Points and dashes stand out at a right margin: a subtotal of "Cloud Inc." stood 0.6 mm beside its place."""
+    data = page(ALL["hundred-lines"]())
+    data["records"] = None
+    for name in ("Summe Cloud", f"Summe Cloud {end}"):
+        data["groups"][0]["sums"][0][0] = name
+        pdf = stencils.drawn(data, fields_of(data))
+        if pdf is not None:
+            stencils.prove(pdf, data)
+        assert (pdf is None) == name.endswith((".", ",", ":", ";", "-", "–"))
+
+
+@pytest.mark.parametrize("number", ["RE(1)", "RE)1(", "RE((1)", "R\\(E)", "()()", "(Ö)"])
+def test_brackets_in_a_number_are_written_as_typst_does(number: str, stencils: Stencils) -> None:
+    """Title, outline, alternative text: a bracket in one number had all pages of its kind drawn by Typst."""
+    data = page(replace(ALL["zero"](), number=number))
+    pdf = stencils.drawn(data, fields_of(data))
+    assert pdf is not None
+    stencils.prove(pdf, data)
+    assert (pypdf.PdfReader(io.BytesIO(pdf)).metadata or {})["/Title"] == data["title"]
+
+
 @pytest.mark.parametrize("name", ["北京云", "Łódź", "שלום", "a\u200bb", "😀"])
 def test_letters_that_are_not_in_the_book_are_left_to_typst(name: str, stencils: Stencils) -> None:
     one = ALL["zero"]()
@@ -220,6 +270,22 @@ def test_one_word_that_is_drawn_in_parts_leaves_the_others_of_the_same_drawing_a
     fresh.learn([(STYLES[0], name), (STYLES[0], "Nordwind")])
     assert fresh.text(STYLES[0], name) is None
     assert fresh.text(STYLES[0], "Nordwind") is not None
+
+
+@pytest.mark.parametrize(
+    "odd", ["", "\u2060", "\t", "Kai 4\nHinterhaus", "a\u2028b", "a\u00adb", "e\u0301", "שלום", "W" * 5000]
+)
+def test_a_word_of_no_line_or_two_gives_no_other_word_its_letters(odd: str) -> None:
+    """An address with a break, a customer's name and an invisible sign: the name was printed as the address."""
+    style = STYLES[0]
+    fresh = WordBook("Inter", "de", "DE")
+    fresh.learn([(style, "Nordwind")])
+    wanted = fresh.text(style, "Nordwind")
+    for texts in (["Kai 4\nHinterhaus", "Nordwind", odd], [odd, "Nordwind", "\u2060"]):
+        learned = WordBook("Inter", "de", "DE")
+        learned.learn([(style, text) for text in texts])
+        assert learned.text(style, "Nordwind") == wanted is not None
+        assert learned.text(style, odd) is None
 
 
 def test_words_in_a_form_that_nobody_expects_are_left_to_typst(monkeypatch: pytest.MonkeyPatch) -> None:

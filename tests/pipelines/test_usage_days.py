@@ -64,3 +64,5 @@ def test_numbers_of_different_customers_and_days_differ() -> None:
     assert number_of("reminder", "acme", last, last) == "MA-acme-20260131"
     codes = ["a/b", "a-b", "a b", "a" * 40, "a" * 41, "a" * 42]
     assert len({number_of("usage_record", code, first, last) for code in codes}) == len(codes)
+    days = number_of("reminder", "acme", date(2026, 1, 5), date(2026, 2, 6))
+    assert number_of("reminder", "acme-20260105", date(2026, 2, 6), date(2026, 2, 6)) != days
