@@ -58,13 +58,13 @@ def test_a_schedule_asks_before_runs_begin_and_is_saved_paused_and_restored(sett
         assert "No run begins by itself" in text_of(page)
         weekly = {**FORM, **hidden(page), "interval": "week", "window": "1:30", "limit": "25,000.50", "four_eyes": "1"}
         asked = client.post(PATH, data=weekly).text
-        counted = re.search(r'name="confirmed" value="(\d+)"', asked)
+        counted = re.search(r'name="confirmed" value="([0-9a-f]{64})"', asked)
         assert counted is not None, text_of(asked)
         assert "Nothing is saved yet" in text_of(asked)
         assert stored(settings) == {}
         assert 'value="25,000.50"' in asked
-        # A number that is not what would begin now is asked again.
-        again = client.post(PATH, data={**weekly, "confirmed": str(int(counted[1]) + 1)}).text
+        # What is not exactly what would begin now is asked again.
+        again = client.post(PATH, data={**weekly, "confirmed": "0" * 64}).text
         assert "Nothing is saved yet" in text_of(again)
         saved = text_of(client.post(PATH, data={**weekly, "confirmed": counted[1]}).text)
         assert "The settings are saved." in saved
@@ -85,6 +85,25 @@ def test_a_schedule_asks_before_runs_begin_and_is_saved_paused_and_restored(sett
         assert '<option value="week" selected>' in back
         assert stored(settings)["schedule"] is None
         assert client.post(f"{PATH}/restore", data={**hidden(paused), "entry": "999999999"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "other", [{"approve": "1"}, {"window": "2:30"}, {"four_eyes": ""}, {"interval": "day"}, {"rails": ""}], ids=str
+)
+def test_what_was_shown_is_what_is_saved_and_anything_else_is_shown_again(
+    settings: Platform, other: dict[str, str]
+) -> None:
+    """As many runs as were shown are not yet the same runs, nor do they go as far by themselves."""
+    with closing(settings.client()) as client:
+        weekly = {**FORM, **hidden(client.get(PATH).text), "interval": "week", "window": "1:30", "four_eyes": "1"}
+        confirmed = re.findall(r'name="confirmed" value="([^"]+)"', client.post(PATH, data=weekly).text)[0]
+        changed = client.post(PATH, data={**weekly, **other, "confirmed": confirmed})
+        assert changed.status_code == 409
+        assert "no longer what was shown" in text_of(changed.text)
+        assert stored(settings) == {}
+        now_shown = re.findall(r'name="confirmed" value="([^"]+)"', changed.text)[0]
+        assert "are saved" in text_of(client.post(PATH, data={**weekly, **other, "confirmed": now_shown}).text)
+        assert stored(settings)["schedule"] is not None
 
 
 def test_what_is_wrong_is_told_at_its_field_and_nothing_typed_is_lost(settings: Platform) -> None:

@@ -4,6 +4,8 @@ Owns the form and its words. What the settings mean is `billing/run_settings.py`
 not show stay as they are.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,6 +70,7 @@ def routes(front: Front) -> APIRouter:
         typed: Typed | None = None,
         wrong: Mapping[str, str] | None = None,
         begins: tuple[DueRun, ...] = (),
+        print_of_begins: str = "",
         done: str = "",
     ) -> Response:
         with services.database.tenant(visit.tenant_id) as connection:
@@ -92,6 +95,7 @@ def routes(front: Front) -> APIRouter:
             missed=[_due_view(one, visit) for one in seen.missed],
             waiting=seen.waiting,
             begins=[_due_view(one, visit) for one in begins],
+            print_of_begins=print_of_begins,
             runs=[_run_view(one, visit) for one in runs],
             trail=_trail_view(trail, tenant.kind, visit),
             series=[
@@ -146,9 +150,11 @@ def routes(front: Front) -> APIRouter:
                 seen = run_schedule.outlook(connection, visit.tenant_id, services.clock, settings)
                 was = run_schedule.outlook(connection, visit.tenant_id, services.clock)
                 begins = tuple(one for one in seen.due if one not in was.due)
-                # Money would move within a minute: what begins is shown, and saved only when it was that many.
-                if begins and confirmed != str(len(begins)):
-                    return page(visit, typed=typed, begins=begins)
+                # Money would move within a minute: what begins is shown, and saved only when it is what was shown.
+                if begins and confirmed != _print_of(begins, settings):
+                    changed = {"form": visit.texts("runs.begins_changed")} if confirmed else {}
+                    return page(visit, status=409 if confirmed else 200, typed=typed, begins=begins, wrong=changed,
+                                print_of_begins=_print_of(begins, settings))  # fmt: skip
                 save(connection, visit, form, expected)
         except InvalidInput as error:
             return page(visit, status=422, typed=typed, wrong=_wrong(error, visit))
@@ -180,6 +186,17 @@ def routes(front: Front) -> APIRouter:
         return page(visit, typed=_typed(settings_of(old, kind), version, visit), done="restored")
 
     return router
+
+
+def _print_of(begins: tuple[DueRun, ...], settings: RunSettings) -> str:
+    """A fingerprint of what would begin and how: each run's end, and all that decides how far it goes by itself."""
+    schedule, rails = settings.schedule, settings.guard_rails
+    assert schedule is not None, "without a schedule nothing begins"
+    how = [schedule.interval, schedule.approve, settings.collection_window.total_seconds(), settings.four_eyes]
+    guards = [rails.on, str(rails.times_last), str(rails.change_percent), rails.new_country, rails.voided_ids,
+              sorted((currency, str(limit)) for currency, limit in rails.limits.items())]  # fmt: skip
+    told = json.dumps([[[one.up_to.isoformat(), *how] for one in begins], guards])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _typed(settings: RunSettings, version: int, visit: Visit) -> Typed:
