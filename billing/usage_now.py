@@ -109,7 +109,8 @@ def _counts_whole(book: RatingBook, live: LiveState) -> bool:
     if book.pauses.filter(pl.col("customer").is_in(owners.implode())).height:
         return False
     plans = book.contracts.filter(pl.col("customer").is_in(owners.implode()))["plan"].unique()
-    charges: list[Charge] = [charge for place in plans.to_list() for charge in book.plans[place]]
+    places: list[int] = plans.to_list()
+    charges: list[Charge] = [charge for place in places for charge in book.plans[place]]
     used = set(codes)
     for event_type in {meter.event_type for meter in book.meters if meter.code in used}:
         meters = {meter.code: meter for meter in book.meters if meter.event_type == event_type}

@@ -1,7 +1,7 @@
 """Accompanying documents as files: PDF/A-3a (UA-1) and CSV, and their way into the archive.
 
 Owns rendering and archiving; what they say is `billing/accompanying.py`, how the page reads `accompanying_view.py`,
-where the platform's own figures come from `account_documents.py`.
+where the platform's own figures come from `customer_documents.py`.
 """
 
 from __future__ import annotations
