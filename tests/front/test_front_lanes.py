@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from platform_under_test import READER, Platform, start
 from playwright.sync_api import Browser
 from test_front_browser import PHONE, WIDE, findings, signed_in
 
+from billing.errors import Unavailable
 from deployments.access import PLATFORM_SCOPES
 from storage.sql import audit, keys
 
 pytestmark = pytest.mark.postgres
 PATH = "/operations/lanes"
+ACTIONS = ("lanes change begun", "lanes change failed")
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +153,56 @@ def test_the_page_has_no_finding_and_nothing_is_wider_than_the_screen(
         page.wait_for_selector("#platform_key")
         assert findings(page) == []
         assert odd == []
+
+
+def test_a_change_is_recorded_before_it_begins_and_when_it_fails(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trail() -> list[tuple[str, Any]]:
+        with platform.services.database.tenant(platform.tenant_id) as connection:
+            rows = [one for name in ACTIONS for one in audit.of_action(connection, name, limit=1)]
+        return [(row["action"], row["after"]) for row in rows]
+
+    before = homes(platform)
+    partition, target = min(before[0]), max(before)
+    seen: list[tuple[str, Any]] = []
+
+    async def move(number: int, lane: int) -> Any:
+        seen.extend(await asyncio.to_thread(trail))
+        raise Unavailable("the owner does not answer")
+
+    monkeypatch.setattr(platform.services.router, "move", move)
+    form = {"action": "move", "partition": str(partition), "lane": str(target), "confirmed": "1"}
+    with closing(platform.client()) as client:
+        form["form_token"] = token_of(client.get(PATH).text)
+        answer = client.post(PATH, data={**form, "platform_key": platform_key(platform)})
+    assert answer.status_code == 503
+    moves = [{"partition": partition, "from": 0, "to": target}]
+    assert [said["moves"] for name, said in seen if name == ACTIONS[0]] == [moves], "it was there before the move began"
+    after = dict(trail())
+    assert (after[ACTIONS[1]]["moves"], after[ACTIONS[1]]["why"]) == (moves, "the owner does not answer")
+
+
+def test_a_move_needs_its_own_two_lanes_only(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    router, before = platform.services.router, homes(platform)
+    look = router.status
+
+    def without(*lanes: int) -> None:
+        async def status() -> Any:
+            found = await look()
+            left = tuple(one for one in found.lanes if one.lane not in lanes)
+            return replace(found, lanes=left, unreachable=lanes)
+
+        monkeypatch.setattr(router, "status", status)
+
+    target = max(before)
+    form = {"action": "move", "partition": str(min(before[0])), "lane": str(target)}
+    with closing(platform.client()) as client:
+        form["form_token"] = token_of(client.get(PATH).text)
+        without(9)
+        assert client.post(PATH, data=form).status_code == 200
+        spread = client.post(PATH, data={**form, "action": "spread", "lanes": f"0, {target}"})
+        assert (spread.status_code, "9" in text_of(spread.text)) == (422, True)
+        for silent in (0, target):
+            without(silent)
+            assert client.post(PATH, data=form).status_code == 422

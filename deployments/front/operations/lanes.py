@@ -28,6 +28,7 @@ ACTIONS = ("move", "drain", "spread")
 SCOPE = "tenants:create"
 ERRORS = ("stopped_because", "clock_error", "checkpoint_error", "figures_error", "followers_error")
 SHOWN_PARTITIONS = 256
+MOVES_SHOWN = 100  # of one change in the trail
 log = logging.getLogger("cloudbilling.http")
 Word = Annotated[str, Form(max_length=200)]
 
@@ -118,25 +119,39 @@ def routes(front: Front) -> APIRouter:
         operator = await asyncio.to_thread(_operator, platform_key)
         if operator is None:
             return await page(visit, 403, asked=asked, wrong=visit.texts("lanes.key_wrong"), key_wrong=True)
+        # Before and after: what was begun is seen even if this process ends, or the answer does not come, in between.
+        await asyncio.to_thread(_record, visit, "lanes change begun", _said(asked, operator))
         try:
             if asked.action == "move":
                 [(number, _, target)] = asked.moves
                 moved = int(bool((await services.router.move(number, target)).get("moved", True)))
             else:
                 moved = await services.router.spread(list(asked.after))
-        except (Conflict, InvalidInput) as error:
-            return await page(visit, error.status, asked=asked, wrong=error.detail)
+        except Exception as error:
+            why = (error.detail if isinstance(error, BillingError) else "") or type(error).__name__
+            await asyncio.to_thread(_record, visit, "lanes change failed", {**_said(asked, operator), "why": why})
+            if isinstance(error, (Conflict, InvalidInput)):
+                return await page(visit, error.status, asked=asked, wrong=error.detail)
+            raise
         log.info("lanes changed by %s, %s: %s, %d moved", visit.user.actor, operator, asked.action, moved)
-        await asyncio.to_thread(_record, visit, asked, moved, operator)
+        await asyncio.to_thread(_record, visit, "lanes changed", {**_said(asked, operator), "moved": moved})
         return front.go(visit, f"{PATH}?moved={moved}&stayed={max(len(asked.moves) - moved, 0)}")
 
-    def _record(visit: Visit, asked: Asked, moved: int, operator: str) -> None:
+    def _record(visit: Visit, action: str, said: dict[str, Any]) -> None:
+        subject = str(said.pop("action"))
         with services.database.tenant(visit.tenant_id) as connection:
-            audit.record(connection, visit.tenant_id, at=services.clock(), actor=visit.user.actor,
-                         action="lanes changed", subject=asked.action,
-                         after={"lanes": list(asked.after), "moved": moved, "with": operator})  # fmt: skip
+            audit.record(connection, visit.tenant_id, at=services.clock(), actor=visit.user.actor, action=action,
+                         subject=subject, after=said)  # fmt: skip
 
     return router
+
+
+def _said(asked: Asked, operator: str) -> dict[str, Any]:
+    """What the trail says of a change: its first moves, and how many more there are."""
+    moves: Any = [{"partition": number, "from": one, "to": other} for number, one, other in asked.moves[:MOVES_SHOWN]]
+    more = len(asked.moves) - len(moves)
+    return {"action": asked.action, "lanes": list(asked.after), "moves": moves, "with": operator,
+            **({"more_moves": more} if more else {})}  # fmt: skip
 
 
 def _number(text: str, most: int) -> int | None:
@@ -149,8 +164,9 @@ def _understood(asked: Asked, state: State, visit: Visit) -> Asked:
     t = visit.texts
     if asked.action not in ACTIONS:
         raise InvalidInput(t("error.parameter", name="action"))
-    if state.wrong or state.unreachable or not state.lanes:
-        raise InvalidInput(t("lanes.not_all", lanes=", ".join(map(str, state.unreachable)) or "–"))
+    silent = InvalidInput(t("lanes.not_all", lanes=", ".join(map(str, state.unreachable)) or "–"))
+    if state.wrong or not state.lanes or (state.unreachable and asked.action != "move"):
+        raise silent
     held = {one.lane: one.owned for one in state.lanes}
     active = [lane for lane, owned in held.items() if owned]
     lane = _number(asked.lane, LANES_MAX)
@@ -158,9 +174,13 @@ def _understood(asked: Asked, state: State, visit: Visit) -> Asked:
         partition = _number(asked.partition, PARTITIONS - 1)
         if partition is None:
             raise InvalidInput(t("lanes.partition_wrong", most=PARTITIONS - 1))
+        if lane in state.unreachable:
+            raise silent
         if lane is None or lane not in held:
             raise InvalidInput(t("lanes.lane_wrong", lanes=", ".join(map(str, held))))
         owner = next((one for one, owned in held.items() if partition in owned), None)
+        if owner is None and state.unreachable:
+            raise silent  # one that does not answer has it; a move between others needs these two only
         if owner is None or owner == lane:
             raise InvalidInput(t("lanes.there_already", partition=partition, lane=lane))
         after = {one for one, owned in held.items() if set(owned) - {partition}} | {lane}
