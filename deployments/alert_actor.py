@@ -9,13 +9,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+import polars as pl
 import ray
+import structlog
 
 from actors.budget_desk import BudgetDesk
 from actors.foreign_carrier import ForeignCarrier
 from actors.supervisor_actor import RayUsageRouter
 from actors.webhook_reconciler import WebhookReconciler
-from billing.errors import BillingError
 from deployments.completeness_check import CompletenessCheck
 from deployments.wiring import PlatformAddress, Stores, utc_now
 from pipelines.forgetting import Erasures
@@ -26,6 +27,7 @@ from storage import telemetry
 from storage.gateways.webhook_http import WebhookHttp
 from storage.sql import tenants
 
+LOG = structlog.get_logger("cloudbilling.alerts")
 EVERY_S = 1.0
 PAUSE_S = 10.0  # after a fault
 COMPLETENESS_S = 60.0  # between two looks whether a tenant's daily check is due
@@ -65,13 +67,29 @@ class AlertActor:
         return {name: error for name, error in self._errors.items() if error}
 
     def _loop(self, name: str, work: Callable[[], int], every_s: float) -> None:
-        pause = every_s
-        while not self._stopping.wait(pause):
-            try:
-                work()
-                self._errors[name], pause = "", every_s
-            except (TimeoutError, BillingError, OSError, RuntimeError) as error:  # the next round tries again
-                self._errors[name], pause = f"{type(error).__name__}: {error}", max(PAUSE_S, every_s)
+        def said(error: str) -> None:
+            self._errors[name] = error
+
+        keep_going(name, work, every_s, said, self._stopping)
+
+
+def keep_going(
+    name: str, work: Callable[[], int], every_s: float, said: Callable[[str], None], stopping: threading.Event
+) -> None:
+    """Do the work again and again until told to stop, whatever happens in it; `said` hears each round's error, or "".
+
+    A loop that ended would be missed by nobody: its actor lives on, and budgets or webhooks stand still.
+    """
+    pause = every_s
+    while not stopping.wait(pause):
+        try:
+            work()
+            said("")
+            pause = every_s
+        except (Exception, pl.exceptions.PanicException) as error:
+            said(f"{type(error).__name__}: {error}")
+            LOG.warning("a round failed and is tried again", loop=name, error=type(error).__name__, exc_info=True)
+            pause = max(PAUSE_S, every_s)
 
 
 def erasing_rounds(forgetting: Erasures) -> Callable[[], int]:

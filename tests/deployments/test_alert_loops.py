@@ -1,0 +1,52 @@
+"""The loops of the alerts' actor go on, whatever a round of theirs runs into, and say what it was."""
+
+from __future__ import annotations
+
+import threading
+
+import polars as pl
+import psycopg
+import pytest
+
+from billing.errors import Unavailable
+from deployments import alert_actor
+from deployments.alert_actor import keep_going
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("moving"),
+        AssertionError("a table has changed"),
+        psycopg.OperationalError("the server closed the connection"),
+        KeyError("x"),
+        pl.exceptions.PanicException("overflow"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_loop_outlives_what_its_work_raises_and_says_it(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alert_actor, "PAUSE_S", 0.001)
+    stopping, said, rounds = threading.Event(), list[str](), list[int]()
+
+    def work() -> int:
+        rounds.append(1)
+        if len(rounds) == 2:
+            raise error
+        if len(rounds) == 4:
+            stopping.set()
+        return 0
+
+    thread = threading.Thread(target=keep_going, args=("work", work, 0.001, said.append, stopping))
+    thread.start()
+    thread.join(timeout=20)
+    assert len(rounds) == 4
+    assert [bool(one) for one in said] == [False, True, False, False]
+    assert said[1] == f"{type(error).__name__}: {error}"
+
+
+def test_a_loop_stops_when_it_is_told_to_and_not_before() -> None:
+    stopping = threading.Event()
+    stopping.set()
+    keep_going("work", lambda: 1 // 0, 0.001, lambda _: pytest.fail("it ran"), stopping)
