@@ -200,6 +200,23 @@ def test_a_forged_total_over_erased_usage_is_found(world: World, billed: tuple[T
     assert found_of(proof_of(world, tenant, january)) == [("acme", "its net is not the sum of its lines")]
 
 
+@pytest.mark.parametrize("body", [b"", b"no document", packed([b'{"net": 1}'])[0], packed([b"{"])[0]], ids=range(4))
+def test_a_document_that_cannot_be_read_is_a_finding_and_hides_no_other(
+    world: World, billed: tuple[Tenant, list[str]], body: bytes
+) -> None:
+    tenant, (january, march) = billed
+    erase_january(world, tenant)
+    with psycopg.connect(world.dsn) as connection:
+        connection.execute(
+            "UPDATE invoices SET packed = %s WHERE run_id = ANY(%s) AND customer = 'acme'", (body, [january, march])
+        )
+    forge(world, march, "base", "fee")
+    assert found_of(proof_of(world, tenant, january)) == [("acme", "the stored document cannot be read")]
+    found = found_of(proof_of(world, tenant, march))
+    assert ("acme", "the stored document cannot be read") in found
+    assert {customer for customer, _ in found} == {"acme", "base"}
+
+
 @pytest.mark.parametrize("gone", ["acme", "base"])
 def test_a_missing_document_is_never_excused(world: World, billed: tuple[Tenant, list[str]], gone: str) -> None:
     tenant, (january, _) = billed
