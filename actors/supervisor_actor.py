@@ -26,6 +26,7 @@ from ray.exceptions import (
 
 from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.live_figures import Figures
+from actors.loops import keep_going
 from actors.partition_mover import finish, half_moved, move_partition, owner_among, spreading
 from actors.rating_shard import ShardSettings, ShardStatus
 from actors.rating_shard_actor import RatingShardActor, shard_name
@@ -218,14 +219,15 @@ class SupervisorActor:
             host.end(lane)
 
     def _loop(self) -> None:
-        while not self._stopping.wait(BEAT_S):
-            try:
-                self._supervisor.reconcile()
-                self._last_error = ""
-                self._finish_moves()
-                self._observe()
-            except Exception as error:  # noqa: BLE001 - the next round tries again; the health page shows it
-                self._last_error = f"{type(error).__name__}: {error}"
+        def said(error: str) -> None:
+            self._last_error = error
+
+        keep_going("usage-supervisor", self._watch, BEAT_S, said, self._stopping)
+
+    def _watch(self) -> None:
+        self._supervisor.reconcile()
+        self._finish_moves()
+        self._observe()
 
     def _observe(self) -> None:
         if self._all_serve():
@@ -235,17 +237,18 @@ class SupervisorActor:
 
     def _scale(self) -> None:
         """Adds and empties lanes by load, where the settings ask for it; beside the loop, for it takes many moves."""
-        while not self._stopping.wait(SCALE_EVERY_S):
-            with self._load_lock:
-                plan = self._load.plan(time.monotonic())
-            if plan.do == "stay":
-                continue
-            try:
-                LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
-                self.spread(plan.lanes)
-                self._scaling_error = ""
-            except BillingError as error:  # a lane is being replaced: the next look tries again
-                self._scaling_error = f"scaling: {error.detail}"
+
+        def said(error: str) -> None:
+            self._scaling_error = error and f"scaling: {error}"
+
+        keep_going("usage-scaling", self._scale_once, SCALE_EVERY_S, said, self._stopping)
+
+    def _scale_once(self) -> None:
+        with self._load_lock:
+            plan = self._load.plan(time.monotonic())
+        if plan.do != "stay":
+            LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
+            self.spread(plan.lanes)  # while a lane is being replaced it cannot: the next look tries again
 
     def _finish_moves(self) -> None:
         """What somebody left half moved: seen only while nobody moves and every lane says what it has."""
@@ -264,14 +267,16 @@ class SupervisorActor:
         """Seals the tail of the log when it is long, merges and deletes: work with rows in processes of their own."""
         store = settings.address.open()
         keeping = Housekeeping(store, lambda: ray.get(_merge.remote(settings.address), timeout=SEAL_S_MAX))
-        while not self._stopping.wait(settings.seal_every_s):
-            try:
-                if tail_is_long(store, numbers=settings.tail_numbers):
-                    ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
-                keeping.round()
-                self._maintenance_error = ""
-            except (RayError, BillingError) as error:  # readers open more objects until the next round
-                self._maintenance_error = f"maintenance: {type(error).__name__}: {error}"
+
+        def round() -> None:
+            if tail_is_long(store, numbers=settings.tail_numbers):
+                ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
+            keeping.round()
+
+        def said(error: str) -> None:  # readers open more objects until a round works
+            self._maintenance_error = error and f"maintenance: {error}"
+
+        keep_going("usage-maintenance", round, settings.seal_every_s, said, self._stopping)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

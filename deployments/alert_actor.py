@@ -9,12 +9,11 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-import polars as pl
 import ray
-import structlog
 
 from actors.budget_desk import BudgetDesk
 from actors.foreign_carrier import ForeignCarrier
+from actors.loops import keep_going
 from actors.supervisor_actor import RayUsageRouter
 from actors.webhook_reconciler import WebhookReconciler
 from deployments.completeness_check import CompletenessCheck
@@ -27,7 +26,6 @@ from storage import telemetry
 from storage.gateways.webhook_http import WebhookHttp
 from storage.sql import tenants
 
-LOG = structlog.get_logger("cloudbilling.alerts")
 EVERY_S = 1.0
 PAUSE_S = 10.0  # after a fault
 COMPLETENESS_S = 60.0  # between two looks whether a tenant's daily check is due
@@ -70,26 +68,7 @@ class AlertActor:
         def said(error: str) -> None:
             self._errors[name] = error
 
-        keep_going(name, work, every_s, said, self._stopping)
-
-
-def keep_going(
-    name: str, work: Callable[[], int], every_s: float, said: Callable[[str], None], stopping: threading.Event
-) -> None:
-    """Do the work again and again until told to stop, whatever happens in it; `said` hears each round's error, or "".
-
-    A loop that ended would be missed by nobody: its actor lives on, and budgets or webhooks stand still.
-    """
-    pause = every_s
-    while not stopping.wait(pause):
-        try:
-            work()
-            said("")
-            pause = every_s
-        except (Exception, pl.exceptions.PanicException) as error:
-            said(f"{type(error).__name__}: {error}")
-            LOG.warning("a round failed and is tried again", loop=name, error=type(error).__name__, exc_info=True)
-            pause = max(PAUSE_S, every_s)
+        keep_going(name, work, every_s, said, self._stopping, pause_s=PAUSE_S)
 
 
 def erasing_rounds(forgetting: Erasures) -> Callable[[], int]:

@@ -1,4 +1,4 @@
-"""The loops of the alerts' actor go on, whatever a round of theirs runs into, and say what it was."""
+"""Loops of actors go on, whatever a round of theirs runs into, and say what it was."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 import polars as pl
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
+from actors.loops import keep_going
 from billing.errors import Unavailable
-from deployments import alert_actor
-from deployments.alert_actor import keep_going
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,7 @@ from deployments.alert_actor import keep_going
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_loop_outlives_what_its_work_raises_and_says_it(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(alert_actor, "PAUSE_S", 0.001)
+def test_a_loop_outlives_what_its_work_raises_and_says_it(error: BaseException) -> None:
     stopping, said, rounds = threading.Event(), list[str](), list[int]()
 
     def work() -> int:
@@ -50,3 +47,18 @@ def test_a_loop_stops_when_it_is_told_to_and_not_before() -> None:
     stopping = threading.Event()
     stopping.set()
     keep_going("work", lambda: 1 // 0, 0.001, lambda _: pytest.fail("it ran"), stopping)
+
+
+def test_the_log_has_an_error_once_while_it_stays_the_same() -> None:
+    stopping, rounds = threading.Event(), list[int]()
+
+    def work() -> None:
+        rounds.append(1)
+        if len(rounds) == 6:
+            stopping.set()
+        if len(rounds) != 4:
+            raise KeyError(len(rounds) > 4)
+
+    with capture_logs() as logs:
+        keep_going("work", work, 0.001, lambda _: None, stopping)
+    assert [one["error"] for one in logs] == ["KeyError: False", "KeyError: True"]
