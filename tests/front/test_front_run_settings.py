@@ -106,6 +106,25 @@ def test_what_was_shown_is_what_is_saved_and_anything_else_is_shown_again(
         assert stored(settings)["schedule"] is not None
 
 
+def test_letting_runs_go_on_by_themselves_shows_those_that_are_due_already(settings: Platform) -> None:
+    with closing(settings.client()) as client:
+        weekly = {**FORM, **hidden(client.get(PATH).text), "interval": "week"}
+
+        def confirmed_of(page: str) -> str:
+            return re.findall(r'name="confirmed" value="([0-9a-f]{64})"', page)[0]
+
+        client.post(PATH, data={**weekly, "confirmed": confirmed_of(client.post(PATH, data=weekly).text)})
+        approving = {**weekly, **hidden(client.get(PATH).text), "approve": "1"}
+        asked = client.post(PATH, data=approving).text
+        assert "Nothing is saved yet" in text_of(asked)
+        assert stored(settings)["schedule"] == {"interval": "week", "approve": False}
+        client.post(PATH, data={**approving, "confirmed": confirmed_of(asked)})
+        assert stored(settings)["schedule"] == {"interval": "week", "approve": True}
+        # The other way nothing begins that would not have: nothing is asked.
+        client.post(PATH, data={**weekly, **hidden(client.get(PATH).text)})
+        assert stored(settings)["schedule"] == {"interval": "week", "approve": False}
+
+
 def test_what_is_wrong_is_told_at_its_field_and_nothing_typed_is_lost(settings: Platform) -> None:
     with closing(settings.client()) as client:
         page = client.get(PATH).text

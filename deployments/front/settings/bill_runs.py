@@ -149,7 +149,9 @@ def routes(front: Front) -> APIRouter:
             with services.database.tenant(visit.tenant_id) as connection:
                 seen = run_schedule.outlook(connection, visit.tenant_id, services.clock, settings)
                 was = run_schedule.outlook(connection, visit.tenant_id, services.clock)
-                begins = tuple(one for one in seen.due if one not in was.due)
+                # What is due already, and waited for a person, begins to go on by itself, too.
+                freed = _approves(settings) and not _approves(was.settings)
+                begins = tuple(one for one in seen.due if freed or one not in was.due)
                 # Money would move within a minute: what begins is shown, and saved only when it is what was shown.
                 if begins and confirmed != _print_of(begins, settings):
                     changed = {"form": visit.texts("runs.begins_changed")} if confirmed else {}
@@ -186,6 +188,10 @@ def routes(front: Front) -> APIRouter:
         return page(visit, typed=_typed(settings_of(old, kind), version, visit), done="restored")
 
     return router
+
+
+def _approves(settings: RunSettings) -> bool:
+    return settings.schedule is not None and settings.schedule.approve
 
 
 def _print_of(begins: tuple[DueRun, ...], settings: RunSettings) -> str:
