@@ -30,6 +30,7 @@ from billing.errors import (
 
 REPEATABLE = frozenset({429, 502, 503, 504})
 DEADLINE_S = 60.0
+PROOF_S_MAX = 3600.0
 PAGE_SIZE = 200
 PAGES_MAX = 10_000
 ARROW = "application/vnd.apache.arrow.stream"
@@ -74,6 +75,11 @@ class Client:
     def get(self, path: str, **parameters: str | int | None) -> Any:
         """The JSON of a resource."""
         return self._send("GET", path, params=_given(parameters)).json()
+
+    def prove(self, path: str) -> Any:
+        """The JSON of a resource that reads a whole log for its answer: it may take an hour, and is asked for once."""
+        patience = {"timeout": httpx.Timeout(PROOF_S_MAX, connect=5.0)} if self._own else {}
+        return self._send("GET", path, **patience).json()
 
     def get_bytes(self, path: str) -> bytes:
         """A resource that is no JSON (a PDF, an XML file)."""

@@ -13,6 +13,7 @@ from cluster.cli import context
 
 SCOPES = ["billing:read", "billing:write"]
 WAIT_S = 6 * 3600.0
+STANDING = ("finalised", "done")  # bill runs whose documents stand
 
 
 def bill_run(
@@ -157,7 +158,9 @@ def _print_invoice(invoice: dict[str, Any]) -> None:
         print(f"  {name:6} {invoice[name]:>14} {invoice['currency']}")  # noqa: T201
 
 
-def verify(what: str, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
+def verify(
+    what: str, tenant: str | None, key: str | None, url: str | None, as_json: bool, run: str | None = None
+) -> None:
     """Exit 0 if the proof holds, 1 if something was found."""
     with context.problems(), context.tenant_client(tenant, key, ["billing:read", "usage:read"], url) as client:
         if what == "archive":
@@ -170,38 +173,71 @@ def verify(what: str, tenant: str | None, key: str | None, url: str | None, as_j
             good = good and totals["stored"] == sum(totals[name] for name in ("rated", "suspended", "voided"))
             result = {"complete": good, **totals, "counted when stored": proof["counted"]}
         else:
-            result = _verify_invoices(client)
+            result = _verify_invoices(client, run)
             good = not result["findings"]
     context.show(result, as_json, _print_proof)
     if not good:
         raise typer.Exit(context.NO)
 
 
-def _verify_invoices(client: Any) -> dict[str, Any]:
-    """Every document's sums, and the numbers of each series: 1, 2, 3 ... without a gap."""
+def _verify_invoices(client: Any, run: str | None) -> dict[str, Any]:
+    """Documents of bill runs (of one, or of all that stand) against the log, and the numbers of all series. Without
+    `run` the documents that no run made, too: of them the sums."""
+    from cluster.client import path_part
+
+    findings: list[str] = []
+    erased: list[str] = []
+    runs = [client.get(f"/v1/bill-runs/{path_part(run)}")] if run else list(client.pages("/v1/bill-runs"))
+    standing = sorted((one for one in runs if one["state"] in STANDING), key=lambda one: one["number"])
+    if run and not standing:
+        findings.append(f"run {runs[0]['number']} is {runs[0]['state']}: its documents do not stand")
+    say, derived, gaps = context.progress_printer(), 0, set[str]()
+    for place, one in enumerate(standing):
+        say("bill runs derived again", place, len(standing))
+        proof = client.prove(f"/v1/bill-runs/{one['id']}/verify")
+        derived += proof["documents"]
+        for found in proof["findings"]:
+            named = found["number"] or f"a document of {found['customer']}"
+            findings.append(f"run {one['number']}, {named}: {found['detail']}")
+        erased += [f"run {one['number']}, {gone['number']}: {gone['rule']}" for gone in proof["erased"]]
+        gaps |= {f"series {gap['series']} of {gap['year']}: the numbers have a gap" for gap in proof["gaps"]}
+    if standing:
+        say("bill runs derived again", len(standing), len(standing))
+    summed, wrong = (0, []) if run else _own_sums(client, {one["id"] for one in standing})
+    return {
+        "runs": len(standing),
+        "derived": derived - len(erased),
+        "summed": summed,
+        "erased": erased,
+        "findings": [*findings, *wrong, *sorted(gaps)],
+    }
+
+
+def _own_sums(client: Any, proven: set[str]) -> tuple[int, list[str]]:
+    """How many documents are of no proven run, and which of them do not add up."""
     from decimal import Decimal
 
     from cluster.client import path_part
 
-    findings: list[str] = []
-    numbers: dict[str, list[int]] = {}
-    count = 0
+    count, findings = 0, list[str]()
     for item in client.pages("/v1/invoices"):
+        if item.get("bill_run") in proven:
+            continue
         count += 1
-        start, _, end = item["number"].rpartition("-")
-        numbers.setdefault(start, []).append(int(end) if end.isdigit() else -1)
         whole = client.get(f"/v1/invoices/{path_part(item['number'])}")
         lines = sum((Decimal(line["amount"]) for line in whole["lines"]), Decimal(0))
         allowances = sum((Decimal(one["amount"]) for one in whole["allowances"]), Decimal(0))
         taxes = sum((Decimal(one["amount"]) for one in whole["taxes"]), Decimal(0))
         if lines - allowances != Decimal(whole["net"]) or Decimal(whole["net"]) + taxes != Decimal(whole["gross"]):
             findings.append(f"{item['number']}: the sums do not add up")
-    for start, found in numbers.items():
-        if sorted(found) != list(range(1, len(found) + 1)):
-            findings.append(f"series {start}: the numbers have a gap")
-    return {"documents": count, "series": len(numbers), "findings": findings}
+    return count, findings
 
 
 def _print_proof(result: dict[str, Any]) -> None:
     for name, value in result.items():
-        print(f"  {name}: {value}")  # noqa: T201
+        if isinstance(value, list):
+            print(f"  {name}: {len(value) or 'none'}")  # noqa: T201
+            for one in value:
+                print(f"    {one}")  # noqa: T201
+        else:
+            print(f"  {name}: {value}")  # noqa: T201
