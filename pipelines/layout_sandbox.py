@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-import select
+import selectors
 import shutil
 import signal
 import struct
@@ -23,7 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipelines.layout_blocks import Layout
 from pipelines.layout_child import FINE, MEMORY_MAX, OUTPUT_BYTES_MAX
@@ -135,8 +135,7 @@ class _Child:
         assert self._process.stdin is not None
         left = memoryview(data)
         while left:
-            _, ready, _ = select.select([], [self._process.stdin], [], max(0.0, until - time.monotonic()))
-            if not ready:
+            if not _ready(self._process.stdin, selectors.EVENT_WRITE, until):
                 raise CannotDraw(f"the layout took more than {seconds:g} seconds for one document and was ended")
             try:
                 left = left[os.write(self._process.stdin.fileno(), left) :]
@@ -150,8 +149,7 @@ class _Child:
         found = bytearray()
         needed = 4
         while len(found) < needed:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
+            if not _ready(self._process.stdout, selectors.EVENT_READ, until):
                 raise CannotDraw(f"the layout {late}")
             part = os.read(self._process.stdout.fileno(), min(needed - len(found), 1_048_576))
             if not part:
@@ -183,6 +181,13 @@ class _Child:
 
 
 _living: set[_Child] = set()
+
+
+def _ready(stream: IO[bytes], event: int, until: float) -> bool:
+    """Whether a pipe may be read or written by then. Polled: `select` refuses descriptors above 1,023."""
+    with selectors.PollSelector() as waiting:
+        waiting.register(stream, event)
+        return bool(waiting.select(max(0.0, until - time.monotonic())))
 
 
 @atexit.register

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import resource
 import socket
 import subprocess
 import threading
@@ -257,6 +259,21 @@ def test_a_source_that_attaches_a_file_of_its_own_parks_the_document() -> None:
 def test_a_character_without_a_font_is_named_by_the_html_engine_too() -> None:
     with pytest.raises(NotIssuable, match=r"U\+E123"):
         draw(Layout("html", "\ue123"), page(), "pdf", "tenant")
+
+
+def test_a_process_with_many_open_files_draws_all_the_same(sandbox: LayoutSandbox) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8_192)), hard))
+        while not opened or opened[-1] < 1_100:
+            opened.append(os.open("/dev/null", os.O_RDONLY))
+        (file,) = drawn(sandbox, "typst", "= many open files")
+        assert file.startswith(b"%PDF-")
+    finally:
+        for one in opened:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_children_end_with_the_sandbox_and_leave_no_folder(tmp_path: Path) -> None:
