@@ -72,6 +72,7 @@ class World:
         stopped = [lane for lane, shard in router.shards.items() if not shard.serving]
         for lane in stopped:
             assert "rows_erased" in router.shards[lane].status().stopped_because
+            router.shards[lane].stop()  # its process ends with it elsewhere: here its threads and open files would stay
             router.shards[lane] = router._made(lane)
         return len(stopped)
 
