@@ -15,9 +15,9 @@ def keep_going(
     name: str,
     work: Callable[[], object],
     every_s: float,
-    said: Callable[[str], None],
     stopping: threading.Event,
     *,
+    said: Callable[[str], None] = lambda _: None,
     pause_s: float = 0.0,
 ) -> None:
     """Do the work every `every_s` seconds until told to stop, `pause_s` at least after a fault.

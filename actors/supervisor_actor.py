@@ -222,7 +222,7 @@ class SupervisorActor:
         def said(error: str) -> None:
             self._last_error = error
 
-        keep_going("usage-supervisor", self._watch, BEAT_S, said, self._stopping)
+        keep_going("usage-supervisor", self._watch, BEAT_S, self._stopping, said=said)
 
     def _watch(self) -> None:
         self._supervisor.reconcile()
@@ -241,7 +241,7 @@ class SupervisorActor:
         def said(error: str) -> None:
             self._scaling_error = error and f"scaling: {error}"
 
-        keep_going("usage-scaling", self._scale_once, SCALE_EVERY_S, said, self._stopping)
+        keep_going("usage-scaling", self._scale_once, SCALE_EVERY_S, self._stopping, said=said)
 
     def _scale_once(self) -> None:
         with self._load_lock:
@@ -276,7 +276,7 @@ class SupervisorActor:
         def said(error: str) -> None:  # readers open more objects until a round works
             self._maintenance_error = error and f"maintenance: {error}"
 
-        keep_going("usage-maintenance", round, settings.seal_every_s, said, self._stopping)
+        keep_going("usage-maintenance", round, settings.seal_every_s, self._stopping, said=said)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

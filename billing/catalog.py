@@ -80,6 +80,11 @@ class Meter:
     description: str = ""
     unit: str = ""
 
+    @property
+    def is_carried(self) -> bool:
+        """Whether the last event before a period counts in it."""
+        return self.aggregation in ("time_weighted_sum", "latest")
+
 
 @dataclass(frozen=True)
 class Tier:

@@ -282,7 +282,7 @@ class Replay:
     def needs(self, place: int) -> tuple[datetime | None, datetime]:
         """From when (None: ever) to when run `place` needs events."""
         up_to = self._bounds[place]
-        if any(meter.aggregation in ("time_weighted_sum", "latest") for meter in self._master.meters.values()):
+        if any(meter.is_carried for meter in self._master.meters.values()):
             return None, up_to
         master, _ = self._known(up_to)
         return events_needed_from(master, self._customers, up_to), up_to

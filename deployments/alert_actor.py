@@ -8,6 +8,7 @@ SQL; two of them do no harm.
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import ray
 
@@ -47,7 +48,6 @@ class AlertActor:
         completeness = CompletenessCheck(stores.database, queries, stores.masters, utc_now)
         forgetting = Erasures(stores.database, stores.store, stores.masters, stores.archive, utc_now)
         ending = TenantErasing(stores.database, stores.store, stores.masters, stores.archive, utc_now)
-        self._errors: dict[str, str] = {}
         self._stopping = threading.Event()
         loops: tuple[tuple[str, Callable[[], int], float], ...] = (
             ("webhooks", webhooks.round, EVERY_S),
@@ -58,17 +58,8 @@ class AlertActor:
             ("retention", Retention(stores.database, stores.store, stores.masters, utc_now).round, COMPLETENESS_S),
         )
         for name, work, every_s in loops:
-            threading.Thread(target=self._loop, args=(name, work, every_s), name=name, daemon=True).start()
-
-    def errors(self) -> dict[str, str]:
-        """What went wrong in the newest round of each loop; empty when all is well."""
-        return {name: error for name, error in self._errors.items() if error}
-
-    def _loop(self, name: str, work: Callable[[], int], every_s: float) -> None:
-        def said(error: str) -> None:
-            self._errors[name] = error
-
-        keep_going(name, work, every_s, said, self._stopping, pause_s=PAUSE_S)
+            turn = partial(keep_going, name, work, every_s, self._stopping, pause_s=PAUSE_S)
+            threading.Thread(target=turn, name=name, daemon=True).start()
 
 
 def erasing_rounds(forgetting: Erasures) -> Callable[[], int]:

@@ -22,7 +22,6 @@ from storage.object_store import ObjectStore
 from storage.usage_log.erasing import Gone, gone_of
 
 AMOUNTS = ("net", "tax", "gross", "prepaid", "due")
-_CARRIED = ("time_weighted_sum", "latest")  # of these the last event before a period counts in it
 _HEAD = ("customer", "currency", "date", "group")  # what no usage decides
 ZERO = Decimal(0)
 
@@ -100,7 +99,7 @@ class ErasedUsage:
             if charge.kind == "usage" and (charge.code == line.charge or line.kind == "minimum")
         ]
         meters = self.master.meters
-        return any(charge.meter in meters and meters[charge.meter].aggregation in _CARRIED for charge in charges)
+        return any(charge.meter in meters and meters[charge.meter].is_carried for charge in charges)
 
 
 def faults_of(row: Mapping[str, Any], document: Document) -> list[str]:

@@ -33,7 +33,6 @@ LOG = logging.getLogger("cloudbilling.retention")
 DAILY = timedelta(days=1)
 AGAIN = timedelta(minutes=1)
 FAULT = timedelta(minutes=10)
-CARRIED = ("time_weighted_sum", "latest")  # of these the last event before a period counts in it
 ROWS_MAX = 10_000  # of a table in one transaction
 
 
@@ -120,7 +119,7 @@ def needed(master: MasterData, billed: datetime, now: datetime) -> Iterator[tupl
         for _, span in spans_of(master.subscriptions[code], master.tenant.timezone):
             if span.charge.kind != "usage" or span.end <= billed:
                 continue
-            if master.meters[span.charge.meter].aggregation in CARRIED:
+            if master.meters[span.charge.meter].is_carried:
                 yield datetime.min.replace(tzinfo=UTC), f"meter {span.charge.meter}: its last value counts on"
             elif span.start < billed:
                 yield piece_at(span, billed).start, f"a period of subscription {code} that is not billed"

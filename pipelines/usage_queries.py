@@ -283,7 +283,7 @@ class UsageQueries:
         """`usage`: up to where the log counts, or what the shards have folded."""
         up_to = _open_until(master, customer, now)
         events_from: datetime | None = None
-        if not any(meter.aggregation in ("time_weighted_sum", "latest") for meter in master.meters.values()):
+        if not any(meter.is_carried for meter in master.meters.values()):
             events_from = events_needed_from(master, [customer], up_to)
         events: pl.DataFrame | LiveState
         if isinstance(usage, LiveState):

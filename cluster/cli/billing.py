@@ -208,6 +208,7 @@ def _verify_invoices(client: Any, run: str | None) -> dict[str, Any]:
         "runs": len(standing),
         "derived": derived - len(erased),
         "summed": summed,
+        "numbers": "looked at" if standing else "not looked at: no bill run stands",
         "erased": erased,
         "findings": [*findings, *wrong, *sorted(gaps)],
     }

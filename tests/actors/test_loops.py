@@ -35,7 +35,7 @@ def test_a_loop_outlives_what_its_work_raises_and_says_it(error: BaseException) 
             stopping.set()
         return 0
 
-    thread = threading.Thread(target=keep_going, args=("work", work, 0.001, said.append, stopping))
+    thread = threading.Thread(target=keep_going, args=("work", work, 0.001, stopping), kwargs={"said": said.append})
     thread.start()
     thread.join(timeout=20)
     assert len(rounds) == 4
@@ -46,7 +46,7 @@ def test_a_loop_outlives_what_its_work_raises_and_says_it(error: BaseException) 
 def test_a_loop_stops_when_it_is_told_to_and_not_before() -> None:
     stopping = threading.Event()
     stopping.set()
-    keep_going("work", lambda: 1 // 0, 0.001, lambda _: pytest.fail("it ran"), stopping)
+    keep_going("work", lambda: 1 // 0, 0.001, stopping, said=lambda _: pytest.fail("it ran"))
 
 
 def test_the_log_has_an_error_once_while_it_stays_the_same() -> None:
@@ -60,5 +60,5 @@ def test_the_log_has_an_error_once_while_it_stays_the_same() -> None:
             raise KeyError(len(rounds) > 4)
 
     with capture_logs() as logs:
-        keep_going("work", work, 0.001, lambda _: None, stopping)
+        keep_going("work", work, 0.001, stopping)
     assert [one["error"] for one in logs] == ["KeyError: False", "KeyError: True"]
