@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ BEAT_S = 0.5  # between two looks
 BEAT_TIMEOUT_S = 2.0  # of a shard that restarts Ray says so after a second at the earliest
 STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
+HURRY = 16  # times the length at which a tail is sealed: then sealing no longer stands back
+LOWEST = 19  # niceness
 MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
 PREPARE_TIMEOUT_S = 60.0  # all that was decided in a partition is read, while it is served
 SPREAD_S_MAX = 110.0  # below the time that a request may take
@@ -269,7 +272,9 @@ class SupervisorActor:
         keeping = Housekeeping(store, lambda: ray.get(_merge.remote(settings.address), timeout=SEAL_S_MAX))
 
         def round() -> None:
-            if tail_is_long(store, numbers=settings.tail_numbers):
+            if tail_is_long(store, numbers=settings.tail_numbers * HURRY):
+                ray.get(_seal_in_a_hurry.remote(settings.address), timeout=SEAL_S_MAX)
+            elif tail_is_long(store, numbers=settings.tail_numbers):
                 ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
             keeping.round()
 
@@ -279,14 +284,34 @@ class SupervisorActor:
         keep_going("usage-maintenance", round, settings.seal_every_s, self._stopping, said=said)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+# Processes that no other work gets, for what steps back for good: an ordinary process may not raise its priority again.
+_STEPS_BACK = {"env_vars": {"CLOUDBILLING_PROCESS": "maintenance"}}
+
+
+def _step_back() -> None:
+    """Below shards and replicas: usage that comes in goes first, files can wait."""
+    os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+
+
+@ray.remote(num_cpus=0, max_retries=0, runtime_env=_STEPS_BACK)
 def _seal(address: StoreAddress) -> None:
+    _step_back()
+    _seal_all(address)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _seal_in_a_hurry(address: StoreAddress) -> None:
+    _seal_all(address)
+
+
+def _seal_all(address: StoreAddress) -> None:
     store = address.open()
     seal(store, UsageLogReader(store).now())
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=0, runtime_env=_STEPS_BACK)
 def _merge(address: StoreAddress) -> None:
+    _step_back()
     merge_some(address.open(), merges_max=MERGES_MAX)
 
 

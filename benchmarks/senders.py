@@ -130,7 +130,8 @@ async def as_scheduled(
 ) -> None:
     """Send each body when it is due, so many a second, whatever became of those before (if a connection is free).
 
-    The seconds of a request count from the moment it was due: a server that falls behind is charged for all that wait.
+    The seconds of a request count from the moment it was due: a server that falls behind is charged for all that wait,
+    and for what it refuses, which is sent again.
     """
     free: asyncio.LifoQueue[Sender] = asyncio.LifoQueue()
     for _ in range(connections):
@@ -141,6 +142,9 @@ async def as_scheduled(
         sender = await free.get()
         try:
             answer = await sender.post("/v1/usage", body)
+            while answer.status in (429, 503) and time.perf_counter() - due < REPEAT_S:
+                await asyncio.sleep(0.1)
+                answer = await sender.post("/v1/usage", body)
         finally:
             free.put_nowait(sender)
         take(body, answer, time.perf_counter() - due)

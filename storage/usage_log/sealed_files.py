@@ -18,20 +18,20 @@ from billing.typed_columns import NO_READS, Reads, typed_columns, typed_names
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.usage_log.manifest import SealedFile
+from storage.usage_log.row_order import ORDER, in_order
 from storage.usage_log.segment import microseconds_of
 
 FORMAT = 2
 FILE_ROWS = 2_000_000  # about 50 MB
 GROUP_ROWS = 131_072
 GROUP_ROWS_MIN = 8_192  # a tenant with fewer rows shares a row group with its neighbours
-ORDER = ("tenant", "partition", "customer", "type", "time", "source", "id")
 _PLAIN = ("id", "data", "detail")  # few repeat: a dictionary of them would be given up on the way
 _CLOSE = ("time", "row")  # near to the value before: differences are small
 
 
 def write_sealed(store: ObjectStore, rows: pl.DataFrame, reads: Mapping[str, Reads]) -> Iterator[SealedFile]:
     """Put rows of the log (ROW_SCHEMA and their positions) as sealed files of bounded size; `reads` is by tenant."""
-    ordered = rows.drop(typed_names(rows.columns)).sort(ORDER)
+    ordered = in_order(rows.drop(typed_names(rows.columns)))
     for start in range(0, ordered.height, FILE_ROWS):
         yield _write(store, ordered.slice(start, FILE_ROWS), reads)
 
