@@ -6,6 +6,7 @@ minute, good for tests, no figure to quote.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -65,6 +66,12 @@ class Measured:
     key: str
     pid: int | None
     kind: str
+    direct: str = ""  # the address beside the proxy; empty where there is none
+
+    @property
+    def quick(self) -> str:
+        """Where many small requests go."""
+        return self.direct or self.url
 
 
 @contextmanager
@@ -73,7 +80,8 @@ def platform(size: str, customers: int) -> Iterator[Measured]:
     given = os.environ.get("CLOUDBILLING_URL")
     if given:
         platform_key = Path(os.environ["CLOUDBILLING_ADMIN_KEY_FILE"]).read_text().strip()
-        yield Measured(given, _tenant(given, platform_key, customers), None, "running platform")
+        direct = os.environ.get("CLOUDBILLING_DIRECT_URL", "")
+        yield Measured(given, _tenant(given, platform_key, customers), None, "running platform", direct)
         return
     with tempfile.TemporaryDirectory(prefix="cb-bench-") as folder:
         port = free_port()
@@ -88,7 +96,9 @@ def platform(size: str, customers: int) -> Iterator[Measured]:
             wait_until_ready(url, process, Path(folder) / "up.log")
             platform_key = Path(folder, "data", "admin.key").read_text().strip()
             kind = "one process" if size == "small" else "cloudbilling up"
-            yield Measured(url, _tenant(url, platform_key, customers), process.pid, kind)
+            status = Path(folder, "data", "status.json")
+            direct = json.loads(status.read_text()).get("direct_url") or "" if status.exists() else ""
+            yield Measured(url, _tenant(url, platform_key, customers), process.pid, kind, direct)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

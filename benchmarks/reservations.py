@@ -50,14 +50,14 @@ def run(size: str, say: Say) -> dict[str, Any]:
             ]
             for first in range(0, len(top_ups), 5_000):
                 client.steps(top_ups[first : first + 5_000])
-        asyncio.run(_reserve(ours.url, ours.key, _forms("warm", 40, chosen.customers), 1, CALLERS))
-        alone_s, alone = asyncio.run(_reserve(ours.url, ours.key, _forms("a", chosen.alone, chosen.customers), 1, 1))
+        asyncio.run(_reserve(ours.quick, ours.key, _forms("warm", 40, chosen.customers), 1, CALLERS))
+        alone_s, alone = asyncio.run(_reserve(ours.quick, ours.key, _forms("a", chosen.alone, chosen.customers), 1, 1))
         say(f"one caller: {chosen.alone / alone_s:,.0f}/s, {percentiles(alone)}")
         forms = _forms("t", chosen.together, chosen.customers)
-        together_s, together = asyncio.run(_reserve(ours.url, ours.key, forms, 1, CALLERS))
+        together_s, together = asyncio.run(_reserve(ours.quick, ours.key, forms, 1, CALLERS))
         say(f"{CALLERS} callers: {chosen.together / together_s:,.0f}/s, {percentiles(together)}")
         forms = _forms("b", chosen.batches * batch, chosen.customers)
-        batched_s, batched = asyncio.run(_reserve(ours.url, ours.key, forms, batch, BATCHES_AT_ONCE))
+        batched_s, batched = asyncio.run(_reserve(ours.quick, ours.key, forms, batch, BATCHES_AT_ONCE))
         say(f"batches of {batch}: {len(forms) / batched_s:,.0f}/s")
         made = 40 + chosen.alone + chosen.together + len(forms)
         reserved = _reserved(ours.url, ours.key)

@@ -9,8 +9,11 @@ from cluster.ray_head import NAMESPACE
 from cluster.settings import Settings
 
 
-def platform_address(settings: Settings, dsn: str, *, dashboard: str = "") -> Any:
-    """The value that travels to replicas, actors and tasks (deployments.wiring.PlatformAddress)."""
+def platform_address(settings: Settings, dsn: str, *, dashboard: str = "", direct_port: int | None = None) -> Any:
+    """The value that travels to replicas, actors and tasks (deployments.wiring.PlatformAddress).
+
+    `direct_port` is where the settings leave it to whoever starts the platform; None: as the settings say.
+    """
     from deployments.services import Limits  # here: they load what the command line does not need
     from deployments.wiring import PlatformAddress
     from storage.gateways.webhook_http import OutboundRules
@@ -22,6 +25,7 @@ def platform_address(settings: Settings, dsn: str, *, dashboard: str = "") -> An
         version=version("cloud-billing"),
         dashboard=dashboard,
         data_directory=str(settings.data_dir),
+        direct_port=max(0, settings.direct_port) if direct_port is None else direct_port,
         telemetry_endpoint=settings.otel_endpoint,
         log_level=settings.log_level,
         signing=settings.archive_signing(),

@@ -35,6 +35,13 @@ class Settings(BaseSettings):
         le=65535,
         description="Port of the Ray dashboard (loopback). 0: the platform's port + 185, or a free one.",
     )
+    direct_port: int = Field(
+        0,
+        ge=-1,
+        le=65535,
+        description="Port on which the processes that answer HTTP do so without the proxy, for many small requests. 0:"
+        " the platform's port + 1, or a free one (on a cluster: none). -1: none.",
+    )
     data_dir: Path = Field(
         Path("data"), description="Folder of everything that is kept: PostgreSQL, usage log, archive, keys."
     )

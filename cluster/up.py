@@ -114,6 +114,9 @@ class Platform:
 
         settings = self._settings
         dashboard = settings.dashboard_port or _port_or_free(settings.port + 185)
+        direct = settings.direct_port or _port_or_free(settings.port + 1)
+        if direct > 0:
+            _port_must_be_free(direct, "DIRECT_PORT")
         shards = settings.shards or shards_default()
         self._head = RayHead(self._data, settings.port, dashboard, shards)
         self._head.prepare()
@@ -122,7 +125,8 @@ class Platform:
         telemetry.pass_on(endpoint=settings.otel_endpoint, level=settings.log_level)
         from storage.object_store import probe
 
-        address = platform_address(settings, dsn, dashboard=f"http://127.0.0.1:{dashboard}")
+        address = platform_address(settings, dsn, dashboard=f"http://127.0.0.1:{dashboard}", direct_port=max(0, direct))
+        self._set(direct_url=f"http://127.0.0.1:{direct}" if direct > 0 else None)
         probe(address.store.open())
         address.archive.open()
         self._step("starting Ray (some 15 s) and Serve (some 10 s)")
@@ -304,7 +308,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def _port_must_be_free(port: int) -> None:
+def _port_must_be_free(port: int, setting: str = "PORT") -> None:
     import socket
 
     with socket.socket() as probe:
@@ -314,7 +318,7 @@ def _port_must_be_free(port: int) -> None:
         except OSError as error:
             raise Conflict(
                 f"port {port} is in use by another program; choose another one: "
-                f"CLOUDBILLING_PORT={port + 1} cloudbilling up"
+                f"CLOUDBILLING_{setting}={port + 1} cloudbilling up"
             ) from error
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from starlette.types import Lifespan
 
 from actors.accounts_desk import AccountsDesk
 from actors.backfill_desk import BackfillDesk
@@ -117,8 +118,8 @@ _PROBLEM = {
 }
 
 
-def build_app(services: Services, *, front: bool = True) -> FastAPI:
-    """The application over these services; `front` adds the pages at `/`."""
+def build_app(services: Services, *, front: bool = True, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """The application over these services; `front` adds the pages at `/`, `lifespan` what lives as long as it does."""
     app = FastAPI(
         title="Cloud Billing",
         version=VERSION,
@@ -126,6 +127,7 @@ def build_app(services: Services, *, front: bool = True) -> FastAPI:
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
         telemetry=FRAMEWORK_TELEMETRY_OFF,
     )
     app.state.services = services

@@ -5,8 +5,10 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from billing.errors import Unavailable
 from deployments.app import build_app
 from deployments.bill_run_actor import start_bill_run
+from deployments.direct_port import DirectPort
 from deployments.services import Services
 from deployments.simulation_actor import start_simulation
 from deployments.wiring import PlatformAddress
@@ -35,6 +37,7 @@ def services_of(address: PlatformAddress) -> Services:
         about=lambda: {
             "version": address.version,
             "dashboard": address.dashboard,
+            "direct_port": address.direct_port or None,
             "data_directory": address.data_directory,
         },
     )
@@ -58,9 +61,15 @@ def application(address: PlatformAddress, *, replicas: int = 1) -> Any:
     class Platform:
         def __init__(self, address: PlatformAddress) -> None:
             self._services = services_of(address)
+            self._direct = DirectPort(address.direct_port) if address.direct_port else None
 
         def __serve_build_asgi_app__(self) -> FastAPI:
             """Called by Serve in the replica: routes hang on this replica's own services."""
-            return build_app(self._services)
+            return build_app(self._services, lifespan=self._direct.lifespan if self._direct is not None else None)
+
+        def check_health(self) -> None:
+            """Called by Serve; a replica that raises is replaced."""
+            if self._direct is not None and not self._direct.answers:
+                raise Unavailable(f"the server on port {self._direct.port} has ended")
 
     return Platform.bind(address)

@@ -68,6 +68,7 @@ class PlatformAddress:
     version: str
     dashboard: str = ""  # address of the Ray dashboard, for the health page
     data_directory: str = ""
+    direct_port: int = 0  # where replicas answer by themselves (deployments/direct_port.py); 0: nowhere
     telemetry_endpoint: str = ""
     log_level: str = "INFO"
     limits: Limits = field(default_factory=Limits)

@@ -145,6 +145,8 @@ def _print_status(state: dict[str, Any]) -> None:
         _say("start it with: cloudbilling up")
         return
     _say(f"{'ready' if state['ready'] else state['state']} at {state.get('url')}, process {state.get('pid')}")
+    if state.get("direct_url"):
+        _say(f"  without the proxy: {state['direct_url']}")
     for name, word in (state.get("checks") or {}).items():
         _say(f"  {name}: {word}")
     _say(f"  demo: {state['demo']}")

@@ -103,15 +103,21 @@ class Running:
     def log(self) -> str:
         return (self.folder / "up.log").read_text()[-3000:]
 
+    def direct(self) -> str:
+        """The address beside the proxy."""
+        return self.status()["direct_url"]
+
     def tenant(self, code: str) -> Client:
         """A client for a new tenant with one customer on one plan."""
+        client = Client(self.url, self.tenant_key(code))
+        client.steps(STEPS)
+        return client
+
+    def tenant_key(self, code: str) -> str:
         key = (self.folder / "data" / "admin.key").read_text().strip()
         form = {"code": code, "currency": "EUR", "timezone": "Europe/Berlin", "country": "DE"}
         with Client(self.url, key) as platform:
-            made = platform.post("/v1/tenants", form)
-        client = Client(self.url, made["key"])
-        client.steps(STEPS)
-        return client
+            return platform.post("/v1/tenants", form)["key"]
 
 
 STEPS = [
@@ -351,6 +357,27 @@ def test_a_scenario_that_differs_says_where_and_a_key_that_is_refused_says_why(
         assert "key" in refused.stderr
 
 
+def test_the_port_beside_the_proxy_answers_as_the_platform_does(platform: Running) -> None:
+    direct = platform.direct()
+    with httpx.Client(base_url=direct, trust_env=False) as http:
+        assert http.get("/v1/health/ready").json()["ready"] is True
+        refused = http.post("/v1/usage", json={})
+        assert (refused.status_code, refused.json()["code"]) == (401, "not_authenticated")
+    key = platform.tenant_key("direct")
+    with Client(platform.url, key) as tenant, Client(direct, key) as beside:
+        tenant.steps(STEPS)
+        event = {
+            "source": "a",
+            "id": "1",
+            "type": "call",
+            "customer": "acme",
+            "time": "2026-01-02T00:00:00Z",
+            "data": {},
+        }
+        assert beside.post("/v1/usage", event)["accepted"] == 1
+        assert tenant.post("/v1/usage", event)["duplicates"] == 1
+
+
 def test_what_is_ours_listens_on_loopback_only(platform: Running) -> None:
     """Ray's own ports are not ours (SECURITY.md); HTTP, HAProxy, dashboard and PostgreSQL are."""
     by_port: dict[int, set[str]] = {}
@@ -365,6 +392,7 @@ def test_what_is_ours_listens_on_loopback_only(platform: Running) -> None:
                         by_program[name].add(connection.laddr.ip)
     assert by_port[platform.port] == {"127.0.0.1"}
     assert by_port[platform.dashboard] == {"127.0.0.1"}
+    assert by_port[int(platform.direct().rpartition(":")[2])] == {"127.0.0.1"}
     assert by_program["haproxy"] == {"127.0.0.1"}, "statistics and metrics of HAProxy too"
     assert by_program["postgres"] == set(), "PostgreSQL has a Unix socket, no port"
 
@@ -391,6 +419,9 @@ def test_a_killed_process_comes_back_and_no_acknowledged_event_is_lost_or_double
     stored_once(acme, sent)
     assert platform.process is not None
     assert platform.process.poll() is None, "the platform itself stays"
+    transport = httpx.HTTPTransport(retries=5)  # connections refused while a replica starts
+    with httpx.Client(transport=transport, trust_env=False, timeout=30.0) as http:
+        assert http.get(f"{platform.direct()}/v1/health/live").status_code == 200
 
 
 def test_after_kill_9_of_the_whole_tree_the_next_start_finds_everything_and_bills_it(
