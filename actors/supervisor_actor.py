@@ -49,7 +49,6 @@ BEAT_TIMEOUT_S = 2.0  # of a shard that restarts Ray says so after a second at t
 STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
 HURRY = 16  # times the length at which a tail is sealed: then sealing no longer stands back
-LOWEST = 19  # niceness
 MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
 PREPARE_TIMEOUT_S = 60.0  # all that was decided in a partition is read, while it is served
 SPREAD_S_MAX = 110.0  # below the time that a request may take
@@ -289,8 +288,11 @@ _STEPS_BACK = {"env_vars": {"CLOUDBILLING_PROCESS": "maintenance"}}
 
 
 def _step_back() -> None:
-    """Below shards and replicas: usage that comes in goes first, files can wait."""
-    os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    """Below shards and replicas: usage that comes in goes first, and at once; files can wait.
+
+    By niceness it would still have a third of a core that others want, and they would wait for its turn to end.
+    """
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 @ray.remote(num_cpus=0, max_retries=0, runtime_env=_STEPS_BACK)

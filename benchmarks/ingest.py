@@ -101,7 +101,7 @@ async def send(url: str, key: str, waiting: list[bytes]) -> Load:
 @contextmanager
 def plain_service() -> Iterator[str]:
     """The peer in a process of its own, over a PostgreSQL of its own."""
-    with tempfile.TemporaryDirectory(prefix="cb-peer-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cb-peer-", ignore_cleanup_errors=True) as folder:
         port, log = free_port(), Path(folder) / "peer.log"
         with log.open("wb") as out:
             command = [sys.executable, "-m", "benchmarks.plain_http", str(port), f"{folder}/sql"]
