@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -67,6 +67,7 @@ class Measured:
     pid: int | None
     kind: str
     direct: str = ""  # the address beside the proxy; empty where there is none
+    platform_key: str = field(default="", repr=False)  # of who may make tenants and move partitions
 
     @property
     def quick(self) -> str:
@@ -81,7 +82,7 @@ def platform(size: str, customers: int) -> Iterator[Measured]:
     if given:
         platform_key = Path(os.environ["CLOUDBILLING_ADMIN_KEY_FILE"]).read_text().strip()
         direct = os.environ.get("CLOUDBILLING_DIRECT_URL", "")
-        yield Measured(given, _tenant(given, platform_key, customers), None, "running platform", direct)
+        yield Measured(given, _tenant(given, platform_key, customers), None, "running platform", direct, platform_key)
         return
     with tempfile.TemporaryDirectory(prefix="cb-bench-") as folder:
         port = free_port()
@@ -98,7 +99,7 @@ def platform(size: str, customers: int) -> Iterator[Measured]:
             kind = "one process" if size == "small" else "cloudbilling up"
             status = Path(folder, "data", "status.json")
             direct = json.loads(status.read_text()).get("direct_url") or "" if status.exists() else ""
-            yield Measured(url, _tenant(url, platform_key, customers), process.pid, kind, direct)
+            yield Measured(url, _tenant(url, platform_key, customers), process.pid, kind, direct, platform_key)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

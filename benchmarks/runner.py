@@ -27,7 +27,7 @@ import psutil
 
 NAMES = (
     *("rating", "documents", "archive", "bill_run", "recovery", "dedup", "event_bytes", "ingest_log", "aggregation"),
-    *("ingest", "ingest_filled", "ingest_single", "ingest_steps", "freshness", "reservations", "soak"),
+    *("ingest", "ingest_filled", "move_pause", "ingest_single", "ingest_steps", "freshness", "reservations", "soak"),
 )
 VERSIONS = ("ray", "polars", "pyarrow", "psycopg", "fastapi", "typst")
 SECONDS_MAX = {"small": 300, "normal": 1_800, "long": 7_200}
