@@ -113,6 +113,7 @@ def test_axe_finds_nothing_on_a_phone_and_at_night(
             page.goto(path)
             assert findings(page) == [], path
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0], path
+            assert page.evaluate(BEYOND) == [], path
         assert odd == []
 
 

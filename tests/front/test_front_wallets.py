@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import html
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from platform_under_test import HOSTILE_CODE, NOW, Platform
+from playwright.sync_api import Browser
+from test_front_browser import BEYOND, PHONE, WIDE, signed_in
 
 from actors.accounts_desk import AccountsDesk
 from deployments.front.page import path_of
@@ -40,7 +43,36 @@ def test_a_customer_page_shows_the_wallet_as_the_lane_knows_it(platform: Platfor
     assert "<b>0" not in page
     shown = text_of(page)
     assert "Balance 37.50 EUR Reserved 20.00 EUR Free 17.50 EUR Spent 12.50 EUR pays the next invoices" in shown
-    assert re.search(r"Promotional .{5,20} expired 5\.00 EUR 5\.00 EUR", shown)
-    assert re.search(r"Purchased \S+ \S+ \S+ – 50\.00 EUR 37\.50 EUR", shown)
-    assert re.search(r"<b>1 .{5,40} open 20\.00 EUR 0\.00 EUR", shown)
-    assert re.search(r"<b>0 .{5,40} spent 20\.00 EUR 12\.50 EUR", shown)
+    assert re.search(r"Promotional expired .{5,20} 5\.00 EUR of 5\.00 EUR", shown)
+    assert re.search(r"Purchased \S+ \S+ \S+ 37\.50 EUR of 50\.00 EUR", shown)
+    assert re.search(r"<b>1 .{5,40} 20\.00 EUR open", shown)
+    assert re.search(r"<b>0 .{5,40} 20\.00 EUR spent, 12\.50 EUR of it", shown)
+
+
+@pytest.mark.parametrize("size", [PHONE, WIDE])
+def test_long_ids_and_large_amounts_stay_inside_their_panel(
+    chromium: Browser, platform: Platform, size: tuple[int, int]
+) -> None:
+    """Both tables had laid over their neighbours, on a desk, too."""
+    services = platform.services
+    credit = {"customer": HOSTILE_CODE, "amount": "123456789.50", "kind": "purchased"}
+    with services.database.tenant(platform.tenant_id) as connection:
+        step = {"at": "2026-01-01", "top_up": credit}
+        number = steps.append_steps(connection, platform.tenant_id, [step], "test", now=NOW).number
+    services.masters.project(services.database, platform.tenant_id)
+    asked = [
+        {"customer": HOSTILE_CODE, "id": f"call-{size[0]}-2026-11-27T05:30:00.123456Z-{n}" * n, "amount": "1234567.89"}
+        for n in range(1, 5)
+    ]
+
+    async def reserve() -> list[object]:
+        return list(await AccountsDesk(services.router).reserve(platform.tenant_id, asked, master=number))
+
+    with ThreadPoolExecutor(1) as pool:  # the browser's loop is in this thread
+        assert all(isinstance(one, dict) for one in pool.submit(lambda: asyncio.run(reserve())).result())
+    with signed_in(chromium, platform, size) as (page, odd):
+        page.goto(path_of("customers", HOSTILE_CODE))
+        assert page.locator("#reservations").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.evaluate(BEYOND) == []
+        assert odd == []
