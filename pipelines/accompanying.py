@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from billing.accompanying import Accompanying
+import msgspec
+
+from billing.accompanying import Accompanying, Kind
 from billing.einvoice.parties import Seller
 from billing.einvoice.terms import places_in
 from billing.errors import FieldError, InvalidInput
 from pipelines.accompanying_view import csv_of, page_of
-from pipelines.documents import BUILT_IN, NotIssuable, draw
+from pipelines.documents import BUILT_IN, draw_file
 from pipelines.layout_blocks import Layout
 from storage.archive import Archive, Archived, Entry
 
@@ -70,23 +72,30 @@ def render_document(
 
 
 def _pdf(document: Accompanying, language: str, layout: Layout, seller: Seller | None, owner: str) -> bytes:
+    def named(letters: str, detail: str) -> list[FieldError]:
+        return [FieldError(one, detail) for one in places_in(document.to_json(), letters)]
+
     data = page_of(document, seller or Seller(document.seller), layout.blocks, language)
-    try:
-        return draw(layout, data, "pdf", owner)[0]
-    except NotIssuable as error:
-        if not error.unprintable:
-            raise
-        places = [FieldError(one, error.detail) for one in places_in(document.to_json(), error.unprintable)]
-        at = f" (in {', '.join(one.pointer for one in places)})" if places else ""
-        raise NotIssuable(error.detail + at, errors=places, unprintable=error.unprintable) from error
+    return draw_file(layout, data, owner, named)
 
 
 # -- Archive -----------------------------------------------------------------------------------------------------------
 
 
-def document_id(tenant_id: str, document: Accompanying) -> str:
+def document_id(tenant_id: str, kind: Kind, number: str) -> str:
     """The same type and number of a tenant have the same id: made again it is the next version, not another one."""
-    return str(uuid.uuid5(_DOCUMENTS, f"{tenant_id}/{document.type}/{document.number}"))
+    return str(uuid.uuid5(_DOCUMENTS, f"{tenant_id}/{kind}/{number}"))
+
+
+def content_of(document: Accompanying, seller: Seller, language: str) -> str:
+    """A hash of all that a page is drawn from but its layout."""
+    said = msgspec.json.encode([document.to_json(), seller, language], order="deterministic", decimal_format="string")
+    return hashlib.sha256(said).hexdigest()
+
+
+def newest_version(archive: Archive, tenant_id: str, document_id: str) -> int:
+    """The newest version of a document in the archive; 0: there is none."""
+    return max((one.version for one in archive.entries(tenant_id, [document_id])), default=0)
 
 
 def archive_document(
@@ -97,7 +106,7 @@ def archive_document(
     What it is kept for is said by its type (`storage/archive/retention.py`); its day is never before that of an
     invoice that it accompanies, so it is kept at least as long.
     """
-    own = document_id(tenant_id, document)
+    own = document_id(tenant_id, document.type, document.number)
     earlier = archive.entries(tenant_id, [own])
     newest = max((one.version for one in earlier), default=0)
     version = newest or 1

@@ -60,6 +60,7 @@ def speech_of(language: str) -> Speech:
 
 @dataclass(frozen=True)
 class _Column:
+    key: str  # what a layout chooses it by (`layout_blocks.py`); empty: it is always there
     name: str
     right: bool = False
     width: int | None = None  # millimetres; None: what is left
@@ -109,9 +110,8 @@ def page_of(document: Accompanying, seller: Seller, blocks: Blocks, language: st
         "date": [document.issued_on.year, document.issued_on.month, document.issued_on.day],
         "running": f"{shortened(title)}   {speech.date_long(document.issued_on)}",
         "intro": [texts["greeting"], page.intro],
-        "tables": page.tables,
+        "tables": [_chosen(one, blocks.columns) for one in page.tables],
         "empty": "" if page.tables else page.empty,
-        "taxes": {"head": [], "rows": []},
         "totals": page.totals,
         "due": page.due,
         "payment": {"sentence": page.sentence, "rows": page.account},
@@ -174,7 +174,7 @@ def _table(
     return {
         "title": breakable(title),
         "note": breakable(note),
-        "columns": [{"name": one.name, "right": one.right, "width": one.width} for one in columns],
+        "columns": [{"key": one.key, "name": one.name, "right": one.right, "width": one.width} for one in columns],
         "rows": rows,
         "sums": [
             {
@@ -186,6 +186,25 @@ def _table(
         ],
         "long": len(rows) > WHOLE_ROWS or longest > LONG or len(title) + len(note) > LONG,
     }
+
+
+def _chosen(table: dict[str, Any], columns: Sequence[str] | None) -> dict[str, Any]:
+    """The same table with the columns only that a layout shows; sums keep their figures under those of their rows."""
+    if columns is None:
+        return table
+    keep = [at for at, one in enumerate(table["columns"]) if not one["key"] or one["key"] in columns]
+    shown = [dict(table["columns"][at]) for at in keep]
+    if all(one["width"] is not None for one in shown):
+        shown[0]["width"] = None  # some column fills the sheet
+    sums = [
+        {
+            "name": row["name"],
+            "span": sum(at < row["span"] for at in keep),
+            "cells": [cell for at, cell in enumerate(row["cells"], start=row["span"]) if at in keep],
+        }
+        for row in table["sums"]
+    ]
+    return {**table, "columns": shown, "rows": [[row[at] for at in keep] for row in table["rows"]], "sums": sums}
 
 
 Figure = str | list[str]  # with the digits that it lacks, to be printed invisibly
@@ -216,10 +235,10 @@ def _usage(document: Accompanying, speech: Speech) -> _Page:
         groups.setdefault((row.subscription or "", row.meter, row.unit or ""), []).append(row)
     for (subscription, meter, unit), rows in groups.items():
         noted, billed = any(row.note for row in rows), any(row.billed_with for row in rows)
-        columns = [_Column(head["day"], width=None if not noted and not billed else 32)]
-        columns += [_Column(head["note"])] if noted else []
-        columns += [_Column(head["billed_with"], width=52 if noted else None)] if billed else []
-        columns.append(_Column(f"{head['quantity']} {unit}".rstrip(), right=True, width=42))
+        columns = [_Column("day", head["day"], width=None if not noted and not billed else 32)]
+        columns += [_Column("note", head["note"])] if noted else []
+        columns += [_Column("billed_with", head["billed_with"], width=52 if noted else None)] if billed else []
+        columns.append(_Column("quantity", f"{head['quantity']} {unit}".rstrip(), right=True, width=42))
         total = exact_sum([row.quantity for row in rows])
         figures = _quantities([*(row.quantity for row in rows), total], speech)
         cells: list[list[Figure]] = []
@@ -233,7 +252,9 @@ def _usage(document: Accompanying, speech: Speech) -> _Page:
         page.tables.append(_table(meter, columns, cells, sums, note=note))
     sums_of = usage_sums(document.usage)
     if len(groups) > 1:
-        columns = [_Column(texts["meter"]), _Column(head["unit"], width=30), _Column(head["quantity"], True, 42)]
+        columns = [
+            _Column("", texts["meter"]), _Column("", head["unit"], width=30), _Column("", head["quantity"], True, 42),
+        ]  # fmt: skip
         figures = _quantities(list(sums_of.values()), speech)
         rows_of: list[list[Figure]] = [
             [breakable(meter), breakable(unit), figure] for (meter, unit), figure in zip(sums_of, figures, strict=True)
@@ -264,8 +285,9 @@ def _statement(document: Accompanying, statement: Statement, speech: Speech) -> 
         )
     if rows:
         columns = [
-            _Column(head["booked_on"], width=23), _Column(head["document"]), _Column(head["due_on"], width=23),
-            _Column(f"{head['amount']} {currency}", True, 30), _Column(f"{head['balance']} {currency}", True, 30),
+            _Column("booked_on", head["booked_on"], width=23), _Column("document", head["document"]),
+            _Column("due_on", head["due_on"], width=23), _Column("amount", f"{head['amount']} {currency}", True, 30),
+            _Column("balance", f"{head['balance']} {currency}", True, 30),
         ]  # fmt: skip
         page.tables.append(_table("", columns, rows))
     period = document.period or Period()
@@ -301,8 +323,9 @@ def _reminder(document: Accompanying, reminder: Reminder, speech: Speech) -> _Pa
         (texts["pay_by"], speech.date(reminder.due_on), True),
     ]
     columns = [
-        _Column(head["number"]), _Column(head["issued_on"], width=24), _Column(head["due_on"], width=24),
-        _Column(f"{head['invoiced']} {currency}", True, 36), _Column(f"{head['open']} {currency}", True, 30),
+        _Column("number", head["number"]), _Column("issued_on", head["issued_on"], width=24),
+        _Column("due_on", head["due_on"], width=24), _Column("invoiced", f"{head['invoiced']} {currency}", True, 36),
+        _Column("open", f"{head['open']} {currency}", True, 30),
     ]  # fmt: skip
     rows = [
         [
@@ -342,8 +365,8 @@ def _delivery(document: Accompanying, speech: Speech) -> _Page:
     page.empty = texts["no_lines"]
     for subscription, lines in _by_subscription(document.lines):
         columns = [
-            _Column(head["description"]), _Column(head["period"], width=42), _Column(head["quantity"], True, 32),
-            _Column(head["unit"], width=24),
+            _Column("description", head["description"]), _Column("period", head["period"], width=42),
+            _Column("quantity", head["quantity"], True, 32), _Column("unit", head["unit"], width=24),
         ]  # fmt: skip
         figures = _figures(lines, speech)
         rows = [
@@ -362,9 +385,10 @@ def _credits(document: Accompanying, speech: Speech) -> _Page:
     groups = _by_subscription(document.lines)
     for subscription, lines in groups:
         columns = [
-            _Column(head["description"]), _Column(head["period"], width=36), _Column(head["quantity"], True, 25),
-            _Column(head["unit"], width=18), _Column(f"{head['price']} {currency}", True, 23),
-            _Column(f"{head['amount']} {currency}", True, 25),
+            _Column("description", head["description"]), _Column("period", head["period"], width=36),
+            _Column("quantity", head["quantity"], True, 25), _Column("unit", head["unit"], width=18),
+            _Column("price", f"{head['price']} {currency}", True, 23),
+            _Column("amount", f"{head['amount']} {currency}", True, 25),
         ]  # fmt: skip
         rows = [
             [

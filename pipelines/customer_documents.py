@@ -36,8 +36,15 @@ from billing.errors import Conflict, FieldError, InvalidInput
 from billing.explain import piece_of_line
 from billing.money import NUMBER, exact_sum
 from billing.periods import local_date
-from pipelines.accompanying import FORMATS, archive_document, render_document
-from pipelines.documents import BUILT_IN
+from pipelines.accompanying import (
+    FORMATS,
+    archive_document,
+    content_of,
+    document_id,
+    newest_version,
+    render_document,
+)
+from pipelines.documents import BUILT_IN, NotIssuable
 from pipelines.explain import BilledLines, EventsOfLine, LineExplainer
 from pipelines.layout_blocks import layout_of
 from storage.archive import Archive, Archived
@@ -253,10 +260,21 @@ class CustomerDocuments:
     def _made(self, tenant_id: str, customer: str, sides: _Sides, **parts: Any) -> Made:
         document = replace(sides.document, **parts)
         document.check()
+        own = document_id(tenant_id, document.type, document.number)
+        archived = newest_version(self._archive, tenant_id, own)
+        content = content_of(document, sides.seller, sides.language)
+        # Before the page is drawn: after a crash the same document is drawn with the same version of the layout.
         with self._database.tenant(tenant_id) as connection:
-            used = layouts.in_use(connection, document.type)
-        layout = BUILT_IN if used.form is None else layout_of(used.form)
-        files = render_document(document, FORMATS, sides.language, layout=layout, seller=sides.seller, owner=tenant_id)
+            used = layouts.note(connection, tenant_id, own, document.type, content, archived)
+        layout = BUILT_IN if used.form is None else layout_of(used.form, document.type)
+        try:
+            files = render_document(
+                document, FORMATS, sides.language, layout=layout, seller=sides.seller, owner=tenant_id
+            )
+        except NotIssuable:
+            with self._database.tenant(tenant_id) as connection:
+                layouts.free(connection, tenant_id, own, archived)
+            raise
         return Made(document, tuple(archive_document(self._archive, tenant_id, document, files, customer)))
 
     def _lines(
