@@ -19,7 +19,8 @@ from billing.accompanying import Accompanying, Kind
 from billing.einvoice.parties import Seller
 from billing.einvoice.terms import places_in
 from billing.errors import FieldError, InvalidInput
-from pipelines.accompanying_view import csv_of, page_of
+from pipelines.accompanying_csv import csv_of
+from pipelines.accompanying_view import page_of
 from pipelines.documents import BUILT_IN, draw_file
 from pipelines.layout_blocks import Layout
 from storage.archive import Archive, Archived, Entry
@@ -146,5 +147,6 @@ def _words(document: Accompanying) -> str:
     said += [row.meter for row in document.usage]
     said += [line.name for line in document.lines]
     said += [entry.number or "" for entry in document.statement.entries] if document.statement else []
+    said += [entry.number or "" for entry in document.credit.entries] if document.credit else []
     said += [item.number for item in document.reminder.items] if document.reminder else []
     return " ".join(dict.fromkeys(one for one in said if one))

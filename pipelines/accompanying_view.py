@@ -1,4 +1,4 @@
-"""What the page of an accompanying document prints, as texts in the order of the page; and the same as a CSV file.
+"""What the page of an accompanying document prints, as texts in the order of the page.
 
 A layout formats and never computes: tables, sums and balances are made here from the exact values, words come from the
 layout's `texts/<language>.json` over those of the invoice, signs of numbers and names of months from Babel.
@@ -7,7 +7,7 @@ layout's `texts/<language>.json` over those of the invoice, signs of numbers and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
@@ -15,6 +15,8 @@ from typing import Any, assert_never
 
 from billing.accompanying import (
     Accompanying,
+    CreditAccount,
+    CreditEntry,
     DeliveryLine,
     Reminder,
     Statement,
@@ -25,10 +27,10 @@ from billing.accompanying import (
     demanded_by,
     usage_sums,
 )
-from billing.einvoice.model import Period, plain
+from billing.einvoice.model import Period
 from billing.einvoice.parties import Seller
-from billing.focus import csv_line, harmless
 from billing.money import exact_sum
+from pipelines.accompanying_csv import csv_of
 from pipelines.column_widths import INSET, MM, SIZE, width_of
 from pipelines.invoice_view import (
     LONG,
@@ -381,7 +383,7 @@ def _delivery(document: Accompanying, speech: Speech) -> _Page:
 def _credits(document: Accompanying, speech: Speech) -> _Page:
     texts, head, currency = speech.texts, speech.texts["head"], document.currency or ""
     page = _start(document, speech)
-    page.empty = texts["no_lines"]
+    page.empty = texts["no_lines" if document.credit is None else "no_entries"]
     groups = _by_subscription(document.lines)
     for subscription, lines in groups:
         columns = [
@@ -399,10 +401,62 @@ def _credits(document: Accompanying, speech: Speech) -> _Page:
             for line, figure in zip(lines, _figures(lines, speech), strict=True)
         ]  # fmt: skip
         title = texts["in_subscription"].format(subscription=subscription) if subscription else ""
-        sums = [_Sum(texts["sum_of"], 5, [speech.money(credited_by(lines), currency)])] if len(groups) > 1 else []
+        sums = (
+            [_Sum(texts["sum_of"], 5, [speech.money(credited_by(lines), currency)])]
+            if len(groups) > 1 or document.credit
+            else []
+        )
         page.tables.append(_table(title, columns, rows, sums))
+    if document.credit is not None:
+        _credit_account(page, document, document.credit, speech)
+        return page
     page.due = [texts["credited_sum"], f"{speech.money(credited_by(document.lines), currency)} {currency}"]
     return page
+
+
+def _credit_account(page: _Page, document: Accompanying, credit: CreditAccount, speech: Speech) -> None:
+    """The credit that is held, entry by entry; what was credited by lines stands before it."""
+    texts, head, currency = speech.texts, speech.texts["head"], document.currency or ""
+    page.title, page.intro = texts["credit_title"], texts["credit_intro"]
+    balance = credit.opening
+    rows: list[list[str]] = []
+    for entry in credit.entries:
+        balance = exact_sum([balance, entry.amount])
+        rows.append(
+            [
+                speech.date(entry.booked_on),
+                breakable(_credit_words(entry, texts)),
+                speech.date(entry.expires_on) if entry.expires_on else "",
+                speech.money(entry.amount, currency),
+                speech.money(balance, currency),
+            ]
+        )
+    if rows:
+        columns = [
+            _Column("booked_on", head["booked_on"], width=23), _Column("document", head["document"]),
+            _Column("expires_on", head["expires_on"], width=23),
+            _Column("amount", f"{head['amount']} {currency}", True, 30),
+            _Column("balance", f"{head['balance']} {currency}", True, 30),
+        ]  # fmt: skip
+        page.tables.append(_table("", columns, rows))
+    period = document.period or Period()
+    opening = texts["opening"].format(day=speech.date(period.start) if period.start else "")
+    page.totals.append([opening, speech.money(credit.opening, currency)])
+    for kind, name in texts["credit_sums"].items():
+        amounts = [entry.amount for entry in credit.entries if entry.kind == kind]
+        if amounts:
+            page.totals.append([name, speech.money(exact_sum(amounts), currency)])
+    label = texts["credit_closing"].format(day=speech.date(period.end) if period.end else "")
+    page.due = [label, f"{speech.money(closing_of(credit), currency)} {currency}"]
+
+
+def _credit_words(entry: CreditEntry, texts: dict[str, Any]) -> str:
+    """What moved it; `text` is the invoice of a credit note, the kind of credit that expired, or whatever was said."""
+    said = texts["credit_entries"][entry.kind].format(number=entry.number or "")
+    about = texts["credit_of"].get(entry.text, entry.text) if entry.kind == "expired" else entry.text
+    if about and entry.kind in ("credit_note", "returned"):
+        about = texts["credit_about"].format(number=about)
+    return ", ".join(one for one in (" ".join(said.split()), about) if one)
 
 
 def _by_subscription(lines: Sequence[DeliveryLine]) -> list[tuple[str, list[DeliveryLine]]]:
@@ -430,65 +484,9 @@ def _unit(line: DeliveryLine, texts: dict[str, Any]) -> str:
     return texts["units"].get(line.unit or "", line.unit or "")
 
 
-# -- The same as a file ------------------------------------------------------------------------------------------------
-
-_CSV: dict[str, tuple[str, ...]] = {
-    "usage_record": ("subscription", "meter", "day", "note", "billed_with", "quantity", "unit"),
-    "account_statement": ("booked_on", "kind", "number", "text", "due_on", "amount", "balance", "currency"),
-    "reminder": ("kind", "number", "issued_on", "due_on", "amount", "open", "currency"),
-    "delivery_note": ("subscription", "name", "note", "start", "end", "quantity", "unit"),
-    "credit_statement": (
-        "subscription", "name", "note", "start", "end", "quantity", "unit", "price", "amount", "currency",
-    ),
-}  # fmt: skip
-
-
-def csv_of(document: Accompanying) -> bytes:
-    """RFC 4180 in UTF-8: plain decimals with a point, ISO dates, both ends of a period inside; no row of sums.
-
-    What a spreadsheet would run as a formula gets an apostrophe before it.
-    """
-    return "".join([csv_line(_CSV[document.type]), *map(csv_line, _csv_rows(document))]).encode()
-
-
-def _csv_rows(document: Accompanying) -> Iterator[list[str | None]]:
-    currency = document.currency
-    for row in document.usage:
-        day = row.day.isoformat() if row.day else None
-        said = [harmless(one) for one in (row.note, row.billed_with)]
-        yield [harmless(row.subscription), harmless(row.meter), day, *said, plain(row.quantity), harmless(row.unit)]
-    if document.statement is not None:
-        balance = document.statement.opening
-        start = document.period.start.isoformat() if document.period and document.period.start else None
-        yield [start, "opening", None, None, None, None, plain(balance), currency]
-        for entry in document.statement.entries:
-            balance = exact_sum([balance, entry.amount])
-            due = entry.due_on.isoformat() if entry.due_on else None
-            yield [
-                entry.booked_on.isoformat(), entry.kind, harmless(entry.number), harmless(entry.text), due,
-                plain(entry.amount), plain(balance), currency,
-            ]  # fmt: skip
-    if document.reminder is not None:
-        for item in document.reminder.items:
-            days = [item.issued_on.isoformat(), item.due_on.isoformat()]
-            yield ["item", harmless(item.number), *days, plain(item.amount), plain(item.open), currency]
-        for one in document.reminder.charges:
-            yield [one.kind, harmless(one.text), None, None, plain(one.amount), plain(one.amount), currency]
-    for line in document.lines:
-        period = line.period or Period()
-        head = [harmless(one) for one in (line.subscription, line.name, line.note)]
-        head += [one.isoformat() if one else None for one in (period.start, period.end)]
-        figures = [None if line.quantity is None else plain(line.quantity), harmless(line.unit)]
-        if document.type == "credit_statement":
-            prices = [None if one is None else plain(one) for one in (line.price, line.amount)]
-            yield [*head, *figures, *prices, currency]
-        else:
-            yield [*head, *figures]
-
-
 def _attachments(document: Accompanying, language: str) -> list[dict[str, Any]]:
-    """The record and the statement lie in their own PDF as CSV, for a customer's own sums."""
-    if document.type not in ("usage_record", "account_statement"):
+    """Records and statements of accounts lie in their own PDF as CSV, for a customer's own sums."""
+    if document.type not in ("usage_record", "account_statement") and document.credit is None:
         return []
     text = speech_of(language).texts["csv"]
     return [{"name": f"{document.type}.csv", "mime": "text/csv", "text": text, "content": csv_of(document).decode()}]

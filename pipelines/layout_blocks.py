@@ -26,16 +26,23 @@ DOCUMENT_KINDS = (*ISSUED_KINDS, *KINDS)  # each has its own choice of a layout
 FONTS = ("Inter", "Noto Sans", "Libertinus Serif")
 COLUMNS = ("position", "description", "period", "quantity", "unit", "price", "amount", "gross")  # of what books
 NEEDED = ("position", "description", "amount")  # keep a line together, say what it is and what it costs
-_OF_ACCOMPANYING: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # all columns, and those that have to be
-    "usage_record": (("day", "note", "billed_with", "quantity"), ("day", "quantity")),
-    "account_statement": (("booked_on", "document", "due_on", "amount", "balance"), ("booked_on", "document", "amount")),
-    "reminder": (("number", "issued_on", "due_on", "invoiced", "open"), ("number", "due_on", "open")),
-    "delivery_note": (("description", "period", "quantity", "unit"), ("description", "quantity")),
+_OF_ACCOMPANYING: Mapping[str, tuple[str, ...]] = {
+    "usage_record": ("day", "note", "billed_with", "quantity"),
+    "account_statement": ("booked_on", "document", "due_on", "amount", "balance"),
+    "reminder": ("number", "issued_on", "due_on", "invoiced", "open"),
+    "delivery_note": ("description", "period", "quantity", "unit"),
     "credit_statement": (
-        ("description", "period", "quantity", "unit", "price", "amount", "booked_on", "document", "expires_on", "balance"),
-        ("description", "amount", "booked_on", "document"),
+        "description", "period", "quantity", "unit", "price", "amount", "booked_on", "document", "expires_on",
+        "balance",
     ),
 }  # fmt: skip
+_MAY_LACK: Mapping[str, tuple[str, ...]] = {
+    "usage_record": ("note", "billed_with"),
+    "account_statement": ("due_on", "balance"),
+    "reminder": ("issued_on", "invoiced"),
+    "delivery_note": ("period", "unit"),
+    "credit_statement": ("period", "quantity", "unit", "price", "expires_on", "balance"),
+}
 GROUPINGS = ("subscription", "product", "cost_centre", "none")
 LOGO_BYTES_MAX = 300_000
 LOGO_SIDE_MIN, LOGO_SIDE_MAX = 8, 4_000  # pixels; a picture is unpacked in memory, 4 bytes each
@@ -94,12 +101,14 @@ class Layout:
 
 def columns_of(kind: str) -> tuple[str, ...]:
     """The columns that documents of a type may show, in their order on the page."""
-    return _OF_ACCOMPANYING[kind][0] if kind in _OF_ACCOMPANYING else COLUMNS
+    return _OF_ACCOMPANYING.get(kind, COLUMNS)
 
 
 def needed_of(kind: str) -> tuple[str, ...]:
     """Columns that no layout of the type can do without."""
-    return _OF_ACCOMPANYING[kind][1] if kind in _OF_ACCOMPANYING else NEEDED
+    if kind in ISSUED_KINDS:
+        return NEEDED
+    return tuple(name for name in columns_of(kind) if name not in _MAY_LACK.get(kind, ()))
 
 
 def layout_of(form: object, kind: str = "invoice") -> Layout:

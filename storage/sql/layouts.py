@@ -210,9 +210,9 @@ def pin(connection: Connection, tenant_id: str, documents: Iterable[tuple[str, s
 def note(connection: Connection, tenant_id: str, document_id: str, kind: str, content: str, archived: int) -> Used:
     """Note what a document that may be made again is drawn with; `archived` is its newest version in the archive.
 
-    The same `content` (a hash of what is drawn) as noted last keeps that layout: after a crash, and whenever the same is
-    made again, it has the same bytes. Other content is the next edition, with the version in use now; so is the same
-    content once the platform's own page has changed.
+    The same `content` (a hash of what is drawn) as noted last keeps that layout: after a crash, and whenever the same
+    is made again, it has the same bytes. Other content is the next edition, with the version in use now; so is the
+    same content once the platform's own page has changed.
     """
     # One after the other: two at once would note two layouts for one edition.
     connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (document_id,))

@@ -19,7 +19,7 @@ from test_documents import verapdf
 from billing.accompanying import Accompanying
 from billing.errors import InvalidInput
 from pipelines.accompanying import formats_of, render_document
-from pipelines.accompanying_view import csv_of
+from pipelines.accompanying_csv import csv_of
 from pipelines.documents import NotIssuable
 from pipelines.invoice_view import LAYOUTS
 from pipelines.pdf_parts import (

@@ -20,8 +20,8 @@ from billing.einvoice.cii import to_cii
 from billing.einvoice.parties import seller_of
 from pipelines.documents import BUILT_IN, FinalDocument, invoice_for, render_pdf
 from pipelines.factur_x import hybrid_of
-from pipelines.layout_engines import TypstEngine
 from pipelines.layout_blocks import Blocks
+from pipelines.layout_engines import TypstEngine
 from pipelines.layout_view import page_of
 from pipelines.pdf_parts import OtherForm, objects_of, pages_of, reference, runs_of, stream_of
 from pipelines.qr_code import BYTES_MAX, rows_of
