@@ -184,8 +184,8 @@ def make_document(
     `account_statement`: receivables by the ledger; `payments` are entries that the platform does not book (below zero:
     paid). `credit_statement`: the credit that is held, by wallets and documents: paid in, granted, used, given back,
     expired, and credit notes. `reminder`: what is overdue today less `paid` (amount by number of invoice), with `level`
-    1 to 3, `due_on`, `charges` (fees and interest as you state them) and `previous_on`. `currency` is needed where there
-    are several.
+    1 to 3, `due_on`, `charges` (fees and interest as you state them) and `previous_on`. `currency` is needed where
+    there are several.
 
     The files are in the archive under the document's type and number. The same again is the same; other figures, or
     another day, make its next version.
