@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,7 +96,6 @@ STEPS = st.lists(
 )
 
 
-@pytest.mark.filterwarnings("ignore")
 @given(steps=STEPS)
 def test_what_expired_and_what_is_left_is_what_the_account_says(steps: list[tuple[str, int, int]]) -> None:
     """Whatever was decided when: the rows, read once by the account and once for the history, give one sum."""

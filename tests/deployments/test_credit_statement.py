@@ -1,4 +1,4 @@
-"""A customer's credit statement from real top-ups, reservations, bill runs and credit notes, held against the ledger."""
+"""A customer's credit statement from top-ups, reservations, bill runs and credit notes, held against the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts of tenants for what accompanies invoices: blocks, columns and words in both engines, and sources of their own."""
+"""Layouts of tenants for what accompanies invoices: blocks, columns, words in both engines, sources of their own."""
 
 from __future__ import annotations
 
