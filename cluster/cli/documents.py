@@ -41,11 +41,13 @@ def make(
         body = {name: value for name, value in form.items() if value is not None}
         made = client.post(f"/v1/customers/{path_part(customer)}/documents", body)
         if out is not None:
-            files = [
-                (one["file_name"], client.get_bytes(f"/v1/archive/documents/{one['document_id']}/{one['kind']}"))
+            paths = {
+                one["file_name"]: f"{one['document_id']}/{one['kind']}?version={one['version']}"
                 for one in made["files"]
-            ]
-            context.write_files(out, files)
+            }
+            context.write_files(
+                out, [(name, client.get_bytes(f"/v1/archive/documents/{path}")) for name, path in paths.items()]
+            )
     context.show(made, as_json, _print_made)
 
 
