@@ -299,13 +299,13 @@ def _kind(text: str) -> str:
 
 
 def _accompanying(text: str) -> Kind:
-    return cast(Kind, _one_of(text, KINDS))
+    return cast(Kind, _one_of(text, KINDS, "query:document_type"))
 
 
-def _one_of(text: str, kinds: Sequence[str]) -> str:
+def _one_of(text: str, kinds: Sequence[str], pointer: str = "/document_type") -> str:
     if text not in kinds:
         detail = f"{text!r} is none of {', '.join(kinds)}"
-        raise InvalidInput(detail, errors=[FieldError("/document_type", detail)])
+        raise InvalidInput(detail, errors=[FieldError(pointer, detail)])
     return text
 
 

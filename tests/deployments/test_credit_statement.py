@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from cluster.cli import context
+from cluster.cli import documents as commands
+from cluster.client import Client
 from storage.sql.database import Database
 from tests.deployments.conftest import Api, Tenant
 from tests.deployments.test_accompanying_routes import event, made, pdf_of
@@ -155,3 +160,21 @@ def test_it_is_numbered_archived_and_says_what_expired(lived: Tenant) -> None:
     other = made(lived, {"type": "credit_statement", "from": "2026-01-01", "to": "2026-01-31", "currency": "USD"})
     assert other["document"]["number"] == "GA-acme-2026-01-USD"
     assert json.dumps(other).count("GA-acme-2026-01-USD") >= 3
+
+
+def test_the_terminal_makes_it_and_writes_the_archived_files(
+    lived: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context, "tenant_client", lambda *_: Client("", lived.key, http=lived.api.http))
+    form = {"type": "credit_statement", "from": "2026-03-01", "to": "2026-03-31", "currency": "EUR", "level": None}
+    commands.make(form, "acme", tmp_path, None, None, None, False)
+    pdf, rows = (tmp_path / f"GA-acme-2026-03.{kind}" for kind in ("pdf", "csv"))
+    assert pdf.read_bytes().startswith(b"%PDF-")
+    amounts = [line.split(",") for line in rows.read_text("utf-8").splitlines()]
+    assert amounts[0] == ["booked_on", "kind", "number", "text", "expires_on", "amount", "balance", "currency"]
+    closing = statement(lived, "03")["closing"]
+    assert amounts[-1][6] == closing
+    assert f"{closing} EUR at the end" in capsys.readouterr().out
+    with pytest.raises(typer.Exit) as refused:
+        commands.make({"type": "letter"}, "acme", None, None, None, None, False)
+    assert refused.value.exit_code == context.WRONG_CALL
