@@ -48,8 +48,9 @@ LOGO_BYTES_MAX = 300_000
 LOGO_SIDE_MIN, LOGO_SIDE_MAX = 8, 4_000  # pixels; a picture is unpacked in memory, 4 bytes each
 SOURCE_CHARACTERS_MAX = 200_000
 TEXT_MAX, COVER_MAX = 2_000, 20_000
+FOOTER_MAX = 250  # characters: two lines are left below the footer's columns
 LANGUAGES_MAX = 20
-TEXTS = ("greeting", "intro", "closing")
+TEXTS = ("greeting", "intro", "closing", "footer")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _LANGUAGE = re.compile(r"[a-z]{2}")
 _ACTIVE = frozenset({"script", "foreignObject", "iframe", "animate", "set", "handler"})
@@ -140,7 +141,11 @@ def _blocks(form: Form, kind: str) -> Blocks:
     texts: dict[str, dict[str, str]] = {}
     for language, said in _languages(form, "texts"):
         one = Form(said, f"{form.at('texts')}/{language}", form.mistakes)
-        texts[language] = {name: one.text(name, "", TEXT_MAX) for name in TEXTS if name in one.fields}
+        texts[language] = {
+            name: one.text(name, "", FOOTER_MAX if name == "footer" else TEXT_MAX)
+            for name in TEXTS
+            if name in one.fields
+        }
         one.done()
     cover: dict[str, str] = {}
     for language, said in _languages(form, "cover"):

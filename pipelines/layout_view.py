@@ -47,6 +47,8 @@ def dressed(data: dict[str, Any], blocks: Blocks, language: str) -> dict[str, An
     if closing := words.get("closing"):
         data["notes"] = [*data["notes"], breakable(closing)]
         data["long"] = data["long"] or len(closing) > 1_000
+    if foot := words.get("footer"):
+        data["letterhead"] = {**data["letterhead"], "foot": breakable(foot)}
     if blocks.logo is not None:
         data["letterhead"] = {**data["letterhead"], "logo": _drawn(blocks.logo)}
     return data

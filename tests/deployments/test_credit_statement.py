@@ -14,7 +14,7 @@ from cluster.cli import context
 from cluster.cli import documents as commands
 from cluster.client import Client
 from storage.sql.database import Database
-from tests.deployments.conftest import Api, Tenant
+from tests.deployments.conftest import Api, Tenant, bearer
 from tests.deployments.test_accompanying_routes import event, made, pdf_of
 
 pytestmark = pytest.mark.postgres
@@ -178,3 +178,35 @@ def test_the_terminal_makes_it_and_writes_the_archived_files(
     with pytest.raises(typer.Exit) as refused:
         commands.make({"type": "letter"}, "acme", None, None, None, None, False)
     assert refused.value.exit_code == context.WRONG_CALL
+
+
+def test_a_customer_whose_partition_moved_has_all_of_his_rows(api: Api) -> None:
+    """Reserved in one lane, used in another: what expired is the same as if he had stayed."""
+    tenant = api.tenant(kind="test", test_clock="2026-01-05")
+    tenant.catalog()
+    top_up(tenant, "20.00", "purchased", "2026-01-05", "2026-01-20")
+    assert tenant.post("/v1/reservations", {"customer": "acme", "id": "r1", "amount": "8.00"}).status_code == 200
+    before = {one["lane"]: one["owned"] for one in platform(api, "GET", "/v1/lanes")["items"]}
+    active = sorted(lane for lane, owned in before.items() if owned)
+    try:
+        for lanes, day, amount in ((active[:1], "2026-01-25", "3.00"), (active[-1:], "2026-02-05", None)):
+            platform(api, "POST", "/v1/lanes/spread", {"lanes": lanes})
+            assert tenant.post("/v1/test-clock/advance", {"to": day}).status_code == 200
+            if amount:
+                assert tenant.post("/v1/reservations/r1/commit", {"amount": amount}).json()["committed"] == amount
+    finally:
+        platform(api, "POST", "/v1/lanes/spread", {"lanes": active})
+    assert moved(statement(tenant, "01")["entries"]) == [
+        ("2026-01-05", "purchased", "20"),
+        ("2026-01-20", "expired", "-12"),
+        ("2026-01-25", "expired", "-5"),
+    ]
+    [wallet] = tenant.get("/v1/wallets/acme?fresh=true").json()["wallets"]
+    assert (wallet["balance"], wallet["committed"]) == ("0.00", "3.00")
+    assert statement(tenant, "01")["closing"] == "3"
+
+
+def platform(api: Api, method: str, path: str, body: Any = None) -> Any:
+    answer = api.http.request(method, path, json=body, headers=bearer(api.platform_key))
+    assert answer.status_code == 200, answer.text
+    return answer.json()

@@ -26,7 +26,14 @@ from pipelines.layout_preview import preview, sample_accompanying
 BLOCKS = {
     "logo": base64.b64encode(png()).decode(),
     "accent": "#a01040",
-    "texts": {"de": {"greeting": "Moin,", "intro": "hier ist es.", "closing": "Danke und bis bald."}},
+    "texts": {
+        "de": {
+            "greeting": "Moin,",
+            "intro": "hier ist es.",
+            "closing": "Danke und bis bald.",
+            "footer": "Wir sind klein.",
+        }
+    },
     "cover": {"de": "Ein Brief davor."},
 }
 OPTIONAL = {  # a column that may be left out, as its head says it, and a figure below it
@@ -69,7 +76,14 @@ def test_blocks_decide_what_is_on_the_page_in_both_engines(kind: str, engine: st
     columns = [one for one in columns_of(kind) if one != column]
     pdf = drawn(kind, {"engine": engine, "blocks": {**BLOCKS, "columns": columns}})
     found = words_of(pdf)
-    for words in ("Moin,", "hier ist es.", "Danke und bis bald.", "Ein Brief davor.", sample_accompanying(kind).number):
+    for words in (
+        "Moin,",
+        "hier ist es.",
+        "Danke und bis bald.",
+        "Ein Brief davor.",
+        "Wir sind klein.",
+        sample_accompanying(kind).number,
+    ):
         assert words in found
     assert head not in found
     assert not figure or found.count(figure) < usual.count(figure)

@@ -14,6 +14,7 @@ from deployments.layouts import issued
 from pipelines.layout_blocks import (
     DOCUMENT_KINDS,
     FONTS,
+    FOOTER_MAX,
     GROUPINGS,
     ISSUED_KINDS,
     LOGO_BYTES_MAX,
@@ -91,6 +92,8 @@ async def sheet(
     intro_en: Annotated[str, Form(max_length=2_000)] = "",
     closing_de: Annotated[str, Form(max_length=2_000)] = "",
     closing_en: Annotated[str, Form(max_length=2_000)] = "",
+    footer_de: Annotated[str, Form(max_length=FOOTER_MAX)] = "",
+    footer_en: Annotated[str, Form(max_length=FOOTER_MAX)] = "",
     cover_de: Annotated[str, Form(max_length=20_000)] = "",
     cover_en: Annotated[str, Form(max_length=20_000)] = "",
     language: Annotated[str, Form(max_length=2)] = "de",
@@ -101,7 +104,10 @@ async def sheet(
         raise NotFound(f"there is no type of document {kind!r}")
     if logo_file is not None and logo_file.size:
         logo = base64.b64encode(await logo_file.read(LOGO_BYTES_MAX + 1)).decode()
-    said = {"de": (greeting_de, intro_de, closing_de), "en": (greeting_en, intro_en, closing_en)}
+    said = {
+        "de": (greeting_de, intro_de, closing_de, footer_de),
+        "en": (greeting_en, intro_en, closing_en, footer_en),
+    }
     texts = {one: {key: text.strip() for key, text in zip(TEXTS, words, strict=True) if text.strip()}
              for one, words in said.items()}  # fmt: skip
     covers = {one: cover.replace("\r\n", "\n") for one, cover in (("de", cover_de), ("en", cover_en)) if cover.strip()}
