@@ -370,19 +370,19 @@ def _usage(document: Accompanying) -> Iterator[FieldError]:
 
 
 def _statement(statement: Statement, period: Period | None, digits: int) -> Iterator[FieldError]:
-    yield from _account("/statement", statement, period, digits)
     for place, entry in enumerate(statement.entries):
         if entry.kind == "credit_note" and entry.amount > 0:
             pointer = f"/statement/entries/{place}/amount"
             yield FieldError(pointer, "a credit note takes off: its amount is not above zero")
+    yield from _account("/statement", statement, period, digits)
 
 
 def _credit(credit: CreditAccount, period: Period | None, digits: int) -> Iterator[FieldError]:
-    yield from _account("/credit", credit, period, digits)
     for place, entry in enumerate(credit.entries):
         if (entry.kind in _GROWS and entry.amount < 0) or (entry.kind in _SHRINKS and entry.amount > 0):
             side = "not below zero" if entry.kind in _GROWS else "not above zero"
             yield FieldError(f"/credit/entries/{place}/amount", f"of {entry.kind} it is {side}")
+    yield from _account("/credit", credit, period, digits)
 
 
 def _account(

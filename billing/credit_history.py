@@ -93,7 +93,7 @@ def _of_document(one: CreditDocument, customer: str) -> Iterator[_Move]:
     if document.due and document.customer == customer:
         # What a credit note credits beside that is set off at once: it lowers what is owed (receivables).
         yield _Move(one.made_at, CreditEntry(day, "credit_note", document.due, one.number, about))
-        yield _Move(one.made_at, CreditEntry(day, "set_off", -document.due, one.number, about))
+        yield _Move(one.made_at, CreditEntry(day, "set_off", -document.due, one.number))
 
 
 # -- Expiry ------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from storage.archive import Archive, Archived, Entry
 FileFormat = Literal["pdf", "csv"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MIMES: dict[FileFormat, str] = {"pdf": "application/pdf", "csv": "text/csv"}
+_SAID = msgspec.json.Encoder(order="deterministic", decimal_format="string")
 _DOCUMENTS = uuid.UUID("6f1c2a5e-4a53-5b0f-9e0b-0d6c8a1f7b42")  # a name space: the same document has the same id
 
 
@@ -90,8 +91,7 @@ def document_id(tenant_id: str, kind: Kind, number: str) -> str:
 
 def content_of(document: Accompanying, seller: Seller, language: str) -> str:
     """A hash of all that a page is drawn from but its layout."""
-    said = msgspec.json.encode([document.to_json(), seller, language], order="deterministic", decimal_format="string")
-    return hashlib.sha256(said).hexdigest()
+    return hashlib.sha256(_SAID.encode([document.to_json(), seller, language])).hexdigest()
 
 
 def newest_version(archive: Archive, tenant_id: str, document_id: str) -> int:

@@ -385,7 +385,8 @@ def _credits(document: Accompanying, speech: Speech) -> _Page:
     page = _start(document, speech)
     page.empty = texts["no_lines" if document.credit is None else "no_entries"]
     groups = _by_subscription(document.lines)
-    for subscription, lines in groups:
+    total = speech.money(credited_by(document.lines), currency)
+    for place, (subscription, lines) in enumerate(groups, start=1):
         columns = [
             _Column("description", head["description"]), _Column("period", head["period"], width=36),
             _Column("quantity", head["quantity"], True, 25), _Column("unit", head["unit"], width=18),
@@ -401,16 +402,14 @@ def _credits(document: Accompanying, speech: Speech) -> _Page:
             for line, figure in zip(lines, _figures(lines, speech), strict=True)
         ]  # fmt: skip
         title = texts["in_subscription"].format(subscription=subscription) if subscription else ""
-        sums = (
-            [_Sum(texts["sum_of"], 5, [speech.money(credited_by(lines), currency)])]
-            if len(groups) > 1 or document.credit
-            else []
-        )
+        sums = [_Sum(texts["sum_of"], 5, [speech.money(credited_by(lines), currency)])] if len(groups) > 1 else []
+        if document.credit is not None and place == len(groups):  # below the page stands what is held
+            sums.append(_Sum(texts["credited_sum"], 5, [total]))
         page.tables.append(_table(title, columns, rows, sums))
     if document.credit is not None:
         _credit_account(page, document, document.credit, speech)
         return page
-    page.due = [texts["credited_sum"], f"{speech.money(credited_by(document.lines), currency)} {currency}"]
+    page.due = [texts["credited_sum"], f"{total} {currency}"]
     return page
 
 

@@ -47,7 +47,7 @@ def moved(entries: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 def lived(api: Api) -> Tenant:
     """Four months: credit of both kinds, one that expires unused, one that a reservation holds beyond its end, an
     invoice taken back whole and one in part, and a wallet in dollars."""
-    tenant = api.tenant(kind="test", test_clock="2026-01-05")
+    tenant = api.tenant(kind="test", test_clock="2026-01-06")
     tenant.catalog()
     top_up(tenant, "5.00", "promotional", "2026-01-05", "2026-02-15")
     top_up(tenant, "30.00", "purchased", "2026-01-05")

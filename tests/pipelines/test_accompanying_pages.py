@@ -47,15 +47,15 @@ GOLDEN_WORDS = {
     ("credit-statement", "en"): ["Sum of credits 14.01 EUR", "neither an invoice nor a credit note"],
     ("credit-account", "de"): [
         "Guthabenauszug GA-10042-2026-10",
-        "Summe 14,01",
-        "Verwendet für Rechnung RE-2026-000038 −312,40 −192,40",
+        "Summe der Gutschriften 14,01",
+        "Verwendet für Rechnung RE-2026-000038 −312,40 332,60",
         "Zurück aus Rechnungskorrektur GS-2026-000008, zu RE-2026-000035",
         "Verfallen, gewährtes Guthaben −9,60",
         "Guthaben am 31.10.2026 371,00 EUR",
     ],
     ("credit-account", "en"): [
         "Credit statement GA-10042-2026-10",
-        "Sum 14.01",
+        "Sum of credits 14.01",
         "Credit note GS-2026-000007, set off on your account",
         "Credit granted 31 Oct 2026 25.00",
         "Opening balance on 1 Oct 2026 120.00",

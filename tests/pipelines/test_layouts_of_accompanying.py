@@ -37,8 +37,8 @@ BLOCKS = {
     "cover": {"de": "Ein Brief davor."},
 }
 OPTIONAL = {  # a column that may be left out, as its head says it, and a figure below it
-    "usage_record": ("billed_with", "Rechnung / Position", "RE-2026-000041 / 2"),
-    "account_statement": ("balance", "Saldo EUR", "−1.000,00"),
+    "usage_record": ("billed_with", "Rechnung / Position", "RE-2026-0045 / 1"),
+    "account_statement": ("balance", "Saldo EUR", "1.091,00"),
     "reminder": ("invoiced", "Rechnungsbetrag", ""),
     "delivery_note": ("unit", "Einheit", ""),
     "credit_statement": ("balance", "Saldo EUR", "332,60"),
