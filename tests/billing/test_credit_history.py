@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.accounts import Account, Committed, Entry, Freed, Released, Reserved, Restored, Settled
-from billing.credit_history import Expired, expired_of, history, within
+from billing.credit_history import CreditDocument, Expired, expired_of, history, within
+from billing.documents import Allowance, Document, Member
 from billing.master import TopUp
 from billing.run_credit import Ask, hold_for_run
 from billing.wallets import first_of
@@ -54,6 +56,8 @@ def test_what_is_reserved_expires_when_the_reservation_has_not_used_it() -> None
 def test_a_reservation_that_ends_by_itself_frees_at_its_own_moment() -> None:
     rows = [(day(-1), "r", reserved("4", day(3))), (day(-1), "s", reserved("2", day(1)))]
     assert told(rows) == [(END, "4"), (day(1), "2"), (day(3), "4")]
+    early = (day(-2), "r", reserved("4", day(-1)))
+    assert told([early]) == [(END, "10")]  # over before the credit is: nothing is left of it
     # The same when a later row comes first: nothing waits for the next row.
     assert told([*rows, (day(9), "t", Freed("run"))]) == told(rows)
 
@@ -86,6 +90,35 @@ def test_the_history_has_local_days_and_its_parts_join() -> None:
     assert within(found, date(2026, 1, 1), date(2026, 1, 31)) == (Decimal(0), found[:2])
     assert within(found, date(2026, 2, 1), date(2026, 2, 1)) == (Decimal(11), found[2:])
     assert history("c", "USD", [top_up(1, "10")], [], [], "Europe/Berlin", NOW) == []
+
+
+def test_who_pays_and_his_members_have_each_their_own_part_of_a_document() -> None:
+    def taken(amount: str, source: str) -> Allowance:
+        return Allowance("promotional", Decimal(amount), "S", Decimal(19), source)
+
+    invoice = Document(
+        customer="payer", type="invoice", currency="EUR", date=date(2026, 2, 3), lines=(), taxes=(),
+        allowances=(taken("1", ""), taken("2", "child"), replace(taken("9", "s/1"), kind="discount")),
+        net=Decimal(90), tax=Decimal(10), gross=Decimal(100), prepaid=Decimal(30), due=Decimal(70),
+        members=(Member("child", "Child", Decimal(12)),),
+    )  # fmt: skip
+    note = replace(invoice, type="credit_note", date=date(2026, 2, 9), refers_to="RE-1")
+    documents = [CreditDocument("RE-1", day(2), invoice), CreditDocument("GS-1", day(8), note, gives_back=True)]
+
+    def moved(customer: str, documents: list[CreditDocument]) -> list[tuple[str, Decimal, str | None]]:
+        found = history(customer, "EUR", [], documents, [], "UTC", NOW)
+        return [(one.kind, one.amount, one.text) for one in found]
+
+    assert moved("payer", documents) == [
+        ("invoice", Decimal(-19), None),
+        ("returned", Decimal(19), "RE-1"),
+        ("credit_note", Decimal(70), "RE-1"),
+        ("set_off", Decimal(-70), None),
+    ]
+    assert moved("child", documents) == [("invoice", Decimal(-14), None), ("returned", Decimal(14), "RE-1")]
+    part = replace(documents[1], gives_back=False)  # over lines: nothing goes back
+    assert moved("child", [documents[0], part]) == [("invoice", Decimal(-14), None)]
+    assert moved("nobody", documents) == []
 
 
 STEPS = st.lists(
