@@ -10,24 +10,14 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from billing.accounts import Committed, Entry, Freed, Held, Released, Reserved, Restored, Settled
+from billing.accounts import Entry
 from billing.usage import INSTANT
+from storage.usage_log.account_entries import ENTRIES, entry_of
 from storage.usage_log.segment import ROW_SCHEMA, RowKind
 
 KNOWN_MAX = 20_000  # details kept with their entries
-_ENTRIES: dict[int, type[Entry]] = {
-    int(RowKind.RESERVED): Reserved,
-    int(RowKind.COMMITTED): Committed,
-    int(RowKind.RELEASED): Released,
-    int(RowKind.WALLET_HELD): Held,
-    int(RowKind.WALLET_SETTLED): Settled,
-    int(RowKind.WALLET_FREED): Freed,
-    int(RowKind.WALLET_RESTORED): Restored,
-}
-KINDS = frozenset(_ENTRIES)
-_DECODERS = {kind: msgspec.json.Decoder(entry) for kind, entry in _ENTRIES.items()}
-_KIND_OF: dict[type[Any], int] = {entry: kind for kind, entry in _ENTRIES.items()}
-_TYPE_OF = {kind: RowKind(kind).name.lower() for kind in _ENTRIES}
+_KIND_OF: dict[type[Any], int] = {entry: kind for kind, entry in ENTRIES.items()}
+_TYPE_OF = {kind: RowKind(kind).name.lower() for kind in ENTRIES}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,7 +34,7 @@ class KnownEntries:
 
     def entry(self, kind: int, detail: str) -> Entry:
         found = self._known.get((kind, detail))
-        return _DECODERS[kind].decode(detail) if found is None else found
+        return entry_of(kind, detail) if found is None else found
 
 
 class AccountRows:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from actors.account_rows import KINDS, AccountRows, KnownEntries
+from actors.account_rows import AccountRows, KnownEntries
 from actors.decisions import Elsewhere
 from actors.followers import NO_ROWS, Decided, Decision, LiesIn, LogMoment
 from actors.live_figures import MasterSource
@@ -61,6 +61,7 @@ from billing.run_credit import (
     until_step,
 )
 from billing.wallets import Wallets, first_of
+from storage.usage_log.account_entries import KINDS
 from storage.usage_log.genesis import PARTITIONS
 from storage.usage_log.segment import instant_of
 

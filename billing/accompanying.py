@@ -22,6 +22,10 @@ from billing.money import MINOR_DIGITS, decimal_text, exact_sum, parse_number, r
 
 Kind = Literal["usage_record", "account_statement", "reminder", "delivery_note", "credit_statement"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Of credit: what was paid in or granted, credit notes and that they are set off against what is owed, what whole credit
+# notes gave back, what invoices used, what expired.
+CreditMove = Literal["purchased", "promotional", "credit_note", "set_off", "returned", "invoice", "expired", "other"]
+_GROWS, _SHRINKS = ("purchased", "promotional", "credit_note", "returned"), ("set_off", "invoice")
 ROWS_MAX = 20_000  # of one document: what a printer, a reader and a compiler still bear
 TEXT_MAX = 2_000  # characters of one text
 ERRORS_MAX = 100
@@ -60,6 +64,27 @@ class Statement:
 
     opening: Decimal
     entries: tuple[StatementEntry, ...]
+    closing: Decimal | None = None
+
+
+@dataclass(frozen=True)
+class CreditEntry:
+    """What a customer's credit grew by (above zero) or shrank by on a day. `text` of expired credit is its kind."""
+
+    booked_on: date
+    kind: CreditMove
+    amount: Decimal
+    number: str | None = None
+    text: str | None = None
+    expires_on: date | None = None
+
+
+@dataclass(frozen=True)
+class CreditAccount:
+    """The credit that a customer holds, over a period: opening + entries = closing."""
+
+    opening: Decimal
+    entries: tuple[CreditEntry, ...]
     closing: Decimal | None = None
 
 
@@ -113,7 +138,7 @@ class DeliveryLine:
 
 @dataclass(frozen=True)
 class Accompanying:
-    """One document. Which of `usage`, `statement`, `reminder` and `lines` it has is said by its type."""
+    """One document. Which of `usage`, `statement`, `reminder`, `lines` and `credit` it has is said by its type."""
 
     type: Kind
     number: str
@@ -130,6 +155,7 @@ class Accompanying:
     reminder: Reminder | None = None
     lines: tuple[DeliveryLine, ...] = ()
     total: Decimal | None = None
+    credit: CreditAccount | None = None
     payment: Payment | None = None
 
     @staticmethod
@@ -158,15 +184,17 @@ class Accompanying:
 
     @property
     def amount(self) -> Decimal:
-        """What the document is about, in its currency: closing balance, what is demanded, what is credited; or zero."""
+        """What it is about, in its currency: closing balance, what is demanded, credit held or given; or zero."""
         if self.statement is not None:
             return closing_of(self.statement)
         if self.reminder is not None:
             return demanded_by(self.reminder)
+        if self.credit is not None:
+            return closing_of(self.credit)
         return credited_by(self.lines)
 
 
-def closing_of(statement: Statement) -> Decimal:
+def closing_of(statement: Statement | CreditAccount) -> Decimal:
     """Opening and all entries, exactly."""
     return exact_sum([statement.opening, *(one.amount for one in statement.entries)])
 
@@ -217,6 +245,9 @@ _SAID: Mapping[str, str] = {
     "reminder.total": "open items + charges; checked where it is given",
     "lines": "of a delivery_note (no amounts) or credit_statement (an amount each)",
     "total": "of a credit_statement: the sum of its lines; checked where it is given",
+    "credit": "of a credit_statement: what credit is held, opening + entries = closing; it needs a period",
+    "credit.entries.amount": "above zero the credit grew, below zero it shrank",
+    "credit.closing": "checked where it is given",
     "payment": "of a reminder: where to pay to",
 }
 
@@ -248,10 +279,12 @@ def _wrong(document: Accompanying) -> Iterator[FieldError]:
         yield FieldError("/payment", "only a reminder asks for a payment")
     if document.total is not None and document.type != "credit_statement":
         yield FieldError("/total", "only a credit statement has it")
+    if document.credit is not None and document.type != "credit_statement":
+        yield FieldError("/credit", "only a credit statement has it")
     digits = MINOR_DIGITS.get(document.currency or "")
     if digits is None and (document.currency is not None or document.type not in ("usage_record", "delivery_note")):
         yield FieldError("/currency", "a currency of ISO 4217, such as EUR, is needed")
-    if document.period is None and document.type in ("usage_record", "account_statement"):
+    if document.period is None and (document.type in ("usage_record", "account_statement") or document.credit):
         yield FieldError("/period", f"a document of type {document.type} needs it")
     for place, one in enumerate(document.refers_to):
         # Its time of keeping counts from its own day: earlier than the invoice's it would end before that one's.
@@ -265,6 +298,8 @@ def _wrong(document: Accompanying) -> Iterator[FieldError]:
         yield from _statement(document.statement, document.period, digits)
     if document.reminder is not None:
         yield from _reminder(document.reminder, document.issued_on, digits)
+    if document.credit is not None:
+        yield from _credit(document.credit, document.period, digits)
     yield from _lines(document, digits)
 
 
@@ -283,9 +318,10 @@ def _texts(document: Accompanying) -> Iterator[FieldError]:
         if len(getattr(document, part)) > ROWS_MAX:
             yield FieldError(f"/{part}", f"has more than {ROWS_MAX:,} rows: make several documents")
             return
-    if document.statement is not None and len(document.statement.entries) > ROWS_MAX:
-        yield FieldError("/statement/entries", f"has more than {ROWS_MAX:,} entries: make several documents")
-        return
+    for part in ("statement", "credit"):
+        if (account := getattr(document, part)) is not None and len(account.entries) > ROWS_MAX:
+            yield FieldError(f"/{part}/entries", f"has more than {ROWS_MAX:,} entries: make several documents")
+            return
     # Numbers first: one of a million digits would be a text of a million digits.
     numbers = list(_numbers(document))
     yield from numbers
@@ -300,10 +336,11 @@ def _numbers(document: Accompanying) -> Iterator[FieldError]:
         named.append((f"/usage/{place}/quantity", row.quantity))
     for place, line in enumerate(document.lines):
         named += [(f"/lines/{place}/{name}", getattr(line, name)) for name in ("quantity", "price", "amount")]
-    if document.statement is not None:
-        named += [(f"/statement/{name}", getattr(document.statement, name)) for name in ("opening", "closing")]
-        for place, entry in enumerate(document.statement.entries):
-            named.append((f"/statement/entries/{place}/amount", entry.amount))
+    accounts: dict[str, Statement | CreditAccount | None] = {"statement": document.statement, "credit": document.credit}
+    for part, account in accounts.items():
+        if account is not None:
+            named += [(f"/{part}/opening", account.opening), (f"/{part}/closing", account.closing)]
+            named += [(f"/{part}/entries/{place}/amount", one.amount) for place, one in enumerate(account.entries)]
     if document.reminder is not None:
         named.append(("/reminder/total", document.reminder.total))
         for place, item in enumerate(document.reminder.items):
@@ -333,24 +370,40 @@ def _usage(document: Accompanying) -> Iterator[FieldError]:
 
 
 def _statement(statement: Statement, period: Period | None, digits: int) -> Iterator[FieldError]:
-    if any(_numbers_of(statement)):
-        return
-    yield from _amount(statement.opening, digits, "/statement/opening")
-    within = period or Period()
     for place, entry in enumerate(statement.entries):
-        pointer = f"/statement/entries/{place}"
-        yield from _amount(entry.amount, digits, f"{pointer}/amount")
         if entry.kind == "credit_note" and entry.amount > 0:
-            yield FieldError(f"{pointer}/amount", "a credit note takes off: its amount is not above zero")
+            pointer = f"/statement/entries/{place}/amount"
+            yield FieldError(pointer, "a credit note takes off: its amount is not above zero")
+    yield from _account("/statement", statement, period, digits)
+
+
+def _credit(credit: CreditAccount, period: Period | None, digits: int) -> Iterator[FieldError]:
+    for place, entry in enumerate(credit.entries):
+        if (entry.kind in _GROWS and entry.amount < 0) or (entry.kind in _SHRINKS and entry.amount > 0):
+            side = "not below zero" if entry.kind in _GROWS else "not above zero"
+            yield FieldError(f"/credit/entries/{place}/amount", f"of {entry.kind} it is {side}")
+    yield from _account("/credit", credit, period, digits)
+
+
+def _account(
+    pointer: str, account: Statement | CreditAccount, period: Period | None, digits: int
+) -> Iterator[FieldError]:
+    """Days within the period, amounts of the currency, and the sum."""
+    if any(_numbers_of(account)):
+        return
+    yield from _amount(account.opening, digits, f"{pointer}/opening")
+    within = period or Period()
+    for place, entry in enumerate(account.entries):
+        yield from _amount(entry.amount, digits, f"{pointer}/entries/{place}/amount")
         if not (within.start or entry.booked_on) <= entry.booked_on <= (within.end or entry.booked_on):
-            yield FieldError(f"{pointer}/booked_on", "is outside the period of the statement")
-    if statement.closing is not None and statement.closing != (closing := closing_of(statement)):
-        detail = f"opening and entries give {decimal_text(closing)}, not {decimal_text(statement.closing)}"
-        yield FieldError("/statement/closing", detail)
+            yield FieldError(f"{pointer}/entries/{place}/booked_on", "is outside the period of the statement")
+    if account.closing is not None and account.closing != (closing := closing_of(account)):
+        detail = f"opening and entries give {decimal_text(closing)}, not {decimal_text(account.closing)}"
+        yield FieldError(f"{pointer}/closing", detail)
 
 
-def _numbers_of(statement: Statement) -> Iterator[bool]:
-    for value in (statement.opening, statement.closing, *(one.amount for one in statement.entries)):
+def _numbers_of(account: Statement | CreditAccount) -> Iterator[bool]:
+    for value in (account.opening, account.closing, *(one.amount for one in account.entries)):
         if value is not None and parse_number(value) is None:
             yield True
 

@@ -263,22 +263,30 @@ def wallets_of(
         document = one.document
         if document.type == "credit_note":
             original = by_number.get(document.refers_to or "")
-            if original is not None and _mirrors(document, original):
+            if original is not None and mirrors(document, original):
                 wallets.give_back(document.refers_to or "")
             continue
-        own = document.prepaid - sum((member.prepaid for member in document.members), ZERO)
-        for source, prepaid in (*((member.code, member.prepaid) for member in document.members), ("", own)):
-            used = (a.stated for a in document.allowances if a.kind == "promotional" and a.source == source)
-            owner = source or document.customer
-            wallets.take(owner, document.currency, "promotional", sum(used, ZERO), one.number)
-            wallets.take(owner, document.currency, "purchased", prepaid, one.number)
+        for owner in (*(member.code for member in document.members), document.customer):
+            promotional, purchased = used_by(document, owner)
+            wallets.take(owner, document.currency, "promotional", promotional, one.number)
+            wallets.take(owner, document.currency, "purchased", purchased, one.number)
     for top_up in waiting[place:]:
         wallets.add(top_up)
     wallets.at(now)
     return wallets
 
 
-def _mirrors(note: Document, original: Document) -> bool:
+def used_by(document: Document, customer: str) -> tuple[Decimal, Decimal]:
+    """Promotional and purchased credit of a customer's wallet on a document: of who pays, or of one of its members."""
+    is_payer = customer == document.customer
+    source = "" if is_payer else customer
+    promotional = (a.stated for a in document.allowances if a.kind == "promotional" and a.source == source)
+    of_members = {member.code: member.prepaid for member in document.members}
+    own = document.prepaid - sum(of_members.values(), ZERO)
+    return sum(promotional, ZERO), own if is_payer else of_members.get(customer, ZERO)
+
+
+def mirrors(note: Document, original: Document) -> bool:
     """Whether a credit note mirrors its invoice whole (one by lines gives no credit back)."""
     sums = (note.net, note.gross, note.prepaid, len(note.lines))
     return sums == (original.net, original.gross, original.prepaid, len(original.lines))

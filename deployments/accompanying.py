@@ -7,7 +7,7 @@ The first needs nothing else of the platform and stores nothing. What they say a
 import base64
 import hashlib
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, datetime
 from typing import Any, cast
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -33,7 +33,7 @@ from deployments.manners import (
 )
 from deployments.services import Services
 from pipelines.accompanying import DocumentFile, formats_of, render_document, stem_of
-from pipelines.customer_documents import MADE_HERE, CustomerDocuments, Made
+from pipelines.customer_documents import CustomerDocuments, Made
 from storage.sql import audit
 
 router = APIRouter(prefix="/v1", tags=["Accompanying documents"])
@@ -109,7 +109,7 @@ _KEYS: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what a form
     "delivery_note": (("from", "to"), ("from", "to")),
     "account_statement": (("from", "to", "currency", "payments"), ("from", "to")),
     "reminder": (("level", "due_on", "currency", "charges", "paid", "previous_on"), ("level", "due_on")),
-    "credit_statement": ((), ()),
+    "credit_statement": (("from", "to", "currency"), ("from", "to")),
 }
 LISTED_MAX = 10_000  # payments and charges of one form
 
@@ -182,22 +182,27 @@ def make_document(
 ) -> Response:
     """`usage_record` and `delivery_note`: what was billed of usage in service periods within `from` to `to`.
     `account_statement`: receivables by the ledger; `payments` are entries that the platform does not book (below zero:
-    paid). `reminder`: what is overdue today less `paid` (amount by number of invoice), with `level` 1 to 3, `due_on`,
-    `charges` (fees and interest as you state them) and `previous_on`. `currency` is needed where there are several.
+    paid). `credit_statement`: the credit that is held, by wallets and documents: paid in, granted, used, given back,
+    expired, and credit notes. `reminder`: what is overdue today less `paid` (amount by number of invoice), with `level`
+    1 to 3, `due_on`, `charges` (fees and interest as you state them) and `previous_on`. `currency` is needed where
+    there are several.
 
     The files are in the archive under the document's type and number. The same again is the same; other figures, or
     another day, make its next version.
     """
     services: Services = request.app.state.services
     with services.database.tenant(caller.tenant_id) as connection:
-        today = tenant_now(services, connection, caller).astimezone(zone(caller.timezone)).date()
-    made = make_for(services, caller.tenant_id, caller.actor, today, code, form)
+        now = tenant_now(services, connection, caller)
+    made = make_for(services, caller.tenant_id, caller.actor, now, caller.timezone, code, form)
     return json_response({"document": made.document.to_json(), "files": [shown_file(one) for one in made.files]}, 201)
 
 
-def make_for(services: Services, tenant: str, actor: str, today: date, customer: str, form: Any) -> Made:
-    """The document that a form asks for, of the tenant's local day `today`; archived and noted in the audit trail."""
+def make_for(
+    services: Services, tenant: str, actor: str, now: datetime, timezone: str, customer: str, form: Any
+) -> Made:
+    """The document that a form asks for, by the tenant's clock `now`; archived and noted in the audit trail."""
     kind = _kind(form)
+    today = now.astimezone(zone(timezone)).date()
     may_say, must_say = _KEYS[kind]
     form = known_keys(form, ("type", *may_say), ("type", *must_say))
     makes = documents_of(services)
@@ -210,6 +215,9 @@ def make_for(services: Services, tenant: str, actor: str, today: date, customer:
         made = makes.account_statement(
             tenant, customer, first, last, today, currency=_text(form, "currency"), payments=_payments(form)
         )
+    elif kind == "credit_statement":
+        first, last = _day(form, "from"), _day(form, "to")
+        made = makes.credit_statement(tenant, customer, first, last, now, currency=_text(form, "currency"))
     else:
         level = form["level"]
         if isinstance(level, bool) or level not in (1, 2, 3):
@@ -260,11 +268,8 @@ def list_documents(
 
 def _kind(form: Any) -> Kind:
     kind = form.get("type") if isinstance(form, dict) else None
-    if kind not in MADE_HERE:
-        detail = f"one of {', '.join(MADE_HERE)} is needed"
-        if kind == "credit_statement":
-            detail += "; a credit statement is made by POST /v1/documents/render"
-        raise _wrong("/type", detail)
+    if kind not in KINDS:
+        raise _wrong("/type", f"one of {', '.join(KINDS)} is needed")
     return cast(Kind, kind)
 
 

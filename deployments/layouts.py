@@ -4,12 +4,14 @@ A thin shell: what a layout may say is `pipelines/layout_blocks.py`, rows are `s
 by `pipelines/layout_preview.py`.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from billing.accompanying import KINDS, Accompanying, Kind
 from billing.errors import FieldError, InvalidInput, NotFound
 from deployments.access import Caller, may
 from deployments.bodies import json_form, known_keys, text_of
@@ -27,8 +29,9 @@ from deployments.manners import (
     text_cursor,
 )
 from deployments.services import Services
-from pipelines.layout_blocks import ISSUED_KINDS, layout_of
-from pipelines.layout_preview import preview
+from pipelines.accompanying import document_id
+from pipelines.layout_blocks import DOCUMENT_KINDS, ISSUED_KINDS, Layout, layout_of
+from pipelines.layout_preview import Issued, preview
 from storage.sql import audit, invoices, layouts, tenants
 from storage.sql.database import Connection
 
@@ -93,13 +96,14 @@ def read_layout(request: Request, code: str, caller: Caller = Depends(may("billi
 def put_layout(
     request: Request, code: str, caller: Caller = Depends(may("layouts:write")), form: Any = Depends(json_form)
 ) -> Response:
-    """`draft` holds `engine` (`typst` or `html`), `blocks` and, if the tenant draws the page itself, `source`. What is
-    left out of `blocks` is as in the built-in layout. Every mistake is named by its place. No document changes by this:
-    a draft has to be published and put to use."""
+    """`document_type` is `invoice`, `credit_note` or one of what accompanies them. `draft` holds `engine` (`typst` or
+    `html`), `blocks` and, if the tenant draws the page itself, `source`. What is left out of `blocks` is as in the
+    built-in layout. Every mistake is named by its place. No document changes by this: a draft has to be published and
+    put to use."""
     write = Write(request)
     whole = known_keys(form, ("document_type", "name", "draft"), ("document_type", "draft"))
     kind = _kind(text_of(whole, "document_type"))
-    _check(whole["draft"])
+    _check(whole["draft"], kind)
 
     def work(connection: Connection) -> Answer:
         revision = layouts.put(
@@ -136,7 +140,8 @@ def publish_layout(
         raise InvalidInput("use is true or false", errors=[FieldError("/use", "true or false is needed")])
     with write.services.database.tenant(caller.tenant_id) as connection:
         draft = layouts.get(connection, code)
-    preview(layout_of(draft["draft"]), "de", "pdf", owner=caller.tenant_id)
+    kind = draft["document_type"]
+    preview(layout_of(draft["draft"], kind), "de", "pdf", owner=caller.tenant_id, kind=kind)
 
     def work(connection: Connection) -> Answer:
         now = write.services.clock()
@@ -234,7 +239,7 @@ def put_layout_choice(
     "/layouts/preview",
     summary="Draw a layout without keeping anything",
     **described(
-        request={"draft": _FORM, "language": "de", "document": None},
+        request={"document_type": "invoice", "draft": _FORM, "language": "de", "document": None},
         answer={"detail": "the answer is a PDF (application/pdf)"},
         also=(*_ERRORS, 404),
     ),
@@ -242,17 +247,18 @@ def put_layout_choice(
 async def preview_layout(
     request: Request, caller: Caller = Depends(may("billing:read")), form: Any = Depends(json_form)
 ) -> Response:
-    """The page as PDF, of sample data or, with `document`, of one of the tenant's documents by its number. A mistake in
+    """The page as PDF, of sample data of the type (`invoice` unless said) or of a `document`: of an invoice or credit
+    note its number, of what accompanies them the document itself as `POST /v1/documents/render` takes it. A mistake in
     the source is told with its line and column."""
     services = _services(request)
-    whole = known_keys(form, ("draft", "language", "document"), ("draft",))
-    layout = _check(whole["draft"])
+    whole = known_keys(form, ("document_type", "draft", "language", "document"), ("draft",))
+    kind = _kind(text_of(whole, "document_type", "invoice"))
+    layout = _check(whole["draft"], kind)
     language = text_of(whole, "language", "de", 2)
-    number = whole.get("document")
 
     def draw() -> bytes:
-        found = {} if number is None else document_of(services, caller.tenant_id, str(number))
-        return preview(layout, language, "pdf", owner=caller.tenant_id, **found)[0]
+        document = _document(services, caller.tenant_id, kind, whole.get("document"))
+        return preview(layout, language, "pdf", owner=caller.tenant_id, kind=kind, document=document)[0]
 
     return Response(await run_in_threadpool(draw), media_type="application/pdf")
 
@@ -265,12 +271,19 @@ async def preview_layout(
 def read_layout_of_document(
     request: Request,
     number: str = Query(max_length=256, description="The document's number."),
+    document_type: str = Query("", max_length=40, description="Of what accompanies invoices: its type."),
+    edition: int | None = Query(None, ge=1, le=2**31 - 1, description="Its version in the archive, else the newest."),
     caller: Caller = Depends(may("billing:read")),
 ) -> Response:
-    """`code: null` is the built-in layout, with its own version. 404 while its files are not made."""
+    """`code: null` is the built-in layout, with its own version. 404 while its files are not made. Types that accompany
+    invoices are named: their numbers are their own. What was made before layouts of them were noted has none."""
+    kind = None if document_type in ("", *ISSUED_KINDS) else _accompanying(document_type)
     with _services(request).database.tenant(caller.tenant_id) as connection:
-        found = invoices.get(connection, number)
-        used = layouts.of_document(connection, str(found["id"]))
+        if kind is None:
+            own = str(invoices.get(connection, number)["id"])
+        else:
+            own = document_id(caller.tenant_id, kind, number)
+        used = layouts.of_document(connection, own, edition)
     if used is None:
         raise NotFound(f"the files of {number!r} are not made yet")
     return json_response({"number": number, "code": used.code, "version": used.version})
@@ -282,9 +295,17 @@ def _services(request: Request) -> Services:
 
 
 def _kind(text: str) -> str:
-    if text not in ISSUED_KINDS:
-        detail = f"{text!r} is none of {', '.join(ISSUED_KINDS)}"
-        raise InvalidInput(detail, errors=[FieldError("/document_type", detail)])
+    return _one_of(text, DOCUMENT_KINDS)
+
+
+def _accompanying(text: str) -> Kind:
+    return cast(Kind, _one_of(text, KINDS, "query:document_type"))
+
+
+def _one_of(text: str, kinds: Sequence[str], pointer: str = "/document_type") -> str:
+    if text not in kinds:
+        detail = f"{text!r} is none of {', '.join(kinds)}"
+        raise InvalidInput(detail, errors=[FieldError(pointer, detail)])
     return text
 
 
@@ -293,12 +314,32 @@ def _text(form: dict[str, Any], key: str, length_max: int = 256) -> str:
     return text_of(form, key, length_max=length_max) if form.get(key) else ""
 
 
-def _check(draft: object) -> Any:
+def _check(draft: object, kind: str) -> Layout:
     try:
-        return layout_of(draft)
+        return layout_of(draft, kind)
     except InvalidInput as error:
-        errors = [FieldError(f"/draft{one.pointer}", one.detail) for one in error.errors]
-        raise InvalidInput(error.detail, errors=errors) from error
+        raise _below("/draft", error) from error
+
+
+def _document(services: Services, tenant_id: str, kind: str, said: object) -> Issued | Accompanying | None:
+    if said is None:
+        return None
+    if kind in ISSUED_KINDS:
+        return issued(services, tenant_id, str(said))
+    try:
+        document = Accompanying.from_json(said)
+    except InvalidInput as error:
+        raise _below("/document", error) from error
+    if document.type != kind:
+        detail = f"this is a document of type {document.type}, the layout one of {kind}"
+        raise InvalidInput(detail, errors=[FieldError("/document/type", detail)])
+    return document
+
+
+def _below(pointer: str, error: InvalidInput) -> InvalidInput:
+    return InvalidInput(
+        error.detail, errors=[FieldError(f"{pointer}{one.pointer}", one.detail) for one in error.errors]
+    )
 
 
 def _choose(
@@ -317,10 +358,10 @@ def _choose(
     )
 
 
-def document_of(services: Services, tenant_id: str, number: str) -> dict[str, Any]:
-    """What a preview needs of one of the tenant's documents."""
+def issued(services: Services, tenant_id: str, number: str) -> Issued:
+    """What a preview needs of one of the tenant's invoices or credit notes."""
     with services.database.tenant(tenant_id) as connection:
         row = invoices.get(connection, number)
         entities = {one["code"]: one for one in tenants.legal_entities(connection)}
         tenant = tenants.by_id(connection, tenant_id)
-    return {"row": row, "tenant": tenant, "entity": entities[row["entity"]]}
+    return Issued(row, tenant, entities[row["entity"]])

@@ -13,18 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from billing.accompanying import Accompanying
+import msgspec
+
+from billing.accompanying import Accompanying, Kind
 from billing.einvoice.parties import Seller
 from billing.einvoice.terms import places_in
 from billing.errors import FieldError, InvalidInput
-from pipelines.accompanying_view import csv_of, page_of
-from pipelines.documents import BUILT_IN, NotIssuable, draw
+from pipelines.accompanying_csv import csv_of
+from pipelines.accompanying_view import page_of
+from pipelines.documents import BUILT_IN, draw_file
 from pipelines.layout_blocks import Layout
 from storage.archive import Archive, Archived, Entry
 
 FileFormat = Literal["pdf", "csv"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MIMES: dict[FileFormat, str] = {"pdf": "application/pdf", "csv": "text/csv"}
+_SAID = msgspec.json.Encoder(order="deterministic", decimal_format="string")
 _DOCUMENTS = uuid.UUID("6f1c2a5e-4a53-5b0f-9e0b-0d6c8a1f7b42")  # a name space: the same document has the same id
 
 
@@ -70,23 +74,29 @@ def render_document(
 
 
 def _pdf(document: Accompanying, language: str, layout: Layout, seller: Seller | None, owner: str) -> bytes:
+    def named(letters: str, detail: str) -> list[FieldError]:
+        return [FieldError(one, detail) for one in places_in(document.to_json(), letters)]
+
     data = page_of(document, seller or Seller(document.seller), layout.blocks, language)
-    try:
-        return draw(layout, data, "pdf", owner)[0]
-    except NotIssuable as error:
-        if not error.unprintable:
-            raise
-        places = [FieldError(one, error.detail) for one in places_in(document.to_json(), error.unprintable)]
-        at = f" (in {', '.join(one.pointer for one in places)})" if places else ""
-        raise NotIssuable(error.detail + at, errors=places, unprintable=error.unprintable) from error
+    return draw_file(layout, data, owner, named)
 
 
 # -- Archive -----------------------------------------------------------------------------------------------------------
 
 
-def document_id(tenant_id: str, document: Accompanying) -> str:
+def document_id(tenant_id: str, kind: Kind, number: str) -> str:
     """The same type and number of a tenant have the same id: made again it is the next version, not another one."""
-    return str(uuid.uuid5(_DOCUMENTS, f"{tenant_id}/{document.type}/{document.number}"))
+    return str(uuid.uuid5(_DOCUMENTS, f"{tenant_id}/{kind}/{number}"))
+
+
+def content_of(document: Accompanying, seller: Seller, language: str) -> str:
+    """A hash of all that a page is drawn from but its layout."""
+    return hashlib.sha256(_SAID.encode([document.to_json(), seller, language])).hexdigest()
+
+
+def newest_version(archive: Archive, tenant_id: str, document_id: str) -> int:
+    """The newest version of a document in the archive; 0: there is none."""
+    return max((one.version for one in archive.entries(tenant_id, [document_id])), default=0)
 
 
 def archive_document(
@@ -97,7 +107,7 @@ def archive_document(
     What it is kept for is said by its type (`storage/archive/retention.py`); its day is never before that of an
     invoice that it accompanies, so it is kept at least as long.
     """
-    own = document_id(tenant_id, document)
+    own = document_id(tenant_id, document.type, document.number)
     earlier = archive.entries(tenant_id, [own])
     newest = max((one.version for one in earlier), default=0)
     version = newest or 1
@@ -137,5 +147,6 @@ def _words(document: Accompanying) -> str:
     said += [row.meter for row in document.usage]
     said += [line.name for line in document.lines]
     said += [entry.number or "" for entry in document.statement.entries] if document.statement else []
+    said += [entry.number or "" for entry in document.credit.entries] if document.credit else []
     said += [item.number for item in document.reminder.items] if document.reminder else []
     return " ".join(dict.fromkeys(one for one in said if one))

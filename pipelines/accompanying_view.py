@@ -1,4 +1,4 @@
-"""What the page of an accompanying document prints, as texts in the order of the page; and the same as a CSV file.
+"""What the page of an accompanying document prints, as texts in the order of the page.
 
 A layout formats and never computes: tables, sums and balances are made here from the exact values, words come from the
 layout's `texts/<language>.json` over those of the invoice, signs of numbers and names of months from Babel.
@@ -7,7 +7,7 @@ layout's `texts/<language>.json` over those of the invoice, signs of numbers and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
@@ -15,6 +15,8 @@ from typing import Any, assert_never
 
 from billing.accompanying import (
     Accompanying,
+    CreditAccount,
+    CreditEntry,
     DeliveryLine,
     Reminder,
     Statement,
@@ -25,10 +27,10 @@ from billing.accompanying import (
     demanded_by,
     usage_sums,
 )
-from billing.einvoice.model import Period, plain
+from billing.einvoice.model import Period
 from billing.einvoice.parties import Seller
-from billing.focus import csv_line, harmless
 from billing.money import exact_sum
+from pipelines.accompanying_csv import csv_of
 from pipelines.column_widths import INSET, MM, SIZE, width_of
 from pipelines.invoice_view import (
     LONG,
@@ -60,6 +62,7 @@ def speech_of(language: str) -> Speech:
 
 @dataclass(frozen=True)
 class _Column:
+    key: str  # what a layout chooses it by (`layout_blocks.py`); empty: it is always there
     name: str
     right: bool = False
     width: int | None = None  # millimetres; None: what is left
@@ -109,9 +112,8 @@ def page_of(document: Accompanying, seller: Seller, blocks: Blocks, language: st
         "date": [document.issued_on.year, document.issued_on.month, document.issued_on.day],
         "running": f"{shortened(title)}   {speech.date_long(document.issued_on)}",
         "intro": [texts["greeting"], page.intro],
-        "tables": page.tables,
+        "tables": [_chosen(one, blocks.columns) for one in page.tables],
         "empty": "" if page.tables else page.empty,
-        "taxes": {"head": [], "rows": []},
         "totals": page.totals,
         "due": page.due,
         "payment": {"sentence": page.sentence, "rows": page.account},
@@ -174,7 +176,7 @@ def _table(
     return {
         "title": breakable(title),
         "note": breakable(note),
-        "columns": [{"name": one.name, "right": one.right, "width": one.width} for one in columns],
+        "columns": [{"key": one.key, "name": one.name, "right": one.right, "width": one.width} for one in columns],
         "rows": rows,
         "sums": [
             {
@@ -186,6 +188,25 @@ def _table(
         ],
         "long": len(rows) > WHOLE_ROWS or longest > LONG or len(title) + len(note) > LONG,
     }
+
+
+def _chosen(table: dict[str, Any], columns: Sequence[str] | None) -> dict[str, Any]:
+    """The same table with the columns only that a layout shows; sums keep their figures under those of their rows."""
+    if columns is None:
+        return table
+    keep = [at for at, one in enumerate(table["columns"]) if not one["key"] or one["key"] in columns]
+    shown = [dict(table["columns"][at]) for at in keep]
+    if all(one["width"] is not None for one in shown):
+        shown[0]["width"] = None  # some column fills the sheet
+    sums = [
+        {
+            "name": row["name"],
+            "span": sum(at < row["span"] for at in keep),
+            "cells": [cell for at, cell in enumerate(row["cells"], start=row["span"]) if at in keep],
+        }
+        for row in table["sums"]
+    ]
+    return {**table, "columns": shown, "rows": [[row[at] for at in keep] for row in table["rows"]], "sums": sums}
 
 
 Figure = str | list[str]  # with the digits that it lacks, to be printed invisibly
@@ -216,10 +237,10 @@ def _usage(document: Accompanying, speech: Speech) -> _Page:
         groups.setdefault((row.subscription or "", row.meter, row.unit or ""), []).append(row)
     for (subscription, meter, unit), rows in groups.items():
         noted, billed = any(row.note for row in rows), any(row.billed_with for row in rows)
-        columns = [_Column(head["day"], width=None if not noted and not billed else 32)]
-        columns += [_Column(head["note"])] if noted else []
-        columns += [_Column(head["billed_with"], width=52 if noted else None)] if billed else []
-        columns.append(_Column(f"{head['quantity']} {unit}".rstrip(), right=True, width=42))
+        columns = [_Column("day", head["day"], width=None if not noted and not billed else 32)]
+        columns += [_Column("note", head["note"])] if noted else []
+        columns += [_Column("billed_with", head["billed_with"], width=52 if noted else None)] if billed else []
+        columns.append(_Column("quantity", f"{head['quantity']} {unit}".rstrip(), right=True, width=42))
         total = exact_sum([row.quantity for row in rows])
         figures = _quantities([*(row.quantity for row in rows), total], speech)
         cells: list[list[Figure]] = []
@@ -233,7 +254,9 @@ def _usage(document: Accompanying, speech: Speech) -> _Page:
         page.tables.append(_table(meter, columns, cells, sums, note=note))
     sums_of = usage_sums(document.usage)
     if len(groups) > 1:
-        columns = [_Column(texts["meter"]), _Column(head["unit"], width=30), _Column(head["quantity"], True, 42)]
+        columns = [
+            _Column("", texts["meter"]), _Column("", head["unit"], width=30), _Column("", head["quantity"], True, 42),
+        ]  # fmt: skip
         figures = _quantities(list(sums_of.values()), speech)
         rows_of: list[list[Figure]] = [
             [breakable(meter), breakable(unit), figure] for (meter, unit), figure in zip(sums_of, figures, strict=True)
@@ -264,8 +287,9 @@ def _statement(document: Accompanying, statement: Statement, speech: Speech) -> 
         )
     if rows:
         columns = [
-            _Column(head["booked_on"], width=23), _Column(head["document"]), _Column(head["due_on"], width=23),
-            _Column(f"{head['amount']} {currency}", True, 30), _Column(f"{head['balance']} {currency}", True, 30),
+            _Column("booked_on", head["booked_on"], width=23), _Column("document", head["document"]),
+            _Column("due_on", head["due_on"], width=23), _Column("amount", f"{head['amount']} {currency}", True, 30),
+            _Column("balance", f"{head['balance']} {currency}", True, 30),
         ]  # fmt: skip
         page.tables.append(_table("", columns, rows))
     period = document.period or Period()
@@ -301,8 +325,9 @@ def _reminder(document: Accompanying, reminder: Reminder, speech: Speech) -> _Pa
         (texts["pay_by"], speech.date(reminder.due_on), True),
     ]
     columns = [
-        _Column(head["number"]), _Column(head["issued_on"], width=24), _Column(head["due_on"], width=24),
-        _Column(f"{head['invoiced']} {currency}", True, 36), _Column(f"{head['open']} {currency}", True, 30),
+        _Column("number", head["number"]), _Column("issued_on", head["issued_on"], width=24),
+        _Column("due_on", head["due_on"], width=24), _Column("invoiced", f"{head['invoiced']} {currency}", True, 36),
+        _Column("open", f"{head['open']} {currency}", True, 30),
     ]  # fmt: skip
     rows = [
         [
@@ -342,8 +367,8 @@ def _delivery(document: Accompanying, speech: Speech) -> _Page:
     page.empty = texts["no_lines"]
     for subscription, lines in _by_subscription(document.lines):
         columns = [
-            _Column(head["description"]), _Column(head["period"], width=42), _Column(head["quantity"], True, 32),
-            _Column(head["unit"], width=24),
+            _Column("description", head["description"]), _Column("period", head["period"], width=42),
+            _Column("quantity", head["quantity"], True, 32), _Column("unit", head["unit"], width=24),
         ]  # fmt: skip
         figures = _figures(lines, speech)
         rows = [
@@ -358,13 +383,15 @@ def _delivery(document: Accompanying, speech: Speech) -> _Page:
 def _credits(document: Accompanying, speech: Speech) -> _Page:
     texts, head, currency = speech.texts, speech.texts["head"], document.currency or ""
     page = _start(document, speech)
-    page.empty = texts["no_lines"]
+    page.empty = texts["no_lines" if document.credit is None else "no_entries"]
     groups = _by_subscription(document.lines)
-    for subscription, lines in groups:
+    total = speech.money(credited_by(document.lines), currency)
+    for place, (subscription, lines) in enumerate(groups, start=1):
         columns = [
-            _Column(head["description"]), _Column(head["period"], width=36), _Column(head["quantity"], True, 25),
-            _Column(head["unit"], width=18), _Column(f"{head['price']} {currency}", True, 23),
-            _Column(f"{head['amount']} {currency}", True, 25),
+            _Column("description", head["description"]), _Column("period", head["period"], width=36),
+            _Column("quantity", head["quantity"], True, 25), _Column("unit", head["unit"], width=18),
+            _Column("price", f"{head['price']} {currency}", True, 23),
+            _Column("amount", f"{head['amount']} {currency}", True, 25),
         ]  # fmt: skip
         rows = [
             [
@@ -376,9 +403,59 @@ def _credits(document: Accompanying, speech: Speech) -> _Page:
         ]  # fmt: skip
         title = texts["in_subscription"].format(subscription=subscription) if subscription else ""
         sums = [_Sum(texts["sum_of"], 5, [speech.money(credited_by(lines), currency)])] if len(groups) > 1 else []
+        if document.credit is not None and place == len(groups):  # below the page stands what is held
+            sums.append(_Sum(texts["credited_sum"], 5, [total]))
         page.tables.append(_table(title, columns, rows, sums))
-    page.due = [texts["credited_sum"], f"{speech.money(credited_by(document.lines), currency)} {currency}"]
+    if document.credit is not None:
+        _credit_account(page, document, document.credit, speech)
+        return page
+    page.due = [texts["credited_sum"], f"{total} {currency}"]
     return page
+
+
+def _credit_account(page: _Page, document: Accompanying, credit: CreditAccount, speech: Speech) -> None:
+    """The credit that is held, entry by entry; what was credited by lines stands before it."""
+    texts, head, currency = speech.texts, speech.texts["head"], document.currency or ""
+    page.title, page.intro = texts["credit_title"], texts["credit_intro"]
+    balance = credit.opening
+    rows: list[list[str]] = []
+    for entry in credit.entries:
+        balance = exact_sum([balance, entry.amount])
+        rows.append(
+            [
+                speech.date(entry.booked_on),
+                breakable(_credit_words(entry, texts)),
+                speech.date(entry.expires_on) if entry.expires_on else "",
+                speech.money(entry.amount, currency),
+                speech.money(balance, currency),
+            ]
+        )
+    if rows:
+        columns = [
+            _Column("booked_on", head["booked_on"], width=23), _Column("document", head["document"]),
+            _Column("expires_on", head["expires_on"], width=23),
+            _Column("amount", f"{head['amount']} {currency}", True, 30),
+            _Column("balance", f"{head['balance']} {currency}", True, 30),
+        ]  # fmt: skip
+        page.tables.append(_table("", columns, rows))
+    period = document.period or Period()
+    opening = texts["opening"].format(day=speech.date(period.start) if period.start else "")
+    page.totals.append([opening, speech.money(credit.opening, currency)])
+    for kind, name in texts["credit_sums"].items():
+        amounts = [entry.amount for entry in credit.entries if entry.kind == kind]
+        if amounts:
+            page.totals.append([name, speech.money(exact_sum(amounts), currency)])
+    label = texts["credit_closing"].format(day=speech.date(period.end) if period.end else "")
+    page.due = [label, f"{speech.money(closing_of(credit), currency)} {currency}"]
+
+
+def _credit_words(entry: CreditEntry, texts: dict[str, Any]) -> str:
+    """What moved it; `text` is the invoice of a credit note, the kind of credit that expired, or whatever was said."""
+    said = texts["credit_entries"][entry.kind].format(number=entry.number or "")
+    about = texts["credit_of"].get(entry.text, entry.text) if entry.kind == "expired" else entry.text
+    if about and entry.kind in ("credit_note", "returned"):
+        about = texts["credit_about"].format(number=about)
+    return ", ".join(one for one in (" ".join(said.split()), about) if one)
 
 
 def _by_subscription(lines: Sequence[DeliveryLine]) -> list[tuple[str, list[DeliveryLine]]]:
@@ -406,65 +483,9 @@ def _unit(line: DeliveryLine, texts: dict[str, Any]) -> str:
     return texts["units"].get(line.unit or "", line.unit or "")
 
 
-# -- The same as a file ------------------------------------------------------------------------------------------------
-
-_CSV: dict[str, tuple[str, ...]] = {
-    "usage_record": ("subscription", "meter", "day", "note", "billed_with", "quantity", "unit"),
-    "account_statement": ("booked_on", "kind", "number", "text", "due_on", "amount", "balance", "currency"),
-    "reminder": ("kind", "number", "issued_on", "due_on", "amount", "open", "currency"),
-    "delivery_note": ("subscription", "name", "note", "start", "end", "quantity", "unit"),
-    "credit_statement": (
-        "subscription", "name", "note", "start", "end", "quantity", "unit", "price", "amount", "currency",
-    ),
-}  # fmt: skip
-
-
-def csv_of(document: Accompanying) -> bytes:
-    """RFC 4180 in UTF-8: plain decimals with a point, ISO dates, both ends of a period inside; no row of sums.
-
-    What a spreadsheet would run as a formula gets an apostrophe before it.
-    """
-    return "".join([csv_line(_CSV[document.type]), *map(csv_line, _csv_rows(document))]).encode()
-
-
-def _csv_rows(document: Accompanying) -> Iterator[list[str | None]]:
-    currency = document.currency
-    for row in document.usage:
-        day = row.day.isoformat() if row.day else None
-        said = [harmless(one) for one in (row.note, row.billed_with)]
-        yield [harmless(row.subscription), harmless(row.meter), day, *said, plain(row.quantity), harmless(row.unit)]
-    if document.statement is not None:
-        balance = document.statement.opening
-        start = document.period.start.isoformat() if document.period and document.period.start else None
-        yield [start, "opening", None, None, None, None, plain(balance), currency]
-        for entry in document.statement.entries:
-            balance = exact_sum([balance, entry.amount])
-            due = entry.due_on.isoformat() if entry.due_on else None
-            yield [
-                entry.booked_on.isoformat(), entry.kind, harmless(entry.number), harmless(entry.text), due,
-                plain(entry.amount), plain(balance), currency,
-            ]  # fmt: skip
-    if document.reminder is not None:
-        for item in document.reminder.items:
-            days = [item.issued_on.isoformat(), item.due_on.isoformat()]
-            yield ["item", harmless(item.number), *days, plain(item.amount), plain(item.open), currency]
-        for one in document.reminder.charges:
-            yield [one.kind, harmless(one.text), None, None, plain(one.amount), plain(one.amount), currency]
-    for line in document.lines:
-        period = line.period or Period()
-        head = [harmless(one) for one in (line.subscription, line.name, line.note)]
-        head += [one.isoformat() if one else None for one in (period.start, period.end)]
-        figures = [None if line.quantity is None else plain(line.quantity), harmless(line.unit)]
-        if document.type == "credit_statement":
-            prices = [None if one is None else plain(one) for one in (line.price, line.amount)]
-            yield [*head, *figures, *prices, currency]
-        else:
-            yield [*head, *figures]
-
-
 def _attachments(document: Accompanying, language: str) -> list[dict[str, Any]]:
-    """The record and the statement lie in their own PDF as CSV, for a customer's own sums."""
-    if document.type not in ("usage_record", "account_statement"):
+    """Records and statements of accounts lie in their own PDF as CSV, for a customer's own sums."""
+    if document.type not in ("usage_record", "account_statement") and document.credit is None:
         return []
     text = speech_of(language).texts["csv"]
     return [{"name": f"{document.type}.csv", "mime": "text/csv", "text": text, "content": csv_of(document).decode()}]

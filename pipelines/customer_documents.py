@@ -1,4 +1,5 @@
-"""Accompanying documents of a customer from the platform's own figures: usage as billed, receivables, what is overdue.
+"""Accompanying documents of a customer from the platform's own figures: usage as billed, receivables, what is overdue,
+credit.
 
 Owns which figures they are made of. They are archived under their own type and number; made again from other figures
 they become the next version. Payments are no data of the platform yet: who makes a statement or a reminder names them.
@@ -10,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import polars as pl
 from billing.accompanying import (
     ROWS_MAX,
     Accompanying,
+    CreditAccount,
     DeliveryLine,
     Kind,
     OverdueItem,
@@ -29,6 +31,7 @@ from billing.accompanying import (
     UsageRow,
     closing_of,
 )
+from billing.credit_history import within
 from billing.documents import Line
 from billing.einvoice.model import Payment, Period, Preceding
 from billing.einvoice.parties import Seller, buyer_of, seller_of
@@ -36,15 +39,24 @@ from billing.errors import Conflict, FieldError, InvalidInput
 from billing.explain import piece_of_line
 from billing.money import NUMBER, exact_sum
 from billing.periods import local_date
-from pipelines.accompanying import FORMATS, archive_document, render_document
-from pipelines.documents import BUILT_IN
+from pipelines.accompanying import (
+    FORMATS,
+    archive_document,
+    content_of,
+    document_id,
+    newest_version,
+    render_document,
+)
+from pipelines.customer_credit import credit_of, currencies_of
+from pipelines.documents import BUILT_IN, NotIssuable
 from pipelines.explain import BilledLines, EventsOfLine, LineExplainer
 from pipelines.layout_blocks import layout_of
 from storage.archive import Archive, Archived
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import layouts, receivables, tenants
+from storage.sql import credit_documents, layouts, receivables, tenants
 from storage.sql.database import Database
+from storage.usage_log.reader import UsageLogReader
 
 TRANSFER = "58"  # BT-81: a SEPA transfer
 PREFIXES: Mapping[Kind, str] = {
@@ -54,7 +66,6 @@ PREFIXES: Mapping[Kind, str] = {
     "delivery_note": "LS",
     "credit_statement": "GA",
 }
-MADE_HERE: tuple[Kind, ...] = ("usage_record", "account_statement", "reminder", "delivery_note")
 DAYS_MAX = 400  # of one document
 CODE_MAX = 40  # characters of a customer's code in a number
 _ENDS_IN_A_DAY = re.compile(r"-\d{8}$")
@@ -97,6 +108,7 @@ class CustomerDocuments:
         archive: Archive,
     ) -> None:
         self._database = database
+        self._store = store
         self._chain = chain
         self._archive = archive
         self._explainer = LineExplainer(database, store, chain)
@@ -224,6 +236,41 @@ class CustomerDocuments:
         payment = Payment(TRANSFER, reference=number, transfer=accounts) if accounts else None
         return self._made(tenant_id, customer, sides, reminder=asked, currency=currency, payment=payment)
 
+    def credit_statement(
+        self,
+        tenant_id: str,
+        customer: str,
+        first: date,
+        last: date,
+        now: datetime,
+        *,
+        currency: str | None = None,
+    ) -> Made:
+        """The credit that a customer holds: what was there before `first`, what moved until `last`, what is there then.
+
+        Paid in, granted, used by invoices, given back, expired; credit notes and that they are set off. What is
+        reserved or committed is still held. Nothing later than `now` is said.
+        """
+        _, master = self._chain.newest(tenant_id)
+        sides = self._sides(
+            tenant_id, customer, "credit_statement", first, last, local_date(now, master.tenant.timezone)
+        )
+        with self._database.tenant(tenant_id) as connection:
+            usual = tenants.by_id(connection, tenant_id).currency
+            there = {*receivables.currencies(connection, customer), *currencies_of(master, customer)}
+        currency = _currency(currency, sorted(there), usual)
+        sides = sides.in_currency(currency, usual)
+        log = UsageLogReader(self._store)
+        moved = credit_of(self._database, log, master, tenant_id, customer, currency, sides.timezone, now)
+        if moved is None:
+            raise _too_many("credit statement", credit_documents.DOCUMENTS_MAX)
+        opening, entries = within(moved, first, last)
+        if len(entries) > ROWS_MAX:
+            raise _too_many("credit statement", ROWS_MAX)
+        credit = CreditAccount(opening, tuple(entries))
+        credit = replace(credit, closing=closing_of(credit))
+        return self._made(tenant_id, customer, sides, credit=credit, currency=currency)
+
     # -- What all of them have -----------------------------------------------------------------------------------------
 
     def _sides(
@@ -253,10 +300,21 @@ class CustomerDocuments:
     def _made(self, tenant_id: str, customer: str, sides: _Sides, **parts: Any) -> Made:
         document = replace(sides.document, **parts)
         document.check()
+        own = document_id(tenant_id, document.type, document.number)
+        archived = newest_version(self._archive, tenant_id, own)
+        content = content_of(document, sides.seller, sides.language)
+        # Before the page is drawn: after a crash the same document is drawn with the same version of the layout.
         with self._database.tenant(tenant_id) as connection:
-            used = layouts.in_use(connection, document.type)
-        layout = BUILT_IN if used.form is None else layout_of(used.form)
-        files = render_document(document, FORMATS, sides.language, layout=layout, seller=sides.seller, owner=tenant_id)
+            used = layouts.note(connection, tenant_id, own, document.type, content, archived)
+        layout = BUILT_IN if used.form is None else layout_of(used.form, document.type)
+        try:
+            files = render_document(
+                document, FORMATS, sides.language, layout=layout, seller=sides.seller, owner=tenant_id
+            )
+        except NotIssuable:
+            with self._database.tenant(tenant_id) as connection:
+                layouts.free(connection, tenant_id, own, archived)
+            raise
         return Made(document, tuple(archive_document(self._archive, tenant_id, document, files, customer)))
 
     def _lines(

@@ -31,7 +31,7 @@ def make_files(
         entities = {row["code"]: row for row in tenants.legal_entities(connection)}
         # Before the first page is drawn: after a crash the same documents are drawn with the same versions.
         pinned = layouts.pin(connection, tenant_id, [(str(row["id"]), row["document"].type) for row in wanted])
-    drawn = {(one.code, one.version): _layout(one) for one in pinned.values()}
+    drawn = {(one.code, one.version): _layout(one) for one in pinned.values()}  # both types have the same blocks
     by_entity: dict[str, list[dict[str, Any]]] = {}
     for row in wanted:
         by_entity.setdefault(row["entity"], []).append(row)

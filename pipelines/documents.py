@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -118,16 +118,29 @@ def _drawn(invoice: Invoice, layout: Layout, data: dict[str, Any], owner: str, f
             pdf = _engines.stencils.drawn(data, fields)
         if pdf is not None:
             return pdf
+
+    def named(letters: str, detail: str) -> list[FieldError]:
+        return [FieldError(one, with_term(detail, one)) for one in places_of(invoice, letters)]
+
+    pdf = draw_file(layout, data, owner, named)
+    if "xml" in data and layout.engine == "typst":
+        return with_factur_x_metadata(pdf, invoice.profile)
+    return pdf
+
+
+def draw_file(layout: Layout, data: dict[str, Any], owner: str, named: Callable[[str, str], list[FieldError]]) -> bytes:
+    """The PDF of a document with the document's files inside, whatever source draws it.
+
+    `named` gives the places of characters that no font has, for the error that names them (`NotIssuable`).
+    """
     try:
         pdf = draw(layout, data, "pdf", owner)[0]
     except NotIssuable as error:
         if not error.unprintable:
             raise
-        places = [FieldError(one, with_term(error.detail, one)) for one in places_of(invoice, error.unprintable)]
+        places = named(error.unprintable, error.detail)
         at = f" (in {', '.join(one.pointer for one in places)})" if places else ""
         raise NotIssuable(error.detail + at, errors=places, unprintable=error.unprintable) from error
-    if "xml" in data and layout.engine == "typst":
-        pdf = with_factur_x_metadata(pdf, invoice.profile)
     if layout.source is not None:
         _check_files(pdf, data)
     return pdf

@@ -289,6 +289,7 @@ def _letterhead(invoice: Addressed, letterhead: Seller, speech: Speech) -> dict[
         "name": breakable(seller.name),
         "sender": " · ".join([seller.name, *place]),
         "logo": _logo(letterhead.logo),
+        "foot": "",  # below the columns of the footer: a layout's own words
         "logo_alt": texts["logo_alt"].format(name=seller.name),
         "wordmark": [breakable(first), breakable(rest)],
         "columns": [[breakable(line) for line in column] for column in (own, legal, bank)],

@@ -17,20 +17,40 @@ from typing import Any, Literal, cast
 from lxml import etree
 from PIL import Image, UnidentifiedImageError
 
+from billing.accompanying import KINDS
 from billing.forms import Form, Mistakes
 
 Engine = Literal["typst", "html"]
-ISSUED_KINDS = ("invoice", "credit_note")  # what has a number and is archived; each has its own choice of a layout
+ISSUED_KINDS = ("invoice", "credit_note")  # what books; what accompanies them is `billing/accompanying.py`'s KINDS
+DOCUMENT_KINDS = (*ISSUED_KINDS, *KINDS)  # each has its own choice of a layout
 FONTS = ("Inter", "Noto Sans", "Libertinus Serif")
-COLUMNS = ("position", "description", "period", "quantity", "unit", "price", "amount", "gross")
+COLUMNS = ("position", "description", "period", "quantity", "unit", "price", "amount", "gross")  # of what books
 NEEDED = ("position", "description", "amount")  # keep a line together, say what it is and what it costs
+_OF_ACCOMPANYING: Mapping[str, tuple[str, ...]] = {
+    "usage_record": ("day", "note", "billed_with", "quantity"),
+    "account_statement": ("booked_on", "document", "due_on", "amount", "balance"),
+    "reminder": ("number", "issued_on", "due_on", "invoiced", "open"),
+    "delivery_note": ("description", "period", "quantity", "unit"),
+    "credit_statement": (
+        "description", "period", "quantity", "unit", "price", "amount", "booked_on", "document", "expires_on",
+        "balance",
+    ),
+}  # fmt: skip
+_MAY_LACK: Mapping[str, tuple[str, ...]] = {
+    "usage_record": ("note", "billed_with"),
+    "account_statement": ("due_on", "balance"),
+    "reminder": ("issued_on", "invoiced"),
+    "delivery_note": ("period", "unit"),
+    "credit_statement": ("period", "quantity", "unit", "price", "expires_on", "balance"),
+}
 GROUPINGS = ("subscription", "product", "cost_centre", "none")
 LOGO_BYTES_MAX = 300_000
 LOGO_SIDE_MIN, LOGO_SIDE_MAX = 8, 4_000  # pixels; a picture is unpacked in memory, 4 bytes each
 SOURCE_CHARACTERS_MAX = 200_000
 TEXT_MAX, COVER_MAX = 2_000, 20_000
+FOOTER_MAX = 250  # characters: two lines are left below the footer's columns
 LANGUAGES_MAX = 20
-TEXTS = ("greeting", "intro", "closing")
+TEXTS = ("greeting", "intro", "closing", "footer")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _LANGUAGE = re.compile(r"[a-z]{2}")
 _ACTIVE = frozenset({"script", "foreignObject", "iframe", "animate", "set", "handler"})
@@ -60,7 +80,7 @@ class Blocks:
     faint: str = "#55585f"
     font: str = "Inter"
     size: str = "9"  # points
-    columns: tuple[str, ...] = COLUMNS
+    columns: tuple[str, ...] | None = None  # None: all that the type of document has
     grouping: str = "subscription"
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])  # by language
     cover: Mapping[str, str] = field(default_factory=dict[str, str])  # by language
@@ -80,32 +100,52 @@ class Layout:
     blocks: Blocks = field(default_factory=Blocks)
 
 
-def layout_of(form: object) -> Layout:
-    """A layout from its JSON form; `InvalidInput` names every bad place, not only the first."""
+def columns_of(kind: str) -> tuple[str, ...]:
+    """The columns that documents of a type may show, in their order on the page."""
+    return _OF_ACCOMPANYING.get(kind, COLUMNS)
+
+
+def needed_of(kind: str) -> tuple[str, ...]:
+    """Columns that no layout of the type can do without."""
+    if kind in ISSUED_KINDS:
+        return NEEDED
+    return tuple(name for name in columns_of(kind) if name not in _MAY_LACK.get(kind, ()))
+
+
+def layout_of(form: object, kind: str = "invoice") -> Layout:
+    """A layout for a type of document from its JSON form; `InvalidInput` names every bad place, not only the first."""
     mistakes = Mistakes()
     top = Form(form, "", mistakes)
     engine = cast(Engine, top.choice("engine", ("typst", "html"), "typst"))
     source = top.text("source", "", SOURCE_CHARACTERS_MAX)
-    blocks = _blocks(Form(top.mapping("blocks"), "/blocks", mistakes))
+    blocks = _blocks(Form(top.mapping("blocks"), "/blocks", mistakes), kind)
     top.done()
     mistakes.check()
     return Layout(engine, source or None, blocks)
 
 
-def _blocks(form: Form) -> Blocks:
+def _blocks(form: Form, kind: str) -> Blocks:
     usual = Blocks()
+    if kind not in ISSUED_KINDS:
+        for name in ("grouping", "appendix"):
+            if name in form.fields:
+                form.wrong(name, f"only invoices and credit notes have it, a {kind} has not")
     logo = _logo(form)
     colours = {
         name: _colour(form, name, usual_one) for name, usual_one in (("accent", usual.accent), ("faint", usual.faint))
     }
     font = form.choice("font", FONTS, usual.font)
     size = form.count("size", 9, 7, 14)
-    columns = _columns(form)
+    columns = _columns(form, kind)
     grouping = form.choice("grouping", GROUPINGS, usual.grouping)
     texts: dict[str, dict[str, str]] = {}
     for language, said in _languages(form, "texts"):
         one = Form(said, f"{form.at('texts')}/{language}", form.mistakes)
-        texts[language] = {name: one.text(name, "", TEXT_MAX) for name in TEXTS if name in one.fields}
+        texts[language] = {
+            name: one.text(name, "", FOOTER_MAX if name == "footer" else TEXT_MAX)
+            for name in TEXTS
+            if name in one.fields
+        }
         one.done()
     cover: dict[str, str] = {}
     for language, said in _languages(form, "cover"):
@@ -140,17 +180,18 @@ def contrast_on_white(colour: str) -> float:
     return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
 
 
-def _columns(form: Form) -> tuple[str, ...]:
+def _columns(form: Form, kind: str) -> tuple[str, ...] | None:
     if "columns" not in form.fields:
-        return COLUMNS
-    named = form.texts("columns")
+        return None
+    there, named = columns_of(kind), form.texts("columns")
     for place, name in enumerate(named):
-        if name not in COLUMNS:
-            form.mistakes.add(f"{form.at('columns')}/{place}", f"{name[:40]!r} is none of {', '.join(COLUMNS)}")
-    lacking = [name for name in NEEDED if name not in named]
+        if name not in there:
+            form.mistakes.add(f"{form.at('columns')}/{place}", f"{name[:40]!r} is none of {', '.join(there)}")
+    lacking = [name for name in needed_of(kind) if name not in named]
     if lacking:
         form.wrong("columns", f"a line cannot do without {', '.join(lacking)}")
-    return tuple(name for name in COLUMNS if name in named)
+    shown = tuple(name for name in there if name in named)
+    return None if shown == there else shown
 
 
 def _languages(form: Form, key: str) -> list[tuple[str, Any]]:

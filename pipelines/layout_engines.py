@@ -263,8 +263,9 @@ def _attachments(data: Mapping[str, Any], make: Any) -> list[Any]:
 
 
 def _built_in(data: Mapping[str, Any]) -> str:
+    """The sheet that all share and what is on it: one text, since a template includes nothing."""
     kind = str(data.get("page_kind", "invoice"))
-    return (LAYOUTS / kind / f"{kind}.print.j2").read_text("utf-8")
+    return "".join((LAYOUTS / path).read_text("utf-8") for path in ("paper/paper.print.j2", f"{kind}/{kind}.print.j2"))
 
 
 def _line_of(error: BaseException) -> int:

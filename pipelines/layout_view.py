@@ -18,45 +18,40 @@ from pipelines.column_widths import FONT
 from pipelines.invoice_view import breakable, view
 from pipelines.layout_blocks import COLUMNS, Blocks, Logo
 
-PLAIN = Blocks()
-
 
 def page_of(invoice: Invoice, seller: Seller, blocks: Blocks, language: str) -> dict[str, Any]:
     """The data that an engine draws. Same input, same data."""
-    if blocks.is_plain:
-        return dressed(view(invoice, seller, "invoice", language), PLAIN, language)
-    if not blocks.appendix:
-        invoice = replace(invoice, records=())
-    return dressed(view(regrouped(invoice, blocks.grouping), seller, "invoice", language), blocks, language)
+    if not blocks.is_plain:
+        invoice = regrouped(invoice if blocks.appendix else replace(invoice, records=()), blocks.grouping)
+    data = dressed(view(invoice, seller, "invoice", language), blocks, language)
+    wanted = COLUMNS if blocks.columns is None else blocks.columns
+    shown = [at for at, name in enumerate(COLUMNS) if name in wanted and (name != "gross" or data.get("with_gross"))]
+    data["look"]["shown"] = shown
+    if blocks.font != FONT:  # measured for the usual font only
+        data |= {"widths": None, "taxes": {**data["taxes"], "widths": None}}
+    return data
 
 
 def dressed(data: dict[str, Any], blocks: Blocks, language: str) -> dict[str, Any]:
     """Looks and words of the blocks over the data of a page; the data may be of any kind of document."""
     words: Mapping[str, str] = blocks.texts.get(language, {})
-    shown = [at for at, name in enumerate(COLUMNS) if name in blocks.columns and (name != "gross" or _gross(data))]
     data["look"] = {
         "accent": blocks.accent,
         "faint": blocks.faint,
         "font": blocks.font,
         "size": blocks.size,
-        "shown": shown,
         "cover": [breakable(part) for part in blocks.cover.get(language, "").split("\n\n") if part.strip()],
     }
-    if blocks.font != FONT:  # measured for the usual font only
-        data["widths"] = None
-        data["taxes"] = {**data["taxes"], "widths": None}
     greeting, *intro = data["intro"]
     data["intro"] = [words.get("greeting") or greeting, *([words["intro"]] if words.get("intro") else intro)]
     if closing := words.get("closing"):
         data["notes"] = [*data["notes"], breakable(closing)]
         data["long"] = data["long"] or len(closing) > 1_000
+    if foot := words.get("footer"):
+        data["letterhead"] = {**data["letterhead"], "foot": breakable(foot)}
     if blocks.logo is not None:
         data["letterhead"] = {**data["letterhead"], "logo": _drawn(blocks.logo)}
     return data
-
-
-def _gross(data: Mapping[str, Any]) -> bool:
-    return bool(data.get("with_gross"))
 
 
 def _drawn(logo: Logo) -> str:

@@ -176,7 +176,7 @@ def in_use(connection: Connection, document_type: str) -> Used:
         " AND v.version = c.version",
         (document_type,),
     ).fetchone()
-    return BUILT_IN if row is None else Used(row["code"], int(row["version"]), row["form"])
+    return BUILT_IN if row is None else _used(row)
 
 
 def choices(connection: Connection, document_type: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
@@ -204,14 +204,61 @@ def pin(connection: Connection, tenant_id: str, documents: Iterable[tuple[str, s
         " ON v.tenant_id = d.tenant_id AND v.code = d.code AND v.version = d.version WHERE d.document_id = ANY(%s)",
         (ids,),
     ).fetchall()
-    return {str(row["document_id"]): Used(row["code"], int(row["version"]), row["form"]) for row in rows}
+    return {str(row["document_id"]): _used(row) for row in rows}
 
 
-def of_document(connection: Connection, document_id: str) -> Used | None:
-    """What a document was drawn with; None: its files are not made yet."""
+def note(connection: Connection, tenant_id: str, document_id: str, kind: str, content: str, archived: int) -> Used:
+    """Note what a document that may be made again is drawn with; `archived` is its newest version in the archive.
+
+    The same `content` (a hash of what is drawn) as noted last keeps that layout: after a crash, and whenever the same
+    is made again, it has the same bytes. Other content is the next edition, with the version in use now; so is the
+    same content once the platform's own page has changed.
+    """
+    # One after the other: two at once would note two layouts for one edition.
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (document_id,))
+    key = f"{content}/{BUILT_IN_VERSION}"
+    last = _noted(connection, document_id, None)
+    if last is not None and last["content"] == key:
+        return _used(last)
+    used = in_use(connection, kind)
+    _add(connection, tenant_id, document_id, last, used, archived + 1, key)
+    return used
+
+
+def free(connection: Connection, tenant_id: str, document_id: str, archived: int) -> None:
+    """What was noted could not be drawn: unless it is in the archive, the next try takes the version in use then."""
+    last = _noted(connection, document_id, None)
+    if last is not None and last["edition"] > archived and last["content"]:
+        _add(connection, tenant_id, document_id, last, _used(last), last["edition"], "")
+
+
+def _add(
+    connection: Connection, tenant_id: str, document_id: str, last: dict[str, Any] | None, used: Used, edition: int,
+    content: str,
+) -> None:  # fmt: skip
+    connection.execute(
+        "INSERT INTO document_layouts (tenant_id, document_id, code, version, place, edition, content)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (UUID(tenant_id), UUID(document_id), used.code, used.version, last["place"] + 1 if last else 1, edition,
+         content),
+    )  # fmt: skip
+
+
+def of_document(connection: Connection, document_id: str, edition: int | None = None) -> Used | None:
+    """What a document (of several editions: that one, or the newest) is drawn with; None: nothing is noted yet."""
+    row = _noted(connection, document_id, edition)
+    return None if row is None else _used(row)
+
+
+def _noted(connection: Connection, document_id: str, edition: int | None) -> dict[str, Any] | None:
     row = connection.execute(
-        "SELECT d.code, d.version, v.form FROM document_layouts d LEFT JOIN layout_versions v ON v.tenant_id ="
-        " d.tenant_id AND v.code = d.code AND v.version = d.version WHERE d.document_id = %s",
-        (UUID(document_id),),
+        "SELECT d.code, d.version, d.place, d.edition, d.content, v.form FROM document_layouts d"
+        " LEFT JOIN layout_versions v ON v.tenant_id = d.tenant_id AND v.code = d.code AND v.version = d.version"
+        " WHERE d.document_id = %s AND (%s::int IS NULL OR d.edition <= %s) ORDER BY d.place DESC LIMIT 1",
+        (UUID(document_id), edition, edition),
     ).fetchone()
-    return None if row is None else Used(row["code"], int(row["version"]), row["form"])
+    return None if row is None else dict(row)
+
+
+def _used(row: Mapping[str, Any]) -> Used:
+    return Used(row["code"], int(row["version"]), row["form"])

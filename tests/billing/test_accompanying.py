@@ -114,3 +114,24 @@ def test_sums_of_usage_are_by_meter_and_unit() -> None:
         ("Speicher", "GB"): Decimal("499.535"),
         ("Aktive Nutzer", "Personen"): Decimal(37),
     }
+
+
+@pytest.mark.parametrize(
+    ("form", "pointer"),
+    [
+        (changed("credit-account", credit__closing="371.01"), "/credit/closing"),
+        (changed("credit-account", credit__opening="120.005"), "/credit/opening"),
+        (changed("credit-account", credit__entries__2__amount="312.40"), "/credit/entries/2/amount"),
+        (changed("credit-account", credit__entries__0__amount="-25.00"), "/credit/entries/0/amount"),
+        (changed("credit-account", credit__entries__0__booked_on="2026-11-01"), "/credit/entries/0/booked_on"),
+        (changed("credit-account", period=None), "/period"),
+        (changed("credit-account", type="delivery_note"), "/credit"),
+    ],
+)
+def test_what_is_wrong_with_credit_is_named_by_its_place(form: Any, pointer: str) -> None:
+    assert pointer in pointers(form)
+
+
+def test_a_statement_of_credit_is_about_what_is_held() -> None:
+    assert Accompanying.from_json(form_of("credit-account")).amount == Decimal("371.00")
+    assert Accompanying.from_json(form_of("credit-statement")).amount == Decimal("14.01")

@@ -51,7 +51,7 @@ def billed(api: Any) -> Any:
 def test_every_example_fits_the_published_schema_and_becomes_files(alone: Any) -> None:
     schema = alone.get("/v1/schemas/document").json()
     assert {one.stem for one in EXAMPLES} == {
-        "usage-record", "account-statement", "reminder", "delivery-note", "credit-statement",
+        "usage-record", "account-statement", "reminder", "delivery-note", "credit-statement", "credit-account",
     }  # fmt: skip
     for path in EXAMPLES:
         form = json.loads(path.read_text("utf-8"))
@@ -183,7 +183,8 @@ def test_a_reminder_asks_for_what_is_overdue_and_not_paid(billed: Any) -> None:
 @pytest.mark.parametrize(
     ("form", "pointer"),
     [
-        ({"type": "credit_statement"}, "/type"),
+        ({"type": "credit_note"}, "/type"),
+        ({"type": "credit_statement", "to": "2026-01-31"}, "/from"),
         ({"type": "usage_record", "from": "2026-01-01"}, "/to"),
         ({"type": "usage_record", "from": "2026-02-01", "to": "2026-01-01"}, "/to"),
         ({"type": "usage_record", "from": "2026-02-01", "to": "tomorrow"}, "/to"),

@@ -36,9 +36,9 @@ def test_documents_are_made_listed_and_fetched(platform: Platform) -> None:
     assert len(links) == 2
     assert client.get(links[0]).content.startswith(b"%PDF-")
     assert client.get(links[1]).text.startswith("subscription,meter,day,")
-    statement = {**form, "type": "account_statement"}
-    again = client.post(path, data=statement, follow_redirects=True)
-    assert "KA-K-10400-2026-09" in text_of(again.text)
+    for kind, number in (("account_statement", "KA-K-10400-2026-09"), ("credit_statement", "GA-K-10400-2026-09")):
+        again = client.post(path, data={**form, "type": kind}, follow_redirects=True)
+        assert f"{number} is in the archive" in text_of(again.text)
 
 
 def test_what_cannot_be_made_is_said_on_the_page_and_the_form_keeps_its_values(platform: Platform) -> None:

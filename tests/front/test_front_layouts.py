@@ -73,6 +73,50 @@ def test_who_may_only_read_sees_layouts_and_changes_none(platform: Platform) -> 
         assert reader.get("/layouts/new").status_code == 403
 
 
+def test_what_accompanies_invoices_has_layouts_with_its_own_columns(client: httpx.Client) -> None:
+    page = client.get("/layouts").text
+    assert "Kontoauszug" in page or "Account statement" in page
+    fresh = client.get("/layouts/new?kind=account_statement").text
+    assert 'value="balance" checked' in fresh
+    assert 'name="grouping"' not in fresh
+    assert 'id="document"' not in fresh
+    typed = form(client, "/layouts/new", fresh="yes", kind="account_statement", columns_for="account_statement")
+    typed |= {"code": "statements", "name": "Auszug", "columns": "due_on", "intro_de": "hier ist er.", "act": "use"}
+    kept = client.post("/layouts", data=typed, follow_redirects=False)
+    assert kept.status_code == 303, kept.text[:500]
+    page = client.get("/layouts/statements").text
+    assert 'value="due_on" checked' in page
+    assert 'value="balance" checked' not in page
+    assert "hier ist er." in page
+    assert "/layouts/statements" in client.get("/layouts").text
+    # Another type than the boxes were of: all of its columns.
+    other = client.post("/layouts/preview", data={**typed, "kind": "reminder"}).text
+    assert 'value="invoiced" checked' in other
+    assert other.count("data:image/png;base64,") >= 1
+    assert client.post("/layouts/preview", data={**typed, "kind": "letter"}).status_code == 404
+
+
+@pytest.mark.browser
+def test_columns_follow_the_type_that_is_chosen(platform: Platform, chromium: Browser) -> None:
+    with closing(platform.client()) as client:
+        cookies = [{"name": one.name, "value": one.value, "url": platform.url} for one in client.cookies.jar]
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    context.add_cookies(cookies)
+    page = context.new_page()
+    page.goto(f"{platform.url}/layouts/new")
+    page.locator("#name").fill("Mahnungen")
+    page.locator("#kind").select_option("reminder")
+    page.locator("#of-kind input[value=invoiced]").wait_for(timeout=60_000)
+    assert page.locator("#of-kind input[value=position]").count() == 0
+    assert page.locator("#grouping").count() == 0
+    assert page.locator("#document").count() == 0
+    assert page.locator("#name").input_value() == "Mahnungen"
+    page.locator("#kind").select_option("invoice")
+    page.locator("#grouping").wait_for(timeout=60_000)
+    assert page.locator("#document").count() == 1
+    context.close()
+
+
 @pytest.mark.browser
 def test_the_preview_follows_what_is_typed_on_wide_and_narrow_screens(platform: Platform, chromium: Browser) -> None:
     with closing(platform.client()) as client:

@@ -19,7 +19,7 @@ from test_documents import verapdf
 from billing.accompanying import Accompanying
 from billing.errors import InvalidInput
 from pipelines.accompanying import formats_of, render_document
-from pipelines.accompanying_view import csv_of
+from pipelines.accompanying_csv import csv_of
 from pipelines.documents import NotIssuable
 from pipelines.invoice_view import LAYOUTS
 from pipelines.pdf_parts import (
@@ -33,7 +33,7 @@ from pipelines.pdf_parts import (
 )
 
 FOLDER = Path(__file__).parents[2] / "examples" / "documents"
-NAMES = ("usage-record", "account-statement", "reminder", "delivery-note", "credit-statement")
+NAMES = ("usage-record", "account-statement", "reminder", "delivery-note", "credit-statement", "credit-account")
 GOLDEN_WORDS = {
     ("usage-record", "de"): ["Verbrauchsnachweis VN-2026-0045", "Summe 50.505", "499,535", "gesamter Zeitraum"],
     ("usage-record", "en"): ["Usage record VN-2026-0045", "50,505", "499.535", "whole period"],
@@ -45,6 +45,22 @@ GOLDEN_WORDS = {
     ("delivery-note", "en"): ["Delivery note LS-2026-0012", "48,217", "not an invoice"],
     ("credit-statement", "de"): ["Summe der Gutschriften 14,01 EUR", "weder Rechnung noch Gutschrift"],
     ("credit-statement", "en"): ["Sum of credits 14.01 EUR", "neither an invoice nor a credit note"],
+    ("credit-account", "de"): [
+        "Guthabenauszug GA-10042-2026-10",
+        "Summe der Gutschriften 14,01",
+        "Verwendet für Rechnung RE-2026-000038 −312,40 332,60",
+        "Zurück aus Rechnungskorrektur GS-2026-000008, zu RE-2026-000035",
+        "Verfallen, gewährtes Guthaben −9,60",
+        "Guthaben am 31.10.2026 371,00 EUR",
+    ],
+    ("credit-account", "en"): [
+        "Credit statement GA-10042-2026-10",
+        "Sum of credits 14.01",
+        "Credit note GS-2026-000007, set off on your account",
+        "Credit granted 31 Oct 2026 25.00",
+        "Opening balance on 1 Oct 2026 120.00",
+        "Credit on 31 Oct 2026 371.00 EUR",
+    ],
 }
 
 

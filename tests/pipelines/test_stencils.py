@@ -20,8 +20,9 @@ from billing.einvoice.cii import to_cii
 from billing.einvoice.parties import seller_of
 from pipelines.documents import BUILT_IN, FinalDocument, invoice_for, render_pdf
 from pipelines.factur_x import hybrid_of
+from pipelines.layout_blocks import Blocks
 from pipelines.layout_engines import TypstEngine
-from pipelines.layout_view import PLAIN, page_of
+from pipelines.layout_view import page_of
 from pipelines.pdf_parts import OtherForm, objects_of, pages_of, reference, runs_of, stream_of
 from pipelines.qr_code import BYTES_MAX, rows_of
 from pipelines.stencil_fields import fields_of
@@ -59,7 +60,7 @@ def stencils() -> Stencils:
 
 def page(one: FinalDocument) -> dict[str, Any]:
     invoice, e_invoice = invoice_for(one, ISSUER, SELLER)
-    data = page_of(invoice, SELLER, PLAIN, one.customer.get("language", "de"))
+    data = page_of(invoice, SELLER, Blocks(), one.customer.get("language", "de"))
     if e_invoice:
         data |= {"xml": to_cii(invoice).decode(), "xml_name": hybrid_of(invoice.profile)[0]}
         data |= {"xml_profile": invoice.profile}
@@ -118,7 +119,7 @@ def test_figures_of_different_lengths_keep_point_under_point(stencils: Stencils)
     seller = seller_of(documents.ENTITY, "DE")
     for number in (1, 2, 3):
         invoice, _ = invoice_for(documents.made(number), documents.ISSUER, seller)
-        data = page_of(invoice, seller, PLAIN, "de")
+        data = page_of(invoice, seller, Blocks(), "de")
         fields = fields_of(data)
         assert fields is not None
         assert len({one.pad[1] for one in fields if one.pad is not None}) > 2

@@ -5,7 +5,7 @@ own pages, under the reader's rights there.
 """
 
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Query, Response
@@ -16,6 +16,7 @@ from billing.periods import zone
 from deployments.accompanying import make_for
 from deployments.front.documents.archive import reader_of_visit
 from deployments.front.page import Front, Visit, path_of
+from pipelines.customer_credit import currencies_of
 from pipelines.documents import NotIssuable
 from storage.archive import Archived
 from storage.sql import receivables
@@ -66,10 +67,12 @@ def routes(front: Front) -> APIRouter:
             form |= {"level": int(level) if level.isdecimal() else 0, "due_on": due_on}
         else:
             form |= {"from": first, "to": last}
-        if currency and type in ("reminder", "account_statement"):
+        if currency and type in ("reminder", "account_statement", "credit_statement"):
             form["currency"] = currency
         try:
-            found = make_for(front.services, visit.tenant_id, visit.user.actor, _today(visit), code, form)
+            found = make_for(
+                front.services, visit.tenant_id, visit.user.actor, _now(visit), visit.user.timezone, code, form
+            )
         except Conflict:
             return _page(front, visit, code, said, wrong=visit.texts("accompany.nothing_overdue"))
         except InvalidInput as error:
@@ -86,7 +89,7 @@ def _page(front: Front, visit: Visit, code: str, said: dict[str, str], *, made: 
     files = front.services.archive.newest(visit.tenant_id, code, KINDS, LISTED)
     reader = reader_of_visit(front, visit)
     with front.services.database.tenant(visit.tenant_id) as connection:
-        currencies = receivables.currencies(connection, code)
+        currencies = sorted({*receivables.currencies(connection, code), *currencies_of(front.master(visit), code)})
     rows = _rows([one for one in files if reader.sees(one)])
     today = _today(visit)
     last = today.replace(day=1) - timedelta(days=1)
@@ -137,4 +140,8 @@ def _rows(files: list[Archived]) -> list[DocumentRow]:
 
 def _today(visit: Visit) -> date:
     """The tenant's day: its test clock's, if it has one."""
-    return (visit.user.test_clock or visit.now).astimezone(zone(visit.user.timezone)).date()
+    return _now(visit).astimezone(zone(visit.user.timezone)).date()
+
+
+def _now(visit: Visit) -> datetime:
+    return visit.user.test_clock or visit.now

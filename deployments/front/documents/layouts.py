@@ -10,8 +10,20 @@ from fastapi.concurrency import run_in_threadpool
 
 from billing.errors import BillingError, InvalidInput, NotFound
 from deployments.front.page import CONTENT_SECURITY_POLICY, Front, Visit, path_of
-from deployments.layouts import document_of
-from pipelines.layout_blocks import COLUMNS, FONTS, GROUPINGS, ISSUED_KINDS, LOGO_BYTES_MAX, NEEDED, Blocks, layout_of
+from deployments.layouts import issued
+from pipelines.layout_blocks import (
+    DOCUMENT_KINDS,
+    FONTS,
+    FOOTER_MAX,
+    GROUPINGS,
+    ISSUED_KINDS,
+    LOGO_BYTES_MAX,
+    TEXTS,
+    Blocks,
+    columns_of,
+    layout_of,
+    needed_of,
+)
 from pipelines.layout_preview import preview
 from storage.sql import audit, layouts
 
@@ -39,6 +51,16 @@ class Sheet:
     language: str = "de"
     document: str = ""
 
+    @property
+    def is_issued(self) -> bool:
+        """Whether it is of what books: it has groups, an appendix, and documents to try it on."""
+        return self.kind in ISSUED_KINDS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are ticked."""
+        return tuple(self.draft.get("blocks", {}).get("columns", columns_of(self.kind)))
+
     def block(self, name: str) -> Any:
         return self.draft.get("blocks", {}).get(name, getattr(Blocks(), name))
 
@@ -58,35 +80,46 @@ async def sheet(
     accent: Annotated[str, Form(max_length=20)] = "",
     font: Annotated[str, Form(max_length=40)] = "",
     size: Annotated[str, Form(max_length=4)] = "9",
-    columns: Annotated[list[str] | None, Form(max_length=8)] = None,
+    columns: Annotated[list[str] | None, Form(max_length=20)] = None,
+    columns_for: Annotated[str, Form(max_length=40)] = "",
     grouping: Annotated[str, Form(max_length=20)] = "",
     appendix: Annotated[str, Form(max_length=3)] = "",
     logo: Annotated[str, Form(max_length=LOGO_BYTES_MAX * 2)] = "",
     logo_file: UploadFile | None = None,
     greeting_de: Annotated[str, Form(max_length=2_000)] = "",
     greeting_en: Annotated[str, Form(max_length=2_000)] = "",
+    intro_de: Annotated[str, Form(max_length=2_000)] = "",
+    intro_en: Annotated[str, Form(max_length=2_000)] = "",
     closing_de: Annotated[str, Form(max_length=2_000)] = "",
     closing_en: Annotated[str, Form(max_length=2_000)] = "",
+    footer_de: Annotated[str, Form(max_length=FOOTER_MAX)] = "",
+    footer_en: Annotated[str, Form(max_length=FOOTER_MAX)] = "",
     cover_de: Annotated[str, Form(max_length=20_000)] = "",
     cover_en: Annotated[str, Form(max_length=20_000)] = "",
     language: Annotated[str, Form(max_length=2)] = "de",
     document: Annotated[str, Form(max_length=256)] = "",
 ) -> Sheet:
     """The form's fields as a draft; whether it is one is `layout_of`'s."""
+    if kind not in DOCUMENT_KINDS:
+        raise NotFound(f"there is no type of document {kind!r}")
     if logo_file is not None and logo_file.size:
         logo = base64.b64encode(await logo_file.read(LOGO_BYTES_MAX + 1)).decode()
-    texts: dict[str, dict[str, str]] = {}
-    covers: dict[str, str] = {}
-    for one, greeting, closing, cover in (("de", greeting_de, closing_de, cover_de),
-                                          ("en", greeting_en, closing_en, cover_en)):  # fmt: skip
-        said = {key: value.strip() for key, value in (("greeting", greeting), ("closing", closing)) if value.strip()}
-        texts |= {one: said} if said else {}
-        covers |= {one: cover.replace("\r\n", "\n")} if cover.strip() else {}
-    blocks: dict[str, Any] = {"columns": [one for one in COLUMNS if one in (columns or ()) or one in NEEDED]}
-    given = {"accent": accent, "font": font, "size": size, "grouping": grouping, "logo": logo,
-             "texts": texts, "cover": covers}  # fmt: skip
+    said = {
+        "de": (greeting_de, intro_de, closing_de, footer_de),
+        "en": (greeting_en, intro_en, closing_en, footer_en),
+    }
+    texts = {one: {key: text.strip() for key, text in zip(TEXTS, words, strict=True) if text.strip()}
+             for one, words in said.items()}  # fmt: skip
+    covers = {one: cover.replace("\r\n", "\n") for one, cover in (("de", cover_de), ("en", cover_en)) if cover.strip()}
+    blocks: dict[str, Any] = {}
+    # Of another type than the page had: its boxes say nothing of this one's columns.
+    if columns_for in ("", kind):
+        blocks["columns"] = [one for one in columns_of(kind) if one in (columns or ()) or one in needed_of(kind)]
+    given = {"accent": accent, "font": font, "size": size, "logo": logo,
+             "texts": {one: words for one, words in texts.items() if words}, "cover": covers}  # fmt: skip
     blocks |= {key: value for key, value in given.items() if value}
-    blocks["appendix"] = appendix == "on"
+    if kind in ISSUED_KINDS:
+        blocks |= ({"grouping": grouping} if grouping else {}) | {"appendix": appendix == "on"}
     draft = {"engine": engine, "blocks": blocks} | ({"source": source.replace("\r\n", "\n")} if source.strip() else {})
     return Sheet(code.strip(), kind, name.strip(), draft, language, document.strip())
 
@@ -101,7 +134,7 @@ def routes(front: Front) -> APIRouter:
         visit.need("billing:read")
         with services.database.tenant(visit.tenant_id) as connection:
             rows = layouts.page(connection)
-            used = {kind: layouts.in_use(connection, kind) for kind in ISSUED_KINDS}
+            used = {kind: layouts.in_use(connection, kind) for kind in DOCUMENT_KINDS}
         return front.page(visit, "documents/layouts.html", area="layouts", rows=rows, used=used,
                           may_write=visit.may("layouts:write"))  # fmt: skip
 
@@ -110,7 +143,7 @@ def routes(front: Front) -> APIRouter:
         visit: Annotated[Visit, visitor], kind: Annotated[str, Query(max_length=40)] = "invoice"
     ) -> Response:
         visit.need("layouts:write")
-        start = Sheet("", kind if kind in ISSUED_KINDS else "invoice", "", {"engine": "typst"})
+        start = Sheet("", kind if kind in DOCUMENT_KINDS else "invoice", "", {"engine": "typst"})
         return _editor(front, visit, start, fresh=True)
 
     @router.post("/layouts/preview")
@@ -178,14 +211,12 @@ def _kept(front: Front, visit: Visit, typed: Sheet, act: str, note: str, fresh: 
     """Keep the draft; with `publish` make it a version, with `use` put that to use as well."""
     actor, now = f"user {visit.user.email}", visit.now
     try:
-        made = layout_of(typed.draft)
+        made = layout_of(typed.draft, typed.kind)
         if act in ("publish", "use"):
-            preview(made, typed.language, "pdf", owner=visit.tenant_id)
+            preview(made, typed.language, "pdf", owner=visit.tenant_id, kind=typed.kind)
         with front.services.database.tenant(visit.tenant_id) as connection:
             if fresh and any(row["code"] == typed.code for row in layouts.page(connection)):
                 raise InvalidInput(visit.texts("layouts.exists", code=typed.code))
-            if typed.kind not in ISSUED_KINDS:
-                raise NotFound(f"there is no type of document {typed.kind!r}")
             layouts.put(connection, visit.tenant_id, layouts.code_of(typed.code), typed.kind, typed.name, typed.draft,
                         actor=actor, now=now)  # fmt: skip
             if act in ("publish", "use"):
@@ -223,7 +254,13 @@ def _editor(
         preview=_preview(front, visit, typed),
         versions=versions,
         used_version=in_use.version if in_use.code == typed.code else 0,
-        choices={"columns": COLUMNS, "needed": NEEDED, "fonts": FONTS, "groupings": GROUPINGS, "kinds": ISSUED_KINDS},
+        choices={
+            "columns": columns_of(typed.kind),
+            "needed": needed_of(typed.kind),
+            "fonts": FONTS,
+            "groupings": GROUPINGS,
+            "kinds": DOCUMENT_KINDS,
+        },
         languages_of_documents=LANGUAGES,
         may_write=visit.may("layouts:write"),
     )
@@ -233,8 +270,10 @@ def _editor(
 
 def _preview(front: Front, visit: Visit, typed: Sheet) -> Preview:
     try:
-        found = document_of(front.services, visit.tenant_id, typed.document) if typed.document else {}
-        files = preview(layout_of(typed.draft), typed.language, "png", owner=visit.tenant_id, **found)
+        wanted = typed.document if typed.is_issued else ""
+        document = issued(front.services, visit.tenant_id, wanted) if wanted else None
+        layout = layout_of(typed.draft, typed.kind)
+        files = preview(layout, typed.language, "png", owner=visit.tenant_id, kind=typed.kind, document=document)
     except BillingError as error:
         if error.status >= 500:
             raise
