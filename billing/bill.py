@@ -27,7 +27,17 @@ from billing.periods import local_date
 from billing.rate_uses import metered, metered_live, rate_uses, rate_uses_live
 from billing.settle import BilledDocument, Reissue, Settled, Shared, settle, sort_drafts
 
-__all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
+__all__ = [
+    "BillResult",
+    "BilledDocument",
+    "Credit",
+    "CreditKind",
+    "NoCredit",
+    "Parked",
+    "bill",
+    "discounts_again",
+    "events_needed_from",
+]
 
 INSTANT = timedelta(microseconds=1)
 
@@ -214,13 +224,18 @@ def _made_again(
         credit.give_back(number)
     sort_drafts(reissue.lines, customer)
     lines = [draft.line for draft in reissue.lines]
-    sources = dict.fromkeys(a.source for a in old.allowances if a.kind == "discount")
-    discounts = [AmountDiscount(source, _discount_amount(master, source)) for source in sources]
+    discounts = discounts_again(master, old)
     key = f"{customer}/{old.currency}/{place + 1}"
     new = assemble(customer, old.currency, day, lines, discounts, credit, key, refers_to=number)
     new = replace(new, group=old.group)
     note = (f"{customer}/{old.currency}/{place}", mirror(reissue.billed, day))
     return [note, (key, with_members(master, new))]
+
+
+def discounts_again(master: MasterData, old: Document) -> list[AmountDiscount]:
+    """The amount discounts of a document that is made again: those that it had, whatever uses are left."""
+    sources = dict.fromkeys(a.source for a in old.allowances if a.kind == "discount")
+    return [AmountDiscount(source, _discount_amount(master, source)) for source in sources]
 
 
 def _discount_amount(master: MasterData, source: str) -> Decimal:

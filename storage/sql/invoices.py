@@ -7,7 +7,7 @@ Owns what is read of them, and the way of single documents to their numbers; the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -43,6 +43,7 @@ class Final:
     run_mark: int = 0
     reason: str | None = None
     reverses_run: str | None = None
+    stands_for: str | None = None  # id of the invoice in whose place this one counts as billed
 
     @property
     def due_on(self) -> date | None:
@@ -70,7 +71,7 @@ def finalise(connection: Connection, tenant_id: str, finals: Sequence[Final], no
             (
                 final.entity, final.pattern, buyer_json(final.buyer),
                 str(final.buyer.get("name") or final.document.customer), final.due_on, final.made_at, final.run_id,
-                final.run_mark, final.reason, final.reverses_run,
+                final.run_mark, final.reason, final.reverses_run, final.stands_for,
             )
             for final in finals
         ]
@@ -129,6 +130,12 @@ _LIST = (
 CONCERNS = (
     "i.id = ANY(ARRAY(SELECT o.id FROM invoices o WHERE o.customer = %(customer)s"
     " UNION ALL SELECT m.invoice_id FROM invoice_members m WHERE m.customer = %(customer)s))"
+)
+# Which documents (`i`) count as billed; `o` is the one that a document stands for.
+STOOD_FOR = " LEFT JOIN invoices o ON o.tenant_id = i.tenant_id AND o.id = i.stands_for"
+COUNTS = (
+    "(i.reverses_run IS NULL OR i.stands_for IS NOT NULL) AND NOT EXISTS (SELECT 1 FROM bill_runs r"
+    " WHERE r.id = coalesce(o.run_id, i.run_id) AND r.state IN ('reversing', 'reversed'))"
 )
 _FROM = " FROM invoices i LEFT JOIN document_files f ON f.tenant_id = i.tenant_id AND f.invoice_id = i.id"
 
@@ -206,17 +213,28 @@ def billed(
     """Earlier documents of customers in the order made: those with a line that ends after `ends_after` (all if None),
     and all of the customers in `whole`. `before` is the id of a bill run: only what was made before it was planned.
 
-    Of a run that was reversed nothing counts: neither its documents nor those that took them back.
+    Of a run that was reversed nothing counts: neither its documents nor those that took them back. An invoice that such
+    a run had cancelled counts in the form in which the reversal issued it again: in its place, as of its run.
     """
     rows = connection.execute(
-        "SELECT number, document, packed, run_mark, made_at FROM invoices i"
-        " WHERE customer = ANY(%s) AND (%s::timestamptz IS NULL OR period_end > %s OR customer = ANY(%s))"
-        " AND reverses_run IS NULL"
-        " AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
-        " AND (%s::uuid IS NULL OR id < %s) ORDER BY id",  # ids of runs and documents are UUIDv7: in the order of time
-        (list(customers), ends_after, ends_after, list(whole), before, before),
+        "SELECT i.number, i.document, i.packed, i.stands_for, o.refers_to, coalesce(o.run_mark, i.run_mark) AS run_mark,"
+        f" coalesce(o.made_at, i.made_at) AS made_at FROM invoices i{STOOD_FOR}"
+        " WHERE i.customer = ANY(%(some)s)"
+        " AND (%(after)s::timestamptz IS NULL OR i.period_end > %(after)s OR i.customer = ANY(%(whole)s))"
+        f" AND {COUNTS} AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = i.tenant_id"
+        "  AND s.stands_for = coalesce(i.stands_for, i.id) AND s.id > i.id AND (%(before)s::uuid IS NULL"
+        "  OR s.id < %(before)s))"
+        # Ids of runs and documents are UUIDv7: in the order of time.
+        " AND (%(before)s::uuid IS NULL OR i.id < %(before)s) ORDER BY coalesce(i.stands_for, i.id)",
+        {"some": list(customers), "after": ends_after, "whole": list(whole), "before": before},
     ).fetchall()
-    return [BilledDocument(row["number"], stored_document(row), row["run_mark"], row["made_at"]) for row in rows]
+    return [BilledDocument(row["number"], _as_billed(row), row["run_mark"], row["made_at"]) for row in rows]
+
+
+def _as_billed(row: Mapping[str, Any]) -> Document:
+    """The document; one that stands for another refers to what that one referred to, not to what cancelled it."""
+    document = stored_document(row)
+    return document if row["stands_for"] is None else replace(document, refers_to=row["refers_to"])
 
 
 def highest_of_last(connection: Connection, customers: Sequence[str], count: int = 3) -> list[tuple[str, str, Any]]:
@@ -242,15 +260,27 @@ def countries(connection: Connection) -> set[str]:
     return {row["country"] for row in rows if row["country"]}
 
 
-def to_reverse(connection: Connection, run_id: str, limit: int, after: UUID | None = None) -> list[dict[str, Any]]:
-    """Documents of a run that no reversal takes back yet, by id and behind `after`, with their credit notes by hand in
-    `notes`. Those that such notes took back as a whole are among them: whether anything is left say the lines."""
+def to_reverse(
+    connection: Connection, run_id: str, limit: int, after: UUID | None = None, *, cancelling: bool
+) -> list[dict[str, Any]]:
+    """Documents of a run that no reversal takes back yet, by id and behind `after`, with the credit notes that refer to
+    them in `notes`. Those that such notes took back as a whole are among them: whether anything is left say the lines.
+
+    `cancelling` chooses the credit notes that refer to an invoice, else all others. What stands for a document of the
+    run by now, since a later run that had cancelled it was reversed, is one of them.
+    """
+    asked = (
+        " AND (%(after)s::uuid IS NULL OR i.id > %(after)s) AND"
+        f" {'' if cancelling else 'NOT'} (i.type = 'credit_note' AND i.refers_to IS NOT NULL)"
+        " AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = i.number)"
+        " ORDER BY i.id LIMIT %(limit)s"
+    )
+    names = "i.id, i.number, i.type, i.customer, i.entity, i.document, i.packed, i.buyer, i.refers_to, i.stands_for"
     rows = connection.execute(
-        "SELECT i.id, i.number, i.customer, i.entity, i.document, i.packed, i.buyer, i.run_mark, i.made_at"
-        " FROM invoices i WHERE i.run_id = %s AND (%s::uuid IS NULL OR i.id > %s)"
-        " AND NOT EXISTS (SELECT 1 FROM invoices o WHERE o.reverses_run = i.run_id AND o.refers_to = i.number)"
-        " ORDER BY i.id LIMIT %s",
-        (UUID(run_id), after, after, limit),
+        f"SELECT * FROM ((SELECT {names} FROM invoices i WHERE i.run_id = %(run)s{asked}) UNION ALL"
+        f" (SELECT {names} FROM invoices i JOIN invoices o ON o.tenant_id = i.tenant_id AND o.id = i.stands_for"
+        f" WHERE i.stands_for IS NOT NULL AND o.run_id = %(run)s{asked})) i ORDER BY i.id LIMIT %(limit)s",
+        {"run": UUID(run_id), "limit": limit, "after": after},
     ).fetchall()
     found = [_read(row) for row in rows]
     noted: dict[str, list[Document]] = {}
@@ -263,12 +293,15 @@ def to_reverse(connection: Connection, run_id: str, limit: int, after: UUID | No
     return [{**row, "notes": noted.get(row["number"], [])} for row in found]
 
 
-def replaces_any(connection: Connection, run_id: str) -> bool:
-    """Whether a run made an invoice again that stands for an older one."""
-    row = connection.execute(
-        "SELECT EXISTS (SELECT 1 FROM invoices WHERE run_id = %s AND refers_to IS NOT NULL) AS found", (UUID(run_id),)
-    ).fetchone()
-    return row is not None and bool(row["found"])
+def cancelled(connection: Connection, numbers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Invoices by number, to be issued again: `document`, `first` (the id of the one that they stand for, or their own)
+    and when that one was made."""
+    rows = connection.execute(
+        "SELECT i.number, i.document, i.packed, coalesce(i.stands_for, i.id) AS first,"
+        f" coalesce(o.made_at, i.made_at) AS made_at FROM invoices i{STOOD_FOR} WHERE i.number = ANY(%s)",
+        (list(numbers),),
+    ).fetchall()
+    return {row["number"]: _read(row) for row in rows}
 
 
 def reversed_count(connection: Connection, run_id: str) -> int:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from storage.sql.database import Connection
+from storage.sql.invoices import COUNTS, STOOD_FOR
 
 DOCUMENTS_MAX = 20_000  # of one question
 
@@ -63,13 +64,15 @@ def overdue(connection: Connection, customer: str, currency: str, day: date) -> 
 def billed_between(connection: Connection, customer: str, first: date, last: date) -> list[str]:
     """Numbers of a customer's invoices of bill runs that may have lines of these local days, oldest first.
 
-    What a run billed and took back again counts as never billed.
+    What a run billed and took back again counts as never billed; what it had cancelled, as it was issued again.
     """
     rows = connection.execute(
-        "SELECT i.number FROM invoices i WHERE i.customer = %s AND i.type = 'invoice' AND i.run_id IS NOT NULL"
+        f"SELECT i.number FROM invoices i{STOOD_FOR} WHERE i.customer = %s AND i.type = 'invoice'"
+        " AND coalesce(o.run_id, i.run_id) IS NOT NULL"
         # A day more on each side: local days begin up to 14 hours beside those of UTC.
-        " AND i.period_end > %s::date - 1 AND i.period_start < %s::date + 2 AND i.reverses_run IS NULL"
-        " AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
+        f" AND i.period_end > %s::date - 1 AND i.period_start < %s::date + 2 AND {COUNTS}"
+        " AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = i.tenant_id"
+        "  AND s.stands_for = coalesce(i.stands_for, i.id) AND s.id > i.id)"
         " ORDER BY i.id LIMIT %s",
         (customer, first, last, DOCUMENTS_MAX + 1),
     ).fetchall()
