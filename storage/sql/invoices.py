@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -237,21 +238,27 @@ def _as_billed(row: Mapping[str, Any]) -> Document:
     return document if row["stands_for"] is None else replace(document, refers_to=row["refers_to"])
 
 
-def highest_of_last(connection: Connection, customers: Sequence[str], count: int = 3) -> list[tuple[str, str, Any]]:
-    """(customer, currency, gross): the highest of each customer's invoices of his last runs, reversed ones left out.
+def highest_of_last(
+    connection: Connection, customers: Sequence[str], count: int = 3
+) -> list[tuple[str, str, Decimal, Decimal]]:
+    """(customer, currency, invoice, sum) of each customer's last runs that made him an invoice, reversed ones left out:
+    the gross of his highest invoice, and the highest sum of all his documents of a run.
 
     Runs are counted, not invoices: who gets ten a run, by order or cost centre, is still compared with three runs.
     """
     rows = connection.execute(
-        "SELECT w.customer, w.currency, max(w.gross) AS highest FROM unnest(%s::text[]) AS c (code)"
-        " CROSS JOIN LATERAL (SELECT i.customer, i.currency, i.gross, dense_rank() OVER (PARTITION BY i.currency"
-        "  ORDER BY coalesce(i.run_id, i.id) DESC) AS place FROM invoices i WHERE i.customer = c.code"
-        "  AND i.type = 'invoice' AND i.reverses_run IS NULL"
-        "  AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id"
-        "  AND r.state IN ('reversing', 'reversed'))) w WHERE w.place <= %s GROUP BY w.customer, w.currency",
+        "SELECT c.code, w.currency, max(w.highest) AS highest, max(w.total) AS total FROM unnest(%s::text[]) AS c (code)"
+        " CROSS JOIN LATERAL (SELECT i.currency, max(i.gross) FILTER (WHERE i.type = 'invoice') AS highest,"
+        "  sum(CASE WHEN i.type = 'invoice' THEN i.gross ELSE -i.gross END) AS total,"
+        "  row_number() OVER (PARTITION BY i.currency ORDER BY coalesce(i.run_id, i.id) DESC) AS place"
+        "  FROM invoices i WHERE i.customer = c.code AND i.reverses_run IS NULL"
+        "  AND (i.type = 'invoice' OR i.run_id IS NOT NULL)"  # what somebody credits by hand is no run's
+        "  AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
+        "  GROUP BY i.currency, coalesce(i.run_id, i.id) HAVING bool_or(i.type = 'invoice')) w"
+        " WHERE w.place <= %s GROUP BY c.code, w.currency",
         (list(customers), count),
     ).fetchall()
-    return [(row["customer"], row["currency"], row["highest"]) for row in rows]
+    return [(row["code"], row["currency"], row["highest"], row["total"]) for row in rows]
 
 
 def countries(connection: Connection) -> set[str]:

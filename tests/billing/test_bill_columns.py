@@ -261,7 +261,7 @@ def test_numbers_beyond_the_columns_are_billed_to_the_last_digit(
         assert Fraction(sums_of_lines(columns.lines)[0]) == net
         posted = postings_of(columns.documents).filter(pl.col("credit") == "revenue")
         assert Fraction(posted["amount"].item()) == net
-        last = pl.DataFrame([(document.customer, "EUR", Decimal(1))], schema=LAST_SCHEMA, orient="row")
+        last = pl.DataFrame([(document.customer, "EUR", Decimal(1), Decimal(1))], schema=LAST_SCHEMA, orient="row")
         held = [one.code for one in held_by(GuardRails(on=True), columns.documents, last, {}, (), ())]
         assert held == (["over_last_invoices"] if document.gross > 3 else [])
         (outlier,) = outliers(columns.documents, last)
