@@ -15,6 +15,7 @@ import polars as pl
 
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
 from billing.contracts import Contract, Subscription
+from billing.cost_centres import with_cost_centres, with_cost_centres_again
 from billing.credit_notes import mirror
 from billing.document_groups import grouped
 from billing.documents import Document, Line, Member
@@ -190,11 +191,11 @@ def _documents(
         place = places.get(customer, 0)
         for reissue, owner in zip(settled.reissues, again, strict=True):
             if owner == (customer, currency):
-                made.extend(_made_again(master, reissue, day, credit, place))
+                made.extend(_made_again(master, reissue, day, credit, place, now))
                 place += 2
         drafts = settled.lines.get((customer, currency))
         for group, own in grouped(master, customer, drafts, earlier, now) if drafts else ():
-            lines = [draft.line for draft in own]
+            lines = with_cost_centres(master.subscriptions, [draft.line for draft in own], earlier, now)
             key = f"{customer}/{currency}/{place}"
             place += 1
             discounts = _discounts(master, lines, earlier)
@@ -215,7 +216,7 @@ def with_members(master: MasterData, document: Document) -> Document:
 
 
 def _made_again(
-    master: MasterData, reissue: Reissue, day: date, credit: Credit | None, place: int
+    master: MasterData, reissue: Reissue, day: date, credit: Credit | None, place: int, now: datetime
 ) -> list[tuple[str, Document]]:
     """The whole credit note of an invoice, then the invoice again: the same amount discounts, then wallet credit."""
     old = reissue.billed.document
@@ -223,7 +224,7 @@ def _made_again(
     if credit is not None:
         credit.give_back(number)
     sort_drafts(reissue.lines, customer)
-    lines = [draft.line for draft in reissue.lines]
+    lines = with_cost_centres_again(master.subscriptions, [draft.line for draft in reissue.lines], old, now)
     discounts = discounts_again(master, old)
     key = f"{customer}/{old.currency}/{place + 1}"
     new = assemble(customer, old.currency, day, lines, discounts, credit, key, refers_to=number)

@@ -82,6 +82,7 @@ class Plain:
     events_from: datetime | None
     late_before: pl.DataFrame  # owner, before: usage of earlier time that no run has seen is late
     shared: Shared
+    referring: tuple[str, ...]  # subscriptions that say a reference of their own
     folding: pl.Series  # by owner, whether his usage may be folded while it is read (`usage_pieces`)
 
 
@@ -119,6 +120,7 @@ class _Sorting:
         self.keys: list[tuple[str, int]] = []
         self.customers: list[str] = []
         self.late_before: list[datetime] = []
+        self.referring: list[str] = []
         self.rest: list[str] = []
         self.parked_before = frozenset[str]().union(*(mark.parked for mark in master.runs))
         self.steps_of_runs = [mark.steps for mark in master.runs]
@@ -149,6 +151,8 @@ class _Sorting:
                 self.rest.append(customer)
                 return
             rows.append((number, owner, customer, code, subscription.number))
+            if subscription.references:
+                self.referring.append(code)
             late_before = max(late_before, self.kinds[number].late_before)
         self.rows.extend(rows)
         self.customers.append(customer)
@@ -221,6 +225,7 @@ class _Sorting:
             min(starts, default=None),
             before,
             self.shared,
+            tuple(self.referring),
             self._folding(contracts),
         )
 
@@ -285,8 +290,17 @@ def bill_plain(
     lines = pl.concat(found)
     # By customer and currency, then as `settle` sorts them: subscription, place of the charge, time, price row.
     lines = lines.join(contracts.select("contract", "owner", "customer", "subscription", "step"), on="contract")
+    lines = lines.with_columns(_cost_centre(master, chosen, now).alias("cost_centre"))
     odd_owners = set(contracts.filter(pl.col("contract").is_in(odd.implode()))["owner"].unique())
     return _documents(chosen, lines, templates.frame(), odd_owners, leave, day)
+
+
+def _cost_centre(master: MasterData, chosen: Plain, now: datetime) -> pl.Expr:
+    """Where the buyer books a contract's lines; of most contracts nothing is said."""
+    said = {code: master.subscriptions[code].references_at(now).cost_centre for code in chosen.referring}
+    if not any(said.values()):
+        return pl.lit("")
+    return pl.col("subscription").replace_strict(said, default="", return_dtype=pl.String)
 
 
 def _pieces(
@@ -353,7 +367,8 @@ _LINES = pl.Schema({
     "explanation": pl.String,
 })  # fmt: skip
 _SUBSCRIPTION, _QUANTITY, _AMOUNT, _EXPLANATION, _STEP = "@subscription@", "@quantity@", "@amount@", "@why@", "@step@"
-_HOLES = (_SUBSCRIPTION, _QUANTITY, _AMOUNT, _EXPLANATION, _STEP)
+_COST_CENTRE = "@centre@"
+_HOLES = (_SUBSCRIPTION, _QUANTITY, _AMOUNT, _EXPLANATION, _STEP, _COST_CENTRE)
 
 
 class _Templates:
@@ -387,7 +402,12 @@ class _Templates:
     def _add(self, line: Line, place: int, row: int) -> int:
         form = line_form(line)
         form.update(
-            subscription=_SUBSCRIPTION, quantity=_QUANTITY, amount=_AMOUNT, explanation=_EXPLANATION, step=_STEP
+            subscription=_SUBSCRIPTION,
+            quantity=_QUANTITY,
+            amount=_AMOUNT,
+            explanation=_EXPLANATION,
+            step=_STEP,
+            cost_centre=_COST_CENTRE,
         )
         text, parts = msgspec.json.encode(form).decode(), list[str]()
         for hole in _HOLES:
@@ -600,6 +620,7 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         pl.concat_str(
             "json_0", quoted(lines, "subscription"), "json_1", in_quotes("quantity"), "json_2",
             in_quotes("amount_text"), "json_3", "explanation", "json_4", pl.col("step").cast(pl.String), "json_5",
+            quoted(lines, "cost_centre"), "json_6",
         ).alias("text"),
     )  # fmt: skip
     line_texts = texts.group_by("document", maintain_order=True).agg(pl.col("text").str.join(",").alias("line_json"))

@@ -58,6 +58,7 @@ class Line:
     gross_allowance: Decimal | None = None  # percent discount with tax
     customer: str = ""  # whose line it is, where the document goes to who pays for him; empty: the document's customer
     add_on: str = ""  # of the subscription, where its plan bills the line
+    cost_centre: str = ""  # BT-133: of the subscription, when the document was made
 
     @property
     def contract(self) -> tuple[str, str]:
