@@ -239,9 +239,11 @@ class BillRunDriver:
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "reversing":
-            self._reversal.reverse(tenant_id, run_id)
+            self._reversal.take_back(tenant_id, run_id)
+            # Before it is over: nobody drives a run that is reversed, so nobody would make what is left of its files.
             while make_files(self._database, self._archive, tenant_id, self._clock) > 0:
                 self._checkpoint("files made")
+            self._reversal.mark(tenant_id, run_id)
             return self.get(tenant_id, run_id)
         if run["state"] == "finalised":
             if not self._make_files(tenant_id, run_id):

@@ -45,7 +45,7 @@ class Reversal:
     _checkpoint: Callable[[str], None]
     _bring_moves: Callable[[str], None]
 
-    def reverse(self, tenant_id: str, run_id: str) -> None:
+    def take_back(self, tenant_id: str, run_id: str) -> None:
         """Take back what is left of a run; a repeat goes on where another one stopped, two at once do no harm."""
         for cancelling in (False, True):
             after: UUID | None = None  # what is behind it stands as it was; a repeat begins in front
@@ -63,6 +63,9 @@ class Reversal:
                     break
                 after = rows[-1]["id"]
                 self._checkpoint("batch reversed")
+
+    def mark(self, tenant_id: str, run_id: str) -> None:
+        """Say that what the run billed is not billed any more, when all of it is taken back: the next run may begin."""
         with self._database.tenant(tenant_id) as connection:
             run = bill_runs.get(connection, run_id, lock=True)
             if run["state"] != "reversing":
