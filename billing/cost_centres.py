@@ -1,4 +1,4 @@
-"""Where the buyer books a line (BT-133): the cost centre of the contract that it bills, as of when its document is made.
+"""Where the buyer books a line (BT-133): the cost centre of its contract, as of when its document is made.
 
 Owns which moment counts. The reference of a whole document (BT-19) is `document_groups.py`. Source: docs/rules.md, What
 goes on one document.

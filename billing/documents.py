@@ -172,6 +172,8 @@ class Document:
         A document that is made again and comes to less than 0 is a credit note that refers to the first one, too, but
         has lines of its own: it is billed, and takes nothing back.
         """
-        return self.type == "credit_note" and self.refers_to is not None and all(
-            line.corrects is not None and line.corrects.document == self.refers_to for line in self.lines
+        return (
+            self.type == "credit_note"
+            and self.refers_to is not None
+            and all(line.corrects is not None and line.corrects.document == self.refers_to for line in self.lines)
         )

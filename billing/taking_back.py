@@ -70,7 +70,7 @@ def taken_again(document: Document, credit: Credit, key: str) -> dict[tuple[str,
 
 
 def with_credit(document: Document, used: Used, discounts: Sequence[AmountDiscount]) -> Document:
-    """An invoice with this credit in place of what it used: the same lines and discounts, and the rest is to be paid."""
+    """An invoice with this credit in place of what it used: the same lines and discounts, the rest is to be paid."""
     if used == credit_used(document):
         return document  # to the cent as it was, also where an older version made it
     made = assemble(

@@ -30,7 +30,7 @@ from storage.sql.database import Connection, Database
 
 BATCH = 500
 
-# Places where a crash test kills the driver; each is passed at least once when a run that cancelled invoices is reversed.
+# Places where a crash test kills the driver; a reversal that issues invoices again passes each at least once.
 STEPS = ("reversing", "batch reversed", "issuing again", "reversal marked", "reversed")
 
 
@@ -127,7 +127,7 @@ class Reversal:
         left: it was free since, and a reservation may have spent it."""
         document = issued_again(cancelled["document"], note, day)
         claim = f"{run['id']}/{note}"  # the lanes answer it the same for ever, so a repeat makes the same document
-        first = str(cancelled["first"])
+        first = str(cancelled["place"])
         master = self._chain.at(tenant_id, run["master_number"])
         owners = sorted({owner for owner, _ in credit_used(document)} & master.wallet_customers)
         if self._desk is None or not owners:

@@ -132,12 +132,6 @@ CONCERNS = (
     "i.id = ANY(ARRAY(SELECT o.id FROM invoices o WHERE o.customer = %(customer)s"
     " UNION ALL SELECT m.invoice_id FROM invoice_members m WHERE m.customer = %(customer)s))"
 )
-# Which documents (`i`) count as billed; `o` is the one that a document stands for.
-STOOD_FOR = " LEFT JOIN invoices o ON o.tenant_id = i.tenant_id AND o.id = i.stands_for"
-COUNTS = (
-    "(i.reverses_run IS NULL OR i.stands_for IS NOT NULL) AND NOT EXISTS (SELECT 1 FROM bill_runs r"
-    " WHERE r.id = coalesce(o.run_id, i.run_id) AND r.state IN ('reversing', 'reversed'))"
-)
 _FROM = " FROM invoices i LEFT JOIN document_files f ON f.tenant_id = i.tenant_id AND f.invoice_id = i.id"
 
 
@@ -218,15 +212,13 @@ def billed(
     a run had cancelled counts in the form in which the reversal issued it again: in its place, as of its run.
     """
     rows = connection.execute(
-        "SELECT i.number, i.document, i.packed, i.stands_for, o.refers_to, coalesce(o.run_mark, i.run_mark) AS run_mark,"
-        f" coalesce(o.made_at, i.made_at) AS made_at FROM invoices i{STOOD_FOR}"
-        " WHERE i.customer = ANY(%(some)s)"
-        " AND (%(after)s::timestamptz IS NULL OR i.period_end > %(after)s OR i.customer = ANY(%(whole)s))"
-        f" AND {COUNTS} AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = i.tenant_id"
-        "  AND s.stands_for = coalesce(i.stands_for, i.id) AND s.id > i.id AND (%(before)s::uuid IS NULL"
-        "  OR s.id < %(before)s))"
+        "SELECT number, document, packed, stands_for, refers_to, run_mark, made_at FROM billed_documents d"
+        " WHERE customer = ANY(%(some)s)"
+        " AND (%(after)s::timestamptz IS NULL OR period_end > %(after)s OR customer = ANY(%(whole)s))"
+        " AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = d.tenant_id AND s.stands_for = d.place"
+        "  AND s.id > d.id AND (%(before)s::uuid IS NULL OR s.id < %(before)s))"
         # Ids of runs and documents are UUIDv7: in the order of time.
-        " AND (%(before)s::uuid IS NULL OR i.id < %(before)s) ORDER BY coalesce(i.stands_for, i.id)",
+        " AND (%(before)s::uuid IS NULL OR id < %(before)s) ORDER BY place",
         {"some": list(customers), "after": ends_after, "whole": list(whole), "before": before},
     ).fetchall()
     return [BilledDocument(row["number"], _as_billed(row), row["run_mark"], row["made_at"]) for row in rows]
@@ -247,8 +239,8 @@ def highest_of_last(
     Runs are counted, not invoices: who gets ten a run, by order or cost centre, is still compared with three runs.
     """
     rows = connection.execute(
-        "SELECT c.code, w.currency, max(w.highest) AS highest, max(w.total) AS total FROM unnest(%s::text[]) AS c (code)"
-        " CROSS JOIN LATERAL (SELECT i.currency, max(i.gross) FILTER (WHERE i.type = 'invoice') AS highest,"
+        "SELECT c.code, w.currency, max(w.highest) AS highest, max(w.total) AS total"
+        " FROM unnest(%s::text[]) AS c (code) CROSS JOIN LATERAL (SELECT i.currency, max(i.gross) FILTER (WHERE i.type = 'invoice') AS highest,"
         "  sum(CASE WHEN i.type = 'invoice' THEN i.gross ELSE -i.gross END) AS total,"
         "  row_number() OVER (PARTITION BY i.currency ORDER BY coalesce(i.run_id, i.id) DESC) AS place"
         "  FROM invoices i WHERE i.customer = c.code AND i.reverses_run IS NULL"
@@ -276,18 +268,18 @@ def to_reverse(
     `cancelling` chooses the credit notes that refer to an invoice, else all others. What stands for a document of the
     run by now, since a later run that had cancelled it was reversed, is one of them.
     """
-    asked = (
-        " AND (%(after)s::uuid IS NULL OR i.id > %(after)s) AND"
-        f" {'' if cancelling else 'NOT'} (i.type = 'credit_note' AND i.refers_to IS NOT NULL)"
-        " AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = i.number)"
-        " ORDER BY i.id LIMIT %(limit)s"
-    )
-    names = "i.id, i.number, i.type, i.customer, i.entity, i.document, i.packed, i.buyer, i.refers_to, i.stands_for"
     rows = connection.execute(
-        f"SELECT * FROM ((SELECT {names} FROM invoices i WHERE i.run_id = %(run)s{asked}) UNION ALL"
-        f" (SELECT {names} FROM invoices i JOIN invoices o ON o.tenant_id = i.tenant_id AND o.id = i.stands_for"
-        f" WHERE i.stands_for IS NOT NULL AND o.run_id = %(run)s{asked})) i ORDER BY i.id LIMIT %(limit)s",
-        {"run": UUID(run_id), "limit": limit, "after": after},
+        "SELECT i.id, i.number, i.type, i.customer, i.entity, i.document, i.packed, i.buyer, i.refers_to FROM"
+        " ((SELECT id FROM invoices c WHERE run_id = %(run)s AND (%(after)s::uuid IS NULL OR id > %(after)s)"
+        "   AND (type = 'credit_note' AND refers_to IS NOT NULL) = %(cancelling)s"
+        "   AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = c.number)"
+        "   ORDER BY id LIMIT %(limit)s)"
+        "  UNION ALL (SELECT s.id FROM invoices s JOIN invoices o ON o.tenant_id = s.tenant_id AND o.id = s.stands_for"
+        "   WHERE o.run_id = %(run)s AND (%(after)s::uuid IS NULL OR s.id > %(after)s) AND NOT %(cancelling)s"
+        "   AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = s.number)"
+        "   ORDER BY s.id LIMIT %(limit)s)) found"
+        " JOIN invoices i USING (id) ORDER BY i.id LIMIT %(limit)s",
+        {"run": UUID(run_id), "limit": limit, "after": after, "cancelling": cancelling},
     ).fetchall()
     found = [_read(row) for row in rows]
     noted: dict[str, list[Document]] = {}
@@ -301,11 +293,12 @@ def to_reverse(
 
 
 def cancelled(connection: Connection, numbers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Invoices by number, to be issued again: `document`, `first` (the id of the one that they stand for, or their own)
-    and when that one was made."""
+    """Invoices by number, to be issued again: `document`, `place` (the id of the one that they stand for, or their own)
+    and `made_at` of that one."""
     rows = connection.execute(
-        "SELECT i.number, i.document, i.packed, coalesce(i.stands_for, i.id) AS first,"
-        f" coalesce(o.made_at, i.made_at) AS made_at FROM invoices i{STOOD_FOR} WHERE i.number = ANY(%s)",
+        "SELECT i.number, i.document, i.packed, coalesce(o.id, i.id) AS place,"
+        " coalesce(o.made_at, i.made_at) AS made_at FROM invoices i"
+        " LEFT JOIN invoices o ON o.tenant_id = i.tenant_id AND o.id = i.stands_for WHERE i.number = ANY(%s)",
         (list(numbers),),
     ).fetchall()
     return {row["number"]: _read(row) for row in rows}

@@ -266,3 +266,22 @@ def test_numbers_beyond_the_columns_are_billed_to_the_last_digit(
         assert held == (["over_last_invoices"] if document.gross > 3 else [])
         (outlier,) = outliers(columns.documents, last)
         assert Fraction(outlier["gross"]) == Fraction(document.gross)
+
+
+@pytest.mark.parametrize("said", [("K1", "K2", None), ('K "1"\\', "Köln", "1"), (None, None, None)], ids=str)
+def test_columns_say_the_cost_centre_of_each_contract_as_of_the_run(both: Both, said: tuple[str | None, ...]) -> None:
+    charges = [{"code": "fee", "kind": "recurring", "price": {"model": "flat", "amount": "3"}, "tax": "vat"}, usage()]
+    steps = [
+        *(subscribe("2026-01-01", f"s{place}", customer="cd"[place % 2], cost_centre=centre)
+          for place, centre in enumerate((*said, None))),
+        used("2026-01-05", ("2026-01-05", "2"), ("2026-01-06", "3")),
+        run("2026-02-01"),
+        {"at": "2026-02-05", "references": {"subscription": "s0", "cost_centre": "later"}},
+        used("2026-02-06", ("2026-02-05", "2"), customer="d"),
+        run("2026-03-01"),
+    ]  # fmt: skip
+    customers = [{"code": code, "name": code, "country": "DE"} for code in "cd"]
+    made = documents_of(life([plan(*charges)], steps, customers=customers))
+    assert both.counts["rest"] == 0
+    found = {(line.subscription, line.cost_centre) for one in made for line in one.document.lines}
+    assert found == {("s0", "later"), *((f"s{place}", centre or "") for place, centre in enumerate((*said, None)))}

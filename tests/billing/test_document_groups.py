@@ -356,6 +356,47 @@ def test_a_bill_run_sees_enough_to_group_as_the_scenario_does(
     assert as_the_platform_bills(form) == [one.document for one in documents_of(form)]
 
 
+def centres(made: list[dict[str, Any]]) -> list[list[str | None]]:
+    return [[line["cost_centre"] for line in one["lines"]] for one in made]
+
+
+def test_each_line_says_the_cost_centre_of_its_contract_when_its_document_is_made() -> None:
+    steps = [
+        *THREE,
+        {"at": day(0), "ad_hoc": {"customer": "c", "code": "repair", "amount": "5", "tax": "none"}},
+        run(day(0)),
+        {"at": day(10), "references": {"subscription": "a", "cost_centre": "K9"}},
+        {"at": day(16), "cancel": {"subscription": "a", "when": "now"}},
+        {"at": day(20), "references": {"subscription": "b", "cost_centre": "K8"}},
+        run(day(31)),
+    ]
+    # Without a contract, K2 of a, K1 of b, K1 of d, none of e; what is taken back of a is booked where it was.
+    assert centres(documents(life([plan(flat("31"))], steps))) == [
+        [None, "K2", "K1", "K1", None],
+        ["K2", "K8", "K1", None],
+    ]
+    by_order = documents(life([plan(flat("31"))], steps, customers=customer(document_per="order")))
+    said = sorted(centre for one in centres(by_order) for centre in one if centre)
+    assert said == ["K1", "K1", "K1", "K2", "K2", "K8"]
+
+
+def test_a_document_made_again_and_a_correction_keep_the_cost_centre_of_the_line() -> None:
+    for late_usage, expected in (("delta", [["K1"], ["K1"]]), ("reissue", [["K1"]] * 3)):
+        steps = [
+            subscribe(day(0), "s", cost_centre="K1"),
+            used(day(5), (day(5), "3")),
+            run(day(31)),
+            {"at": day(32), "references": {"subscription": "s", "cost_centre": "K2"}},
+            used(day(33), (day(6), "2")),
+            run(day(34)),
+        ]
+        form = life([plan(usage())], steps, tenant={"late_usage": late_usage})
+        assert centres(documents(form)) == expected
+        whole = documents_of(form)[0]
+        note = credit_note(whole, whole.document.date, lines=[CreditLine(1, Decimal("1.00"))])
+        assert [line.cost_centre for line in note.lines] == ["K1"]
+
+
 def test_a_scenario_states_the_head_of_its_documents() -> None:
     form = life([plan(flat("10"))], [*THREE, run(day(0))], customers=customer(document_per="order"))
     wanted = [{"group": "", "order_reference": None}, {"group": "4711", "order_reference": "4711"},
