@@ -212,7 +212,7 @@ def billed(
     a run had cancelled counts in the form in which the reversal issued it again: in its place, as of its run.
     """
     rows = connection.execute(
-        "SELECT number, document, packed, stands_for, refers_to, run_mark, made_at FROM billed_documents d"
+        "SELECT number, document, packed, stands_for, refers_to, run_mark, made_at FROM standing_documents d"
         " WHERE customer = ANY(%(some)s)"
         " AND (%(after)s::timestamptz IS NULL OR period_end > %(after)s OR customer = ANY(%(whole)s))"
         " AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = d.tenant_id AND s.stands_for = d.place"

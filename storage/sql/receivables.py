@@ -66,7 +66,7 @@ def billed_between(connection: Connection, customer: str, first: date, last: dat
     What a run billed and took back again counts as never billed; what it had cancelled, as it was issued again.
     """
     rows = connection.execute(
-        "SELECT number FROM billed_documents d WHERE customer = %s AND type = 'invoice' AND run_id IS NOT NULL"
+        "SELECT number FROM standing_documents d WHERE customer = %s AND type = 'invoice' AND run_id IS NOT NULL"
         # A day more on each side: local days begin up to 14 hours beside those of UTC.
         " AND period_end > %s::date - 1 AND period_start < %s::date + 2"
         " AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = d.tenant_id AND s.stands_for = d.place"

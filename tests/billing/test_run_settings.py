@@ -47,7 +47,7 @@ def documents(*rows: tuple[str, str, str, str]) -> pl.DataFrame:
 
 
 def last(*rows: tuple[str, ...]) -> pl.DataFrame:
-    """(customer, currency, highest invoice, highest sum of a run); the sum is that of the invoice unless it is given."""
+    """(customer, currency, highest invoice, highest sum of a run); without a sum it is the invoice's."""
     found = [(row[0], row[1], Decimal(row[2]), Decimal(row[-1])) for row in rows]
     return pl.DataFrame(found, schema=LAST_SCHEMA, orient="row")
 

@@ -1,4 +1,4 @@
-"""The reversal of a run that made invoices again is killed at every step and driven by two at once: it ends the same."""
+"""The reversal of a run that made invoices again is killed at every step and driven by two at once."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Life:
         return found
 
     def check(self) -> None:
-        """Numbers have no gap, no document is taken back twice, the ledger is the documents', standing runs are right."""
+        """Numbers have no gap, nothing is taken back twice, the ledger is the documents', runs that stand are right."""
         rows = self.rows()
         with self.database.tenant(self.tenant_id) as connection:
             assert invoices.number_gaps(connection) == []

@@ -7,7 +7,7 @@ CREATE INDEX invoices_standing ON invoices (tenant_id, stands_for, id) WHERE sta
 -- the first one, with its run and what it referred to, one that stands for it. `place` is the id of the first one; of
 -- documents with the same place only the newest counts (of those that whoever asks wants to know of).
 -- security_invoker: rows are those of the asking tenant, as in the tables behind it.
-CREATE VIEW billed_documents WITH (security_invoker = true) AS
+CREATE VIEW standing_documents WITH (security_invoker = true) AS
 SELECT i.tenant_id, i.id, coalesce(i.stands_for, i.id) AS place, i.number, i.type, i.customer, i.period_start,
        i.period_end, i.document, i.packed, i.stands_for,
        CASE WHEN i.stands_for IS NULL THEN i.refers_to ELSE o.refers_to END AS refers_to,
@@ -17,4 +17,4 @@ FROM invoices i LEFT JOIN invoices o ON o.tenant_id = i.tenant_id AND o.id = i.s
 WHERE (i.reverses_run IS NULL OR i.stands_for IS NOT NULL)
   AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.tenant_id = i.tenant_id AND r.id = coalesce(o.run_id, i.run_id)
                   AND r.state IN ('reversing', 'reversed'));
-GRANT SELECT ON billed_documents TO cloudbilling_app;
+GRANT SELECT ON standing_documents TO cloudbilling_app;
