@@ -240,7 +240,8 @@ def highest_of_last(
     """
     rows = connection.execute(
         "SELECT c.code, w.currency, max(w.highest) AS highest, max(w.total) AS total"
-        " FROM unnest(%s::text[]) AS c (code) CROSS JOIN LATERAL (SELECT i.currency, max(i.gross) FILTER (WHERE i.type = 'invoice') AS highest,"
+        " FROM unnest(%s::text[]) AS c (code) CROSS JOIN LATERAL (SELECT i.currency,"
+        "  max(i.gross) FILTER (WHERE i.type = 'invoice') AS highest,"
         "  sum(CASE WHEN i.type = 'invoice' THEN i.gross ELSE -i.gross END) AS total,"
         "  row_number() OVER (PARTITION BY i.currency ORDER BY coalesce(i.run_id, i.id) DESC) AS place"
         "  FROM invoices i WHERE i.customer = c.code AND i.reverses_run IS NULL"
