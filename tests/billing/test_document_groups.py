@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from lives import documents, flat, life, plan, run, subscribe, usage, used
 from test_bill_properties import as_the_platform_bills, check_sums, day, days, lives, with_runs
 
-from billing.bill_columns import plain
 from billing.credit_notes import CreditLine, credit_note
 from billing.document_json import document_from, document_json
 from billing.documents import Document, DocumentGroup
@@ -217,17 +216,6 @@ def test_a_document_of_no_group_is_written_as_before_and_one_of_a_group_is_read_
     split = documents_of({**form, "customers": customer(document_per="order")})[1].document
     assert split.group == group
     assert document_from(document_json(split)) == split
-
-
-def test_columns_leave_customers_with_several_documents_to_the_engine() -> None:
-    form = life([plan(flat("10"))], [])
-    steps = [{"publish": {"plan": form["plans"][0]}}, {"customer": {"code": "c"}}, {"customer": {"code": "d"}}]
-    steps.append({"customer": {"code": "d", "document_per": "order"}})
-    master = MasterData.start(form["tenant"]).apply_all([{"tax_code": one} for one in form["tax_codes"]])
-    master = master.apply_all(steps)
-    up_to = parse_moment(day(0), "Europe/Berlin")
-    assert plain(master, ["c", "d"], up_to).rest == ("d",)
-    assert plain(master.apply({"documents": {"per": "order"}}), ["c", "d"], up_to).rest == ("c", "d")
 
 
 def test_what_was_said_before_a_reference_was_looked_at_is_read_as_it_can_be() -> None:
