@@ -15,6 +15,7 @@ import polars as pl
 
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
 from billing.contracts import Contract, Subscription
+from billing.cost_centres import with_cost_centres, with_cost_centres_again
 from billing.credit_notes import mirror
 from billing.document_groups import grouped
 from billing.documents import Document, Line, Member
@@ -27,7 +28,17 @@ from billing.periods import local_date
 from billing.rate_uses import metered, metered_live, rate_uses, rate_uses_live
 from billing.settle import BilledDocument, Reissue, Settled, Shared, settle, sort_drafts
 
-__all__ = ["BillResult", "BilledDocument", "Credit", "CreditKind", "NoCredit", "Parked", "bill", "events_needed_from"]
+__all__ = [
+    "BillResult",
+    "BilledDocument",
+    "Credit",
+    "CreditKind",
+    "NoCredit",
+    "Parked",
+    "bill",
+    "discounts_again",
+    "events_needed_from",
+]
 
 INSTANT = timedelta(microseconds=1)
 
@@ -180,11 +191,11 @@ def _documents(
         place = places.get(customer, 0)
         for reissue, owner in zip(settled.reissues, again, strict=True):
             if owner == (customer, currency):
-                made.extend(_made_again(master, reissue, day, credit, place))
+                made.extend(_made_again(master, reissue, day, credit, place, now))
                 place += 2
         drafts = settled.lines.get((customer, currency))
         for group, own in grouped(master, customer, drafts, earlier, now) if drafts else ():
-            lines = [draft.line for draft in own]
+            lines = with_cost_centres(master.subscriptions, [draft.line for draft in own], earlier, now)
             key = f"{customer}/{currency}/{place}"
             place += 1
             discounts = _discounts(master, lines, earlier)
@@ -205,7 +216,7 @@ def with_members(master: MasterData, document: Document) -> Document:
 
 
 def _made_again(
-    master: MasterData, reissue: Reissue, day: date, credit: Credit | None, place: int
+    master: MasterData, reissue: Reissue, day: date, credit: Credit | None, place: int, now: datetime
 ) -> list[tuple[str, Document]]:
     """The whole credit note of an invoice, then the invoice again: the same amount discounts, then wallet credit."""
     old = reissue.billed.document
@@ -213,14 +224,19 @@ def _made_again(
     if credit is not None:
         credit.give_back(number)
     sort_drafts(reissue.lines, customer)
-    lines = [draft.line for draft in reissue.lines]
-    sources = dict.fromkeys(a.source for a in old.allowances if a.kind == "discount")
-    discounts = [AmountDiscount(source, _discount_amount(master, source)) for source in sources]
+    lines = with_cost_centres_again(master.subscriptions, [draft.line for draft in reissue.lines], old, now)
+    discounts = discounts_again(master, old)
     key = f"{customer}/{old.currency}/{place + 1}"
     new = assemble(customer, old.currency, day, lines, discounts, credit, key, refers_to=number)
     new = replace(new, group=old.group)
     note = (f"{customer}/{old.currency}/{place}", mirror(reissue.billed, day))
     return [note, (key, with_members(master, new))]
+
+
+def discounts_again(master: MasterData, old: Document) -> list[AmountDiscount]:
+    """The amount discounts of a document that is made again: those that it had, whatever uses are left."""
+    sources = dict.fromkeys(a.source for a in old.allowances if a.kind == "discount")
+    return [AmountDiscount(source, _discount_amount(master, source)) for source in sources]
 
 
 def _discount_amount(master: MasterData, source: str) -> Decimal:

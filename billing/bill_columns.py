@@ -22,6 +22,7 @@ import polars as pl
 from billing.catalog import Charge, Plan
 from billing.contracts import Contract, Subscription, contract
 from billing.document_columns import DOCUMENTS_SCHEMA, LINES_SCHEMA, MEMBERS_SCHEMA, TAXES_SCHEMA, DocumentColumns
+from billing.document_groups import group_of
 from billing.document_json import line_form, packed
 from billing.documents import Line
 from billing.due import BEGINNING, Due, Use, due_of, settled_to
@@ -82,6 +83,8 @@ class Plain:
     events_from: datetime | None
     late_before: pl.DataFrame  # owner, before: usage of earlier time that no run has seen is late
     shared: Shared
+    referring: tuple[str, ...]  # subscriptions that say a reference of their own
+    grouped: frozenset[str]  # customers who get several documents
     folding: pl.Series  # by owner, whether his usage may be folded while it is read (`usage_pieces`)
 
 
@@ -119,6 +122,7 @@ class _Sorting:
         self.keys: list[tuple[str, int]] = []
         self.customers: list[str] = []
         self.late_before: list[datetime] = []
+        self.referring: list[str] = []
         self.rest: list[str] = []
         self.parked_before = frozenset[str]().union(*(mark.parked for mark in master.runs))
         self.steps_of_runs = [mark.steps for mark in master.runs]
@@ -132,7 +136,6 @@ class _Sorting:
             customer in master.families
             or customer in master.wallet_customers
             or customer in master.ad_hoc
-            or master.document_per(customer) != "customer"
             or len(one.treatments) != 1
         ):
             self.rest.append(customer)
@@ -149,6 +152,8 @@ class _Sorting:
                 self.rest.append(customer)
                 return
             rows.append((number, owner, customer, code, subscription.number))
+            if subscription.references:
+                self.referring.append(code)
             late_before = max(late_before, self.kinds[number].late_before)
         self.rows.extend(rows)
         self.customers.append(customer)
@@ -221,6 +226,8 @@ class _Sorting:
             min(starts, default=None),
             before,
             self.shared,
+            tuple(self.referring),
+            frozenset(customer for customer in self.customers if self.master.document_per(customer) != "customer"),
             self._folding(contracts),
         )
 
@@ -285,8 +292,34 @@ def bill_plain(
     lines = pl.concat(found)
     # By customer and currency, then as `settle` sorts them: subscription, place of the charge, time, price row.
     lines = lines.join(contracts.select("contract", "owner", "customer", "subscription", "step"), on="contract")
+    lines = lines.with_columns(_cost_centre(master, chosen, now).alias("cost_centre"))
+    if chosen.grouped:  # else no line carries columns that all of them have empty
+        lines = lines.join(_groups(master, chosen, now), on="contract", how="left")
     odd_owners = set(contracts.filter(pl.col("contract").is_in(odd.implode()))["owner"].unique())
     return _documents(chosen, lines, templates.frame(), odd_owners, leave, day)
+
+
+def _cost_centre(master: MasterData, chosen: Plain, now: datetime) -> pl.Expr:
+    """Where the buyer books a contract's lines; of most contracts nothing is said."""
+    said = {code: master.subscriptions[code].references_at(now).cost_centre for code in chosen.referring}
+    if not any(said.values()):
+        return pl.lit("")
+    return pl.col("subscription").replace_strict(said, default="", return_dtype=pl.String)
+
+
+_GROUP_KEY = ("code", "order_reference", "buyer_reference")  # as `DocumentGroup.key`
+_GROUPS_SCHEMA = pl.Schema({"contract": pl.UInt32, "per": pl.String, **dict.fromkeys(_GROUP_KEY, pl.String)})
+
+
+def _groups(master: MasterData, chosen: Plain, now: datetime) -> pl.DataFrame:
+    """On which document the contracts of customers with several go; of all others nothing."""
+    rows: list[tuple[int, str, str, str, str]] = []
+    own = chosen.contracts.filter(pl.col("customer").is_in(list(chosen.grouped)))
+    for number, customer, code in own.select("contract", "customer", "subscription").iter_rows():
+        per = master.document_per(customer)
+        assert per != "customer", "only customers with several documents are asked for"
+        rows.append((number, per, *group_of(master.subscriptions[code], per, now).key))
+    return pl.DataFrame(rows, schema=_GROUPS_SCHEMA, orient="row")
 
 
 def _pieces(
@@ -353,7 +386,8 @@ _LINES = pl.Schema({
     "explanation": pl.String,
 })  # fmt: skip
 _SUBSCRIPTION, _QUANTITY, _AMOUNT, _EXPLANATION, _STEP = "@subscription@", "@quantity@", "@amount@", "@why@", "@step@"
-_HOLES = (_SUBSCRIPTION, _QUANTITY, _AMOUNT, _EXPLANATION, _STEP)
+_COST_CENTRE = "@centre@"
+_HOLES = (_SUBSCRIPTION, _QUANTITY, _AMOUNT, _EXPLANATION, _STEP, _COST_CENTRE)
 
 
 class _Templates:
@@ -387,7 +421,12 @@ class _Templates:
     def _add(self, line: Line, place: int, row: int) -> int:
         form = line_form(line)
         form.update(
-            subscription=_SUBSCRIPTION, quantity=_QUANTITY, amount=_AMOUNT, explanation=_EXPLANATION, step=_STEP
+            subscription=_SUBSCRIPTION,
+            quantity=_QUANTITY,
+            amount=_AMOUNT,
+            explanation=_EXPLANATION,
+            step=_STEP,
+            cost_centre=_COST_CENTRE,
         )
         text, parts = msgspec.json.encode(form).decode(), list[str]()
         for hole in _HOLES:
@@ -531,7 +570,8 @@ def _documents(
     day: date,
 ) -> BilledPlain:
     lines = lines.join(templates, on="template", how="left")
-    sums = lines.group_by("owner", "currency").agg(pl.col("amount").sum())
+    group_key = _GROUP_KEY if chosen.grouped else ()
+    sums = lines.group_by("owner", "currency", *group_key).agg(pl.col("amount").sum())
     percents = lines.select("owner", "percent_text").unique()
     odd = (
         odd_owners
@@ -541,8 +581,10 @@ def _documents(
     if odd:
         lines = lines.filter(~pl.col("owner").is_in(list(odd)))
     rest = tuple(sorted({*chosen.rest, *leave, *(chosen.customers[owner] for owner in odd)}))
-    lines = lines.sort("customer", "currency", "subscription", "place", "period_start", "row", maintain_order=True)
-    lines = lines.with_columns(document=pl.struct("owner", "currency").rle_id())
+    lines = lines.sort(
+        "customer", "currency", *group_key, "subscription", "place", "period_start", "row", maintain_order=True
+    )
+    lines = lines.with_columns(document=pl.struct("owner", "currency", *group_key).rle_id())
     lines = lines.with_columns(line=pl.int_range(1, pl.len() + 1).over("document").cast(pl.UInt32))
     taxes = _taxes(lines)
     documents = _with_json(lines, taxes, day)
@@ -600,6 +642,7 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         pl.concat_str(
             "json_0", quoted(lines, "subscription"), "json_1", in_quotes("quantity"), "json_2",
             in_quotes("amount_text"), "json_3", "explanation", "json_4", pl.col("step").cast(pl.String), "json_5",
+            quoted(lines, "cost_centre"), "json_6",
         ).alias("text"),
     )  # fmt: skip
     line_texts = texts.group_by("document", maintain_order=True).agg(pl.col("text").str.join(",").alias("line_json"))
@@ -619,6 +662,9 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         _by_digits("gross_exact", is_text=True).alias("gross"),
         _by_digits("zero", is_text=True).alias("prepaid"),
     )
+    # A cost centre is said of a document where all its lines have the same.
+    centre = pl.when(pl.col("cost_centre").n_unique() == 1).then(pl.col("cost_centre").first()).otherwise(pl.lit(""))
+    heads = [pl.col("per", *_GROUP_KEY).first(), centre] if "per" in lines.columns else []
     documents = lines.group_by("document", maintain_order=True).agg(
         pl.col("customer").first(),
         pl.col("owner").first(),
@@ -626,6 +672,7 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         pl.col("period_start").min(),
         pl.col("period_end").max(),
         pl.len().cast(pl.UInt32).alias("line_count"),
+        *heads,
     )
     found = documents.join(sums, on="document", how="left", maintain_order="left").join(
         line_texts, on="document", how="left", maintain_order="left"
@@ -636,7 +683,8 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         pl.lit('{"customer":'), quoted(found, "customer"), pl.lit(',"type":"invoice","currency":"'), "currency",
         pl.lit(f'","date":"{day.isoformat()}","lines":['), "line_json", pl.lit('],"allowances":[],"taxes":['),
         "tax_json", pl.lit('],"net":"'), "net", pl.lit('","tax":"'), "tax", pl.lit('","gross":"'), "gross",
-        pl.lit('","due":"'), "gross", pl.lit('","prepaid":"'), "prepaid", pl.lit('","refers_to":null,"members":[]}'),
+        pl.lit('","due":"'), "gross", pl.lit('","prepaid":"'), "prepaid", pl.lit('","refers_to":null,"members":[]'),
+        _group_text(found), pl.lit("}"),
     )  # fmt: skip
     frame = found.select(
         "document",
@@ -657,3 +705,13 @@ def _with_json(lines: pl.DataFrame, taxes: pl.DataFrame, day: date) -> pl.DataFr
         json.cast(pl.Binary).alias("json"),
     )
     return frame.with_columns(pl.Series("body", packed(frame["json"].to_list()), dtype=pl.Binary)).drop("json")
+
+
+def _group_text(documents: pl.DataFrame) -> pl.Expr:
+    """The member `group` of a document that is one of several, in the order of the fields of `DocumentGroup`."""
+    if "per" not in documents.columns:
+        return pl.lit("")
+    parts = [pl.lit(',"group":{"per":'), in_quotes("per")]
+    for name in (*_GROUP_KEY, "cost_centre"):
+        parts += [pl.lit(f',"{name}":'), quoted(documents, name)]
+    return pl.concat_str(*parts, pl.lit("}")).fill_null("")

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Literal
 
+from billing.contracts import Subscription
 from billing.documents import DocumentGroup, Line
-from billing.master import DocumentPer, MasterData
+from billing.master import MasterData
 from billing.settle import BilledDocument, Draft
+
+GroupedPer = Literal["subscription", "order", "cost_centre"]
 
 
 def grouped(
@@ -35,15 +39,17 @@ def grouped(
 
 
 def _group_of(
-    master: MasterData, per: DocumentPer, line: Line, heads: Mapping[str, DocumentGroup | None], now: datetime
+    master: MasterData, per: GroupedPer, line: Line, heads: Mapping[str, DocumentGroup | None], now: datetime
 ) -> DocumentGroup:
-    assert per != "customer"
     known = heads.get(line.corrects.document) if line.corrects else None
     if known is not None and known.per == per:
         return known
     subscription = master.subscriptions.get(line.subscription)
-    if subscription is None:  # an amount of no contract
-        return DocumentGroup(per, "")
+    return DocumentGroup(per, "") if subscription is None else group_of(subscription, per, now)
+
+
+def group_of(subscription: Subscription, per: GroupedPer, now: datetime) -> DocumentGroup:
+    """Where the new lines of a contract go."""
     said = subscription.references_at(now)
     codes = {"subscription": subscription.code, "order": said.order_reference, "cost_centre": said.cost_centre}
     return DocumentGroup(per, codes[per], said.order_reference, said.reference, said.cost_centre)

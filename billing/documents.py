@@ -58,6 +58,7 @@ class Line:
     gross_allowance: Decimal | None = None  # percent discount with tax
     customer: str = ""  # whose line it is, where the document goes to who pays for him; empty: the document's customer
     add_on: str = ""  # of the subscription, where its plan bills the line
+    cost_centre: str = ""  # BT-133: of the subscription, when the document was made
 
     @property
     def contract(self) -> tuple[str, str]:
@@ -163,3 +164,16 @@ class Document:
     refers_to: str | None = None
     members: tuple[Member, ...] = ()  # by code: whose lines these are beside the customer's own
     group: DocumentGroup | None = None  # None: all lines of the customer in the currency
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether it is a credit note of a document's own lines, by hand or by a run that makes the document again.
+
+        A document that is made again and comes to less than 0 is a credit note that refers to the first one, too, but
+        has lines of its own: it is billed, and takes nothing back.
+        """
+        return (
+            self.type == "credit_note"
+            and self.refers_to is not None
+            and all(line.corrects is not None and line.corrects.document == self.refers_to for line in self.lines)
+        )

@@ -13,12 +13,13 @@ from decimal import Decimal
 import polars as pl
 
 from billing.document_columns import AMOUNT, AMOUNT_TEXT_MAX
-from billing.money import decimal_text
+from billing.money import decimal_text, exact_sum
 from billing.run_settings import GuardRails
 
 OUTLIERS = 20
 HIGHEST = Decimal(10) ** 28  # of the last invoices; beyond it they are all alike here
-LAST_SCHEMA = pl.Schema({"customer": pl.String, "currency": pl.String, "highest": AMOUNT})
+# Of a customer's last runs: the highest of his invoices, and the highest of what he got in one of them altogether.
+LAST_SCHEMA = pl.Schema({"customer": pl.String, "currency": pl.String, "highest": AMOUNT, "highest_sum": AMOUNT})
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,31 @@ def held_by(
 ) -> list[Held]:
     """The customers to keep back, each with the first rail that says so, in order of their codes.
 
-    `documents` are a run's in columns; `last` (LAST_SCHEMA) the highest of each customer's last invoices by currency;
+    `documents` are a run's in columns; `last` (LAST_SCHEMA) the highest of each customer's last runs by currency;
     `countries` where the customers are, `known_countries` where invoices went before (none: nothing is new yet);
     `voided` are customers with an event whose id was voided.
     """
     if not rails.on:
         return []
     found: dict[str, Held] = {}
-    gross = documents.filter(pl.col("type") == "invoice").select("customer", "currency", "gross")
-    joined = gross.join(last, on=["customer", "currency"], how="left", maintain_order="left")
-    for customer, currency, text, highest in joined.iter_rows():
+    columns = documents.select("customer", "currency", "type", "gross")
+    joined = columns.join(last, on=["customer", "currency"], how="left", maintain_order="left")
+    gross = joined.filter(pl.col("type") == "invoice").select("customer", "currency", "gross", "highest")
+    for customer, currency, text, highest in gross.iter_rows():
         amount = Decimal(text)  # of any size: what a column does not hold is what a rail is for
         held = _over_last(rails, customer, currency, amount, highest) or _over_limit(rails, customer, currency, amount)
+        if held is not None:
+            found.setdefault(customer, held)
+    several = joined.filter(pl.len().over("customer", "currency") > 1).group_by(
+        "customer", "currency", maintain_order=True
+    )
+    for customer, currency, types, texts, highest in several.agg(
+        "type", "gross", pl.col("highest_sum").first()
+    ).iter_rows():
+        amounts = [
+            Decimal(text) if type_ == "invoice" else -Decimal(text) for type_, text in zip(types, texts, strict=True)
+        ]
+        held = _over_altogether(rails, customer, currency, amounts, highest)
         if held is not None:
             found.setdefault(customer, held)
     for customer in documents["customer"].unique().sort():
@@ -71,6 +85,21 @@ def _over_last(
         return None
     words = f"{_money(amount)} {currency} is over {decimal_text(rails.times_last)} times the highest of the last"
     return Held(customer, "over_last_invoices", f"{words} invoices ({_money(highest)})")
+
+
+def _over_altogether(
+    rails: GuardRails, customer: str, currency: str, amounts: Collection[Decimal], highest: Decimal | None
+) -> Held | None:
+    """Of several documents each may be in bounds while their sum is not: ten times as many of the same size."""
+    total = exact_sum(amounts)
+    words = f"{_money(total)} {currency} on {len(amounts)} documents is over"
+    if rails.times_last is not None and highest is not None and 0 < rails.times_last * highest < total:
+        times = f"{decimal_text(rails.times_last)} times the highest sum of the last runs ({_money(highest)})"
+        return Held(customer, "over_last_runs", f"{words} {times}")
+    limit = rails.limits.get(currency)
+    if limit is not None and total > limit:
+        return Held(customer, "over_limit", f"{words} the limit of {_money(limit)}")
+    return None
 
 
 def _over_limit(rails: GuardRails, customer: str, currency: str, amount: Decimal) -> Held | None:

@@ -26,8 +26,10 @@ class GuardRails:
     """What keeps a customer's documents back until somebody looked. A limit of None looks at nothing."""
 
     on: bool = True
-    times_last: Decimal | None = Decimal(3)  # an invoice over so many times the highest of the customer's last ones
-    limits: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # gross by currency
+    # An invoice, or all that a customer gets in a run, over so many times the highest of his last runs.
+    times_last: Decimal | None = Decimal(3)
+    # Gross by currency, of an invoice and of all that a customer gets in a run.
+    limits: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
     new_country: bool = True  # of the customer: the tenant has never sent an invoice there
     voided_ids: bool = True  # an id of his came under another customer, too, and was voided
     change_percent: Decimal | None = Decimal(50)  # of the whole run's net against the last run: it waits for approval

@@ -237,4 +237,5 @@ def line_form(line: Line, timezone: str, customer: str = "") -> dict[str, Any]:
         "name": line.name,
         "unit": line.unit,
         "plan": line.plan,
+        "cost_centre": line.cost_centre or None,
     }

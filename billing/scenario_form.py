@@ -271,6 +271,7 @@ _KEYS: dict[str, frozenset[str]] = {
         {
             *("subscription", "charge", "when", "from", "to", "quantity", "allowance", "amount", "correction"),
             *("corrects", "name", "unit", "kind", "tax_category", "tax_percent", "plan", "gross", "customer", "add_on"),
+            "cost_centre",
         }
     ),
     "allowances": frozenset({"kind", "amount"}),

@@ -101,11 +101,12 @@ class Ledger:
     """
 
     def __init__(self, billed: Sequence[BilledDocument]) -> None:
-        replaced = {b.document.refers_to: b for b in billed if b.document.type == "invoice" and b.document.refers_to}
-        by_hand = {b.document.refers_to for b in billed if b.document.type == "credit_note" and b.document.refers_to}
+        taking_back = {b.number for b in billed if b.document.takes_back}
+        self.made = [b for b in billed if b.number not in taking_back]
+        replaced = {b.document.refers_to: b for b in self.made if b.document.refers_to}
+        by_hand = {b.document.refers_to for b in billed if b.number in taking_back}
         self.credited_by_hand = by_hand - replaced.keys()
         self.replaced_by = replaced
-        self.made = [b for b in billed if not (b.document.type == "credit_note" and b.document.refers_to)]
         self.documents = [b for b in self.made if b.number not in replaced]
         self.by_key: dict[LineKey, _Billed] = {}
         self.by_piece: dict[PieceKey, list[LineKey]] = {}

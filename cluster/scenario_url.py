@@ -344,7 +344,7 @@ def _line(line: Mapping[str, Any], places: Mapping[str, str], customer: str) -> 
     keys = ("subscription", "charge", "when", "from", "to", "quantity", "amount", "gross", "correction", "add_on")
     corrects = line["corrects"]
     return {
-        **{key: line[key] for key in (*keys, "kind", "name", "unit", "plan")},
+        **{key: line[key] for key in (*keys, "kind", "name", "unit", "plan", "cost_centre")},
         "allowance": line["allowance"] if line["gross_allowance"] is None else line["gross_allowance"],
         "customer": line["customer"] or customer,
         "corrects": corrects and {"document": places[corrects["document"]], "line": str(corrects["line"])},

@@ -140,7 +140,8 @@ def reverse(
     form: Any = Depends(json_form),
 ) -> Response:
     """Writes a credit note against each of its documents (an invoice against a credit note), gives wallet credit back,
-    and lets the next run bill the same periods again. Only the last run; it goes on in the background to `reversed`."""
+    and lets the next run bill the same periods again. An invoice that the run had cancelled for late usage is issued
+    again and is what is billed. Only the last run; it goes on in the background to `reversed`."""
     known_keys(form, ())
     write = Write(request)
     name = str(run_id)

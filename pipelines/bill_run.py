@@ -40,13 +40,13 @@ from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves
 from pipelines.run_finalising import Finalising
 from pipelines.run_issuers import without_issuer
-from pipelines.run_reversal import reverse_documents
+from pipelines.run_reversal import Reversal
 from pipelines.run_view import run_view, sum_of_totals, tasks_of, usage_prefix, waits_for_somebody
 from pipelines.usage_slices import forget
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import bill_runs, billing_settings, invoices, steps, tenants, wallet_moves
+from storage.sql import bill_runs, billing_settings, steps, tenants, wallet_moves
 from storage.sql.database import Connection, Database
 from storage.sql.wallet_moves import WalletMove
 from storage.usage_log.reader import UsageLogReader
@@ -110,6 +110,7 @@ class BillRunDriver:
         self._executor = executor or InProcess(store, database, chain, desk)
         self._checkpoint = checkpoint
         self._finalising = Finalising(database, store, chain, clock, checkpoint, self._may_go_on, self._bring_moves)
+        self._reversal = Reversal(database, chain, desk, clock, checkpoint, self._bring_moves)
 
     # -- Plan ----------------------------------------------------------------------------------------------------------
 
@@ -238,11 +239,11 @@ class BillRunDriver:
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "reversing":
-            reverse_documents(
-                self._database, self._chain, tenant_id, run_id, self._clock, self._checkpoint, self._bring_moves
-            )
+            self._reversal.take_back(tenant_id, run_id)
+            # Before it is over: nobody drives a run that is reversed, so nobody would make what is left of its files.
             while make_files(self._database, self._archive, tenant_id, self._clock) > 0:
                 self._checkpoint("files made")
+            self._reversal.mark(tenant_id, run_id)
             return self.get(tenant_id, run_id)
         if run["state"] == "finalised":
             if not self._make_files(tenant_id, run_id):
@@ -447,10 +448,10 @@ class BillRunDriver:
             LOG.warning("the wallet credit of a cancelled bill run waits: %s", error.detail)
 
     def reverse(self, tenant_id: str, run_id: str, actor: str) -> None:
-        """Take a finalised run back as a whole: `drive` then writes a credit note for each of its documents.
+        """Take a finalised run back as a whole: `drive` then writes a document against each of its documents.
 
-        Only the last run, as later ones rest on it. Errors: Conflict for another one, for one that is not done, and
-        for one that made invoices again for late usage (each of those stands for an older one).
+        What the run had cancelled, to make it again for late usage, is issued once more and is what is billed then.
+        Only the last run, as later ones rest on it. Errors: Conflict for another one, and for one that is not done.
         """
         with self._database.tenant(tenant_id) as connection:
             bill_runs.alone(connection, tenant_id)  # a credit note that is being written now is then seen
@@ -462,8 +463,6 @@ class BillRunDriver:
             last = bill_runs.last_finalised(connection)
             if last is None or str(last["id"]) != run_id:
                 raise Conflict("later runs rest on this one: reverse them first, the last one before")
-            if invoices.replaces_any(connection, run_id):
-                raise Conflict("the run made invoices again for late usage: correct those one by one, by credit notes")
             tenant = tenants.by_id(connection, tenant_id)
             if billing_settings.of(connection, tenant.kind).four_eyes and actor == run["approved_by"]:
                 raise NotAllowed("who approved a bill run does not reverse it here: ask somebody else (four eyes)")

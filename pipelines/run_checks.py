@@ -78,8 +78,8 @@ def check(
 
 def _last(connection: Connection, customers: Sequence[str]) -> pl.DataFrame:
     rows = [
-        (customer, currency, min(highest, HIGHEST))
-        for customer, currency, highest in invoices.highest_of_last(connection, customers)
+        (customer, currency, min(highest, HIGHEST), max(min(highest_sum, HIGHEST), -HIGHEST))
+        for customer, currency, highest, highest_sum in invoices.highest_of_last(connection, customers)
     ]
     return pl.DataFrame(rows, schema=LAST_SCHEMA, orient="row")
 

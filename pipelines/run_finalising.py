@@ -132,7 +132,7 @@ class Finalising:
             rows.append(
                 (
                     code, patterns[type_], invoices.buyer_json(buyer), str(buyer.get("name") or customer),
-                    invoices.due_on(day, type_, buyer), run["made_at"], str(run["id"]), run["mark"], None, None,
+                    invoices.due_on(day, type_, buyer), run["made_at"], str(run["id"]), run["mark"], None, None, None,
                 )
             )  # fmt: skip
         return finalising.heads_of(rows)

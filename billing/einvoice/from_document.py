@@ -254,6 +254,7 @@ def _line(line: Line, number: str, spoken: Words, zone: ZoneInfo, names: Mapping
         name=spoken.correction.format(name=name) if line.correction else name,
         note=_note(line, spoken),
         object=Identifier(line.subscription) if line.subscription else None,
+        accounting_reference=line.cost_centre or None,
         period=_period(line.start, line.end, zone),
         allowances=_discounts(line, spoken, back=False),
         charges=_discounts(line, spoken, back=True),

@@ -28,7 +28,7 @@ from storage.sql.database import Connection
 HEADS_SCHEMA = pl.Schema({
     "entity": pl.String, "pattern": pl.String, "buyer": pl.String, "customer_name": pl.String, "due_on": pl.Date,
     "made_at": INSTANT, "run_id": pl.String, "run_mark": pl.Int64, "reason": pl.String,
-    "reverses_run": pl.String,
+    "reverses_run": pl.String, "stands_for": pl.String,
 })  # fmt: skip
 
 
@@ -47,7 +47,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "invoices": (
         "id", "entity", "series", "year", "type", "customer", "customer_name", "currency", "issued_on", "due_on",
         "period_start", "period_end", "net", "tax", "gross", "prepaid", "due", "run_id", "run_mark", "made_at",
-        "refers_to", "reason", "packed", "buyer", "reverses_run",
+        "refers_to", "reason", "packed", "buyer", "reverses_run", "stands_for",
     ),
     "invoice_lines": ("invoice_id", "line", "subscription", "quantity", "allowance", "amount"),
     "invoice_taxes": ("invoice_id", "category", "percent", "base", "amount"),
@@ -149,10 +149,10 @@ def number(connection: Connection, staged: Staged) -> list[str]:
     connection.execute(
         "INSERT INTO invoices (tenant_id, id, number, entity, series, year, n, type, customer, customer_name, currency,"
         " issued_on, due_on, period_start, period_end, net, tax, gross, prepaid, due, run_id, run_mark, made_at,"
-        " refers_to, reason, packed, buyer, reverses_run)"
+        " refers_to, reason, packed, buyer, reverses_run, stands_for)"
         " SELECT %s, d.id, w.number, d.entity, d.series, d.year, w.n, d.type, d.customer, d.customer_name, d.currency,"
         " d.issued_on, d.due_on, d.period_start, d.period_end, d.net, d.tax, d.gross, d.prepaid, d.due, d.run_id,"
-        " d.run_mark, d.made_at, d.refers_to, d.reason, d.packed, d.buyer, d.reverses_run"
+        " d.run_mark, d.made_at, d.refers_to, d.reason, d.packed, d.buyer, d.reverses_run, d.stands_for"
         " FROM draft_invoices d JOIN draft_numbers w USING (id)",
         (tenant,),
     )

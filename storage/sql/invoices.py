@@ -7,8 +7,9 @@ Owns what is read of them, and the way of single documents to their numbers; the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -43,6 +44,7 @@ class Final:
     run_mark: int = 0
     reason: str | None = None
     reverses_run: str | None = None
+    stands_for: str | None = None  # id of the invoice in whose place this one counts as billed
 
     @property
     def due_on(self) -> date | None:
@@ -70,7 +72,7 @@ def finalise(connection: Connection, tenant_id: str, finals: Sequence[Final], no
             (
                 final.entity, final.pattern, buyer_json(final.buyer),
                 str(final.buyer.get("name") or final.document.customer), final.due_on, final.made_at, final.run_id,
-                final.run_mark, final.reason, final.reverses_run,
+                final.run_mark, final.reason, final.reverses_run, final.stands_for,
             )
             for final in finals
         ]
@@ -206,34 +208,50 @@ def billed(
     """Earlier documents of customers in the order made: those with a line that ends after `ends_after` (all if None),
     and all of the customers in `whole`. `before` is the id of a bill run: only what was made before it was planned.
 
-    Of a run that was reversed nothing counts: neither its documents nor those that took them back.
+    Of a run that was reversed nothing counts: neither its documents nor those that took them back. An invoice that such
+    a run had cancelled counts in the form in which the reversal issued it again: in its place, as of its run.
     """
     rows = connection.execute(
-        "SELECT number, document, packed, run_mark, made_at FROM invoices i"
-        " WHERE customer = ANY(%s) AND (%s::timestamptz IS NULL OR period_end > %s OR customer = ANY(%s))"
-        " AND reverses_run IS NULL"
-        " AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
-        " AND (%s::uuid IS NULL OR id < %s) ORDER BY id",  # ids of runs and documents are UUIDv7: in the order of time
-        (list(customers), ends_after, ends_after, list(whole), before, before),
+        "SELECT number, document, packed, stands_for, refers_to, run_mark, made_at FROM standing_documents d"
+        " WHERE customer = ANY(%(some)s)"
+        " AND (%(after)s::timestamptz IS NULL OR period_end > %(after)s OR customer = ANY(%(whole)s))"
+        " AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = d.tenant_id AND s.stands_for = d.place"
+        "  AND s.id > d.id AND (%(before)s::uuid IS NULL OR s.id < %(before)s))"
+        # Ids of runs and documents are UUIDv7: in the order of time.
+        " AND (%(before)s::uuid IS NULL OR id < %(before)s) ORDER BY place",
+        {"some": list(customers), "after": ends_after, "whole": list(whole), "before": before},
     ).fetchall()
-    return [BilledDocument(row["number"], stored_document(row), row["run_mark"], row["made_at"]) for row in rows]
+    return [BilledDocument(row["number"], _as_billed(row), row["run_mark"], row["made_at"]) for row in rows]
 
 
-def highest_of_last(connection: Connection, customers: Sequence[str], count: int = 3) -> list[tuple[str, str, Any]]:
-    """(customer, currency, gross): the highest of each customer's invoices of his last runs, reversed ones left out.
+def _as_billed(row: Mapping[str, Any]) -> Document:
+    """The document; one that stands for another refers to what that one referred to, not to what cancelled it."""
+    document = stored_document(row)
+    return document if row["stands_for"] is None else replace(document, refers_to=row["refers_to"])
+
+
+def highest_of_last(
+    connection: Connection, customers: Sequence[str], count: int = 3
+) -> list[tuple[str, str, Decimal, Decimal]]:
+    """(customer, currency, invoice, sum) of each customer's last runs that made him an invoice, reversed ones left out:
+    the gross of his highest invoice, and the highest sum of all his documents of a run.
 
     Runs are counted, not invoices: who gets ten a run, by order or cost centre, is still compared with three runs.
     """
     rows = connection.execute(
-        "SELECT w.customer, w.currency, max(w.gross) AS highest FROM unnest(%s::text[]) AS c (code)"
-        " CROSS JOIN LATERAL (SELECT i.customer, i.currency, i.gross, dense_rank() OVER (PARTITION BY i.currency"
-        "  ORDER BY coalesce(i.run_id, i.id) DESC) AS place FROM invoices i WHERE i.customer = c.code"
-        "  AND i.type = 'invoice' AND i.reverses_run IS NULL"
-        "  AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id"
-        "  AND r.state IN ('reversing', 'reversed'))) w WHERE w.place <= %s GROUP BY w.customer, w.currency",
+        "SELECT c.code, w.currency, max(w.highest) AS highest, max(w.total) AS total"
+        " FROM unnest(%s::text[]) AS c (code) CROSS JOIN LATERAL (SELECT i.currency,"
+        "  max(i.gross) FILTER (WHERE i.type = 'invoice') AS highest,"
+        "  sum(CASE WHEN i.type = 'invoice' THEN i.gross ELSE -i.gross END) AS total,"
+        "  row_number() OVER (PARTITION BY i.currency ORDER BY coalesce(i.run_id, i.id) DESC) AS place"
+        "  FROM invoices i WHERE i.customer = c.code AND i.reverses_run IS NULL"
+        "  AND (i.type = 'invoice' OR i.run_id IS NOT NULL)"  # what somebody credits by hand is no run's
+        "  AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
+        "  GROUP BY i.currency, coalesce(i.run_id, i.id) HAVING bool_or(i.type = 'invoice')) w"
+        " WHERE w.place <= %s GROUP BY c.code, w.currency",
         (list(customers), count),
     ).fetchall()
-    return [(row["customer"], row["currency"], row["highest"]) for row in rows]
+    return [(row["code"], row["currency"], row["highest"], row["total"]) for row in rows]
 
 
 def countries(connection: Connection) -> set[str]:
@@ -242,15 +260,27 @@ def countries(connection: Connection) -> set[str]:
     return {row["country"] for row in rows if row["country"]}
 
 
-def to_reverse(connection: Connection, run_id: str, limit: int, after: UUID | None = None) -> list[dict[str, Any]]:
-    """Documents of a run that no reversal takes back yet, by id and behind `after`, with their credit notes by hand in
-    `notes`. Those that such notes took back as a whole are among them: whether anything is left say the lines."""
+def to_reverse(
+    connection: Connection, run_id: str, limit: int, after: UUID | None = None, *, cancelling: bool
+) -> list[dict[str, Any]]:
+    """Documents of a run that no reversal takes back yet, by id and behind `after`, with the credit notes that refer to
+    them in `notes`. Those that such notes took back as a whole are among them: whether anything is left say the lines.
+
+    `cancelling` chooses the credit notes that refer to an invoice, else all others. What stands for a document of the
+    run by now, since a later run that had cancelled it was reversed, is one of them.
+    """
     rows = connection.execute(
-        "SELECT i.id, i.number, i.customer, i.entity, i.document, i.packed, i.buyer, i.run_mark, i.made_at"
-        " FROM invoices i WHERE i.run_id = %s AND (%s::uuid IS NULL OR i.id > %s)"
-        " AND NOT EXISTS (SELECT 1 FROM invoices o WHERE o.reverses_run = i.run_id AND o.refers_to = i.number)"
-        " ORDER BY i.id LIMIT %s",
-        (UUID(run_id), after, after, limit),
+        "SELECT i.id, i.number, i.type, i.customer, i.entity, i.document, i.packed, i.buyer, i.refers_to FROM"
+        " ((SELECT id FROM invoices c WHERE run_id = %(run)s AND (%(after)s::uuid IS NULL OR id > %(after)s)"
+        "   AND (type = 'credit_note' AND refers_to IS NOT NULL) = %(cancelling)s"
+        "   AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = c.number)"
+        "   ORDER BY id LIMIT %(limit)s)"
+        "  UNION ALL (SELECT s.id FROM invoices s JOIN invoices o ON o.tenant_id = s.tenant_id AND o.id = s.stands_for"
+        "   WHERE o.run_id = %(run)s AND (%(after)s::uuid IS NULL OR s.id > %(after)s) AND NOT %(cancelling)s"
+        "   AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = s.number)"
+        "   ORDER BY s.id LIMIT %(limit)s)) found"
+        " JOIN invoices i USING (id) ORDER BY i.id LIMIT %(limit)s",
+        {"run": UUID(run_id), "limit": limit, "after": after, "cancelling": cancelling},
     ).fetchall()
     found = [_read(row) for row in rows]
     noted: dict[str, list[Document]] = {}
@@ -263,12 +293,16 @@ def to_reverse(connection: Connection, run_id: str, limit: int, after: UUID | No
     return [{**row, "notes": noted.get(row["number"], [])} for row in found]
 
 
-def replaces_any(connection: Connection, run_id: str) -> bool:
-    """Whether a run made an invoice again that stands for an older one."""
-    row = connection.execute(
-        "SELECT EXISTS (SELECT 1 FROM invoices WHERE run_id = %s AND refers_to IS NOT NULL) AS found", (UUID(run_id),)
-    ).fetchone()
-    return row is not None and bool(row["found"])
+def cancelled(connection: Connection, numbers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Invoices by number, to be issued again: `document`, `place` (the id of the one that they stand for, or their own)
+    and `made_at` of that one."""
+    rows = connection.execute(
+        "SELECT i.number, i.document, i.packed, coalesce(o.id, i.id) AS place,"
+        " coalesce(o.made_at, i.made_at) AS made_at FROM invoices i"
+        " LEFT JOIN invoices o ON o.tenant_id = i.tenant_id AND o.id = i.stands_for WHERE i.number = ANY(%s)",
+        (list(numbers),),
+    ).fetchall()
+    return {row["number"]: _read(row) for row in rows}
 
 
 def reversed_count(connection: Connection, run_id: str) -> int:

@@ -63,14 +63,14 @@ def overdue(connection: Connection, customer: str, currency: str, day: date) -> 
 def billed_between(connection: Connection, customer: str, first: date, last: date) -> list[str]:
     """Numbers of a customer's invoices of bill runs that may have lines of these local days, oldest first.
 
-    What a run billed and took back again counts as never billed.
+    What a run billed and took back again counts as never billed; what it had cancelled, as it was issued again.
     """
     rows = connection.execute(
-        "SELECT i.number FROM invoices i WHERE i.customer = %s AND i.type = 'invoice' AND i.run_id IS NOT NULL"
+        "SELECT number FROM standing_documents d WHERE customer = %s AND type = 'invoice' AND run_id IS NOT NULL"
         # A day more on each side: local days begin up to 14 hours beside those of UTC.
-        " AND i.period_end > %s::date - 1 AND i.period_start < %s::date + 2 AND i.reverses_run IS NULL"
-        " AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
-        " ORDER BY i.id LIMIT %s",
+        " AND period_end > %s::date - 1 AND period_start < %s::date + 2"
+        " AND NOT EXISTS (SELECT 1 FROM invoices s WHERE s.tenant_id = d.tenant_id AND s.stands_for = d.place"
+        "  AND s.id > d.id) ORDER BY place LIMIT %s",
         (customer, first, last, DOCUMENTS_MAX + 1),
     ).fetchall()
     return [row["number"] for row in rows]

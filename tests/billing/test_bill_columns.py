@@ -24,7 +24,7 @@ from billing.document_columns import DocumentColumns, columns_of, sums_of_lines,
 from billing.documents import Document
 from billing.folded_usage import FoldedUsage, Folding
 from billing.guard_rails import LAST_SCHEMA, held_by, outliers
-from billing.master import MasterData
+from billing.master import DOCUMENT_PER, MasterData
 from billing.money import exact_sum
 from billing.run_settings import GuardRails
 from billing.scenario import documents_of
@@ -191,7 +191,8 @@ def crowds(draw: st.DrawFn) -> dict[str, Any]:
         customers.append({"code": code, "name": code, "country": "DE", "tax_treatment": treatment})
         for place in range(draw(st.integers(0, 2))):
             begin = day(draw(st.sampled_from([0, 0, 0, 14, 40])))
-            more = {"quantities": {"fee": draw(st.sampled_from(["1", "3"]))}}
+            more: dict[str, Any] = {"quantities": {"fee": draw(st.sampled_from(["1", "3"]))}}
+            more |= {key: draw(st.sampled_from([None, None, "1", 'ü"2'])) for key in ("order_reference", "cost_centre")}
             anchor = draw(st.sampled_from(["calendar", "anniversary"]))
             name = draw(st.sampled_from(["s", "s'", 's"'])) + f"{number}-{place}"
             steps.append(subscribe(begin, name, draw(st.sampled_from("pq")), code, anchor=anchor, **more))
@@ -203,7 +204,8 @@ def crowds(draw: st.DrawFn) -> dict[str, Any]:
             steps.append(step)
     steps.sort(key=lambda step: (step["at"], "usage" in step))
     tax = [TAX, {"code": "small", "percents": [{"from": "2000-01-01", "percent": draw(st.sampled_from(["7.7", "0"]))}]}]
-    return {**life(plans, steps, customers=customers), "tax_codes": tax}
+    setting = {"document_per": draw(st.sampled_from(["customer", *DOCUMENT_PER]))}
+    return {**life(plans, steps, customers=customers, tenant=setting), "tax_codes": tax}
 
 
 def test_any_crowd_is_billed_alike_both_ways() -> None:
@@ -261,8 +263,77 @@ def test_numbers_beyond_the_columns_are_billed_to_the_last_digit(
         assert Fraction(sums_of_lines(columns.lines)[0]) == net
         posted = postings_of(columns.documents).filter(pl.col("credit") == "revenue")
         assert Fraction(posted["amount"].item()) == net
-        last = pl.DataFrame([(document.customer, "EUR", Decimal(1))], schema=LAST_SCHEMA, orient="row")
+        last = pl.DataFrame([(document.customer, "EUR", Decimal(1), Decimal(1))], schema=LAST_SCHEMA, orient="row")
         held = [one.code for one in held_by(GuardRails(on=True), columns.documents, last, {}, (), ())]
         assert held == (["over_last_invoices"] if document.gross > 3 else [])
         (outlier,) = outliers(columns.documents, last)
         assert Fraction(outlier["gross"]) == Fraction(document.gross)
+
+
+@pytest.mark.parametrize("said", [("K1", "K2", None), ('K "1"\\', "Köln", "1"), (None, None, None)], ids=str)
+def test_columns_say_the_cost_centre_of_each_contract_as_of_the_run(both: Both, said: tuple[str | None, ...]) -> None:
+    charges = [{"code": "fee", "kind": "recurring", "price": {"model": "flat", "amount": "3"}, "tax": "vat"}, usage()]
+    steps = [
+        *(subscribe("2026-01-01", f"s{place}", customer="cd"[place % 2], cost_centre=centre)
+          for place, centre in enumerate((*said, None))),
+        used("2026-01-05", ("2026-01-05", "2"), ("2026-01-06", "3")),
+        run("2026-02-01"),
+        {"at": "2026-02-05", "references": {"subscription": "s0", "cost_centre": "later"}},
+        used("2026-02-06", ("2026-02-05", "2"), customer="d"),
+        run("2026-03-01"),
+    ]  # fmt: skip
+    customers = [{"code": code, "name": code, "country": "DE"} for code in "cd"]
+    made = documents_of(life([plan(*charges)], steps, customers=customers))
+    assert both.counts["rest"] == 0
+    found = {(line.subscription, line.cost_centre) for one in made for line in one.document.lines}
+    assert found == {("s0", "later"), *((f"s{place}", centre or "") for place, centre in enumerate((*said, None)))}
+
+
+@pytest.mark.parametrize("per", DOCUMENT_PER)
+def test_columns_make_several_documents_for_one_customer(both: Both, per: str) -> None:
+    """By order and references of the run's day, in two currencies, beside a customer who gets one document."""
+    charges = [
+        {"code": "fee", "kind": "recurring", "price": {"model": "flat", "amount": "3.33"}, "tax": "vat"},
+        {**usage(unit="0.07"), "tax": "vat"},
+    ]
+    said: list[dict[str, Any]] = [
+        {"order_reference": "2", "cost_centre": "K1"},
+        {"order_reference": "1", "buyer_reference": 'a "b"\\'},
+        {"order_reference": "2", "cost_centre": "K2"},
+        {"order_reference": "Ä 1", "cost_centre": "K1", "leitweg_id": "04011000-1234512345-06"},
+        {},
+        {"cost_centre": "K1"},
+    ]
+    steps = [
+        *(subscribe("2026-01-01", f"s{place}", "pq"[place > 8], "cce"[place % 3], **one)
+          for place, one in enumerate([*said, *said])),
+        used("2026-01-05", ("2026-01-05", "20"), ("2026-01-06", "30")),
+        used("2026-01-05", ("2026-01-05", "21"), customer="e"),
+        run("2026-02-01"),
+        {"at": "2026-02-05", "references": {"subscription": "s2", "order_reference": "1", "cost_centre": "K1"}},
+        used("2026-02-06", ("2026-02-05", "2"), customer="e"),
+        run("2026-03-01"),
+    ]  # fmt: skip
+    customers: list[dict[str, Any]] = [{"code": code, "name": code, "country": "DE"} for code in "ce"]
+    customers[1]["document_per"] = "customer"
+    form = life([plan(*charges), plan(*charges, code="q", currency="USD")], steps, customers=customers)
+    form["tenant"]["document_per"] = per
+    made = documents_of(form)
+    assert both.counts["rest"] == 0
+    several = Counter((one.document.customer, one.document.currency, one.document.date) for one in made)
+    assert max(several.values()) > (1 if per != "customer" else 0)
+    assert {one.document.group is None for one in made if one.document.customer == "e"} == {True}
+
+
+def test_a_group_below_nothing_is_a_credit_note_that_the_engine_makes(both: Both) -> None:
+    negative = {"code": "fee", "kind": "recurring", "price": {"model": "flat", "amount": "-3"}, "tax": "vat"}
+    charge = {**negative, "price": {"model": "flat", "amount": "30"}}
+    steps = [
+        subscribe("2026-01-01", "a", order_reference="1"),
+        subscribe("2026-01-01", "b", "q", order_reference="2"),
+        run("2026-01-01"),
+    ]
+    customers = [{"code": "c", "name": "c", "country": "DE", "document_per": "order"}]
+    made = documents_of(life([plan(charge), plan(negative, code="q")], steps, customers=customers))
+    assert [one.document.type for one in made] == ["invoice", "credit_note"]
+    assert both.counts["rest"] == 1

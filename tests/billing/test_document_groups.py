@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from lives import documents, flat, life, plan, run, subscribe, usage, used
 from test_bill_properties import as_the_platform_bills, check_sums, day, days, lives, with_runs
 
-from billing.bill_columns import plain
 from billing.credit_notes import CreditLine, credit_note
 from billing.document_json import document_from, document_json
 from billing.documents import Document, DocumentGroup
@@ -219,17 +218,6 @@ def test_a_document_of_no_group_is_written_as_before_and_one_of_a_group_is_read_
     assert document_from(document_json(split)) == split
 
 
-def test_columns_leave_customers_with_several_documents_to_the_engine() -> None:
-    form = life([plan(flat("10"))], [])
-    steps = [{"publish": {"plan": form["plans"][0]}}, {"customer": {"code": "c"}}, {"customer": {"code": "d"}}]
-    steps.append({"customer": {"code": "d", "document_per": "order"}})
-    master = MasterData.start(form["tenant"]).apply_all([{"tax_code": one} for one in form["tax_codes"]])
-    master = master.apply_all(steps)
-    up_to = parse_moment(day(0), "Europe/Berlin")
-    assert plain(master, ["c", "d"], up_to).rest == ("d",)
-    assert plain(master.apply({"documents": {"per": "order"}}), ["c", "d"], up_to).rest == ("c", "d")
-
-
 def test_what_was_said_before_a_reference_was_looked_at_is_read_as_it_can_be() -> None:
     form = life([plan(flat("10"))], [])
     steps = [*({"tax_code": one} for one in form["tax_codes"]), {"publish": {"plan": form["plans"][0]}}]
@@ -354,6 +342,47 @@ def test_a_bill_run_sees_enough_to_group_as_the_scenario_does(
     form = per(with_runs(*made), by)
     form["tenant"]["late_usage"] = late_usage
     assert as_the_platform_bills(form) == [one.document for one in documents_of(form)]
+
+
+def centres(made: list[dict[str, Any]]) -> list[list[str | None]]:
+    return [[line["cost_centre"] for line in one["lines"]] for one in made]
+
+
+def test_each_line_says_the_cost_centre_of_its_contract_when_its_document_is_made() -> None:
+    steps = [
+        *THREE,
+        {"at": day(0), "ad_hoc": {"customer": "c", "code": "repair", "amount": "5", "tax": "none"}},
+        run(day(0)),
+        {"at": day(10), "references": {"subscription": "a", "cost_centre": "K9"}},
+        {"at": day(16), "cancel": {"subscription": "a", "when": "now"}},
+        {"at": day(20), "references": {"subscription": "b", "cost_centre": "K8"}},
+        run(day(31)),
+    ]
+    # Without a contract, K2 of a, K1 of b, K1 of d, none of e; what is taken back of a is booked where it was.
+    assert centres(documents(life([plan(flat("31"))], steps))) == [
+        [None, "K2", "K1", "K1", None],
+        ["K2", "K8", "K1", None],
+    ]
+    by_order = documents(life([plan(flat("31"))], steps, customers=customer(document_per="order")))
+    said = sorted(centre for one in centres(by_order) for centre in one if centre)
+    assert said == ["K1", "K1", "K1", "K2", "K2", "K8"]
+
+
+def test_a_document_made_again_and_a_correction_keep_the_cost_centre_of_the_line() -> None:
+    for late_usage, expected in (("delta", [["K1"], ["K1"]]), ("reissue", [["K1"]] * 3)):
+        steps = [
+            subscribe(day(0), "s", cost_centre="K1"),
+            used(day(5), (day(5), "3")),
+            run(day(31)),
+            {"at": day(32), "references": {"subscription": "s", "cost_centre": "K2"}},
+            used(day(33), (day(6), "2")),
+            run(day(34)),
+        ]
+        form = life([plan(usage())], steps, tenant={"late_usage": late_usage})
+        assert centres(documents(form)) == expected
+        whole = documents_of(form)[0]
+        note = credit_note(whole, whole.document.date, lines=[CreditLine(1, Decimal("1.00"))])
+        assert [line.cost_centre for line in note.lines] == ["K1"]
 
 
 def test_a_scenario_states_the_head_of_its_documents() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -46,10 +47,10 @@ def documents(*rows: tuple[str, str, str, str]) -> pl.DataFrame:
     return frame.match_to_schema(DOCUMENTS_SCHEMA, missing_columns="insert").select(DOCUMENTS_SCHEMA.names())
 
 
-def last(*rows: tuple[str, str, str]) -> pl.DataFrame:
-    return pl.DataFrame(
-        [(customer, currency, Decimal(amount)) for customer, currency, amount in rows], schema=LAST_SCHEMA, orient="row"
-    )
+def last(*rows: tuple[str, ...]) -> pl.DataFrame:
+    """(customer, currency, highest invoice, highest sum of a run); without a sum it is the invoice's."""
+    found = [(row[0], row[1], Decimal(row[2]), Decimal(row[-1])) for row in rows]
+    return pl.DataFrame(found, schema=LAST_SCHEMA, orient="row")
 
 
 HERE = {"a": "DE", "b": "DE", "c": "FR"}
@@ -68,6 +69,31 @@ def test_an_invoice_over_three_times_the_highest_of_the_last_is_held_and_three_t
     assert held(GuardRails(on=False), made, before) == {}
     note = documents(("b", "credit_note", "EUR", "300.01"))
     assert held(GuardRails(), note, before) == {}
+
+
+def test_the_sum_of_a_customers_documents_is_compared_where_each_of_them_is_in_bounds() -> None:
+    """Ten invoices of last month's size, by order, are ten times as much."""
+    made = documents(
+        *[("a", "invoice", "EUR", "100.00")] * 3,
+        *[("b", "invoice", "EUR", "100.00")] * 3,
+        ("b", "invoice", "EUR", "0.01"),
+        *[("c", "invoice", "EUR", "150.00")] * 3,
+        ("c", "credit_note", "EUR", "149.99"),  # 300.01 altogether
+        ("d", "invoice", "EUR", "200.00"),
+        ("d", "invoice", "USD", "200.00"),  # another currency is another matter
+        *[("e", "invoice", "EUR", "99.00")] * 9,  # as always
+        *[("f", "invoice", "EUR", "100.00")] * 9,  # his first run
+    )
+    alone = [(customer, "EUR", "100") for customer in "abcd"]
+    before = last(*alone, ("d", "USD", "100"), ("e", "EUR", "99", "891"))
+    found = held_by(GuardRails(), made, before, {}, (), ())
+    assert [(one.customer, one.code) for one in found] == [("b", "over_last_runs"), ("c", "over_last_runs")]
+    assert found[0].reason == "300.01 EUR on 4 documents is over 3 times the highest sum of the last runs (100.00)"
+    anywhere = GuardRails(times_last=None, new_country=False)
+    assert held(anywhere, made, before) == {}
+    limits = replace(anywhere, limits={"EUR": Decimal(300)})
+    assert held(limits, made, before) == dict.fromkeys("bcef", "over_limit")
+    assert held(replace(limits, on=False), made, before) == {}
 
 
 def test_limits_new_countries_and_voided_ids_hold_back() -> None:

@@ -20,6 +20,7 @@ from uuid import uuid4
 import polars as pl
 
 import pipelines.bill_run as bill_run
+import pipelines.run_reversal as run_reversal
 from actors.router import LocalUsageRouter
 from billing.usage import EVENT_SCHEMA
 from pipelines.bill_run import BillRunDriver
@@ -35,6 +36,7 @@ FEBRUARY, MARCH = date(2026, 2, 1), date(2026, 3, 1)
 
 # Chunks of three customers: a run of seven has several, with little work.
 bill_run.CUSTOMERS = 3  # type: ignore[misc]
+run_reversal.BATCH = 3  # type: ignore[misc] - and a reversal several batches
 
 _TIERS = [{"up_to": "100", "unit": "0.123"}, {"up_to": None, "unit": "0.07", "flat": "1"}]
 _PLAN = {
@@ -73,10 +75,10 @@ class World:
         clock = lambda: NOW  # noqa: E731 - the clock of these tests stands still
         return BillRunDriver(database, store, MasterChain(store), Archive(database, store), clock, **options)
 
-    def make_tenant(self) -> str:
+    def make_tenant(self, **form: Any) -> str:
         """A tenant whose January is billed and whose February, with late usage for January, waits to be."""
         with Database(self.dsn) as database:
-            tenant_id = _tenant(database)
+            tenant_id = _tenant(database, **form)
             self._send(tenant_id, _events("2026-01", 1))
             driver = self.driver(database)
             run = driver.plan(tenant_id, FEBRUARY, "test")
@@ -126,8 +128,9 @@ class World:
         }
 
 
-def _tenant(database: Database) -> str:
+def _tenant(database: Database, **more: Any) -> str:
     form = {"currency": "EUR", "timezone": "Europe/Berlin", "country": "DE", "kind": "test", "code": f"t{uuid4().hex}"}
+    form |= more
     seller = {
         "name": "Chaos Cloud GmbH",
         "vat_id": "DE123456789",

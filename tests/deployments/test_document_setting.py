@@ -59,7 +59,8 @@ def said_by(tenant: Any, number: str) -> dict[str, str | None]:
     assert answer.status_code == 200, answer.text
     root = etree.fromstring(answer.content)
     paths = {"reference": "BuyerReference", "order": "BuyerOrderReferencedDocument/{*}IssuerAssignedID",
-             "cost_centre": "ReceivableSpecifiedTradeAccountingAccount/{*}ID",
+             "cost_centre": "ApplicableHeaderTradeSettlement/{*}ReceivableSpecifiedTradeAccountingAccount/{*}ID",
+             "of_lines": "SpecifiedLineTradeSettlement/{*}ReceivableSpecifiedTradeAccountingAccount/{*}ID",
              "buyer": "BuyerTradeParty/{*}URIUniversalCommunication/{*}URIID",
              "seller": "SellerTradeParty/{*}URIUniversalCommunication/{*}URIID"}  # fmt: skip
     return {name: root.findtext(".//{*}" + path) for name, path in paths.items()}
@@ -73,10 +74,11 @@ def test_documents_by_order_are_billed_said_proven_reversed_and_billed_again(ten
     ]
     assert {one["file"] for one in made} == {"archived"}, made
     addresses = {"buyer": LEITWEG, "seller": "rechnung@nordwind.example"}
-    own = {"reference": LEITWEG, "order": "always", "cost_centre": None, **addresses}
+    own = {"reference": LEITWEG, "order": "always", "cost_centre": None, "of_lines": None, **addresses}
     assert said_by(tenant, made[0]["number"]) == own
-    ordered = {"reference": None, "order": "4711", "cost_centre": None, **addresses}
+    ordered = {"reference": None, "order": "4711", "cost_centre": None, "of_lines": "K-1", **addresses}
     assert said_by(tenant, made[1]["number"]) == ordered
+    assert [line["cost_centre"] for line in made[1]["lines"]] == ["K-1", None]
     proof = tenant.get(f"/v1/bill-runs/{run['id']}/verify").json()
     assert (proof["documents"], proof["findings"], proof["gaps"]) == (2, [], [])
     reversed_ = tenant.post(f"/v1/bill-runs/{run['id']}/reverse", {})

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
+import pypdf
+import pytest
 from invoice_samples import CUSTOMER, ENTITY, ISSUER, document, line
+from lxml import etree
 
 from billing.documents import DocumentGroup
+from billing.einvoice.cii import to_cii
 from billing.einvoice.model import Debit, Identifier, Invoice
 from billing.einvoice.parties import seller_of
 from billing.einvoice.profiles import in_profile, profile_violations
+from billing.einvoice.ubl import to_ubl
 from pipelines.documents import BUILT_IN, FinalDocument, checked_xml, invoice_for, render_pdf
 from pipelines.invoice_rules import ShapeGate, rule_violations
+from pipelines.layout_blocks import layout_of
+from pipelines.layout_view import page_of
+from pipelines.read_invoice import read_invoice
 
 LEITWEG = "04011000-1234512345-06"
 SELLER = seller_of({**ENTITY, "creditor_id": "DE98ZZZ09999999999",
@@ -46,6 +55,40 @@ def test_a_group_says_its_own_references_and_the_customers_where_it_has_none() -
     rest = made(BUYER, DocumentGroup("subscription", ""))
     assert (rest.order, rest.buyer_reference, rest.buyer_accounting_reference) == ("4500118273", LEITWEG, "K-7")
     assert made(BUYER, DocumentGroup("subscription", "S-20418")).contract == "S-20418"
+
+
+def booked() -> Invoice:
+    """Lines of two cost centres, and one of none; the document as a whole has the customer's own (BT-19)."""
+    lines = [line("10.00", cost_centre=centre) for centre in ("K-1", "4930 & 17", "", "K-1")]
+    one = FinalDocument("1", "RE-1", document(lines), BUYER)
+    return invoice_for(one, ISSUER, SELLER)[0]
+
+
+@pytest.mark.parametrize("syntax", ["cii", "ubl"])
+def test_each_line_says_where_the_buyer_books_it_and_is_read_again(syntax: str) -> None:
+    invoice = in_profile(booked(), "xrechnung")
+    assert profile_violations(invoice) == []
+    xml = to_cii(invoice) if syntax == "cii" else to_ubl(invoice)
+    assert ShapeGate().violations(xml, "RE-1") == []
+    assert rule_violations(xml) == []
+    paths = {"cii": ".//{*}SpecifiedLineTradeSettlement/{*}ReceivableSpecifiedTradeAccountingAccount/{*}ID",
+             "ubl": ".//{*}InvoiceLine/{*}AccountingCost"}  # fmt: skip
+    said = [one.text for one in etree.fromstring(xml).findall(paths[syntax])]
+    assert said == ["K-1", "4930 & 17", "K-1"]
+    read = read_invoice(xml)
+    assert [one.accounting_reference for one in read.lines] == ["K-1", "4930 & 17", None, "K-1"]
+    assert read.buyer_accounting_reference == "K-7"
+
+
+def test_a_layout_by_cost_centre_has_a_heading_and_a_sum_for_each_of_them() -> None:
+    layout = layout_of({"blocks": {"grouping": "cost_centre"}})
+    pdf = render_pdf(booked(), layout, "de", seller=SELLER)
+    text = "\n".join(page.extract_text() for page in pypdf.PdfReader(io.BytesIO(pdf)).pages)
+    data = page_of(booked(), SELLER, layout.blocks, "de")
+    assert [len(group["lines"]) for group in data["groups"]] == [2, 1, 1]
+    for centre in ("K-1", "4930 & 17"):
+        assert centre in text
+    assert "20,00" in text
 
 
 def test_an_invoice_under_a_mandate_is_collected_and_names_no_account_to_pay_to() -> None:

@@ -4,8 +4,8 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -407,4 +407,145 @@ def test_credit_of_a_member_comes_back_when_only_the_payer_has_lines_on_what_is_
     world.bill(tenant, date(2026, 10, 1))
     assert world.prepaid(tenant) == [("p", "14.40"), ("p", "14.40"), ("p", "7.20")]
     assert (world.wallet(tenant, "p")[0], world.wallet(tenant, "m")[0]) == ("1.80", "9.00")
+    world.assert_consistent(tenant)
+
+
+# -- A run that made invoices again is taken back ----------------------------------------------------------------------
+
+METERED: list[dict[str, Any]] = [
+    {"meter": {"code": "m", "event_type": "use", "aggregation": "sum", "value": "amount"}},
+    {"publish": {"plan": {"code": "used", "currency": "EUR", "interval": "month", "charges": [
+        {"code": "use", "kind": "usage", "meter": "m", "tax": "t", "price": {"model": "per_unit", "unit": "1"}}]}}},
+]  # fmt: skip
+
+
+def made_again(world: World, late: str, *top_ups: dict[str, Any]) -> str:
+    """A tenant that reissues: 10.00 of usage in September are billed, and once more with what came late."""
+    tenant = world.tenant(late_usage="reissue")
+    world.apply(tenant, *METERED, {"customer": {"code": "a", "name": "a", "country": "DE"}})
+    world.apply(tenant, *({"top_up": one} for one in top_ups))
+    world.apply(tenant, {"subscribe": {"code": "a", "customer": "a", "plan": "used"}}, at="2026-09-01")
+    world.use(tenant, "1", "a", "10")
+    world.bill(tenant, date(2026, 10, 1))
+    world.use(tenant, "2", "a", late)
+    world.bill(tenant, date(2026, 10, 1))
+    return tenant
+
+
+def last_run(world: World, tenant: str) -> str:
+    with world.database.tenant(tenant) as connection:
+        last = bill_runs.last_finalised(connection)
+    assert last is not None
+    return str(last["id"])
+
+
+def take_back(world: World, tenant: str, **options: Any) -> dict[str, Any]:
+    run_id, driver = last_run(world, tenant), world.driver(**options)
+    driver.reverse(tenant, run_id, "bob")
+    return driver.drive(tenant, run_id)
+
+
+def credit_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    promotional = sum((one.amount for one in row["document"].allowances if one.kind == "promotional"), Decimal("0.00"))
+    return str(promotional), str(row["prepaid"]), str(row["due"])
+
+
+def test_an_invoice_that_is_issued_again_uses_the_credit_that_it_had_used(world: World) -> None:
+    credit = (top_up("a", "3.00", "promotional"), top_up("a", "20.00"))
+    tenant = made_again(world, "7", *credit)
+    first, _, again = world.documents(tenant)
+    assert (credit_of(first), credit_of(again)) == (("3.00", "8.40", "0.00"), ("3.00", "16.80", "0.00"))
+    assert take_back(world, tenant)["state"] == "reversed"
+    whole = world.documents(tenant)[-1]
+    assert replace(whole["document"], date=first["document"].date, refers_to=None) == first["document"]
+    assert world.wallet(tenant, "a") == ("11.60", "0.00", "0.00")
+    world.assert_consistent(tenant)
+    world.bill(tenant, date(2026, 10, 1))
+    assert credit_of(world.documents(tenant)[-1]) == ("3.00", "16.80", "0.00")
+    assert world.wallet(tenant, "a") == ("3.20", "0.00", "0.00")
+    world.assert_consistent(tenant)
+
+
+def test_credit_that_was_given_back_and_spent_since_is_money_on_the_invoice_that_is_issued_again(world: World) -> None:
+    tenant = made_again(world, "-6", top_up("a", "4.00", "promotional"), top_up("a", "8.00"))
+    first, _, again = world.documents(tenant)
+    assert (credit_of(first), credit_of(again)) == (("4.00", "7.20", "0.00"), ("4.00", "0.00", "0.00"))
+    world.desk("reserve", tenant, {"customer": "a", "id": f"spent {tenant}", "amount": "5.00"})
+    assert take_back(world, tenant)["state"] == "reversed"
+    whole = world.documents(tenant)[-1]
+    assert [line.amount for line in whole["document"].lines] == [Decimal("10.00")]
+    assert credit_of(whole) == ("4.00", "3.00", "4.20")
+    assert world.wallet(tenant, "a") == ("5.00", "5.00", "0.00")
+    world.assert_consistent(tenant)
+    world.desk("release", tenant, {"id": f"spent {tenant}"})
+    world.bill(tenant, date(2026, 10, 1))  # what is open of the one that stands is taken back with it
+    assert credit_of(world.documents(tenant)[-1]) == ("4.00", "0.00", "0.00")
+    assert world.wallet(tenant, "a") == ("8.00", "0.00", "0.00")
+    world.assert_consistent(tenant)
+
+
+def test_promotional_credit_that_has_expired_since_counts_for_the_invoice_that_had_used_it(world: World) -> None:
+    promotional = {**top_up("a", "4.00", "promotional"), "expires": "2026-11-25T12:00:00+00:00"}
+    tenant = world.tenant(late_usage="reissue")
+    clock = {"now": NOW - timedelta(days=1)}
+
+    def bill() -> None:
+        driver = world.driver()
+        driver._clock = lambda: clock["now"]
+        run = driver.drive(tenant, driver.plan(tenant, date(2026, 10, 1), "test")["id"], approve=True)
+        assert run["state"] == "done"
+
+    world.apply(tenant, *METERED, {"customer": {"code": "a", "name": "a", "country": "DE"}}, {"top_up": promotional})
+    world.apply(tenant, {"subscribe": {"code": "a", "customer": "a", "plan": "used"}}, at="2026-09-01")
+    world.use(tenant, "1", "a", "10")
+    bill()
+    clock["now"] = NOW + timedelta(days=1)
+    world.use(tenant, "2", "a", "1")
+    bill()
+    first, _, again = world.documents(tenant)
+    assert (credit_of(first), credit_of(again)) == (("4.00", "0.00", "7.20"), ("0.00", "0.00", "13.20"))
+    assert take_back(world, tenant)["state"] == "reversed"
+    assert credit_of(world.documents(tenant)[-1]) == ("4.00", "0.00", "7.20")
+    world.assert_consistent(tenant)
+
+
+@pytest.mark.parametrize("step", ["reversing", "batch reversed", "issuing again", "reversal marked"])
+def test_a_reversal_killed_between_the_two_stores_uses_credit_once(world: World, step: str) -> None:
+    tenant = made_again(world, "7", top_up("a", "3.00", "promotional"), top_up("a", "20.00"))
+
+    def kill(passed: str) -> None:
+        if passed == step:
+            raise Killed(step)
+
+    with pytest.raises(Killed):
+        take_back(world, tenant, checkpoint=kill)
+    with world.database.tenant(tenant) as connection:
+        active = bill_runs.active(connection)
+    assert active is not None
+    # Credit that comes free meanwhile changes nothing for what the lane has answered.
+    world.apply(tenant, {"top_up": top_up("a", "50.00", "promotional")})
+    assert world.driver().drive(tenant, str(active["id"]))["state"] == "reversed"
+    assert credit_of(world.documents(tenant)[-1]) == ("3.00", "8.40", "0.00")
+    world.assert_consistent(tenant)
+
+
+def test_a_reversal_waits_for_a_lane_that_is_away_and_for_a_wallet_that_never_stands_still(world: World) -> None:
+    tenant = made_again(world, "7", top_up("a", "12.00"))
+    count = iter(range(1000))
+
+    class Away(Meddling):
+        def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
+            raise Unavailable("the lane is away")
+
+    def reserve_one_more() -> None:
+        world.desk("reserve", tenant, {"customer": "a", "id": f"{tenant}/{next(count)}", "amount": "0.50"})
+
+    with pytest.raises(Unavailable, match="away"):
+        take_back(world, tenant, desk=Away(RunDesk(world.router), lambda: None))
+    with world.database.tenant(tenant) as connection:
+        active = bill_runs.active(connection)
+    assert active is not None
+    with pytest.raises(Unavailable, match="faster"):
+        world.driver(desk=Meddling(RunDesk(world.router), reserve_one_more)).drive(tenant, str(active["id"]))
+    assert world.driver().drive(tenant, str(active["id"]))["state"] == "reversed"
     world.assert_consistent(tenant)

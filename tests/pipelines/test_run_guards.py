@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from storage.sql import bill_runs, billing_settings, invoices, overview, steps, 
 from storage.sql.database import Connection, Database
 from storage.sql.embedded import EmbeddedPostgres
 from storage.sql.migrate import migrate
-from tests.chaos.bill_run_world import CUSTOMERS, MARCH, NOW, World
+from tests.chaos.bill_run_world import CUSTOMERS, MARCH, NOW, World, _tenant
 
 pytestmark = pytest.mark.postgres
 
@@ -103,6 +103,37 @@ def test_an_invoice_over_three_times_the_last_ones_is_an_outlier_and_is_held(wor
     assert set(run["checks"]["difference"]) == {"EUR"}
     assert run["checks"]["outliers"]
     assert "times the highest of the last invoices" in run["held_back"][0]["reason"]
+
+
+def test_ten_documents_of_the_usual_size_are_held_by_their_sum(world: World, database: Database) -> None:
+    """By contract each invoice is as high as ever: what jumps is how many of them there are."""
+    tenant_id = _tenant(database, document_per="subscription")
+    settle(database, tenant_id, {"guard_rails": {"on": True, "change_percent": None}})
+    driver = world.driver(database)
+
+    def run(up_to: date, **steered: Any) -> dict[str, Any]:
+        return driver.drive(tenant_id, driver.plan(tenant_id, up_to, "ann")["id"], **steered)
+
+    assert run(date(2026, 2, 1))["held_back"] == []
+    with database.tenant(tenant_id) as connection:
+        more = [
+            {"at": "2026-02-01", "subscribe": {"code": f"more{place}", "customer": "c3", "plan": "basic"}}
+            for place in range(3)
+        ]
+        steps.append_steps(connection, tenant_id, more, "test", now=NOW)
+        assert invoices.highest_of_last(connection, ["c3"]) == [("c3", "EUR", Decimal("11.78"), Decimal("11.78"))]
+    held = run(MARCH, approve=False)
+    assert [(one["customer"], one["code"]) for one in held["held_back"]] == [("c3", "over_last_runs")]
+    assert held["held_back"][0]["reason"].startswith("47.12 EUR on 4 documents is over 3 times the highest sum")
+    driver.release(tenant_id, held["id"], ["c3"], "bob")
+    assert driver.drive(tenant_id, held["id"], approve=True)["state"] == "done"
+    with database.tenant(tenant_id) as connection:
+        # The highest invoice is one of them, the highest sum is all of them; a reversed run counts no more.
+        assert invoices.highest_of_last(connection, ["c3"]) == [("c3", "EUR", Decimal("11.78"), Decimal("47.12"))]
+    driver.reverse(tenant_id, held["id"], "bob")
+    assert driver.drive(tenant_id, held["id"])["state"] == "reversed"
+    with database.tenant(tenant_id) as connection:
+        assert invoices.highest_of_last(connection, ["c3"]) == [("c3", "EUR", Decimal("11.78"), Decimal("11.78"))]
 
 
 def test_a_run_whose_sum_is_far_off_waits_for_somebody(world: World, database: Database) -> None:
