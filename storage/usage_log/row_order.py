@@ -51,7 +51,9 @@ class _Numbered:
 
 
 def _places(rows: pl.DataFrame, numbered: dict[str, _Numbered]) -> np.ndarray | None:
-    """Where each row of the order is now; None where the keys have no room in 64 bits."""
+    """Where each row of the order is now; None where the keys have no room in 64 bits, or one is missing."""
+    if rows["partition"].null_count() or rows["time"].null_count():
+        return None
     parts = [(numbered["tenant"].numbers, numbered["tenant"].count), (rows["partition"], 256)]
     parts += [(numbered[name].numbers, numbered[name].count) for name in ("customer", "type")]
     room = 1
@@ -61,7 +63,6 @@ def _places(rows: pl.DataFrame, numbered: dict[str, _Numbered]) -> np.ndarray | 
         if room > _BITS:
             return None
         keys = keys * np.uint64(count) + values.cast(pl.UInt64).to_numpy()
-    assert rows["time"].null_count() == 0, "a row without a time"
     times = rows["time"].to_physical().to_numpy()
     first = int(times.min()) if rows.height else 0
     after = (times - first).astype(np.uint64)

@@ -59,3 +59,8 @@ def test_keys_without_room_in_64_bits_are_sorted_as_texts(monkeypatch: pytest.Mo
 def test_a_row_with_no_customer_stands_first() -> None:
     given = rows(random.Random(1), 20).with_columns(customer=pl.lit(None, pl.String))
     assert_frame_equal(in_order(given), given.sort(ORDER, maintain_order=True))
+
+
+def test_a_row_without_a_time_is_sorted_as_before() -> None:
+    given = rows(random.Random(2), 30).with_columns(time=pl.when(pl.col("row") % 3 > 0).then("time"))
+    assert_frame_equal(in_order(given), given.sort(ORDER, maintain_order=True))
