@@ -214,12 +214,15 @@ def read_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("
 @router.get(
     "/bill-runs/{run_id}/verify",
     summary="Derive a bill run's documents again and compare them",
-    **described(answer={"proven": True, "documents": 40, "findings": [], "erased": [], "gaps": []}, also=(404, 422)),
+    **described(
+        answer={"proven": True, "documents": 40, "findings": [], "erased": [], "erased_count": 0, "gaps": []},
+        also=(404, 422),
+    ),
 )
 def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may("billing:read"))) -> Response:
     """From the log and the master data of the run, to the cent; and looks for gaps in the series of numbers. `erased`
     are documents that cannot be derived any more, as what they rest on was erased, with the rule: neither proven nor
-    wrong."""
+    wrong. Of these, and of findings, the first thousand are named."""
     services: Services = request.app.state.services
     proof = verify_run(
         services.database, services.store, services.masters, caller.tenant_id, str(run_id), services.desk
@@ -230,6 +233,7 @@ def verify_bill_run(request: Request, run_id: UUID, caller: Caller = Depends(may
             "documents": proof.documents,
             "findings": [plain(vars(each)) for each in proof.findings],
             "erased": [plain(vars(each)) for each in proof.erased],
+            "erased_count": proof.erased_count,
             "gaps": plain(proof.gaps),
         }
     )

@@ -41,6 +41,7 @@ from storage.sql import bill_runs, invoices
 from storage.sql.database import Database
 
 FINDINGS_MAX = 1_000
+ERASED_MAX = 1_000  # documents that are named; all are counted
 UNREADABLE = "the stored document cannot be read"
 
 
@@ -65,12 +66,14 @@ class Erased:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was looked at and what was found; `proven` if nothing was. `erased` is neither proven nor wrong."""
+    """What was looked at and what was found; `proven` if nothing was. `erased` is neither proven nor wrong; the first
+    of `erased_count` in the order of their numbers."""
 
     documents: int
     findings: tuple[Finding, ...]
     gaps: tuple[dict[str, Any], ...]
     erased: tuple[Erased, ...] = ()
+    erased_count: int = 0
 
     @property
     def proven(self) -> bool:
@@ -134,7 +137,8 @@ def verify_run(
     findings.extend(finding for row in rows for finding in _own_faults(row))
     wrong = {one.number for one in findings}
     known = {one.number: one for one in (*without_usage, *erased) if one.number not in wrong}
-    return Verification(count, tuple(findings[:FINDINGS_MAX]), gaps, tuple(known.values()))
+    named = sorted(known.values(), key=lambda one: one.number)[:ERASED_MAX]
+    return Verification(count, tuple(findings[:FINDINGS_MAX]), gaps, tuple(named), len(known))
 
 
 def _forgotten(database: Database, run_id: str, tenant_id: str, forgotten: Mapping[str, str]) -> list[Erased]:

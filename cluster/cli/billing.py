@@ -186,7 +186,7 @@ def _verify_invoices(client: Any, run: str | None) -> dict[str, Any]:
     from cluster.client import path_part
 
     findings: list[str] = []
-    erased: list[str] = []
+    erased, erased_count = list[str](), 0
     runs = [client.get(f"/v1/bill-runs/{path_part(run)}")] if run else list(client.pages("/v1/bill-runs"))
     standing = sorted((one for one in runs if one["state"] in STANDING), key=lambda one: one["number"])
     if run and not standing:
@@ -200,16 +200,18 @@ def _verify_invoices(client: Any, run: str | None) -> dict[str, Any]:
             named = found["number"] or f"a document of {found['customer']}"
             findings.append(f"run {one['number']}, {named}: {found['detail']}")
         erased += [f"run {one['number']}, {gone['number']}: {gone['rule']}" for gone in proof["erased"]]
+        erased_count += proof["erased_count"]
         gaps |= {f"series {gap['series']} of {gap['year']}: the numbers have a gap" for gap in proof["gaps"]}
     if standing:
         say("bill runs derived again", len(standing), len(standing))
     summed, wrong = (0, []) if run else _own_sums(client, {one["id"] for one in standing})
     return {
         "runs": len(standing),
-        "derived": derived - len(erased),
+        "derived": derived - erased_count,
         "summed": summed,
         "numbers": "looked at" if standing else "not looked at: no bill run stands",
         "erased": erased,
+        **({"erased, not named": erased_count - len(erased)} if erased_count > len(erased) else {}),
         "findings": [*findings, *wrong, *sorted(gaps)],
     }
 

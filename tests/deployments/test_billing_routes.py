@@ -90,7 +90,7 @@ def test_a_bill_run_ends_with_an_invoice_whose_files_are_archived(billed: Any) -
     assert proof["entries"] >= 1
     assert billed.get("/v1/archive").json()["items"][0]["number"] == number
     verified = billed.get(f"/v1/bill-runs/{run['id']}/verify").json()
-    assert verified == {"proven": True, "documents": 1, "findings": [], "erased": [], "gaps": []}
+    assert verified == {"proven": True, "documents": 1, "findings": [], "erased": [], "erased_count": 0, "gaps": []}
 
 
 def test_wildcards_of_a_search_stand_for_themselves(billed: Any) -> None:

@@ -351,7 +351,9 @@ def test_a_marker_in_each_field_is_found_in_no_byte_of_any_store_but_in_document
     assert again.status_code == 409, again.text
 
 
-def test_what_was_billed_is_said_to_be_erased_and_is_not_billed_again(world: World) -> None:
+def test_what_was_billed_is_said_to_be_erased_and_is_not_billed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the test above: neither a difference nor a credit note for usage that is gone."""
     tenant = world.tenant
     deadline = time.monotonic() + 20
@@ -369,6 +371,11 @@ def test_what_was_billed_is_said_to_be_erased_and_is_not_billed_again(world: Wor
         assert {one["rule"] for one in proof["erased"]} == {"GDPR 17"}, proof
         assert {one["customer"][:7] for one in proof["erased"]} == {"erased-"}
         assert proof["proven"] is True
+        assert proof["erased_count"] == len(proof["erased"])
+        with monkeypatch.context() as patch:  # of very many only the first are named
+            patch.setattr("pipelines.verify_invoices.ERASED_MAX", 0)
+            many = tenant.get(f"/v1/bill-runs/{run['id']}/verify").json()
+        assert (many["erased"], many["erased_count"]) == ([], proof["erased_count"])
     run = tenant.post("/v1/bill-runs", {"up_to": "2026-04-01"}).json()
     tenant.post(f"/v1/bill-runs/{run['id']}/approve", {})
     after = tenant.get(f"/v1/bill-runs/{run['id']}").json()
