@@ -305,7 +305,7 @@ def test_columns_make_several_documents_for_one_customer(both: Both, per: str) -
         {"cost_centre": "K1"},
     ]
     steps = [
-        *(subscribe("2026-01-01", f"s{place}", "pq"[place > 8], "cce"[place % 3], **one)
+        *(subscribe("2026-01-01", f"s{place}", "pq"[place > 8], "cccce"[place % 5], **one)
           for place, one in enumerate([*said, *said])),
         used("2026-01-05", ("2026-01-05", "20"), ("2026-01-06", "30")),
         used("2026-01-05", ("2026-01-05", "21"), customer="e"),

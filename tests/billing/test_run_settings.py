@@ -83,9 +83,11 @@ def test_the_sum_of_a_customers_documents_is_compared_where_each_of_them_is_in_b
         ("d", "invoice", "USD", "200.00"),  # another currency is another matter
         *[("e", "invoice", "EUR", "99.00")] * 9,  # as always
         *[("f", "invoice", "EUR", "100.00")] * 9,  # his first run
+        *[("g", "invoice", "EUR", "200.00")] * 2,
+        ("g", "credit_note", "EUR", "150.00"),  # taken off
     )
     alone = [(customer, "EUR", "100") for customer in "abcd"]
-    before = last(*alone, ("d", "USD", "100"), ("e", "EUR", "99", "891"))
+    before = last(*alone, ("d", "USD", "100"), ("e", "EUR", "99", "891"), ("g", "EUR", "100"))
     found = held_by(GuardRails(), made, before, {}, (), ())
     assert [(one.customer, one.code) for one in found] == [("b", "over_last_runs"), ("c", "over_last_runs")]
     assert found[0].reason == "300.01 EUR on 4 documents is over 3 times the highest sum of the last runs (100.00)"

@@ -227,7 +227,7 @@ def billed_as(life: Life) -> list[tuple[Any, ...]]:
         document = replace(one.document, date=date.min, lines=())
         document = replace(document, refers_to=str(numbers.get(document.refers_to or "")))
         lines = [
-            (replace(line, explanation={}, corrects=None), line.corrects and numbers.get(line.corrects.document))
+            (replace(line, explanation={}, corrects=None), line.corrects and (numbers.get(line.corrects.document),))
             for line in one.document.lines
         ]
         found.append((document, lines, one.run, one.made_at))
@@ -328,6 +328,37 @@ def test_a_document_made_again_that_comes_to_less_than_nothing_is_billed_and_not
     life.do(UP_TO[0])
     assert life.owed()["c0"][0] == Decimal("10.02") - 501
     life.check()
+
+
+def test_what_a_cancellation_takes_back_is_a_line_of_the_invoice_that_was_issued_again(
+    world: World, database: Database
+) -> None:
+    life = Life(world, database)
+    fee = {"code": "fee", "kind": "recurring", "price": {"model": "flat", "amount": "28"}, "tax": "standard"}
+    metered = {"code": "gb", "kind": "usage", "meter": "storage", "tax": "standard",
+               "price": {"model": "per_unit", "unit": "1"}}  # fmt: skip
+    paid = {"code": "paid", "currency": "EUR", "interval": "month", "charges": [fee, metered]}
+    life.change(
+        {"publish": {"plan": paid}},
+        {"subscribe": {"code": "ahead", "customer": "c0", "plan": "paid", "anchor": "calendar"}},
+    )
+    done: list[Any] = [[event("c0", "1", "10")], UP_TO[0], [event("c0", "2", "20")], UP_TO[0], None]
+    for one in done:
+        life.do(one)
+    (counts,) = [one for one in life.counting() if one.document.customer == "c0"]
+    with database.tenant(life.tenant_id) as connection:
+        cancel = {"at": "2026-02-15", "cancel": {"subscription": "ahead", "when": "now"}}
+        steps.append_steps(connection, life.tenant_id, [cancel], "t", now=NOW)
+    life.do(UP_TO[1])
+    life.check()
+    note, again, credit = [row["document"] for row in life.rows() if row["customer"] == "c0"][-3:]
+    assert (note.refers_to, again.refers_to, credit.refers_to) == (counts.number, counts.number, None)
+    (line,) = credit.lines
+    assert (line.charge, line.amount, line.corrects and line.corrects.document) == (
+        "fee",
+        Decimal("14.00"),
+        counts.number,
+    )
 
 
 def test_lines_of_another_payer_come_back_with_the_document_that_was_cancelled(
