@@ -10,28 +10,29 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.live_figures import Figures
 from actors.loops import keep_going
 from actors.partition_mover import finish, half_moved, move_partition, owner_among, spreading
 from actors.rating_shard import ShardSettings, ShardStatus
-from actors.rating_shard_actor import RatingShardActor, shard_name
 from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
-from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
+from actors.shard_processes import (
+    BEAT_TIMEOUT_S,
+    MOVE_TIMEOUT_S,
+    PREPARE_TIMEOUT_S,
+    RayLaneCalls,
+    RayShardProcesses,
+    find_shard,
+)
+from actors.spares import ShardPlacement
+from actors.supervisor import Health, ShardSupervisor, SupervisorStatus, shards_default
 from billing.errors import BillingError, Conflict, InvalidInput, Unavailable
 from billing.live_state import LiveState
 from storage.object_store import LocalObjectStore, StoreAddress
@@ -43,12 +44,12 @@ from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
 
 SUPERVISOR_NAME = "usage-supervisor"
-BEAT_S = 0.5  # between two looks
-BEAT_TIMEOUT_S = 2.0  # of a shard that restarts Ray says so after a second at the earliest
+BEAT_S = 0.5  # between two looks; one that dies is heard of at once
+SPARES_EVERY_S = 1.0
+SPARES_AFTER_S = 2.0  # of all lanes serving: starting a process takes what a lane that comes back needs
+MOVES_EVERY_S = 0.5
 STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
-MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
-PREPARE_TIMEOUT_S = 60.0  # all that was decided in a partition is read, while it is served
 SPREAD_S_MAX = 110.0  # below the time that a request may take
 LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
@@ -64,62 +65,11 @@ class UsageLogSettings:
     namespace: str
     cache_directory: str  # for files that are mapped, where the store is remote
     shards: int = 0  # 0: half the cores; counts only for a log that is new
+    spares: int = 1  # processes that wait for a lane, on each node with shards
     shard: ShardSettings = ShardSettings()  # noqa: RUF009 - frozen
     seal_every_s: float = 60.0
     tail_numbers: int = TAIL_NUMBERS_MAX  # that readers may have to open before the tail is sealed
     scaling: ScalingBounds = ScalingBounds()  # noqa: RUF009 - frozen
-
-
-class RayShardHost:
-    def __init__(self, settings: UsageLogSettings) -> None:
-        self._settings = settings
-
-    def beat(self, lane: int) -> Beat:
-        try:
-            actor = ray.get_actor(shard_name(lane), namespace=self._settings.namespace)
-        except ValueError:
-            return Beat(Health.ABSENT)
-        try:
-            status = ray.get(actor.status.remote(), timeout=BEAT_TIMEOUT_S)
-        except GetTimeoutError:
-            return Beat(Health.SILENT)
-        except ActorUnavailableError:
-            return Beat(Health.RESTARTING)
-        except (ActorDiedError, RayActorError):
-            return Beat(Health.ABSENT)
-        return Beat(Health.SERVING if status.serving else Health.STOPPED, status)
-
-    def start(self, lane: int) -> None:
-        RatingShardActor.options(  # pyright: ignore[reportAttributeAccessIssue] - added by ray.remote
-            name=shard_name(lane),
-            namespace=self._settings.namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            scheduling_strategy="SPREAD",  # a node that goes takes few lanes with it
-        ).remote(lane, self._settings.address, self._settings.shard, self._settings.cache_directory)
-
-    def prepare_move(self, lane: int, partition: int, from_lane: int, generation: int) -> None:
-        self._call(lane, "prepare_move", partition, from_lane, generation, timeout_s=PREPARE_TIMEOUT_S)
-
-    def release(self, lane: int, partition: int, to_lane: int) -> bytes:
-        return bytes(self._call(lane, "release", partition, to_lane))
-
-    def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
-        return bytes(self._call(lane, "acquire", partition, from_lane))
-
-    def _call(self, lane: int, name: str, *arguments: int, timeout_s: float = MOVE_TIMEOUT_S) -> Any:
-        try:
-            actor = ray.get_actor(shard_name(lane), namespace=self._settings.namespace)
-            return ray.get(getattr(actor, name).remote(*arguments), timeout=timeout_s)
-        except (ValueError, GetTimeoutError, ActorUnavailableError, RayActorError) as error:
-            raise Unavailable(f"Lane {lane} does not answer; whether it did {name} is unknown.") from error
-        except RayTaskError as error:  # what the shard raised
-            cause = error.cause
-            raise cause if isinstance(cause, BillingError) else BillingError(f"lane {lane}: {error}") from error
-
-    def end(self, lane: int) -> None:
-        with contextlib.suppress(ValueError, RayError):  # it went by itself meanwhile
-            ray.kill(ray.get_actor(shard_name(lane), namespace=self._settings.namespace), no_restart=True)
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=8)
@@ -130,20 +80,27 @@ class SupervisorActor:
         store = settings.address.open()
         genesis = open_log(store, lanes=settings.shards or shards_default())
         lanes = max(genesis.lanes, count_lanes(store))
-        self._host = RayShardHost(settings)
-        self._supervisor = ShardSupervisor(self._host, lanes)
-        self._stopping = threading.Event()
+        self._stopping, self._bell = threading.Event(), threading.Event()
+        processes = RayShardProcesses(
+            settings.address, settings.shard, settings.cache_directory, settings.namespace, self._bell
+        )
+        self._placement = ShardPlacement(processes, settings.spares, new_name=processes.new_name)
+        self._placement.look(lanes)  # spares of a supervisor before this one
+        self._supervisor = ShardSupervisor(self._placement, lanes)
+        self._calls = RayLaneCalls(settings.namespace)
         self._load, self._load_lock = LoadWatch(settings.scaling), threading.Lock()
         self._moving = threading.Lock()  # one move at a time: each pauses its partition, and two would share the shards
-        self._last_error = self._maintenance_error = self._move_error = self._scaling_error = ""
-        self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
-        self._thread.start()
-        self._maintenance = threading.Thread(
-            target=self._maintain, args=(settings,), name="usage-maintenance", daemon=True
-        )
-        self._maintenance.start()
-        self._scaling = threading.Thread(target=self._scale, name="usage-scaling", daemon=True)
-        self._scaling.start()
+        self._all_serve_since_s = float("inf")
+        self._errors: dict[str, str] = {}  # by loop: of its last round
+        self._bell.set()  # the first look is now
+        self._loops = [
+            self._keep("usage-supervisor", self._watch, BEAT_S, bell=self._bell),
+            # Beside the watch, which must not wait for a move or for a spare that hangs.
+            self._keep("usage-moves", self._finish_moves, MOVES_EVERY_S),
+            self._keep("usage-spares", self._keep_spares, SPARES_EVERY_S),
+            self._keep("usage-scaling", self._scale, SCALE_EVERY_S),
+            self._keep("usage-maintenance", self._maintenance(settings), settings.seal_every_s),
+        ]
         if isinstance(store, LocalObjectStore):  # drafts that crashes left behind; a walk, so beside the loop
             sweep = threading.Thread(target=store.sweep_drafts, args=(time.time(),), name="sweep-drafts", daemon=True)
             sweep.start()
@@ -152,7 +109,27 @@ class SupervisorActor:
         return self._supervisor.status()
 
     def last_error(self) -> str:
-        return self._last_error or self._maintenance_error or self._move_error or self._scaling_error
+        """Of the first of the loops whose last round failed; "" if none did."""
+        return next((error for error in list(self._errors.values()) if error), "")
+
+    def spares(self) -> tuple[tuple[str, str, bool], ...]:
+        """Processes that wait for a lane: name, node, whether they are up."""
+        return self._placement.spares()
+
+    def _keep(
+        self, name: str, work: Callable[[], object], every_s: float, *, bell: threading.Event | None = None
+    ) -> threading.Thread:
+        """Begin a loop of its own; what its last round ran into is told by `last_error`."""
+
+        def said(error: str) -> None:
+            self._errors[name] = error and f"{name}: {error}"
+
+        def run() -> None:
+            keep_going(name, work, every_s, self._stopping, said=said, bell=bell)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
 
     def move(self, partition: int, to_lane: int) -> dict[str, Any]:
         """Move one partition; answers its generation. As `partition_mover.move_partition`."""
@@ -163,7 +140,7 @@ class SupervisorActor:
             if owner.lane == to_lane:
                 return {"partition": partition, "moved": False}
             generation = owner.generation_of(partition)
-            return dict(move_partition(self._host, partition, owner.lane, to_lane, generation))
+            return dict(move_partition(self._calls, partition, owner.lane, to_lane, generation))
 
     def spread(self, lanes: Sequence[int]) -> int:
         """Let exactly these lanes have partitions, evenly; begins lanes that there are not yet. How many it moved.
@@ -183,7 +160,7 @@ class SupervisorActor:
         for partition, from_lane, to_lane in spreading(list(statuses.values()), sorted(set(lanes))):
             generation = statuses[from_lane].generation_of(partition)
             with self._moving, contextlib.suppress(Conflict):  # one that must stay, stays
-                move_partition(self._host, partition, from_lane, to_lane, generation)
+                move_partition(self._calls, partition, from_lane, to_lane, generation)
                 moved += 1
         with self._load_lock:
             self._load.changed(time.monotonic())
@@ -211,39 +188,31 @@ class SupervisorActor:
         return [beat.status for beat in beats if beat.health is Health.SERVING and beat.status is not None]
 
     def stop(self) -> None:
-        """Stop watching and end the shards; what they have queued is committed first."""
+        """Stop watching and end the shards and spares."""
         self._stopping.set()
-        self._thread.join(BEAT_TIMEOUT_S * 2)
-        host = self._supervisor.host
+        self._bell.set()
+        for loop in self._loops[:3]:  # those that start processes
+            loop.join(BEAT_TIMEOUT_S * 2)
         for lane in range(self._supervisor.lanes):
-            host.end(lane)
-
-    def _loop(self) -> None:
-        def said(error: str) -> None:
-            self._last_error = error
-
-        keep_going("usage-supervisor", self._watch, BEAT_S, self._stopping, said=said)
+            self._placement.end(lane)
+        self._placement.end_all(self._supervisor.lanes)
 
     def _watch(self) -> None:
         self._supervisor.reconcile()
-        self._finish_moves()
-        self._observe()
+        if not self._all_serve():
+            self._all_serve_since_s = float("inf")
+            return
+        self._all_serve_since_s = min(self._all_serve_since_s, time.monotonic())
+        seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
+        with self._load_lock:
+            self._load.observe(time.monotonic(), seen)
 
-    def _observe(self) -> None:
-        if self._all_serve():
-            seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
-            with self._load_lock:
-                self._load.observe(time.monotonic(), seen)
+    def _keep_spares(self) -> None:
+        if time.monotonic() - self._all_serve_since_s >= SPARES_AFTER_S:
+            self._placement.keep(self._supervisor.lanes)
 
     def _scale(self) -> None:
         """Adds and empties lanes by load, where the settings ask for it; beside the loop, for it takes many moves."""
-
-        def said(error: str) -> None:
-            self._scaling_error = error and f"scaling: {error}"
-
-        keep_going("usage-scaling", self._scale_once, SCALE_EVERY_S, self._stopping, said=said)
-
-    def _scale_once(self) -> None:
         with self._load_lock:
             plan = self._load.plan(time.monotonic())
         if plan.do != "stay":
@@ -254,17 +223,20 @@ class SupervisorActor:
         """What somebody left half moved: seen only while nobody moves and every lane says what it has."""
         if not self._all_serve() or not self._moving.acquire(blocking=False):
             return
+        wrong: list[str] = []
         try:
             seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
             if half_moved(seen):
-                self._move_error = "; ".join(finish(self._host, self._statuses()))
+                wrong = finish(self._calls, self._statuses())
         except Unavailable as error:  # a lane is being replaced: the next round looks again
-            self._move_error = error.detail
+            wrong = [error.detail]
         finally:
             self._moving.release()
+        self._errors["half moved"] = "; ".join(wrong)
 
-    def _maintain(self, settings: UsageLogSettings) -> None:
-        """Seals the tail of the log when it is long, merges and deletes: work with rows in processes of their own."""
+    def _maintenance(self, settings: UsageLogSettings) -> Callable[[], None]:
+        """A round that seals the tail of the log when it is long, merges and deletes. Work with rows goes into
+        processes of its own; while it fails, readers open more objects."""
         store = settings.address.open()
         keeping = Housekeeping(store, lambda: ray.get(_merge.remote(settings.address), timeout=SEAL_S_MAX))
 
@@ -273,10 +245,7 @@ class SupervisorActor:
                 ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
             keeping.round()
 
-        def said(error: str) -> None:  # readers open more objects until a round works
-            self._maintenance_error = error and f"maintenance: {error}"
-
-        keep_going("usage-maintenance", round, settings.seal_every_s, self._stopping, said=said)
+        return round
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -317,7 +286,7 @@ def stop_usage_log(namespace: str) -> None:
 
 
 class RayUsageRouter(GroupingRouter):
-    """Calls the shards by their names; a handle is looked up again after its actor died."""
+    """Calls the shards where their lanes' pointers say; a handle is looked up again after its actor lost the lane."""
 
     def __init__(self, address: StoreAddress, namespace: str, *, deadline_s: float = DEADLINE_S) -> None:
         self._store = address.open()
@@ -327,38 +296,42 @@ class RayUsageRouter(GroupingRouter):
 
     async def _call(self, lane: int, data: bytes) -> bytes:
         handle = await self._handle(lane)
-        try:
-            return await handle.ingest.remote(data)
-        except (RayActorError, ActorUnavailableError) as error:
-            # It may have been committed before the actor went: unknown, until the same ids are sent again.
-            self._handles.pop(lane, None)
-            raise Unavailable(f"Shard {lane} is being replaced.") from error
+        with self._reaching(lane):
+            return await handle.ingest.remote(lane, data)
 
     async def _decide(self, lane: int, data: bytes) -> bytes:
         handle = await self._handle(lane)
+        with self._reaching(lane):
+            return await handle.decide.remote(lane, data)
+
+    @contextlib.contextmanager
+    def _reaching(self, lane: int) -> Iterator[None]:
+        """What was sent may have been committed before the actor went: unknown, until the same ids are sent again."""
         try:
-            return await handle.decide.remote(data)
+            yield
         except (RayActorError, ActorUnavailableError) as error:
             self._handles.pop(lane, None)
             raise Unavailable(f"Shard {lane} is being replaced.") from error
+        except RayTaskError as error:  # what the shard raised; one that has lost its lane among them
+            if not isinstance(error.cause, Unavailable):
+                raise
+            self._handles.pop(lane, None)
+            raise error.cause from error
 
     def _lanes(self) -> Sequence[int]:
         return range(max(self._genesis.lanes, count_lanes(self._store)))
 
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
         handle = await self._handle(lane)
-        try:
-            data, number, used, owned, moved = await handle.usage.remote(tenant_id, keys, master_number)
-        except (RayActorError, ActorUnavailableError) as error:
-            self._handles.pop(lane, None)
-            raise Unavailable(f"Shard {lane} is being replaced.") from error
+        with self._reaching(lane):
+            data, number, used, owned, moved = await handle.usage.remote(lane, tenant_id, keys, master_number)
         return Figures(None if data is None else LiveState.from_bytes(data), number, used, owned, moved)
 
     async def _handle(self, lane: int) -> Any:
         handle = self._handles.get(lane)
         if handle is None:
             try:
-                handle = await asyncio.to_thread(ray.get_actor, shard_name(lane), self._namespace)
+                handle = await asyncio.to_thread(find_shard, lane, self._namespace)
             except ValueError as error:
                 raise Unavailable(f"Nobody serves lane {lane} at the moment.") from error
             self._handles[lane] = handle
