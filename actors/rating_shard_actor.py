@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -145,6 +146,10 @@ class RatingShardActor:
     @ray.method(concurrency_group="decide")
     def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
         return self._serving(lane).acquire(partition, from_lane).result()
+
+    @ray.method(concurrency_group="decide")
+    def close_lane(self, lane: int, arrived: Mapping[int, int]) -> bytes:
+        return self._serving(lane).close_lane(arrived).result()
 
     @ray.method(concurrency_group="health")
     def role(self) -> Role:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -147,7 +147,10 @@ class RayLaneCalls:
     def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
         return bytes(self._call(lane, "acquire", partition, from_lane))
 
-    def _call(self, lane: int, name: str, *arguments: int, timeout_s: float = MOVE_TIMEOUT_S) -> Any:
+    def close_lane(self, lane: int, arrived: Mapping[int, int]) -> bytes:
+        return bytes(self._call(lane, "close_lane", dict(arrived)))
+
+    def _call(self, lane: int, name: str, *arguments: Any, timeout_s: float = MOVE_TIMEOUT_S) -> Any:
         try:
             actor = find_shard(lane, self._namespace)
             return ray.get(getattr(actor, name).remote(lane, *arguments), timeout=timeout_s)

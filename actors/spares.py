@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from actors.rating_shard import ShardStatus
 from actors.supervisor import HUNG_S, STARTING_S_MAX, Beat, Health
+from storage.usage_log.lane import LaneClosed
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Role:
     lane: int | None = None  # None: it waits for one
     status: ShardStatus | None = None  # None: it is still recovering its lane
     failed: str = ""  # why the lane could not be had
+
+
+def has_ended(role: Role) -> bool:
+    """Whether a process found that its lane is closed, or closed it."""
+    why = role.failed or (role.status.stopped_because if role.status is not None else "")
+    return why.startswith(LaneClosed.code)
 
 
 class Lost(Enum):
@@ -102,6 +109,8 @@ class ShardPlacement:
                 self._untold[lane] = name
             return Beat(Health.ABSENT)
         self._nodes[lane] = seen.node
+        if has_ended(seen):
+            return Beat(Health.CLOSED)
         if seen.failed:
             return Beat(Health.STOPPED, None, seen.failed)
         if seen.status is None:
@@ -145,8 +154,11 @@ class ShardPlacement:
 
     # -- spares -------------------------------------------------------------------------------------------------------
 
-    def look(self, lanes: int) -> None:
-        """Find the spares there are, and end what is left over: for whoever starts as well as from time to time."""
+    def look(self, lanes: Collection[int]) -> None:
+        """Find the spares there are, and end what is left over: for whoever starts as well as from time to time.
+
+        `lanes` are those that are to be served.
+        """
         names = list(self.processes.names())
         pointed = self._pointed(lanes)
         for name in names:
@@ -158,11 +170,11 @@ class ShardPlacement:
                 if self._spares[gone].is_up or self.now_s() - self._spares[gone].since_s > HUNG_S:
                     del self._spares[gone]
 
-    def keep(self, lanes: int) -> None:
+    def keep(self, lanes: Collection[int]) -> None:
         """As many spares as asked for on each node that has shards, none elsewhere. Call it while all lanes serve:
         starting a process costs what a lane that recovers needs."""
         self.look(lanes)
-        nodes = {self._nodes[lane] for lane in range(lanes) if lane in self._nodes}
+        nodes = {self._nodes[lane] for lane in lanes if lane in self._nodes}
         begin: list[tuple[str, str]] = []
         end: list[str] = []
         with self._lock:
@@ -185,10 +197,11 @@ class ShardPlacement:
         for name, node in begin:
             self.processes.begin(name, node=node)
 
-    def end_all(self, lanes: int) -> None:
-        """End the spares, and what is left over of lanes' processes."""
-        self._forget()
-        for name in set(self.processes.names()) - self._pointed(lanes):
+    def end_all(self) -> None:
+        """End all processes, those with lanes and the spares."""
+        with self._lock:
+            self._spares.clear()
+        for name in self.processes.names():
             self.processes.end(name)
 
     def spares(self) -> tuple[tuple[str, str, bool], ...]:
@@ -196,14 +209,10 @@ class ShardPlacement:
         with self._lock:
             return tuple((name, one.node, one.is_up) for name, one in sorted(self._spares.items()))
 
-    def _forget(self) -> None:
-        with self._lock:
-            self._spares.clear()
+    def _pointed(self, lanes: Collection[int]) -> set[str]:
+        return {name for lane in lanes if (name := self.processes.name_of(lane)) is not None}
 
-    def _pointed(self, lanes: int) -> set[str]:
-        return {name for lane in range(lanes) if (name := self.processes.name_of(lane)) is not None}
-
-    def _look_at(self, name: str, lanes: int) -> None:
+    def _look_at(self, name: str, lanes: Collection[int]) -> None:
         """A process that no pointer named a moment ago."""
         seen, now_s = self.processes.ask(name), self.now_s()
         is_left_over = False
@@ -221,8 +230,8 @@ class ShardPlacement:
                 case Role():  # it was given a lane before the look, or it has been superseded
                     self._spares.pop(name, None)
                     is_left_over = True
-            told = {seen.lane} if isinstance(seen, Role) and seen.lane is not None else set[int]()
-            if name in self._pointed(lanes) | {self.processes.name_of(lane) for lane in told}:
+            serves = isinstance(seen, Role) and seen.lane is not None and not has_ended(seen)
+            if name in self._pointed(lanes) or (serves and self.processes.name_of(seen.lane) == name):
                 self._spares.pop(name, None)  # given a lane while it was looked at, or one that we do not know of
                 return
             if is_left_over:

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 from actors.rating_shard import ShardStatus
+from actors.spread_job import Spread
 
 HUNG_S = 4.0  # without an answer although the process is there: a thread of its own answers, in milliseconds
 HUNG_S_MAX = 20.0  # of a lane that was replaced for it again and again: a machine that starves is not helped by starts
@@ -32,6 +33,7 @@ class Health(Enum):
     STARTING = "starting"  # answers, and recovers its lane
     STOPPED = "stopped"  # answers, and says that it serves no more
     ABSENT = "absent"
+    CLOSED = "closed"  # its lane has ended for good: nobody will serve it again
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Replacement:
 class SupervisorStatus:
     lanes: tuple[tuple[int, str, ShardStatus | None], ...]  # lane, health, status
     replacements: tuple[Replacement, ...]
+    closed: tuple[int, ...] = ()  # lanes that have ended; they are not among `lanes`
+    spread: Spread | None = None  # a spreading of partitions that is under way, or the last one
 
     @property
     def healthy(self) -> bool:
@@ -87,16 +91,22 @@ class _Watch:
 @dataclass
 class ShardSupervisor:
     host: ShardHost
-    lanes: int
+    lanes: int  # there are, closed ones among them
     now_s: Callable[[], float] = time.monotonic
+    closed: set[int] = field(default_factory=set[int])
     _watches: dict[int, _Watch] = field(default_factory=dict)
     _replacements: list[Replacement] = field(default_factory=list)
 
     def reconcile(self) -> SupervisorStatus:
         """One look at every lane; acts where a shard is missing or has been unwell for too long."""
         asked_s = self.now_s()
-        lanes = range(self.lanes)
+        lanes = self.open_lanes
         for lane, beat in zip(lanes, self.beats(lanes), strict=True):
+            if lane in self.closed:  # it was closed while it was asked
+                continue
+            if beat.health is Health.CLOSED:
+                self.close(lane)
+                continue
             watch = self._watches.setdefault(lane, _Watch(since_s=asked_s))
             now_s = self.now_s()
             if beat.health is not watch.health:
@@ -120,6 +130,17 @@ class ShardSupervisor:
             self._replacements = [*self._replacements, Replacement(lane, time.time(), reason)][-REPLACEMENTS_KEPT:]
         return self.status()
 
+    @property
+    def open_lanes(self) -> list[int]:
+        """Those that are to be served."""
+        return [lane for lane in range(self.lanes) if lane not in self.closed]
+
+    def close(self, lane: int) -> None:
+        """A lane has ended, by its log: its shard goes, and no other one comes."""
+        self.closed.add(lane)
+        self._watches.pop(lane, None)
+        self.host.end(lane)
+
     def beats(self, lanes: Sequence[int]) -> list[Beat]:
         """Of all lanes at once: one that hangs must not hide another one that does."""
         if len(lanes) <= 1:
@@ -128,8 +149,9 @@ class ShardSupervisor:
             return list(pool.map(self.host.beat, lanes))
 
     def status(self) -> SupervisorStatus:
-        lanes = tuple((lane, watch.health.value, watch.status) for lane, watch in sorted(self._watches.items()))
-        return SupervisorStatus(lanes, tuple(self._replacements))
+        watches = [one for one in sorted(self._watches.items()) if one[0] not in self.closed]
+        lanes = tuple((lane, watch.health.value, watch.status) for lane, watch in watches)
+        return SupervisorStatus(lanes, tuple(self._replacements), tuple(sorted(self.closed)))
 
     def _reason_to_act(self, watch: _Watch, beat: Beat, now_s: float) -> str | None:
         lasting_s = now_s - watch.since_s
@@ -152,6 +174,8 @@ class ShardSupervisor:
             case Health.STARTING:
                 watch.started_s = float("-inf")  # its process is up: a silence from now on is one
                 return f"not recovered after {lasting_s:.1f} s" if lasting_s >= RECOVERING_S_MAX else None
+            case Health.CLOSED:
+                return None
 
 
 def shards_default() -> int:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -20,9 +20,9 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.live_figures import Figures
 from actors.loops import keep_going
-from actors.partition_mover import finish, half_moved, move_partition, owner_among, spreading
+from actors.partition_mover import close_lane, finish, half_moved, move_partition, owner_among, spreading
 from actors.rating_shard import ShardSettings, ShardStatus
-from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
+from actors.router import DEADLINE_S, GroupingRouter, LaneEnded, RouterStatus
 from actors.shard_processes import (
     BEAT_TIMEOUT_S,
     MOVE_TIMEOUT_S,
@@ -32,13 +32,14 @@ from actors.shard_processes import (
     find_shard,
 )
 from actors.spares import ShardPlacement
+from actors.spread_job import Spread, SpreadJob, Tell
 from actors.supervisor import Health, ShardSupervisor, SupervisorStatus, shards_default
 from billing.errors import BillingError, Conflict, InvalidInput, Unavailable
 from billing.live_state import LiveState
 from storage.object_store import LocalObjectStore, StoreAddress
-from storage.usage_log.genesis import open_log
+from storage.usage_log.genesis import LANES_MAX, open_log
 from storage.usage_log.housekeeping import MERGES_MAX, Housekeeping
-from storage.usage_log.lane import count_lanes
+from storage.usage_log.lane import count_lanes, is_closed
 from storage.usage_log.merging import merge_some
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
@@ -50,10 +51,12 @@ SPARES_AFTER_S = 2.0  # of all lanes serving: starting a process takes what a la
 MOVES_EVERY_S = 0.5
 STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
-SPREAD_S_MAX = 110.0  # below the time that a request may take
+SPREAD_ANSWER_S = 5.0  # then whoever asked hears how far it is
+SPREAD_S_MAX = 600.0  # of one that the load asks for; it goes on, and the next look joins it
 LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
 SCALE_EVERY_S = 5.0
+MISSING_S = 1.0
 LOG = logging.getLogger("cloudbilling.lanes")
 
 
@@ -85,11 +88,13 @@ class SupervisorActor:
             settings.address, settings.shard, settings.cache_directory, settings.namespace, self._bell
         )
         self._placement = ShardPlacement(processes, settings.spares, new_name=processes.new_name)
-        self._placement.look(lanes)  # spares of a supervisor before this one
-        self._supervisor = ShardSupervisor(self._placement, lanes)
+        closed = {lane for lane in range(lanes) if is_closed(store, lane)}
+        self._supervisor = ShardSupervisor(self._placement, lanes, closed=closed)
+        self._placement.look(self._supervisor.open_lanes)  # spares of a supervisor before this one
         self._calls = RayLaneCalls(settings.namespace)
         self._load, self._load_lock = LoadWatch(settings.scaling), threading.Lock()
         self._moving = threading.Lock()  # one move at a time: each pauses its partition, and two would share the shards
+        self._spread = SpreadJob(self._make_spread)
         self._all_serve_since_s = float("inf")
         self._errors: dict[str, str] = {}  # by loop: of its last round
         self._bell.set()  # the first look is now
@@ -106,7 +111,7 @@ class SupervisorActor:
             sweep.start()
 
     def status(self) -> SupervisorStatus:
-        return self._supervisor.status()
+        return replace(self._supervisor.status(), spread=self._spread.now())
 
     def last_error(self) -> str:
         """Of the first of the loops whose last round failed; "" if none did."""
@@ -134,37 +139,62 @@ class SupervisorActor:
     def move(self, partition: int, to_lane: int) -> dict[str, Any]:
         """Move one partition; answers its generation. As `partition_mover.move_partition`."""
         with self._moving:
-            if not 0 <= to_lane < self._supervisor.lanes:
-                raise Conflict(f"there is no lane {to_lane}")
+            if to_lane not in self._supervisor.open_lanes:
+                is_closed_one = to_lane in self._supervisor.closed
+                raise Conflict(f"lane {to_lane} is closed" if is_closed_one else f"there is no lane {to_lane}")
             owner = owner_among(self._answering(), partition, to_lane)
             if owner.lane == to_lane:
                 return {"partition": partition, "moved": False}
             generation = owner.generation_of(partition)
             return dict(move_partition(self._calls, partition, owner.lane, to_lane, generation))
 
-    def spread(self, lanes: Sequence[int]) -> int:
-        """Let exactly these lanes have partitions, evenly; begins lanes that there are not yet. How many it moved.
+    def spread(self, lanes: Sequence[int]) -> Spread:
+        """Let exactly these lanes have partitions, evenly; begins lanes that there are not yet.
 
-        A lane that is not among them is drained: it stays, without partitions. May be called again after any failure.
+        A lane that is not among them is drained: it stays, without partitions. Answers after some seconds how far it
+        is, and goes on by itself; asking for the same again joins it, or does what a failure left.
         """
-        if not lanes or min(lanes) < 0 or max(lanes) > self._supervisor.lanes + LANES_ADDED_MAX:
-            raise InvalidInput(f"lanes are numbers from 0 to {self._supervisor.lanes + LANES_ADDED_MAX}")
-        self._supervisor.lanes = max(self._supervisor.lanes, max(lanes) + 1)
+        self._check_lanes(lanes)
+        return self._spread.ask(lanes, SPREAD_ANSWER_S)
+
+    def _check_lanes(self, lanes: Sequence[int]) -> None:
+        most = min(self._supervisor.lanes + LANES_ADDED_MAX, LANES_MAX - 1)
+        if not lanes or min(lanes) < 0 or max(lanes) > most:
+            raise InvalidInput(f"lanes are numbers from 0 to {most}")
+        if gone := sorted(self._supervisor.closed.intersection(lanes)):
+            raise Conflict(f"lanes {', '.join(map(str, gone))} are closed; their numbers are not used again")
+
+    def _make_spread(self, spread: Spread, tell: Tell) -> None:
+        self._supervisor.lanes = max(self._supervisor.lanes, max(spread.lanes) + 1)
         deadline = time.monotonic() + LANES_START_S_MAX
         while not self._all_serve():
             if time.monotonic() > deadline:
                 raise Unavailable(f"Not all of {self._supervisor.lanes} lanes are served. Send the same again.")
             time.sleep(0.2)
-        moved = 0
         statuses = {status.lane: status for status in self._statuses()}
-        for partition, from_lane, to_lane in spreading(list(statuses.values()), sorted(set(lanes))):
+        moves = spreading(list(statuses.values()), spread.lanes)
+        for done, (partition, from_lane, to_lane) in enumerate(moves):
+            tell(replace(spread, left=len(moves) - done))
             generation = statuses[from_lane].generation_of(partition)
-            with self._moving, contextlib.suppress(Conflict):  # one that must stay, stays
-                move_partition(self._calls, partition, from_lane, to_lane, generation)
-                moved += 1
+            try:
+                with self._moving:
+                    move_partition(self._calls, partition, from_lane, to_lane, generation)
+                spread = replace(spread, moved=spread.moved + 1)
+            except Conflict:  # one that must stay, stays
+                spread = replace(spread, stayed=spread.stayed + 1)
+        tell(spread)
         with self._load_lock:
             self._load.changed(time.monotonic())
-        return moved
+
+    def close_lane(self, lane: int) -> None:
+        """End a lane that has no partitions, for good. Conflict while something may still ask for it."""
+        if lane in self._supervisor.closed:
+            return
+        with self._moving:
+            if lane not in self._supervisor.open_lanes:
+                raise Conflict(f"there is no lane {lane}")
+            close_lane(self._calls, self._statuses(), lane)
+        self._supervisor.close(lane)
 
     def plan(self) -> dict[str, Any]:
         """What scaling by load would do now, and why. Nothing is done."""
@@ -173,18 +203,18 @@ class SupervisorActor:
 
     def _all_serve(self) -> bool:
         status = self._supervisor.status()
-        return len(status.lanes) == self._supervisor.lanes and status.healthy
+        return len(status.lanes) == len(self._supervisor.open_lanes) and status.healthy
 
     def _statuses(self) -> list[ShardStatus]:
         """Of all lanes, as they are now. Raises Unavailable where one does not answer."""
         answering = self._answering()
-        if len(answering) < self._supervisor.lanes:
+        if len(answering) < len(self._supervisor.open_lanes):
             raise Unavailable("A lane does not answer. Send the same again.")
         return answering
 
     def _answering(self) -> list[ShardStatus]:
         """Of the lanes that serve, as they are now; asked at once, or each that hangs would cost its time limit."""
-        beats = self._supervisor.beats(range(self._supervisor.lanes))
+        beats = self._supervisor.beats(self._supervisor.open_lanes)
         return [beat.status for beat in beats if beat.health is Health.SERVING and beat.status is not None]
 
     def stop(self) -> None:
@@ -193,9 +223,7 @@ class SupervisorActor:
         self._bell.set()
         for loop in self._loops[:3]:  # those that start processes
             loop.join(BEAT_TIMEOUT_S * 2)
-        for lane in range(self._supervisor.lanes):
-            self._placement.end(lane)
-        self._placement.end_all(self._supervisor.lanes)
+        self._placement.end_all()
 
     def _watch(self) -> None:
         self._supervisor.reconcile()
@@ -205,19 +233,33 @@ class SupervisorActor:
         self._all_serve_since_s = min(self._all_serve_since_s, time.monotonic())
         seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
         with self._load_lock:
-            self._load.observe(time.monotonic(), seen)
+            self._load.observe(time.monotonic(), seen, lanes=self._supervisor.lanes)
 
     def _keep_spares(self) -> None:
         if time.monotonic() - self._all_serve_since_s >= SPARES_AFTER_S:
-            self._placement.keep(self._supervisor.lanes)
+            self._placement.keep(self._supervisor.open_lanes)
 
     def _scale(self) -> None:
         """Adds and empties lanes by load, where the settings ask for it; beside the loop, for it takes many moves."""
         with self._load_lock:
             plan = self._load.plan(time.monotonic())
-        if plan.do != "stay":
-            LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
-            self.spread(plan.lanes)  # while a lane is being replaced it cannot: the next look tries again
+        if plan.do == "stay":
+            return
+        LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
+        self._check_lanes(plan.lanes)
+        # While a lane is being replaced it cannot: the next look tries again.
+        if self._spread.ask(plan.lanes, SPREAD_S_MAX).done and plan.do == "remove":
+            self._close_empty(plan.lanes)
+
+    def _close_empty(self, active: Sequence[int]) -> None:
+        """Lanes without partitions end, so their processes go. Once half of all numbers are used they stay instead,
+        and are the next to be used."""
+        for lane in self._supervisor.open_lanes:
+            if lane not in active and self._supervisor.lanes < LANES_MAX // 2:
+                try:
+                    self.close_lane(lane)
+                except Conflict as error:  # it stays, empty; as it would without closing
+                    LOG.warning("lane %d stays open: %s", lane, error.detail)
 
     def _finish_moves(self) -> None:
         """What somebody left half moved: seen only while nobody moves and every lane says what it has."""
@@ -227,7 +269,7 @@ class SupervisorActor:
         try:
             seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
             if half_moved(seen):
-                wrong = finish(self._calls, self._statuses())
+                wrong = finish(self._calls, self._statuses(), self._supervisor.closed)
         except Unavailable as error:  # a lane is being replaced: the next round looks again
             wrong = [error.detail]
         finally:
@@ -293,6 +335,7 @@ class RayUsageRouter(GroupingRouter):
         super().__init__(open_log(self._store), deadline_s=deadline_s)
         self._namespace = namespace
         self._handles: dict[int, Any] = {}
+        self._missing_since_s: dict[int, float] = {}  # lanes that had no shard when they were looked up last
 
     async def _call(self, lane: int, data: bytes) -> bytes:
         handle = await self._handle(lane)
@@ -333,15 +376,31 @@ class RayUsageRouter(GroupingRouter):
             try:
                 handle = await asyncio.to_thread(find_shard, lane, self._namespace)
             except ValueError as error:
+                if await asyncio.to_thread(self._has_ended, lane):
+                    raise LaneEnded(f"Lane {lane} is closed.") from error
                 raise Unavailable(f"Nobody serves lane {lane} at the moment.") from error
+            self._missing_since_s.pop(lane, None)
             self._handles[lane] = handle
         return handle
+
+    def _has_ended(self, lane: int) -> bool:
+        """By the lane's log. It is read once nobody has served the lane for longer than a replacement takes."""
+        now_s = time.monotonic()
+        if now_s - self._missing_since_s.setdefault(lane, now_s) < MISSING_S:
+            return False
+        self._missing_since_s[lane] = now_s
+        if is_closed(self._store, lane):
+            self._closed.add(lane)
+        return lane in self._closed
 
     async def move(self, partition: int, lane: int) -> dict[str, Any]:
         return await self._ask_supervisor("move", partition, lane, timeout_s=PREPARE_TIMEOUT_S + 2 * MOVE_TIMEOUT_S)
 
-    async def spread(self, lanes: Sequence[int]) -> int:
-        return await self._ask_supervisor("spread", list(lanes), timeout_s=SPREAD_S_MAX)
+    async def spread(self, lanes: Sequence[int]) -> Spread:
+        return await self._ask_supervisor("spread", list(lanes), timeout_s=SPREAD_ANSWER_S + STATUS_TIMEOUT_S)
+
+    async def close_lane(self, lane: int) -> None:
+        await self._ask_supervisor("close_lane", lane, timeout_s=2 * MOVE_TIMEOUT_S)
 
     async def plan(self) -> dict[str, Any]:
         return await self._ask_supervisor("plan", timeout_s=STATUS_TIMEOUT_S)
@@ -368,4 +427,5 @@ class RayUsageRouter(GroupingRouter):
     async def status(self) -> RouterStatus:
         seen = await self.supervisor_status()
         lanes = tuple(status for _, health, status in seen.lanes if health == Health.SERVING.value and status)
-        return RouterStatus(lanes, tuple(lane for lane, health, _ in seen.lanes if health != Health.SERVING.value))
+        silent = tuple(lane for lane, health, _ in seen.lanes if health != Health.SERVING.value)
+        return RouterStatus(lanes, silent, seen.closed, seen.spread)

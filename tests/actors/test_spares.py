@@ -24,6 +24,7 @@ class Process:
     serves_at_s: float = 0.0
     is_frozen: bool = False
     heard: list[int] = field(default_factory=list)  # lanes it was told while it could not hear
+    failed: str = ""
 
 
 class Died(Exception):
@@ -49,7 +50,7 @@ class Machine:
 
     def supervisor(self, spares: int = 1) -> tuple[ShardPlacement, ShardSupervisor]:
         placement = ShardPlacement(self, spares, now_s=lambda: self.now, new_name=lambda: f"p{next(self._names)}")
-        placement.look(self.lanes)
+        placement.look(range(self.lanes))
         return placement, ShardSupervisor(placement, self.lanes, now_s=lambda: self.now)
 
     # -- what a placement calls ---------------------------------------------------------------------------------------
@@ -65,6 +66,8 @@ class Machine:
             return Lost.SILENT
         if process.lane is None or self.now < process.serves_at_s:
             return Role(process.node, process.lane)
+        if process.failed:
+            return Role(process.node, process.lane, None, process.failed)
         if process.epoch == 0:  # it claims when it has recovered
             process.epoch = self.epochs[process.lane] = self.epochs.get(process.lane, 0) + 1
         serving = self.epochs[process.lane] == process.epoch
@@ -133,7 +136,7 @@ class Machine:
         """Looks ten times a second, as a bell that rings would have it; spares are seen to once all lanes serve."""
         for _ in range(round(seconds * 10)):
             if supervisor.reconcile().healthy:
-                placement.keep(self.lanes)
+                placement.keep(supervisor.open_lanes)
             self.now += 0.1
 
     def until_served(self, placement: ShardPlacement, supervisor: ShardSupervisor) -> float:
@@ -363,7 +366,7 @@ def test_two_supervisors_at_once_and_kills_hangs_and_sleepers_end_in_order_when_
 
         machine.before_call = between
         if supervisor.reconcile().healthy:
-            placement.keep(machine.lanes)
+            placement.keep(supervisor.open_lanes)
         machine.now += dice.choice([0.1, 0.5, 2.0])
         names = list(machine.processes)
         match dice.randrange(12):
@@ -383,3 +386,22 @@ def test_two_supervisors_at_once_and_kills_hangs_and_sleepers_end_in_order_when_
     machine.before_call = lambda _: None
     machine.run(*dice.choice([one, two]), 120.0)
     machine.assert_in_order()
+
+
+def test_a_process_that_finds_its_lane_closed_is_ended_and_nothing_is_started_for_it() -> None:
+    machine = Machine(lanes=3)
+    placement, supervisor = settled(machine)
+    closed = machine.pointers[1]
+    machine.processes[closed].failed = "lane_closed: Lane 1 is closed."
+    machine.run(placement, supervisor, 1.0)
+    assert closed not in machine.processes
+    machine.calls.clear()
+    machine.run(placement, supervisor, 20.0)
+    assert machine.calls == []
+    # One that another supervisor started for it meanwhile, and which its pointer names.
+    machine.processes["late"] = Process("one", lane=1, failed="lane_closed: Lane 1 is closed.")
+    machine.pointers[1] = "late"
+    for _ in range(10):
+        supervisor.reconcile()
+        placement.keep(supervisor.open_lanes)
+    assert "late" not in machine.processes

@@ -202,6 +202,21 @@ def test_one_sick_lane_does_not_touch_the_others() -> None:
     assert world.look(HUNG_S + 2) == [("end", 1), ("start", 1)]
 
 
+def test_a_closed_lane_is_served_no_more_and_the_platform_is_whole_without_it() -> None:
+    world = World(lanes=3)
+    world.look(5)
+    world.beats[1] = Beat(Health.CLOSED)
+    assert world.look(1) == [("end", 1)]
+    assert world.look(100) == []
+    status = world.supervisor.status()
+    assert status.healthy
+    assert ([lane for lane, _, _ in status.lanes], status.closed) == ([0, 2], (1,))
+    known = ShardSupervisor(world, 3, closed={1}, now_s=lambda: world.now)
+    world.done.clear()
+    known.reconcile()
+    assert world.done == [], "whoever reads the log at its start starts nothing for it"
+
+
 @pytest.mark.parametrize(("cores", "shards"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8), (None, 1)])
 def test_half_the_cores_serve_lanes_and_at_least_one(
     monkeypatch: pytest.MonkeyPatch, cores: int | None, shards: int
