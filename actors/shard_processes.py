@@ -57,7 +57,12 @@ class RayShardProcesses:
     """`actors.spares.ShardProcesses` over Ray. `bell` rings when a process with a lane has died."""
 
     def __init__(
-        self, address: StoreAddress, settings: ShardSettings, cache_directory: str, namespace: str, bell: threading.Event
+        self,
+        address: StoreAddress,
+        settings: ShardSettings,
+        cache_directory: str,
+        namespace: str,
+        bell: threading.Event,
     ) -> None:
         self._arguments = (address, settings, cache_directory)
         self._namespace = namespace
@@ -71,9 +76,7 @@ class RayShardProcesses:
     def names(self) -> Sequence[str]:
         found: list[Any] = list_named_actors(all_namespaces=True)
         return [
-            one["name"]
-            for one in found
-            if one["namespace"] == self._namespace and str(one["name"]).startswith(PREFIX)
+            one["name"] for one in found if one["namespace"] == self._namespace and str(one["name"]).startswith(PREFIX)
         ]
 
     def ask(self, name: str) -> Role | Lost:

@@ -165,6 +165,8 @@ class ShardPlacement:
             if name not in pointed:
                 self._look_at(name, lanes)
         with self._lock:
+            for taken in pointed.intersection(self._spares):  # by another supervisor
+                del self._spares[taken]
             for gone in set(self._spares) - set(names):
                 # One that was begun after the names were read is not among them yet.
                 if self._spares[gone].is_up or self.now_s() - self._spares[gone].since_s > HUNG_S:

@@ -162,6 +162,8 @@ class ShardSupervisor:
                 watch.started_s = float("-inf")  # it came up: from now on silence means that it hangs
                 if now_s - watch.hung_at_s >= CALM_S:
                     watch.hung_s = HUNG_S
+                if lasting_s >= AGAIN_S_MAX:  # it came up indeed: its death is the first one again
+                    watch.acted_s, watch.again_s = float("-inf"), 0.0
                 return None
             case Health.ABSENT:  # a process is known by its name before it is up: one that is gone has died
                 return None if comes_too_soon else "there was none"

@@ -1,4 +1,4 @@
-"""A shard's process is killed under Ray: seconds until the next acknowledgement, step by step, with and without a spare.
+"""A shard's process is killed under Ray: seconds until the next acknowledgement, by steps, with a spare and without.
 
 Beside `recovery`, which measures the plain class: here are Ray, the supervisor and a router, as on a platform. Steps:
 *noticed* by the supervisor, *served*: the lane is claimed and loaded (of it *recovered*: the shard's own figure), and

@@ -59,8 +59,8 @@ class Settings(BaseSettings):
         1,
         ge=0,
         le=16,
-        description="Processes that wait, warm, for the lane of a shard that dies, on each node with shards; 170 MB each."
-        " 0: none, a new one is started when it is needed.",
+        description="Processes that wait, warm, for the lane of a shard that dies, on each node with shards; 170 MB"
+        " each. 0: none, a new one is started when it is needed.",
     )
     lanes_min: int = Field(1, ge=1, le=256, description="With scaling by load: lanes that have partitions at least.")
     lanes_max: int = Field(

@@ -1,4 +1,5 @@
-"""A warm spare as a Ray actor: a shard killed with SIGKILL, and the spare's own process answers for its lane."""
+"""A warm spare as a Ray actor: a shard killed with SIGKILL, and the spare's own process answers for its lane. And a
+lane that is drained and closed while a supervisor watches."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import psutil
 import pytest
 
 from actors.spares import Role
-from billing.errors import Unavailable
+from billing.errors import Conflict, Unavailable
+from billing.usage import Verdict
 from storage.object_store import LocalObjectStore, StoreAddress
 from tests.usage_log_support import TENANT, logged_ids, make_events
 
@@ -24,14 +26,14 @@ NAMESPACE = "spares-test"
 
 
 class Here:
-    """A usage log of one lane under Ray, and what a test asks of its processes."""
+    """A usage log under Ray, and what a test asks of its processes."""
 
-    def __init__(self, ray: Any, folder: Path, spares: int) -> None:
+    def __init__(self, ray: Any, folder: Path, *, shards: int = 1) -> None:
         from actors.supervisor_actor import RayUsageRouter, UsageLogSettings, start_usage_log
 
         self.ray, self.folder = ray, folder
         self.address = StoreAddress(str(folder / "store"))
-        settings = UsageLogSettings(self.address, NAMESPACE, str(folder / "cache"), shards=1, spares=spares)
+        settings = UsageLogSettings(self.address, NAMESPACE, str(folder / "cache"), shards=shards)
         self.supervisor = start_usage_log(settings)
         self.router = lambda: RayUsageRouter(self.address, NAMESPACE)
         self.sent = 0
@@ -72,11 +74,12 @@ class Here:
 
 
 @pytest.fixture
-def here(ray_here: Any, tmp_path: Path) -> Iterator[Here]:
+def here(request: pytest.FixtureRequest, ray_here: Any, tmp_path: Path) -> Iterator[Here]:
+    """Of one lane, or as many as the test says."""
     from actors.supervisor_actor import stop_usage_log
 
     try:
-        yield Here(ray_here, tmp_path, 1)
+        yield Here(ray_here, tmp_path, shards=getattr(request, "param", 1))
     finally:
         stop_usage_log(NAMESPACE)
         left = [one for one in ray_here.util.list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE]
@@ -147,3 +150,39 @@ def test_a_shard_that_hangs_wakes_without_its_lane_after_the_spare_has_taken_it(
     asyncio.run(scene())
     ids = logged_ids(LocalObjectStore(here.folder / "store"))
     assert len(ids) == len(set(ids)) == here.sent
+
+
+@pytest.mark.parametrize("here", [2], indirect=True)
+def test_a_lane_is_drained_in_the_background_and_closed_and_nobody_serves_it_again(here: Here) -> None:
+    async def scene() -> None:
+        router = here.router()
+        await here.ingest(router, 300)
+        spread = await router.spread([0])
+        for _ in range(600):
+            if spread.done:
+                break
+            await asyncio.sleep(0.2)
+            spread = (await router.status()).spread or spread
+        assert (spread.done, spread.moved, spread.left, spread.error) == (True, 128, 0, "")
+        await router.close_lane(1)
+        with pytest.raises(Conflict, match="closed"):
+            await router.spread([0, 1])
+        status = await router.status()
+        assert ([one.lane for one in status.lanes], status.closed, status.unreachable) == ([0], (1,), ())
+        here.ray.kill(here.supervisor, no_restart=False)
+        fresh = here.router()  # by the genesis half of all partitions are in the closed lane
+        assert ((await fresh.ingest(TENANT, make_events(300))).verdicts == Verdict.DUPLICATE).all()
+        for _ in range(100):
+            with contextlib.suppress(Unavailable):
+                seen = await fresh.supervisor_status()
+                if seen.lanes and seen.healthy:  # it has looked by now
+                    break
+            await asyncio.sleep(0.2)
+        seen = await fresh.supervisor_status()
+        assert ([lane for lane, _, _ in seen.lanes], seen.closed) == ([0], (1,)), (
+            "by the log: nothing is started for it"
+        )
+        await router.close()
+        await fresh.close()
+
+    asyncio.run(scene())

@@ -144,7 +144,9 @@ def routes(front: Front) -> APIRouter:
                 moved = int(bool((await services.router.move(number, target)).get("moved", True)))
             else:
                 spread = await services.router.spread(list(asked.after))
-                moved, left = spread.moved, spread.left
+                moved, left = spread.moved, 0
+                if not spread.done:  # what is left it knows once it has looked at all lanes
+                    left = len(asked.moves) - spread.moved - spread.stayed
         except Exception as error:
             why = (error.detail if isinstance(error, BillingError) else "") or type(error).__name__
             await asyncio.to_thread(_record, visit, "lanes change failed", {**_said(asked, operator), "why": why})

@@ -179,8 +179,8 @@ def serve(state: State, lane: int, writer: Writer, rules: Rules, world: World) -
         if state.moves < world.moves_max:
             for target in range(LANES):
                 if target != lane:
-                    let_go = Entry(writer.incarnation, "released", generation=mine.generation + 1, lane=target)
-                    yield put(let_go)._replace(moves=state.moves + 1)
+                    released = Entry(writer.incarnation, "released", generation=mine.generation + 1, lane=target)
+                    yield put(released)._replace(moves=state.moves + 1)
         return
     back = let_go(state.lanes, lane, writer.known)
     if back is not None and rules.takes_back and came_to_nothing(state.lanes, back[0], rules):
