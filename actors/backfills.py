@@ -156,6 +156,13 @@ class Backfills:
         self._shares: dict[str, dict[str, _Share]] = {}
         self._at_home: dict[str, dict[str, Backfill]] = {}
 
+    def keeps_lane(self) -> bool:
+        """Whether a commit may still ask what this lane has of a backfill.
+
+        What was decided while the lane had no partitions it could not note; then it stays, empty.
+        """
+        return any(one.events and not one.shown for known in self._shares.values() for one in known.values())
+
     def leave(self, lies_in: LiesIn) -> None:
         """What was decided at home goes with the home partition; what this lane has stays its own."""
         for tenant_id in [one for one in self._at_home if lies_in(one, [HOME_KEY])[0]]:

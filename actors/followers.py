@@ -175,6 +175,13 @@ class Staying(Protocol):
 
 
 @runtime_checkable
+class KeepingLane(Protocol):
+    """A follower that may be asked for something of this lane itself, whoever has the partitions."""
+
+    def keeps_lane(self) -> bool: ...
+
+
+@runtime_checkable
 class Homed(Protocol):
     """A follower that must know which partitions are at home in its lane."""
 
@@ -378,6 +385,15 @@ class FollowerSet:
         for name, follower in self._followers.items():
             is_unwell = name in self._stale or any(one == name for one, _ in self._aside)
             if is_unwell or (isinstance(follower, Staying) and follower.holds(lies_in)):
+                found.append(name)
+        return found
+
+    def keeping_lane(self) -> list[str]:
+        """The followers for which this lane may still be asked although it has no partitions."""
+        found = []
+        for name, follower in self._followers.items():
+            is_unwell = name in self._stale or any(one == name for one, _ in self._aside)
+            if is_unwell or (isinstance(follower, KeepingLane) and follower.keeps_lane()):
                 found.append(name)
         return found
 

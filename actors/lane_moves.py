@@ -15,7 +15,7 @@ from actors.followers import LogMoment
 from billing.errors import Unavailable
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import ids_of_rows
-from storage.usage_log.lane import walk
+from storage.usage_log.lane import is_closed, walk
 from storage.usage_log.manifest import Manifest
 from storage.usage_log.partitions import EventIds
 from storage.usage_log.reader import NOTHING, Cut, UsageLogReader
@@ -92,8 +92,12 @@ def _decided_rows(reader: UsageLogReader, partition: int, cut: Cut, since: Cut) 
     return tuple(frame for frame in frames if frame.height)
 
 
-def complete(store: ObjectStore, seed: int, packed: Luggage, to_lane: int, *, number: int | None = None) -> Luggage:
+def complete(
+    store: ObjectStore, seed: int, packed: Luggage, to_lane: int | None, *, number: int | None = None
+) -> Luggage:
     """Read on to the record that lets the partition go to `to_lane` (of that number, where it is known).
+
+    None: to whichever lane; for one that takes back what it had let go to a lane that was closed.
 
     Raises Unavailable while there is none: its lane has it still.
     """
@@ -148,7 +152,7 @@ def _acquired(reader: UsageLogReader, partition: int, lane: int, number: int, ge
 
 
 def _released_before(
-    reader: UsageLogReader, packed: Luggage, to_lane: int, number: int
+    reader: UsageLogReader, packed: Luggage, to_lane: int | None, number: int
 ) -> tuple[Control, SegmentHead] | None:
     """The newest record at or below a number that says who has the partition, if it lets it go to this lane.
 
@@ -158,15 +162,31 @@ def _released_before(
         head = reader.head(packed.lane, before)
         for control in reversed(head.controls):
             if control.partition == packed.partition and control.what in ("released", "acquired"):
-                return (control, head) if (control.what, control.lane) == ("released", to_lane) else None
+                is_it = control.what == "released" and to_lane in (None, control.lane)
+                return (control, head) if is_it else None
     return None
 
 
-def _release_in(head: SegmentHead, partition: int, to_lane: int) -> tuple[Control, SegmentHead] | None:
+def _release_in(head: SegmentHead, partition: int, to_lane: int | None) -> tuple[Control, SegmentHead] | None:
     for control in head.controls:
-        if control.what == "released" and (control.partition, control.lane) == (partition, to_lane):
+        if control.what == "released" and control.partition == partition and to_lane in (None, control.lane):
             return control, head
     return None
+
+
+def came_to_nothing(store: ObjectStore, release: Control) -> bool:
+    """Whether the lane that a release names has ended without acquiring the partition: then nobody ever will there.
+
+    Its log is final, so this cannot change; and only the lane that let the partition go may take it back.
+    """
+    if not is_closed(store, release.lane):
+        return False
+    acquired = ("acquired", release.partition, release.generation)
+    return not any(
+        (control.what, control.partition, control.generation) == acquired
+        for segment in walk(store, release.lane, 0)
+        for control in segment.head.controls
+    )
 
 
 def _ids(seed: int, segment: StoredSegment, partition: int) -> EventIds:

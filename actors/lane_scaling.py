@@ -73,10 +73,12 @@ class LoadWatch:
     _high_since_s: float | None = None
     _low_since_s: float | None = None
     _changed_s: float = float("-inf")
+    _lanes: int = 0
 
-    def observe(self, now_s: float, statuses: Sequence[ShardStatus]) -> None:
-        """What shards say now; all of them, or none is judged."""
-        self._statuses = statuses
+    def observe(self, now_s: float, statuses: Sequence[ShardStatus], *, lanes: int = 0) -> None:
+        """What shards say now; all of them, or none is judged. `lanes` there are, if some are closed: they say nothing,
+        and their numbers are not used again."""
+        self._statuses, self._lanes = statuses, lanes
         for one in statuses:
             then_s, rows = self._seen.get(one.lane, (now_s, one.rows))
             if one.lane in self._seen and now_s - then_s < SAMPLE_S:
@@ -152,7 +154,7 @@ class LoadWatch:
         """With one lane more: one that was emptied before, or the next there is not yet."""
         known = [one.lane for one in self._statuses]
         free = [lane for lane in known if lane not in active]
-        return tuple(sorted([*active, min(free) if free else max(known) + 1]))
+        return tuple(sorted([*active, min(free) if free else max([*known, self._lanes - 1]) + 1]))
 
     def _with(self, loads: tuple[LaneLoad, ...], lanes: tuple[int, ...], why: str) -> ScalingPlan:
         moves = len(spreading(list(self._statuses), lanes))

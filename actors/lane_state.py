@@ -20,7 +20,7 @@ import polars as pl
 from actors.amendments import Amendments
 from actors.backfills import Backfills
 from actors.followers import NO_ROWS, Decided, FollowerSet, FrozenFollower, JudgedRows, LaneFollower, LiesIn, LogMoment
-from actors.lane_moves import Luggage, clocks_in, complete, in_order, pack, parting_rows, prepare
+from actors.lane_moves import Luggage, came_to_nothing, clocks_in, complete, in_order, pack, parting_rows, prepare
 from actors.live_figures import LiveFigures, MasterSource
 from actors.tenant_clocks import TenantClocks, clock_rows
 from billing.errors import BillingError, Conflict, Unavailable
@@ -317,16 +317,24 @@ class LaneState:
         )
 
     def acquire(self, partition: int, from_lane: int, moment: LogMoment) -> Decided:
-        """The decision that takes a partition that was let go to this lane. Raises Unavailable until it was."""
+        """The decision that takes a partition that was let go to this lane. Raises Unavailable until it was.
+
+        From this lane itself: it takes back what it had let go to a lane that was closed before it could acquire it.
+        """
         if self.owned[partition]:
             return Decided(NO_ROWS, _move_form(partition, int(self.generation[partition]), -1))
+        takes_back, let_go = from_lane == self.lane, int(self.generation[partition])
+        if takes_back:
+            release = Control("released", partition, let_go, int(self.lane_of[partition]))
+            if not let_go or not came_to_nothing(self._store, release):
+                raise Unavailable(f"Lane {release.lane} may have partition {partition}, or take it yet.")
         seed, packed = self.seed, self._packed.get(partition)
         if packed is None or packed.lane != from_lane:
             packed = pack(self._store, seed, self._chain.newest(), partition, from_lane)
-        luggage = complete(self._store, seed, packed, self.lane)
+        luggage = complete(self._store, seed, packed, None if takes_back else self.lane)
         release = luggage.release
         assert release is not None
-        if release.generation <= int(self.generation[partition]):
+        if release.generation <= let_go and not takes_back:
             raise Unavailable(f"Lane {from_lane} let partition {partition} go before it was here last.")
         if self._chain.newest().floor(from_lane) > luggage.first:  # rule H: what was read counts
             self._packed.pop(partition, None)
@@ -347,11 +355,28 @@ class LaneState:
             after=lambda number: self._arrived(luggage, release.generation, replace(at, number=number)),
         )
 
+    def close(self, arrived: Mapping[int, int]) -> Decided:
+        """The decision that ends the lane for good: nobody may claim it again, and nothing is put behind it.
+
+        `arrived`: with which generation partitions are known to have been acquired by other lanes. Raises Conflict
+        while anything may still ask for this lane: what it owns, what it has let go and nobody has acquired yet (it
+        alone may take that back), what a follower must still be asked for.
+        """
+        if self.owned.any():
+            raise Conflict(f"lane {self.lane} has {int(self.owned.sum())} partitions")
+        for partition in np.flatnonzero(self.generation > 0).tolist():
+            if arrived.get(partition, 0) < int(self.generation[partition]):
+                raise Conflict(f"partition {partition} is on its way from lane {self.lane} to another one")
+        if keeping := self.followers.keeping_lane():
+            raise Conflict(f"lane {self.lane} cannot be closed now: {', '.join(keeping)} keep it")
+        return Decided(NO_ROWS, json.dumps({"lane": self.lane}).encode(), controls=(Control("lane_closed"),))
+
     def _luggage(self, control: Control) -> Luggage:
         """What a partition brought with a record of this lane, read again."""
         seed, partition = self.seed, control.partition
         packed = pack(self._store, seed, self.manifest, partition, control.lane, up_to=control.number - 1)
-        return complete(self._store, seed, packed, self.lane, number=control.number)
+        to_lane = None if control.lane == self.lane else self.lane
+        return complete(self._store, seed, packed, to_lane, number=control.number)
 
     def _arrived(self, luggage: Luggage, generation: int, moment: LogMoment) -> None:
         partition, number = luggage.partition, moment.number

@@ -7,7 +7,7 @@ its two records is finished by whoever looks next: nobody has the partition, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from actors.decisions import decode_decided
@@ -24,6 +24,8 @@ class LaneCalls(Protocol):
     def release(self, lane: int, partition: int, to_lane: int) -> bytes: ...
 
     def acquire(self, lane: int, partition: int, from_lane: int) -> bytes: ...
+
+    def close_lane(self, lane: int, arrived: Mapping[int, int]) -> bytes: ...
 
 
 def move_partition(
@@ -67,15 +69,34 @@ def half_moved(statuses: Iterable[ShardStatus]) -> list[tuple[int, int, int]]:
     return [(partition, from_lane, to_lane) for partition, (_, from_lane, to_lane) in sorted(newest.items())]
 
 
-def finish(calls: LaneCalls, statuses: Iterable[ShardStatus]) -> list[str]:
-    """Finish what is half moved; what went wrong, in words."""
+def finish(calls: LaneCalls, statuses: Iterable[ShardStatus], closed: Collection[int] = ()) -> list[str]:
+    """Finish what is half moved; what went wrong, in words. Where the target was closed meanwhile, it goes back."""
     wrong: list[str] = []
     for partition, from_lane, to_lane in half_moved(statuses):
         try:
-            _body(calls.acquire(to_lane, partition, from_lane))
+            _body(calls.acquire(from_lane if to_lane in closed else to_lane, partition, from_lane))
         except BillingError as error:  # the next look tries again
             wrong.append(f"partition {partition}: {error.detail}")
     return wrong
+
+
+def arrived(statuses: Iterable[ShardStatus]) -> dict[int, int]:
+    """With which generation partitions have been acquired somewhere, at least: facts of the lanes' logs, for ever."""
+    found: dict[int, int] = {}
+    for status in statuses:
+        for partition, generation in status.came:
+            found[partition] = max(found.get(partition, 0), generation)
+        for partition, generation, _ in status.released:  # who lets go had acquired before
+            found[partition] = max(found.get(partition, 0), generation - 1)
+    return found
+
+
+def close_lane(calls: LaneCalls, statuses: Sequence[ShardStatus], lane: int) -> None:
+    """End a lane that has no partitions, for good. Raises Conflict where something may still ask for it.
+
+    It may be called again at any time. What others release to it meanwhile, they take back (`finish`).
+    """
+    _body(calls.close_lane(lane, arrived(status for status in statuses if status.lane != lane)))
 
 
 def spreading(statuses: Sequence[ShardStatus], lanes: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ import collections
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +57,7 @@ from storage.object_store import ObjectStore, StoreRefused, StoreUnavailable
 from storage.usage_log.checkpoints import RowsErased
 from storage.usage_log.clock import SKEW_ALARM_US, SKEW_MAX_US, Clock, SystemClock, skew_us
 from storage.usage_log.genesis import Genesis
-from storage.usage_log.lane import write_hint
+from storage.usage_log.lane import LaneClosed, write_hint
 from storage.usage_log.partitions import EventIds
 from storage.usage_log.segment import Control, Counters, RowKind, SegmentHead
 
@@ -332,6 +332,10 @@ class RatingShard:
             "", ANY_PARTITION, lambda at: self.state.acquire(partition, from_lane, at), ends_group=True, alone=True
         )
 
+    def close_lane(self, arrived: Mapping[int, int]) -> Future[bytes]:
+        """End the lane for good, if nothing can ask for it any more; then this shard stops. As `LaneState.close`."""
+        return self.decide("", ANY_PARTITION, lambda _: self.state.close(arrived), ends_group=True, alone=True)
+
     def usage(self, tenant_id: str, keys: Sequence[str] | None, master_number: int = 0) -> Figures:
         """The live figures of customer keys (None: all of the tenant in this lane)."""
         if self.state.figures is None:
@@ -378,6 +382,10 @@ class RatingShard:
                         self._refold_at_s = time.monotonic() + REFOLD_EVERY_S
                         self.state.refold()
                     group = self._commit(group)
+                    if self.state.writer.position.closed:
+                        for item in group:
+                            item.fail(Unavailable(f"Lane {self.lane} is closed. Send the same again, same ids."))
+                        raise LaneClosed(f"Lane {self.lane} is closed.", lane=self.lane)
                 if self.state.outdated:  # its successor folds what is left, and keeps that
                     raise RowsErased(self.state.outdated)
                 self.state.follow_checkpoint()

@@ -13,7 +13,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,9 +38,10 @@ from actors.followers import LaneFollower
 from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.lane_traces import TRACES_MAX
 from actors.live_figures import Figures, MasterSource
-from actors.partition_mover import move_partition, spreading
+from actors.partition_mover import close_lane, move_partition, spreading
 from actors.rating_shard import RatingShard, ShardSettings, ShardStatus
 from actors.shard_followers import shard_followers
+from actors.spread_job import Spread, SpreadJob, Tell
 from actors.tenant_clocks import SET_CLOCK
 from billing.errors import BillingError, Conflict, Overloaded, Unavailable
 from billing.live_state import LiveState, merge_live
@@ -49,7 +50,7 @@ from storage.object_store import ObjectStore, StoreRefused
 from storage.telemetry import traceparent
 from storage.usage_log.clock import Clock
 from storage.usage_log.genesis import PARTITIONS, Genesis, open_log
-from storage.usage_log.lane import count_lanes
+from storage.usage_log.lane import count_lanes, is_closed
 from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.segment import microseconds_of
 
@@ -79,6 +80,12 @@ class IngestResult:
 class RouterStatus:
     lanes: tuple[ShardStatus, ...]
     unreachable: tuple[int, ...] = ()
+    closed: tuple[int, ...] = ()  # lanes that have ended
+    spread: Spread | None = None  # a spreading of partitions that is under way, or the last one
+
+
+class LaneEnded(Unavailable):
+    """The lane is closed: it has no partitions, and nobody serves it."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,15 @@ class UsageRouter(Protocol):
         """What scaling by load would do now (`actors/lane_scaling.py`). Nothing is done."""
         ...
 
-    async def spread(self, lanes: Sequence[int]) -> int:
-        """Let exactly these lanes have partitions, evenly; how many moved. Begins lanes and drains others."""
+    async def spread(self, lanes: Sequence[int]) -> Spread:
+        """Let exactly these lanes have partitions, evenly. Begins lanes and drains others.
+
+        Answers after some seconds how far it is; then it goes on by itself, and asking again joins it.
+        """
+        ...
+
+    async def close_lane(self, lane: int) -> None:
+        """End a lane without partitions for good. Conflict where something may still ask for it."""
         ...
 
     async def close(self) -> None: ...
@@ -188,6 +202,7 @@ class GroupingRouter(ABC):
         self._deadline_s = deadline_s
         self._route = np.array([genesis.first_lane(partition) for partition in range(PARTITIONS)], np.int64)
         self._generation = np.zeros(PARTITIONS, np.int64)
+        self._closed: set[int] = set()  # lanes that have ended, as far as was learned; it stays so
         # A queue belongs to the event loop whose requests it holds: a server has one loop, tests have many.
         self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _LaneQueue]] = (
             weakref.WeakKeyDictionary()
@@ -195,7 +210,10 @@ class GroupingRouter(ABC):
 
     @abstractmethod
     async def _call(self, lane: int, data: bytes) -> bytes:
-        """One batch to one shard. Raises Unavailable when there is no answer: the outcome is open."""
+        """One batch to one shard. Raises Unavailable when there is no answer: the outcome is open.
+
+        This and the next two raise LaneEnded where the lane is closed, and note it in `_closed`.
+        """
 
     @abstractmethod
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
@@ -224,13 +242,30 @@ class GroupingRouter(ABC):
     async def advance_clock(self, tenant_id: str, to: datetime) -> None:
         payload = str(microseconds_of(to)).encode()
         request = DecisionRequest(tenant_id, ANY_PARTITION, SET_CLOCK, payload)
-        lanes = await asyncio.to_thread(self._lanes)
-        await asyncio.gather(*(self._decide_until(request, lane) for lane in lanes))
+        await self._decide_in_all(request)
 
     async def decide_everywhere(self, tenant_id: str, name: str, payload: bytes) -> list[bytes]:
         request = DecisionRequest(tenant_id, ANY_PARTITION, name, payload)
-        lanes = await asyncio.to_thread(self._lanes)
-        return list(await asyncio.gather(*(self._decide_until(request, lane) for lane in lanes)))
+        return await self._decide_in_all(request)
+
+    async def _decide_in_all(self, request: DecisionRequest) -> list[bytes]:
+        async def decided(lane: int) -> bytes | None:
+            try:
+                return await self._decide_until(request, lane)
+            except LaneEnded:  # it has nothing, and nothing comes to it any more
+                return None
+
+        answers = await asyncio.gather(*(decided(lane) for lane in await self._open_lanes()))
+        return [answer for answer in answers if answer is not None]
+
+    async def _open_lanes(self) -> list[int]:
+        return [lane for lane in await asyncio.to_thread(self._lanes) if lane not in self._closed]
+
+    async def _find_owners(self) -> None:
+        """Of partitions whose lane has ended: it cannot say itself where they went."""
+        if not self._closed.isdisjoint(self._route.tolist()):
+            with contextlib.suppress(Unavailable, TimeoutError):  # whoever asked for it asks again
+                await self.look_around()
 
     async def _decide_until(self, request: DecisionRequest, lane: int | None = None) -> bytes:
         """The same request until there is an answer, or the deadline: unknown. A lane, or the partition's owner."""
@@ -257,6 +292,11 @@ class GroupingRouter(ABC):
                     detail = answer.error.detail
             except (StoreRefused, Elsewhere):
                 raise
+            except LaneEnded as error:
+                if lane is not None:
+                    raise
+                detail = error.detail
+                await self._find_owners()
             except Unavailable as error:
                 detail = error.detail
             except asyncio.TimeoutError:  # noqa: UP041 - the builtin name hides that wait_for raised it
@@ -281,25 +321,34 @@ class GroupingRouter(ABC):
         deadline, wait = loop.time() + self._deadline_s, RETRY_WAIT_S_FIRST
         asked = sorted(set(self._route[needed].tolist()))
         while True:
-            answers = await asyncio.gather(
+            found = await asyncio.gather(
                 *(
-                    asyncio.wait_for(self._usage(one, tenant_id, wanted, master_number), self._deadline_s)
+                    asyncio.wait_for(self._usage_of(one, tenant_id, wanted, master_number), self._deadline_s)
                     for one in asked
                 )
             )
+            asked = [one for one, figures in zip(asked, found, strict=True) if figures is not None]
+            answers = [figures for figures in found if figures is not None]
             if self._is_whole(needed, asked, answers):
                 break
             if loop.time() + wait > deadline:
                 raise Unavailable(f"Partitions are being moved. {_AGAIN}")
             await asyncio.sleep(wait)
             wait = min(2 * wait, RETRY_WAIT_S_MAX)
-            asked = sorted({*self._route[needed].tolist(), *await asyncio.to_thread(self._lanes)})
+            asked = sorted({*self._route[needed].tolist(), *await asyncio.to_thread(self._lanes)} - self._closed)
         live: LiveState | None = None
         for answer in answers:
             if answer.live is not None:
                 live = answer.live if live is None else merge_live(live, answer.live)
         positions = {lane: answer.number for lane, answer in zip(asked, answers, strict=True)}
         return LiveUsage(live, positions, min((answer.master_number for answer in answers), default=-1))
+
+    async def _usage_of(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures | None:
+        """None of a lane that has ended."""
+        try:
+            return await self._usage(lane, tenant_id, keys, master_number)
+        except LaneEnded:
+            return None
 
     def _is_whole(self, needed: npt.NDArray[np.int64], asked: Sequence[int], answers: Sequence[Figures]) -> bool:
         """Whether each partition that was asked for is in exactly one of the answers; learns who has which."""
@@ -326,8 +375,11 @@ class GroupingRouter(ABC):
 
     async def look_around(self) -> None:
         """Ask all lanes who has which partition: for whoever must know of moves that no call of his has met."""
-        lanes = await asyncio.to_thread(self._lanes)
-        await asyncio.gather(*(self.figures_of(lane, "", []) for lane in lanes))
+        lanes = await self._open_lanes()
+        seen = await asyncio.gather(*(self.figures_of(lane, "", []) for lane in lanes), return_exceptions=True)
+        for error in seen:  # after all were heard: one that is being replaced hides nothing of the others
+            if isinstance(error, BaseException) and not isinstance(error, LaneEnded):
+                raise error
 
     def _learn_moves(self, figures: Figures) -> None:
         self._learn_owners({partition: (generation, lane) for partition, generation, lane in figures.moved})
@@ -386,6 +438,8 @@ class GroupingRouter(ABC):
                 elif isinstance(outcome, Unavailable):
                     retry.append(chunk)
                     detail = outcome.detail
+                    if isinstance(outcome, LaneEnded):
+                        await self._find_owners()
                 else:
                     raise outcome
             if np.any(verdicts == OVERLOADED):
@@ -412,7 +466,9 @@ class GroupingRouter(ABC):
 
     def _learn_owners(self, owners: Mapping[int, tuple[int, int]]) -> None:
         for partition, (generation, lane) in owners.items():
-            if generation > self._generation[partition]:
+            # With the same generation: one whose target was closed goes back to the lane that had let it go.
+            is_back = generation == self._generation[partition] and int(self._route[partition]) in self._closed
+            if generation > self._generation[partition] or is_back:
                 self._generation[partition], self._route[partition] = generation, lane
 
     def _enqueue(self, lane: int, part: _Part) -> None:
@@ -492,11 +548,14 @@ class GroupingRouter(ABC):
 class LocalUsageRouter(GroupingRouter):
     """Shards in this process, one thread each. For tests and tools that run without Ray."""
 
+    spread_answer_s = 60.0  # here who asks waits for all of it
+
     def __init__(self, genesis: Genesis, shards: Sequence[RatingShard], *, deadline_s: float = DEADLINE_S) -> None:
         super().__init__(genesis, deadline_s=deadline_s)
         self.shards = {shard.lane: shard for shard in shards}
         self._made: Callable[[int], RatingShard] | None = None
         self._load = LoadWatch(ScalingBounds())  # here nobody scales: it only says what lanes do
+        self._spread = SpreadJob(self._make_spread)
 
     @classmethod
     def open(
@@ -513,7 +572,7 @@ class LocalUsageRouter(GroupingRouter):
     ) -> LocalUsageRouter:
         """Start one shard per lane: as many lanes as the log has, `shards` if it is new."""
         genesis = open_log(store, lanes=shards)
-        lanes = max(genesis.lanes, count_lanes(store))
+        lanes = [lane for lane in range(max(genesis.lanes, count_lanes(store))) if not is_closed(store, lane)]
 
         def made(lane: int) -> RatingShard:
             followed = followers(lane, master, store)
@@ -523,44 +582,45 @@ class LocalUsageRouter(GroupingRouter):
             shard.start()
             return shard
 
-        router = cls(genesis, [made(lane) for lane in range(lanes)], deadline_s=deadline_s)
+        router = cls(genesis, [made(lane) for lane in lanes], deadline_s=deadline_s)
+        router._closed = set(range(max(genesis.lanes, count_lanes(store)))) - set(lanes)
         router._made = made
         return router
 
     def add_lane(self) -> RatingShard:
         """Begin the next lane. It has no partitions until some move to it."""
         assert self._made is not None, "only a router that opened its shards can start another"
-        shard = self._made(len(self.shards))
+        shard = self._made(max([*self.shards, *self._closed]) + 1)
         self.shards[shard.lane] = shard
         return shard
 
-    async def _call(self, lane: int, data: bytes) -> bytes:
+    def _shard(self, lane: int) -> RatingShard:
         shard = self.shards.get(lane)
+        if shard is None and lane in self._closed:
+            raise LaneEnded(f"Lane {lane} is closed.")
         if shard is None:
             raise Unavailable(f"Nobody serves lane {lane} at the moment. {_AGAIN}")
-        return await asyncio.wrap_future(shard.submit(data))
+        return shard
+
+    async def _call(self, lane: int, data: bytes) -> bytes:
+        return await asyncio.wrap_future(self._shard(lane).submit(data))
 
     async def _decide(self, lane: int, data: bytes) -> bytes:
-        shard = self.shards.get(lane)
-        if shard is None:
-            raise Unavailable(f"Nobody serves lane {lane} at the moment. {_AGAIN}")
-        return await asyncio.wrap_future(shard.decide_named(data))
+        return await asyncio.wrap_future(self._shard(lane).decide_named(data))
 
     def _lanes(self) -> Sequence[int]:
         return sorted(self.shards)
 
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
-        shard = self.shards.get(lane)
-        if shard is None:
-            raise Unavailable(f"Nobody serves lane {lane} at the moment.")
-        return await asyncio.to_thread(shard.usage, tenant_id, keys, master_number)
+        return await asyncio.to_thread(self._shard(lane).usage, tenant_id, keys, master_number)
 
     async def status(self) -> RouterStatus:
-        return RouterStatus(tuple(shard.status() for shard in self.shards.values()))
+        statuses = tuple(shard.status() for shard in self.shards.values())
+        return RouterStatus(statuses, closed=tuple(sorted(self._closed)), spread=self._spread.now())
 
     async def move(self, partition: int, lane: int) -> dict[str, Any]:
         if lane not in self.shards:
-            raise Conflict(f"there is no lane {lane}")
+            raise Conflict(f"lane {lane} is closed" if lane in self._closed else f"there is no lane {lane}")
         (owner,) = [one for one in map(RatingShard.status, self.shards.values()) if partition in one.owned]
         if owner.lane == lane:
             return {"partition": partition, "moved": False}
@@ -568,20 +628,38 @@ class LocalUsageRouter(GroupingRouter):
         return dict(await asyncio.to_thread(move_partition, calls, partition, owner.lane, lane, generation))
 
     async def plan(self) -> dict[str, Any]:
-        self._load.observe(time.monotonic(), [one.status() for one in self.shards.values()])
+        lanes = max([*self.shards, *self._closed]) + 1
+        self._load.observe(time.monotonic(), [one.status() for one in self.shards.values()], lanes=lanes)
         return self._load.plan(time.monotonic()).to_form()
 
-    async def spread(self, lanes: Sequence[int]) -> int:
-        while len(self.shards) <= max(lanes):
-            await asyncio.to_thread(self.add_lane)
-        moved = 0
+    async def spread(self, lanes: Sequence[int]) -> Spread:
+        if gone := sorted(self._closed.intersection(lanes)):
+            raise Conflict(f"lanes {', '.join(map(str, gone))} are closed; their numbers are not used again")
+        return await asyncio.to_thread(self._spread.ask, lanes, self.spread_answer_s)
+
+    def _make_spread(self, spread: Spread, tell: Tell) -> None:
+        while max(self.shards) < max(spread.lanes):
+            self.add_lane()
         statuses = {one.lane: one.status() for one in self.shards.values()}
-        for partition, owner, lane in spreading(list(statuses.values()), sorted(set(lanes))):
-            calls, generation = _Calls(self.shards), statuses[owner].generation_of(partition)
-            with contextlib.suppress(Conflict):  # one that must stay, stays
-                await asyncio.to_thread(move_partition, calls, partition, owner, lane, generation)
-                moved += 1
-        return moved
+        moves = spreading(list(statuses.values()), spread.lanes)
+        for done, (partition, owner, lane) in enumerate(moves):
+            tell(replace(spread, left=len(moves) - done))
+            try:
+                move_partition(_Calls(self.shards), partition, owner, lane, statuses[owner].generation_of(partition))
+                spread = replace(spread, moved=spread.moved + 1)
+            except Conflict:  # one that must stay, stays
+                spread = replace(spread, stayed=spread.stayed + 1)
+        tell(spread)
+
+    async def close_lane(self, lane: int) -> None:
+        if lane in self._closed:
+            return
+        if lane not in self.shards:
+            raise Conflict(f"there is no lane {lane}")
+        statuses = [one.status() for one in self.shards.values()]
+        await asyncio.to_thread(close_lane, _Calls(self.shards), statuses, lane)
+        self._closed.add(lane)
+        await asyncio.to_thread(self.shards.pop(lane).stop)
 
     async def close(self) -> None:
         await super().close()
@@ -607,6 +685,9 @@ class _Calls:
 
     def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
         return self.shards[lane].acquire(partition, from_lane).result(CALL_TIMEOUT_S)
+
+    def close_lane(self, lane: int, arrived: Mapping[int, int]) -> bytes:
+        return self.shards[lane].close_lane(arrived).result(CALL_TIMEOUT_S)
 
 
 _AGAIN = "Send the same again with the same ids: nothing is stored twice."

@@ -11,50 +11,54 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.lane_scaling import LoadWatch, ScalingBounds
 from actors.live_figures import Figures
 from actors.loops import keep_going
-from actors.partition_mover import finish, half_moved, move_partition, owner_among, spreading
+from actors.partition_mover import close_lane, finish, half_moved, move_partition, owner_among, spreading
 from actors.rating_shard import ShardSettings, ShardStatus
-from actors.rating_shard_actor import RatingShardActor, shard_name
-from actors.router import DEADLINE_S, GroupingRouter, RouterStatus
-from actors.supervisor import Beat, Health, ShardSupervisor, SupervisorStatus, shards_default
+from actors.router import DEADLINE_S, GroupingRouter, LaneEnded, RouterStatus
+from actors.shard_processes import (
+    BEAT_TIMEOUT_S,
+    MOVE_TIMEOUT_S,
+    PREPARE_TIMEOUT_S,
+    RayLaneCalls,
+    RayShardProcesses,
+    find_shard,
+)
+from actors.spares import ShardPlacement
+from actors.spread_job import Spread, SpreadJob, Tell
+from actors.supervisor import Health, ShardSupervisor, SupervisorStatus, shards_default
 from billing.errors import BillingError, Conflict, InvalidInput, Unavailable
 from billing.live_state import LiveState
 from storage.object_store import LocalObjectStore, StoreAddress
-from storage.usage_log.genesis import open_log
+from storage.usage_log.genesis import LANES_MAX, open_log
 from storage.usage_log.housekeeping import MERGES_MAX, Housekeeping
-from storage.usage_log.lane import count_lanes
+from storage.usage_log.lane import count_lanes, is_closed
 from storage.usage_log.merging import merge_some
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
 
 SUPERVISOR_NAME = "usage-supervisor"
-BEAT_S = 0.5  # between two looks
-BEAT_TIMEOUT_S = 2.0  # of a shard that restarts Ray says so after a second at the earliest
+BEAT_S = 0.5  # between two looks; one that dies is heard of at once
+SPARES_EVERY_S = 1.0
+SPARES_AFTER_S = 2.0  # of all lanes serving: starting a process takes what a lane that comes back needs
+MOVES_EVERY_S = 0.5
 STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
 HURRY = 16  # times the length at which a tail is sealed: then sealing no longer stands back
-MOVE_TIMEOUT_S = 10.0  # of each call; a move takes some milliseconds
-PREPARE_TIMEOUT_S = 60.0  # all that was decided in a partition is read, while it is served
-SPREAD_S_MAX = 110.0  # below the time that a request may take
+SPREAD_ANSWER_S = 5.0  # then whoever asked hears how far it is
+SPREAD_S_MAX = 600.0  # of one that the load asks for; it goes on, and the next look joins it
 LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
 SCALE_EVERY_S = 5.0
+MISSING_S = 1.0
 LOG = logging.getLogger("cloudbilling.lanes")
 
 
@@ -66,62 +70,11 @@ class UsageLogSettings:
     namespace: str
     cache_directory: str  # for files that are mapped, where the store is remote
     shards: int = 0  # 0: half the cores; counts only for a log that is new
+    spares: int = 1  # processes that wait for a lane, on each node with shards
     shard: ShardSettings = ShardSettings()  # noqa: RUF009 - frozen
     seal_every_s: float = 60.0
     tail_numbers: int = TAIL_NUMBERS_MAX  # that readers may have to open before the tail is sealed
     scaling: ScalingBounds = ScalingBounds()  # noqa: RUF009 - frozen
-
-
-class RayShardHost:
-    def __init__(self, settings: UsageLogSettings) -> None:
-        self._settings = settings
-
-    def beat(self, lane: int) -> Beat:
-        try:
-            actor = ray.get_actor(shard_name(lane), namespace=self._settings.namespace)
-        except ValueError:
-            return Beat(Health.ABSENT)
-        try:
-            status = ray.get(actor.status.remote(), timeout=BEAT_TIMEOUT_S)
-        except GetTimeoutError:
-            return Beat(Health.SILENT)
-        except ActorUnavailableError:
-            return Beat(Health.RESTARTING)
-        except (ActorDiedError, RayActorError):
-            return Beat(Health.ABSENT)
-        return Beat(Health.SERVING if status.serving else Health.STOPPED, status)
-
-    def start(self, lane: int) -> None:
-        RatingShardActor.options(  # pyright: ignore[reportAttributeAccessIssue] - added by ray.remote
-            name=shard_name(lane),
-            namespace=self._settings.namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            scheduling_strategy="SPREAD",  # a node that goes takes few lanes with it
-        ).remote(lane, self._settings.address, self._settings.shard, self._settings.cache_directory)
-
-    def prepare_move(self, lane: int, partition: int, from_lane: int, generation: int) -> None:
-        self._call(lane, "prepare_move", partition, from_lane, generation, timeout_s=PREPARE_TIMEOUT_S)
-
-    def release(self, lane: int, partition: int, to_lane: int) -> bytes:
-        return bytes(self._call(lane, "release", partition, to_lane))
-
-    def acquire(self, lane: int, partition: int, from_lane: int) -> bytes:
-        return bytes(self._call(lane, "acquire", partition, from_lane))
-
-    def _call(self, lane: int, name: str, *arguments: int, timeout_s: float = MOVE_TIMEOUT_S) -> Any:
-        try:
-            actor = ray.get_actor(shard_name(lane), namespace=self._settings.namespace)
-            return ray.get(getattr(actor, name).remote(*arguments), timeout=timeout_s)
-        except (ValueError, GetTimeoutError, ActorUnavailableError, RayActorError) as error:
-            raise Unavailable(f"Lane {lane} does not answer; whether it did {name} is unknown.") from error
-        except RayTaskError as error:  # what the shard raised
-            cause = error.cause
-            raise cause if isinstance(cause, BillingError) else BillingError(f"lane {lane}: {error}") from error
-
-    def end(self, lane: int) -> None:
-        with contextlib.suppress(ValueError, RayError):  # it went by itself meanwhile
-            ray.kill(ray.get_actor(shard_name(lane), namespace=self._settings.namespace), no_restart=True)
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=8)
@@ -132,64 +85,118 @@ class SupervisorActor:
         store = settings.address.open()
         genesis = open_log(store, lanes=settings.shards or shards_default())
         lanes = max(genesis.lanes, count_lanes(store))
-        self._host = RayShardHost(settings)
-        self._supervisor = ShardSupervisor(self._host, lanes)
-        self._stopping = threading.Event()
+        self._stopping, self._bell = threading.Event(), threading.Event()
+        processes = RayShardProcesses(
+            settings.address, settings.shard, settings.cache_directory, settings.namespace, self._bell
+        )
+        self._placement = ShardPlacement(processes, settings.spares, new_name=processes.new_name)
+        closed = {lane for lane in range(lanes) if is_closed(store, lane)}
+        self._supervisor = ShardSupervisor(self._placement, lanes, closed=closed)
+        self._placement.look(self._supervisor.open_lanes)  # spares of a supervisor before this one
+        self._calls = RayLaneCalls(settings.namespace)
         self._load, self._load_lock = LoadWatch(settings.scaling), threading.Lock()
         self._moving = threading.Lock()  # one move at a time: each pauses its partition, and two would share the shards
-        self._last_error = self._maintenance_error = self._move_error = self._scaling_error = ""
-        self._thread = threading.Thread(target=self._loop, name="usage-supervisor", daemon=True)
-        self._thread.start()
-        self._maintenance = threading.Thread(
-            target=self._maintain, args=(settings,), name="usage-maintenance", daemon=True
-        )
-        self._maintenance.start()
-        self._scaling = threading.Thread(target=self._scale, name="usage-scaling", daemon=True)
-        self._scaling.start()
+        self._spread = SpreadJob(self._make_spread)
+        self._all_serve_since_s = float("inf")
+        self._errors: dict[str, str] = {}  # by loop: of its last round
+        self._bell.set()  # the first look is now
+        self._loops = [
+            self._keep("usage-supervisor", self._watch, BEAT_S, bell=self._bell),
+            # Beside the watch, which must not wait for a move or for a spare that hangs.
+            self._keep("usage-moves", self._finish_moves, MOVES_EVERY_S),
+            self._keep("usage-spares", self._keep_spares, SPARES_EVERY_S),
+            self._keep("usage-scaling", self._scale, SCALE_EVERY_S),
+            self._keep("usage-maintenance", self._maintenance(settings), settings.seal_every_s),
+        ]
         if isinstance(store, LocalObjectStore):  # drafts that crashes left behind; a walk, so beside the loop
             sweep = threading.Thread(target=store.sweep_drafts, args=(time.time(),), name="sweep-drafts", daemon=True)
             sweep.start()
 
     def status(self) -> SupervisorStatus:
-        return self._supervisor.status()
+        return replace(self._supervisor.status(), spread=self._spread.now())
 
     def last_error(self) -> str:
-        return self._last_error or self._maintenance_error or self._move_error or self._scaling_error
+        """Of the first of the loops whose last round failed; "" if none did."""
+        return next((error for error in list(self._errors.values()) if error), "")
+
+    def spares(self) -> tuple[tuple[str, str, bool], ...]:
+        """Processes that wait for a lane: name, node, whether they are up."""
+        return self._placement.spares()
+
+    def _keep(
+        self, name: str, work: Callable[[], object], every_s: float, *, bell: threading.Event | None = None
+    ) -> threading.Thread:
+        """Begin a loop of its own; what its last round ran into is told by `last_error`."""
+
+        def said(error: str) -> None:
+            self._errors[name] = error and f"{name}: {error}"
+
+        def run() -> None:
+            keep_going(name, work, every_s, self._stopping, said=said, bell=bell)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
 
     def move(self, partition: int, to_lane: int) -> dict[str, Any]:
         """Move one partition; answers its generation. As `partition_mover.move_partition`."""
         with self._moving:
-            if not 0 <= to_lane < self._supervisor.lanes:
-                raise Conflict(f"there is no lane {to_lane}")
+            if to_lane not in self._supervisor.open_lanes:
+                is_closed_one = to_lane in self._supervisor.closed
+                raise Conflict(f"lane {to_lane} is closed" if is_closed_one else f"there is no lane {to_lane}")
             owner = owner_among(self._answering(), partition, to_lane)
             if owner.lane == to_lane:
                 return {"partition": partition, "moved": False}
             generation = owner.generation_of(partition)
-            return dict(move_partition(self._host, partition, owner.lane, to_lane, generation))
+            return dict(move_partition(self._calls, partition, owner.lane, to_lane, generation))
 
-    def spread(self, lanes: Sequence[int]) -> int:
-        """Let exactly these lanes have partitions, evenly; begins lanes that there are not yet. How many it moved.
+    def spread(self, lanes: Sequence[int]) -> Spread:
+        """Let exactly these lanes have partitions, evenly; begins lanes that there are not yet.
 
-        A lane that is not among them is drained: it stays, without partitions. May be called again after any failure.
+        A lane that is not among them is drained: it stays, without partitions. Answers after some seconds how far it
+        is, and goes on by itself; asking for the same again joins it, or does what a failure left.
         """
-        if not lanes or min(lanes) < 0 or max(lanes) > self._supervisor.lanes + LANES_ADDED_MAX:
-            raise InvalidInput(f"lanes are numbers from 0 to {self._supervisor.lanes + LANES_ADDED_MAX}")
-        self._supervisor.lanes = max(self._supervisor.lanes, max(lanes) + 1)
+        self._check_lanes(lanes)
+        return self._spread.ask(lanes, SPREAD_ANSWER_S)
+
+    def _check_lanes(self, lanes: Sequence[int]) -> None:
+        most = min(self._supervisor.lanes + LANES_ADDED_MAX, LANES_MAX - 1)
+        if not lanes or min(lanes) < 0 or max(lanes) > most:
+            raise InvalidInput(f"lanes are numbers from 0 to {most}")
+        if gone := sorted(self._supervisor.closed.intersection(lanes)):
+            raise Conflict(f"lanes {', '.join(map(str, gone))} are closed; their numbers are not used again")
+
+    def _make_spread(self, spread: Spread, tell: Tell) -> None:
+        self._supervisor.lanes = max(self._supervisor.lanes, max(spread.lanes) + 1)
         deadline = time.monotonic() + LANES_START_S_MAX
         while not self._all_serve():
             if time.monotonic() > deadline:
                 raise Unavailable(f"Not all of {self._supervisor.lanes} lanes are served. Send the same again.")
             time.sleep(0.2)
-        moved = 0
         statuses = {status.lane: status for status in self._statuses()}
-        for partition, from_lane, to_lane in spreading(list(statuses.values()), sorted(set(lanes))):
+        moves = spreading(list(statuses.values()), spread.lanes)
+        for done, (partition, from_lane, to_lane) in enumerate(moves):
+            tell(replace(spread, left=len(moves) - done))
             generation = statuses[from_lane].generation_of(partition)
-            with self._moving, contextlib.suppress(Conflict):  # one that must stay, stays
-                move_partition(self._host, partition, from_lane, to_lane, generation)
-                moved += 1
+            try:
+                with self._moving:
+                    move_partition(self._calls, partition, from_lane, to_lane, generation)
+                spread = replace(spread, moved=spread.moved + 1)
+            except Conflict:  # one that must stay, stays
+                spread = replace(spread, stayed=spread.stayed + 1)
+        tell(spread)
         with self._load_lock:
             self._load.changed(time.monotonic())
-        return moved
+
+    def close_lane(self, lane: int) -> None:
+        """End a lane that has no partitions, for good. Conflict while something may still ask for it."""
+        if lane in self._supervisor.closed:
+            return
+        with self._moving:
+            if lane not in self._supervisor.open_lanes:
+                raise Conflict(f"there is no lane {lane}")
+            close_lane(self._calls, self._statuses(), lane)
+        self._supervisor.close(lane)
 
     def plan(self) -> dict[str, Any]:
         """What scaling by load would do now, and why. Nothing is done."""
@@ -198,75 +205,82 @@ class SupervisorActor:
 
     def _all_serve(self) -> bool:
         status = self._supervisor.status()
-        return len(status.lanes) == self._supervisor.lanes and status.healthy
+        return len(status.lanes) == len(self._supervisor.open_lanes) and status.healthy
 
     def _statuses(self) -> list[ShardStatus]:
         """Of all lanes, as they are now. Raises Unavailable where one does not answer."""
         answering = self._answering()
-        if len(answering) < self._supervisor.lanes:
+        if len(answering) < len(self._supervisor.open_lanes):
             raise Unavailable("A lane does not answer. Send the same again.")
         return answering
 
     def _answering(self) -> list[ShardStatus]:
         """Of the lanes that serve, as they are now; asked at once, or each that hangs would cost its time limit."""
-        beats = self._supervisor.beats(range(self._supervisor.lanes))
+        beats = self._supervisor.beats(self._supervisor.open_lanes)
         return [beat.status for beat in beats if beat.health is Health.SERVING and beat.status is not None]
 
     def stop(self) -> None:
-        """Stop watching and end the shards; what they have queued is committed first."""
+        """Stop watching and end the shards and spares."""
         self._stopping.set()
-        self._thread.join(BEAT_TIMEOUT_S * 2)
-        host = self._supervisor.host
-        for lane in range(self._supervisor.lanes):
-            host.end(lane)
-
-    def _loop(self) -> None:
-        def said(error: str) -> None:
-            self._last_error = error
-
-        keep_going("usage-supervisor", self._watch, BEAT_S, self._stopping, said=said)
+        self._bell.set()
+        for loop in self._loops[:3]:  # those that start processes
+            loop.join(BEAT_TIMEOUT_S * 2)
+        self._placement.end_all()
 
     def _watch(self) -> None:
         self._supervisor.reconcile()
-        self._finish_moves()
-        self._observe()
+        if not self._all_serve():
+            self._all_serve_since_s = float("inf")
+            return
+        self._all_serve_since_s = min(self._all_serve_since_s, time.monotonic())
+        seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
+        with self._load_lock:
+            self._load.observe(time.monotonic(), seen, lanes=self._supervisor.lanes)
 
-    def _observe(self) -> None:
-        if self._all_serve():
-            seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
-            with self._load_lock:
-                self._load.observe(time.monotonic(), seen)
+    def _keep_spares(self) -> None:
+        if time.monotonic() - self._all_serve_since_s >= SPARES_AFTER_S:
+            self._placement.keep(self._supervisor.open_lanes)
 
     def _scale(self) -> None:
         """Adds and empties lanes by load, where the settings ask for it; beside the loop, for it takes many moves."""
-
-        def said(error: str) -> None:
-            self._scaling_error = error and f"scaling: {error}"
-
-        keep_going("usage-scaling", self._scale_once, SCALE_EVERY_S, self._stopping, said=said)
-
-    def _scale_once(self) -> None:
         with self._load_lock:
             plan = self._load.plan(time.monotonic())
-        if plan.do != "stay":
-            LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
-            self.spread(plan.lanes)  # while a lane is being replaced it cannot: the next look tries again
+        if plan.do == "stay":
+            return
+        LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
+        self._check_lanes(plan.lanes)
+        # While a lane is being replaced it cannot: the next look tries again.
+        if self._spread.ask(plan.lanes, SPREAD_S_MAX).done and plan.do == "remove":
+            self._close_empty(plan.lanes)
+
+    def _close_empty(self, active: Sequence[int]) -> None:
+        """Lanes without partitions end, so their processes go. Once half of all numbers are used they stay instead,
+        and are the next to be used."""
+        for lane in self._supervisor.open_lanes:
+            if lane not in active and self._supervisor.lanes < LANES_MAX // 2:
+                try:
+                    self.close_lane(lane)
+                except Conflict as error:  # it stays, empty; as it would without closing
+                    LOG.warning("lane %d stays open: %s", lane, error.detail)
 
     def _finish_moves(self) -> None:
         """What somebody left half moved: seen only while nobody moves and every lane says what it has."""
         if not self._all_serve() or not self._moving.acquire(blocking=False):
             return
+        wrong: list[str] = []
         try:
             seen = [status for _, _, status in self._supervisor.status().lanes if status is not None]
             if half_moved(seen):
-                self._move_error = "; ".join(finish(self._host, self._statuses()))
+                wrong = finish(self._calls, self._statuses(), self._supervisor.closed)
         except Unavailable as error:  # a lane is being replaced: the next round looks again
-            self._move_error = error.detail
+            wrong = [error.detail]
         finally:
             self._moving.release()
+        self._errors["half moved"] = "; ".join(wrong)
 
-    def _maintain(self, settings: UsageLogSettings) -> None:
-        """Seals the tail of the log when it is long, merges and deletes: work with rows in processes of their own."""
+    def _maintenance(self, settings: UsageLogSettings) -> Callable[[], None]:
+        """A round that seals the tail of the log when it is long, merges and deletes. Work with rows goes into
+        processes of its own; while it fails, readers open more objects."""
         store = settings.address.open()
         keeping = Housekeeping(store, lambda: ray.get(_merge.remote(settings.address), timeout=SEAL_S_MAX))
 
@@ -277,10 +291,7 @@ class SupervisorActor:
                 ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
             keeping.round()
 
-        def said(error: str) -> None:  # readers open more objects until a round works
-            self._maintenance_error = error and f"maintenance: {error}"
-
-        keep_going("usage-maintenance", round, settings.seal_every_s, self._stopping, said=said)
+        return round
 
 
 # Processes that no other work gets, for what steps back for good: an ordinary process may not raise its priority again.
@@ -344,58 +355,79 @@ def stop_usage_log(namespace: str) -> None:
 
 
 class RayUsageRouter(GroupingRouter):
-    """Calls the shards by their names; a handle is looked up again after its actor died."""
+    """Calls the shards where their lanes' pointers say; a handle is looked up again after its actor lost the lane."""
 
     def __init__(self, address: StoreAddress, namespace: str, *, deadline_s: float = DEADLINE_S) -> None:
         self._store = address.open()
         super().__init__(open_log(self._store), deadline_s=deadline_s)
         self._namespace = namespace
         self._handles: dict[int, Any] = {}
+        self._missing_since_s: dict[int, float] = {}  # lanes that had no shard when they were looked up last
 
     async def _call(self, lane: int, data: bytes) -> bytes:
         handle = await self._handle(lane)
-        try:
-            return await handle.ingest.remote(data)
-        except (RayActorError, ActorUnavailableError) as error:
-            # It may have been committed before the actor went: unknown, until the same ids are sent again.
-            self._handles.pop(lane, None)
-            raise Unavailable(f"Shard {lane} is being replaced.") from error
+        with self._reaching(lane):
+            return await handle.ingest.remote(lane, data)
 
     async def _decide(self, lane: int, data: bytes) -> bytes:
         handle = await self._handle(lane)
+        with self._reaching(lane):
+            return await handle.decide.remote(lane, data)
+
+    @contextlib.contextmanager
+    def _reaching(self, lane: int) -> Iterator[None]:
+        """What was sent may have been committed before the actor went: unknown, until the same ids are sent again."""
         try:
-            return await handle.decide.remote(data)
+            yield
         except (RayActorError, ActorUnavailableError) as error:
             self._handles.pop(lane, None)
             raise Unavailable(f"Shard {lane} is being replaced.") from error
+        except RayTaskError as error:  # what the shard raised; one that has lost its lane among them
+            if not isinstance(error.cause, Unavailable):
+                raise
+            self._handles.pop(lane, None)
+            raise error.cause from error
 
     def _lanes(self) -> Sequence[int]:
         return range(max(self._genesis.lanes, count_lanes(self._store)))
 
     async def _usage(self, lane: int, tenant_id: str, keys: list[str] | None, master_number: int) -> Figures:
         handle = await self._handle(lane)
-        try:
-            data, number, used, owned, moved = await handle.usage.remote(tenant_id, keys, master_number)
-        except (RayActorError, ActorUnavailableError) as error:
-            self._handles.pop(lane, None)
-            raise Unavailable(f"Shard {lane} is being replaced.") from error
+        with self._reaching(lane):
+            data, number, used, owned, moved = await handle.usage.remote(lane, tenant_id, keys, master_number)
         return Figures(None if data is None else LiveState.from_bytes(data), number, used, owned, moved)
 
     async def _handle(self, lane: int) -> Any:
         handle = self._handles.get(lane)
         if handle is None:
             try:
-                handle = await asyncio.to_thread(ray.get_actor, shard_name(lane), self._namespace)
+                handle = await asyncio.to_thread(find_shard, lane, self._namespace)
             except ValueError as error:
+                if await asyncio.to_thread(self._has_ended, lane):
+                    raise LaneEnded(f"Lane {lane} is closed.") from error
                 raise Unavailable(f"Nobody serves lane {lane} at the moment.") from error
+            self._missing_since_s.pop(lane, None)
             self._handles[lane] = handle
         return handle
+
+    def _has_ended(self, lane: int) -> bool:
+        """By the lane's log. It is read once nobody has served the lane for longer than a replacement takes."""
+        now_s = time.monotonic()
+        if now_s - self._missing_since_s.setdefault(lane, now_s) < MISSING_S:
+            return False
+        self._missing_since_s[lane] = now_s
+        if is_closed(self._store, lane):
+            self._closed.add(lane)
+        return lane in self._closed
 
     async def move(self, partition: int, lane: int) -> dict[str, Any]:
         return await self._ask_supervisor("move", partition, lane, timeout_s=PREPARE_TIMEOUT_S + 2 * MOVE_TIMEOUT_S)
 
-    async def spread(self, lanes: Sequence[int]) -> int:
-        return await self._ask_supervisor("spread", list(lanes), timeout_s=SPREAD_S_MAX)
+    async def spread(self, lanes: Sequence[int]) -> Spread:
+        return await self._ask_supervisor("spread", list(lanes), timeout_s=SPREAD_ANSWER_S + STATUS_TIMEOUT_S)
+
+    async def close_lane(self, lane: int) -> None:
+        await self._ask_supervisor("close_lane", lane, timeout_s=2 * MOVE_TIMEOUT_S)
 
     async def plan(self) -> dict[str, Any]:
         return await self._ask_supervisor("plan", timeout_s=STATUS_TIMEOUT_S)
@@ -422,4 +454,5 @@ class RayUsageRouter(GroupingRouter):
     async def status(self) -> RouterStatus:
         seen = await self.supervisor_status()
         lanes = tuple(status for _, health, status in seen.lanes if health == Health.SERVING.value and status)
-        return RouterStatus(lanes, tuple(lane for lane, health, _ in seen.lanes if health != Health.SERVING.value))
+        silent = tuple(lane for lane, health, _ in seen.lanes if health != Health.SERVING.value)
+        return RouterStatus(lanes, silent, seen.closed, seen.spread)

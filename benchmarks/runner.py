@@ -26,7 +26,18 @@ from typing import Any
 import psutil
 
 NAMES = (
-    *("rating", "documents", "archive", "bill_run", "recovery", "dedup", "event_bytes", "ingest_log", "aggregation"),
+    *(
+        "rating",
+        "documents",
+        "archive",
+        "bill_run",
+        "recovery",
+        "takeover",
+        "dedup",
+        "event_bytes",
+        "ingest_log",
+        "aggregation",
+    ),
     *("ingest", "ingest_filled", "move_pause", "ingest_single", "ingest_steps", "freshness", "reservations", "soak"),
 )
 VERSIONS = ("ray", "polars", "pyarrow", "psycopg", "fastapi", "typst")

@@ -47,4 +47,6 @@ def usage_log_settings(settings: Settings) -> Any:
 
     cache = str(settings.data_dir / "cache")
     scaling = ScalingBounds(settings.lanes_min, settings.lanes_max)
-    return UsageLogSettings(settings.store_address(), NAMESPACE, cache, settings.shards, scaling=scaling)
+    return UsageLogSettings(
+        settings.store_address(), NAMESPACE, cache, settings.shards, settings.spares, scaling=scaling
+    )

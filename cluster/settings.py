@@ -62,6 +62,13 @@ class Settings(BaseSettings):
     shards: int = Field(
         0, ge=0, le=256, description="Rating shards of a new usage log. 0: half the cores, at least one."
     )
+    spares: int = Field(
+        1,
+        ge=0,
+        le=16,
+        description="Processes that wait, warm, for the lane of a shard that dies, on each node with shards; 170 MB"
+        " each. 0: none, a new one is started when it is needed.",
+    )
     lanes_min: int = Field(1, ge=1, le=256, description="With scaling by load: lanes that have partitions at least.")
     lanes_max: int = Field(
         0, ge=0, le=256, description="Add and empty lanes by load, up to so many. 0: only when somebody asks for it."

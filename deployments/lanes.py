@@ -1,10 +1,12 @@
 """The lanes of the usage log for who runs the platform: which partitions each has, moving one, spreading them all."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from actors.spread_job import Spread
 from billing.errors import InvalidInput
 from billing.forms import Form, Mistakes
 from deployments.access import Caller, may
@@ -29,13 +31,16 @@ _LANES = {
         }
     ],
     "unreachable": [],
+    "closed": [3],
+    "spread": {"lanes": [0, 1, 2], "moved": 40, "stayed": 0, "left": 45, "done": False, "error": ""},
     "next_cursor": None,
 }
 
 
 @router.get("", summary="The lanes of the usage log", **described(answer=_LANES))
 async def list_lanes(request: Request, caller: Caller = Depends(may("tenants:read"))) -> Response:
-    """Each with the partitions that it has (`owned`), the last number of its log, and what waits in front of it."""
+    """Each with the partitions that it has (`owned`), the last number of its log, and what waits in front of it.
+    `closed`: lanes that have ended. `spread`: how far spreading is that is under way, or how the last one ended."""
     services: Services = request.app.state.services
     status = await services.router.status()
     items = [
@@ -50,7 +55,20 @@ async def list_lanes(request: Request, caller: Caller = Depends(may("tenants:rea
         }
         for one in status.lanes
     ]
-    return json_response({"items": items, "unreachable": list(status.unreachable), "next_cursor": None})
+    spread = None if status.spread is None else _spread_form(status.spread)
+    return json_response(
+        {
+            "items": items,
+            "unreachable": list(status.unreachable),
+            "closed": list(status.closed),
+            "spread": spread,
+            "next_cursor": None,
+        }
+    )
+
+
+def _spread_form(spread: Spread) -> dict[str, Any]:
+    return asdict(spread) | {"lanes": list(spread.lanes)}
 
 
 _PLAN = {
@@ -98,13 +116,19 @@ async def move_partition(
 @router.post(
     "/spread",
     summary="Let exactly these lanes have partitions, evenly",
-    **described(request={"lanes": [0, 1, 2]}, answer={"lanes": [0, 1, 2], "moved": 85}, also=(400, 409, 415, 422)),
+    **described(
+        request={"lanes": [0, 1, 2]},
+        answer={"lanes": [0, 1, 2], "moved": 85, "stayed": 0, "left": 0, "done": True, "error": ""},
+        also=(400, 409, 415, 422),
+    ),
 )
 async def spread(
     request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
 ) -> Response:
     """Begins lanes that there are not yet (a shard each) and drains those that are not named: before a machine leaves.
-    Moves one partition after the other; after 503 send the same again. What cannot move stays."""
+    Moves one partition after the other, and answers after some seconds at the latest: with `done: false` it goes on by
+    itself, `left` are to come, and the same again, or `spread` of the list, says how far it is. After 503 send the same
+    again. What cannot move stays (`stayed`). 409 while partitions are spread over other lanes."""
     lanes = known_keys(form, ("lanes",), ("lanes",))["lanes"]
     if (
         not isinstance(lanes, list)
@@ -113,5 +137,24 @@ async def spread(
     ):
         raise InvalidInput(f"/lanes: a list of numbers from 0 to {LANES_MAX} is needed")
     services: Services = request.app.state.services
-    moved = await services.router.spread(sorted(set(lanes)))
-    return json_response({"lanes": sorted(set(lanes)), "moved": moved})
+    return json_response(_spread_form(await services.router.spread(sorted(set(lanes)))))
+
+
+@router.post(
+    "/closings",
+    summary="Close a lane that has no partitions",
+    **described(request={"lane": 2}, answer={"lane": 2, "closed": True}, also=(400, 409, 415, 422)),
+)
+async def close_lane(
+    request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
+) -> Response:
+    """For good: its shard ends, what it holds stays readable, its number is not used again. Repeating does nothing.
+    409 while it has partitions, one of them is on its way, or a backfill in it is not decided."""
+    mistakes = Mistakes()
+    top = Form(known_keys(form, ("lane",), ("lane",)), "", mistakes)
+    lane = top.count("lane", 0, 0, LANES_MAX)
+    top.done()
+    mistakes.check()
+    services: Services = request.app.state.services
+    await services.router.close_lane(lane)
+    return json_response({"lane": lane, "closed": True})

@@ -38,6 +38,16 @@ def start(service: str, *, endpoint: str | None = None, level: str | None = None
             _start_export(service, endpoint.rstrip("/"))
 
 
+def load() -> None:
+    """Import what `start` needs and nothing of it sets up: for a process that has time now and none later."""
+    import structlog  # noqa: F401
+
+    if os.environ.get(ENDPOINT_VARIABLE):
+        import opentelemetry.exporter.otlp.proto.http.metric_exporter
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.metrics  # noqa: F401
+
+
 def pass_on(*, endpoint: str, level: str) -> None:
     """Leave the settings to every process that this one starts: actors and replicas of Ray among them."""
     os.environ[ENDPOINT_VARIABLE] = endpoint

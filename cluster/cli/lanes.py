@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,10 +54,18 @@ def drain(lane: int, dry_run: bool, url: str | None, as_json: bool) -> None:
 def add(dry_run: bool, url: str | None, as_json: bool) -> None:
     """One lane more: one that was emptied, or the next there is not yet."""
     with context.problems(), context.platform_client(url) as client:
-        known = [one["lane"] for one in client.get("/v1/lanes")["items"]]
+        found = client.get("/v1/lanes")
+        known = [one["lane"] for one in found["items"]]
         active = _active(client)
         free = [lane for lane in known if lane not in active]
-        _spread(client, sorted([*active, free[0] if free else max(known) + 1]), dry_run, as_json)
+        _spread(client, sorted([*active, free[0] if free else max([*known, *found["closed"]]) + 1]), dry_run, as_json)
+
+
+def close(lane: int, url: str | None, as_json: bool) -> None:
+    """End an empty lane for good."""
+    with context.problems(), context.platform_client(url) as client:
+        made = client.post("/v1/lanes/closings", {"lane": lane})
+    context.show(made, as_json, lambda _: print(f"lane {lane} is closed"))  # noqa: T201
 
 
 def _active(client: Client) -> list[int]:
@@ -77,6 +86,13 @@ def _spread(client: Client, lanes: list[int], dry_run: bool, as_json: bool) -> N
     missing = [lane for lane in lanes if lane not in held]
     if missing:  # lanes are begun by the platform, which then moves by itself
         made = client.post("/v1/lanes/spread", {"lanes": lanes})
+        while not made["done"]:
+            time.sleep(1.0)
+            made = client.get("/v1/lanes")["spread"] or made
+            if sys.stderr.isatty():
+                print(f"\r{made['left']} partitions left  ", end="", file=sys.stderr)  # noqa: T201
+        if made["error"]:
+            context.fail(made["error"], context.UNREACHABLE, "send the same again: it moves what is left")
         context.show(made, as_json, lambda one: print(f"{one['moved']} partitions moved; lanes: {lanes}"))  # noqa: T201
         return
     moved, stayed = 0, list[str]()
@@ -98,6 +114,7 @@ def _print_lanes(found: dict[str, Any]) -> None:
         for one in found["items"]
     ]
     rows += [(lane, None, "does not answer", None, None) for lane in found["unreachable"]]
+    rows += [(lane, None, "closed", None, None) for lane in found["closed"]]
     columns = ["lane", "partitions", "state", "number", "waiting"]
     context.table(columns, rows, right=["lane", "partitions", "number", "waiting"])
 

@@ -85,8 +85,14 @@ class LanePosition:
         expected = self.epoch + 1 if head.is_epoch else self.epoch
         if head.epoch != expected:
             raise LogBroken(f"lane {head.lane}: number {head.number} has epoch {head.epoch}, not {expected}")
-        closed = self.closed or any(control.what == "lane_closed" for control in head.controls)
-        return LanePosition(head.number, head.epoch, head.log_time_us, segment.digest, closed)
+        if self.closed:
+            raise LogBroken(f"lane {head.lane}: number {head.number} lies behind the record that closes the lane")
+        return LanePosition(head.number, head.epoch, head.log_time_us, segment.digest, closes(head))
+
+
+def closes(head: SegmentHead) -> bool:
+    """Whether a lane ends with this number: nothing is ever put behind it."""
+    return any(control.what == "lane_closed" for control in head.controls)
 
 
 def read_segment(store: ObjectStore, lane: int, number: int) -> StoredSegment | None:
@@ -146,6 +152,13 @@ def count_lanes(store: ObjectStore, known: int = 0) -> int:
     while lanes < LANES_MAX and store.exists(segment_key(lanes, 0)):
         lanes += 1
     return lanes
+
+
+def is_closed(store: ObjectStore, lane: int) -> bool:
+    """Whether a lane has ended, by its own log. Once so, it stays so."""
+    last = last_number(store, lane, read_hint(store, lane))
+    segment = None if last < 0 else read_segment(store, lane, last)
+    return segment is not None and closes(segment.head)
 
 
 def put_if_absent(
@@ -246,6 +259,7 @@ class LaneWriter:
     ) -> SegmentHead:
         """Put the next number; returns after it is COMMITTED. Raises LaneLost, LaneStopped, StoreRefused."""
         assert self._claimed, "append before claim"
+        assert not self.position.closed, "append behind the end of the lane"
         time_us = self.next_log_time_us() if log_time_us is None else max(log_time_us, self.position.log_time_us)
         head = self._next_head(counters=counters, controls=tuple(controls), log_time_us=time_us, clocks=clocks)
         data = encode_segment(head, rows)
@@ -270,7 +284,7 @@ class LaneWriter:
         self.stalled_s = seconds
 
     def _advance(self, head: SegmentHead, data: bytes) -> None:
-        self.position = LanePosition(head.number, head.epoch, head.log_time_us, digest_of(data))
+        self.position = LanePosition(head.number, head.epoch, head.log_time_us, digest_of(data), closes(head))
 
     def _next_head(
         self,

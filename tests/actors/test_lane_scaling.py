@@ -118,3 +118,12 @@ def test_fewer_lanes_than_the_least_are_made_more_at_once() -> None:
     world = World(replace(BOUNDS, lanes_min=2))
     assert world.run(3, 0.0) == [("add", 2)]
     assert world.run(300, 0.0) == []
+
+
+def test_a_lane_that_is_added_has_a_number_that_no_closed_lane_had() -> None:
+    watch = LoadWatch(replace(BOUNDS, lanes_min=2, lanes_max=3))
+    status = replace(STATUS, lane=0, owned=tuple(range(256)))
+    watch.observe(1.0, [status], lanes=3)  # 1 and 2 are closed: they say nothing
+    assert watch.plan(2.0).lanes == (0, 3)
+    watch.observe(2.0, [status, replace(STATUS, lane=2, partitions=0)], lanes=3)
+    assert watch.plan(3.0).lanes == (0, 2), "one that is open and empty comes first"

@@ -62,3 +62,19 @@ def test_the_log_has_an_error_once_while_it_stays_the_same() -> None:
     with capture_logs() as logs:
         keep_going("work", work, 0.001, stopping)
     assert [one["error"] for one in logs] == ["KeyError: False", "KeyError: True"]
+
+
+def test_a_bell_has_the_work_done_at_once_also_when_it_rings_during_the_work() -> None:
+    stopping, bell, rounds = threading.Event(), threading.Event(), list[int]()
+
+    def work() -> None:
+        rounds.append(1)
+        bell.set()
+        if len(rounds) == 3:
+            stopping.set()
+
+    bell.set()
+    thread = threading.Thread(target=keep_going, args=("work", work, 60.0, stopping), kwargs={"bell": bell})
+    thread.start()
+    thread.join(timeout=20)
+    assert (len(rounds), thread.is_alive()) == (3, False)

@@ -27,7 +27,7 @@ NAMESPACE = "usage-log-test"
 
 
 def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_here: Any, tmp_path: Path) -> None:
-    from actors.rating_shard_actor import shard_name
+    from actors.shard_processes import find_shard
     from actors.supervisor_actor import (
         SUPERVISOR_NAME,
         RayUsageRouter,
@@ -41,8 +41,7 @@ def test_three_lanes_outlive_a_kill_and_a_hang_with_every_event_stored_once(ray_
     start_usage_log(settings)
 
     def pid_of(lane: int) -> int:
-        actor = ray_here.get_actor(shard_name(lane), namespace=NAMESPACE)
-        return int(ray_here.get(actor.process_id.remote(), timeout=10))
+        return int(ray_here.get(find_shard(lane, NAMESPACE).process_id.remote(), timeout=10))
 
     def supervisor_error() -> str:
         return ray_here.get(ray_here.get_actor(SUPERVISOR_NAME, namespace=NAMESPACE).last_error.remote(), timeout=10)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 
 from actors.rating_shard import ShardStatus
 from actors.supervisor import (
+    AGAIN_S_MAX,
     CALM_S,
     HUNG_S,
-    RESTARTING_S_MAX,
+    RECOVERING_S_MAX,
     STARTING_S_MAX,
     Beat,
     Health,
@@ -96,14 +98,46 @@ def test_a_lane_that_falls_silent_again_and_again_is_given_more_time_each_time_a
     assert world.look(1) == [("end", 0), ("start", 0)]
 
 
-def test_a_crashed_shard_that_does_not_answer_yet_is_no_hung_one() -> None:
+def test_a_lane_whose_new_process_dies_is_started_again_at_once_and_then_more_and_more_seldom() -> None:
+    """The first death may be any; those that follow say that something keeps it from coming up."""
     world = World()
     world.look(5)
-    world.beats[0] = Beat(Health.RESTARTING)
-    assert world.look(1) == []
+    starts: list[int] = []
+    for second in range(30):
+        world.beats[0] = Beat(Health.ABSENT)
+        starts += [second] * len(world.look(1))
+    assert starts[:3] == [0, 1, 3], "one second after the first, then two"
+    assert {later - earlier for earlier, later in pairwise(starts[3:])} == {AGAIN_S_MAX}
+    world.beats[0] = Beat(Health.SERVING, STATUS)
+    world.look(AGAIN_S_MAX + 2)
+    for _ in range(2):
+        world.beats[0] = Beat(Health.ABSENT)
+        assert world.look(1) == [("start", 0)], "one that served for a while had come up"
+        world.look(AGAIN_S_MAX + 2)
+
+
+def test_a_shard_that_cannot_have_its_lane_is_replaced_with_the_reason_it_gives_and_not_every_look() -> None:
+    world = World()
+    world.look(5)
+    done: list[tuple[str, int]] = []
+    for _ in range(20):
+        world.beats[0] = Beat(Health.STOPPED, None, "store_unavailable: the store is away")
+        done += world.look(1)
+    assert "the store is away" in world.supervisor.status().replacements[-1].reason
+    assert 4 <= done.count(("start", 0)) <= 8
+    assert done.count(("end", 0)) == done.count(("start", 0))
+
+
+def test_a_process_that_says_that_it_recovers_is_given_time_and_one_that_falls_silent_then_is_not() -> None:
+    world = World()
+    world.look(5)
+    world.beats[0] = Beat(Health.STARTING)
+    assert world.look(RECOVERING_S_MAX) == []
     world.beats[0] = Beat(Health.SILENT)
-    assert world.look(RESTARTING_S_MAX - 2) == []
-    assert world.look(5) == [("end", 0), ("start", 0)], "for ever it is not waited for either"
+    assert world.look(HUNG_S) == []
+    assert world.look(1) == [("end", 0), ("start", 0)]
+    world.beats[0] = Beat(Health.STARTING)
+    assert world.look(RECOVERING_S_MAX + 2) == [("end", 0), ("start", 0)], "for ever it is not waited for either"
 
 
 def test_a_silence_counts_from_the_question_that_nobody_answered() -> None:
@@ -141,12 +175,11 @@ def test_a_short_silence_is_forgiven() -> None:
         assert world.look(1) == []
 
 
-def test_a_crashed_shard_is_left_to_come_back_by_itself() -> None:
+def test_a_dead_shard_is_replaced_at_the_next_look() -> None:
     world = World()
     world.look(5)
-    world.beats[0] = Beat(Health.RESTARTING)
-    assert world.look(RESTARTING_S_MAX) == []
-    assert world.look(2) == [("end", 0), ("start", 0)]
+    world.beats[0] = Beat(Health.ABSENT)
+    assert world.look(1) == [("start", 0)]
 
 
 def test_a_shard_that_lost_its_lane_is_replaced_and_the_reason_kept() -> None:
@@ -170,6 +203,21 @@ def test_one_sick_lane_does_not_touch_the_others() -> None:
     world.look(5)
     world.beats[1] = Beat(Health.SILENT)
     assert world.look(HUNG_S + 2) == [("end", 1), ("start", 1)]
+
+
+def test_a_closed_lane_is_served_no_more_and_the_platform_is_whole_without_it() -> None:
+    world = World(lanes=3)
+    world.look(5)
+    world.beats[1] = Beat(Health.CLOSED)
+    assert world.look(1) == [("end", 1)]
+    assert world.look(100) == []
+    status = world.supervisor.status()
+    assert status.healthy
+    assert ([lane for lane, _, _ in status.lanes], status.closed) == ([0, 2], (1,))
+    known = ShardSupervisor(world, 3, closed={1}, now_s=lambda: world.now)
+    world.done.clear()
+    known.reconcile()
+    assert world.done == [], "whoever reads the log at its start starts nothing for it"
 
 
 @pytest.mark.parametrize(("cores", "shards"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8), (None, 1)])

@@ -332,12 +332,12 @@ class Storm:
         self.say(f"{what}: answers again after {seconds:.1f} s")
 
     def _pid_of(self, lane: int) -> int:
-        from actors.rating_shard_actor import shard_name
+        from actors.shard_processes import find_shard
         from cluster.ray_head import NAMESPACE
 
         for _ in waited(BACK_S_MAX):
             try:
-                actor = self.nodes.ray.get_actor(shard_name(lane), namespace=NAMESPACE)
+                actor = find_shard(lane, NAMESPACE)
                 return int(self.nodes.ray.get(actor.process_id.remote(), timeout=2.0))
             except (ValueError, self.nodes.ray.exceptions.RayError):
                 continue

@@ -93,12 +93,14 @@ class Running:
     def postgres(self) -> int:
         return int((self.folder / "data" / "postgres" / "postmaster.pid").read_text().splitlines()[0])
 
-    def named(self, part: str) -> psutil.Process:
+    def named(self, part: str) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 if part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                    return process
-        raise AssertionError(f"there is no process {part}")
+                    found.append(process)
+        assert found, f"there is no process {part}"
+        return found
 
     def log(self) -> str:
         return (self.folder / "up.log").read_text()[-3000:]
@@ -413,8 +415,9 @@ def test_a_killed_process_comes_back_and_no_acknowledged_event_is_lost_or_double
     writer.acknowledged = sent
     with writer:
         writer.wait_for(100)
-        victim = psutil.Process(platform.postgres()) if part == "postgres" else platform.named(part)
-        victim.kill()
+        # All of a name: of shards one waits, warm, to follow the other.
+        for victim in [psutil.Process(platform.postgres())] if part == "postgres" else platform.named(part):
+            victim.kill()
         writer.wait_for(200)
     stored_once(acme, sent)
     assert platform.process is not None

@@ -114,3 +114,39 @@ def test_an_operator_drains_a_lane_and_fills_it_again_on_the_command_line(
     with pytest.raises(typer.Exit):
         commands.move(1, 999, None, False)
     assert "there is no lane 999" in capsys.readouterr().err
+
+
+def test_an_empty_lane_is_closed_for_good_and_its_number_is_not_used_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def client(url: str | None = None) -> Client:
+        return Client("http://testserver", api.platform_key, http=api.http)
+
+    monkeypatch.setattr(context, "platform_client", client)
+    tenant = api.tenant(kind="test", test_clock="2026-01-10")
+    tenant.catalog()
+    send(tenant, *(event(f"e{number}") for number in range(10)))
+    active = [lane for lane, owned in lanes(api).items() if owned]
+    assert call(api, "POST", "/v1/lanes/closings", {"lane": active[0]}).status_code == 409, "it has partitions"
+    assert call(api, "POST", "/v1/lanes/closings", {"lane": active[0]}, key=tenant.key).status_code == 403
+    assert call(api, "POST", "/v1/lanes/closings", {"lane": -1}).status_code == 422
+    new = max(lanes(api)) + 1
+    spread = call(api, "POST", "/v1/lanes/spread", {"lanes": [*active, new]}).json()
+    assert (spread["left"], spread["done"], spread["moved"] > 0) == (0, True, True)
+    assert call(api, "GET", "/v1/lanes").json()["spread"] == spread
+    call(api, "POST", "/v1/lanes/spread", {"lanes": active})
+    commands.close(new, None, False)
+    assert f"lane {new} is closed\n" in capsys.readouterr().out
+    assert call(api, "POST", "/v1/lanes/closings", {"lane": new}).json() == {"lane": new, "closed": True}
+    listed = call(api, "GET", "/v1/lanes").json()
+    assert new in listed["closed"]
+    assert new not in [one["lane"] for one in listed["items"]]
+    for path, form in (("spread", {"lanes": [*active, new]}), ("moves", {"partition": 1, "lane": new})):
+        refused = call(api, "POST", f"/v1/lanes/{path}", form)
+        assert (refused.status_code, "close" in refused.text) == (409, True), refused.text
+    assert quantity(tenant) == "10"
+    free = [lane for lane, owned in lanes(api).items() if not owned]
+    commands.add(True, None, True)
+    added = re.search(r"^\{$.*?^\}$", capsys.readouterr().out, re.DOTALL | re.MULTILINE)
+    assert added is not None
+    assert json.loads(added[0])["lanes"] == sorted([*active, free[0] if free else new + 1])

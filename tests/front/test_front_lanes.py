@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import re
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -93,6 +94,37 @@ def test_a_lane_is_added_a_partition_moved_and_the_lane_drained_again(platform: 
     assert [one["subject"] for one in newest] == ["drain", "move", "spread"]
     assert newest[0]["after"]["moved"] == 129
     assert key not in str(newest)
+
+
+def test_spreading_that_takes_long_goes_on_by_itself_and_the_page_says_how_far_it_is(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform.services.router, "spread_answer_s", 0.0)
+    key, before = platform_key(platform), homes(platform)
+    new = max(before) + 1
+    with closing(platform.client()) as client:
+        token = {"form_token": token_of(client.get(PATH).text)}
+        form = {**token, "action": "spread", "confirmed": "1", "platform_key": key}
+        done = text_of(client.post(PATH, data={**form, "lanes": f"0, {new}"}).text)
+        assert "go on by themselves" in done
+        assert f"being spread over lanes 0, {new}" in done
+        other = client.post(PATH, data={**form, "lanes": "0"})
+        assert other.status_code in (409, 422), "one at a time"
+        for _ in range(300):
+            if "being spread" not in text_of(client.get(PATH).text):
+                break
+            time.sleep(0.5)
+        assert len(homes(platform)[new]) == 128
+        for _ in range(60):
+            with platform.services.database.tenant(platform.tenant_id) as connection:
+                newest = audit.of_action(connection, "lanes changed", limit=1)
+            if newest and newest[0]["after"]["moved"] == 128:
+                break
+            time.sleep(0.5)
+        assert newest[0]["after"]["moved"] == 128, "how it ended is recorded though nobody waited"
+        monkeypatch.setattr(platform.services.router, "spread_answer_s", 60.0)
+        client.timeout = 300
+        client.post(PATH, data={**form, "action": "drain", "lane": str(new)})
 
 
 @pytest.mark.parametrize("which", ["none", "forged", "tenant", "reader"])

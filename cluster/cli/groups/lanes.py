@@ -70,6 +70,18 @@ def lanes_drain(
     commands.drain(lane, dry_run, url, as_json)
 
 
+@lanes.command("close")
+def lanes_close(
+    lane: int = typer.Argument(help="A lane without partitions; its number is not used again."),
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """End an empty lane for good: its process goes."""
+    from cluster.cli import lanes as commands
+
+    commands.close(lane, url, as_json)
+
+
 @lanes.command("add")
 def lanes_add(dry_run: bool = DryRun, url: str = Url, as_json: bool = AsJson) -> None:
     """One lane more: one that was emptied, or the next there is not yet."""

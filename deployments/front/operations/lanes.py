@@ -5,6 +5,7 @@ checked and not kept. What a move is and does is `actors/partition_mover.py`.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from fastapi import APIRouter, Depends, Form, Response
 
 from actors.lane_spread import even_moves
 from actors.partition_mover import half_moved
+from actors.spread_job import Spread
 from billing.errors import BillingError, Conflict, InvalidInput
 from deployments.front.operations.routes import STATUS_TIMEOUT_S
 from deployments.front.page import Front, Visit
@@ -29,6 +31,7 @@ SCOPE = "tenants:create"
 ERRORS = ("stopped_because", "clock_error", "checkpoint_error", "figures_error", "followers_error")
 SHOWN_PARTITIONS = 256
 MOVES_SHOWN = 100  # of one change in the trail
+FOLLOW_EVERY_S, FOLLOWED_S = 2, 3_600
 log = logging.getLogger("cloudbilling.http")
 Word = Annotated[str, Form(max_length=200)]
 
@@ -54,12 +57,20 @@ class State:
     plan: dict[str, Any] | None = None
     manifest: Manifest | None = None
     wrong: str = ""
+    spread: Spread | None = None  # that is under way
+    closed: tuple[int, ...] = ()
+
+    @property
+    def next_lane(self) -> int:
+        """The number of one that would be begun; those of closed lanes are not used again."""
+        return max([one.lane for one in self.lanes] + list(self.closed)) + 1
 
 
 def routes(front: Front) -> APIRouter:
     router = APIRouter(route_class=front.route_class(), include_in_schema=False)
     services = front.services
     visitor = Depends(front.signed_in)
+    followers: set[asyncio.Task[None]] = set()  # an event loop keeps no task by itself
 
     async def look(visit: Visit) -> State:
         try:
@@ -68,7 +79,9 @@ def routes(front: Front) -> APIRouter:
             manifest = await asyncio.to_thread(ManifestChain(services.store).newest)
         except (BillingError, TimeoutError) as error:
             return State(wrong=str(error) or visit.texts("operations.no_shard"))
-        return State(tuple(sorted(status.lanes, key=lambda one: one.lane)), status.unreachable, plan, manifest)
+        known = tuple(sorted(status.lanes, key=lambda one: one.lane))
+        spread = status.spread if status.spread is not None and not status.spread.done else None
+        return State(known, status.unreachable, plan, manifest, spread=spread, closed=status.closed)
 
     async def page(visit: Visit, status: int = 200, **view: Any) -> Response:
         state = await look(visit)
@@ -86,12 +99,15 @@ def routes(front: Front) -> APIRouter:
         return f"key {key.start}" if key is not None and key.tenant_id is None and SCOPE in key.scopes else None
 
     @router.get(PATH)
-    async def show(visit: Annotated[Visit, visitor], moved: int | None = None, stayed: int = 0) -> Response:
+    async def show(
+        visit: Annotated[Visit, visitor], moved: int | None = None, stayed: int = 0, left: int = 0
+    ) -> Response:
         visit.need("access:read")
         t, done = visit.texts, ""
         if moved is not None:
             done = t("lanes.done", n=moved, count=visit.formats.number(moved))
             done += " " + t("lanes.stayed", n=stayed, count=visit.formats.number(stayed)) if stayed > 0 else ""
+            done += " " + t("lanes.left", n=left, count=visit.formats.number(left)) if left > 0 else ""
         return await page(visit, done=done)
 
     @router.post(PATH)
@@ -121,12 +137,16 @@ def routes(front: Front) -> APIRouter:
             return await page(visit, 403, asked=asked, wrong=visit.texts("lanes.key_wrong"), key_wrong=True)
         # Before and after: what was begun is seen even if this process ends, or the answer does not come, in between.
         await asyncio.to_thread(_record, visit, "lanes change begun", _said(asked, operator))
+        left = 0
         try:
             if asked.action == "move":
                 [(number, _, target)] = asked.moves
                 moved = int(bool((await services.router.move(number, target)).get("moved", True)))
             else:
-                moved = await services.router.spread(list(asked.after))
+                spread = await services.router.spread(list(asked.after))
+                moved, left = spread.moved, 0
+                if not spread.done:  # what is left it knows once it has looked at all lanes
+                    left = len(asked.moves) - spread.moved - spread.stayed
         except Exception as error:
             why = (error.detail if isinstance(error, BillingError) else "") or type(error).__name__
             await asyncio.to_thread(_record, visit, "lanes change failed", {**_said(asked, operator), "why": why})
@@ -134,8 +154,28 @@ def routes(front: Front) -> APIRouter:
                 return await page(visit, error.status, asked=asked, wrong=error.detail)
             raise
         log.info("lanes changed by %s, %s: %s, %d moved", visit.user.actor, operator, asked.action, moved)
-        await asyncio.to_thread(_record, visit, "lanes changed", {**_said(asked, operator), "moved": moved})
-        return front.go(visit, f"{PATH}?moved={moved}&stayed={max(len(asked.moves) - moved, 0)}")
+        if left:
+            follower = asyncio.create_task(_follow(visit, asked, operator))
+            followers.add(follower)
+            follower.add_done_callback(followers.discard)
+        else:
+            await asyncio.to_thread(_record, visit, "lanes changed", {**_said(asked, operator), "moved": moved})
+        return front.go(visit, f"{PATH}?moved={moved}&stayed={max(len(asked.moves) - moved - left, 0)}&left={left}")
+
+    async def _follow(visit: Visit, asked: Asked, operator: str) -> None:
+        """Record how a change ended that goes on by itself. If this process ends before, it is recorded as begun."""
+        said = {**_said(asked, operator)}
+        for _ in range(FOLLOWED_S // FOLLOW_EVERY_S):
+            await asyncio.sleep(FOLLOW_EVERY_S)
+            with contextlib.suppress(BillingError, TimeoutError):  # the next look may find it
+                spread = (await services.router.status()).spread
+                if spread is None or spread.lanes != asked.after:
+                    return  # its supervisor began anew: what became of it stands in the lanes only
+                if spread.done:
+                    action = "lanes change failed" if spread.error else "lanes changed"
+                    ended: dict[str, Any] = {"why": spread.error} if spread.error else {}
+                    await asyncio.to_thread(_record, visit, action, {**said, "moved": spread.moved, **ended})
+                    return
 
     def _record(visit: Visit, action: str, said: dict[str, Any]) -> None:
         subject = str(said.pop("action"))
@@ -196,8 +236,8 @@ def _understood(asked: Asked, state: State, visit: Visit) -> Asked:
         numbers = [_number(word, LANES_MAX) for word in words]
         after = {number for number in numbers if number is not None}
         # One new lane at a time: each is a process that begins, and a slip of the keys would begin hundreds.
-        if not after or None in numbers or max(after) > max(held) + 1:
-            raise InvalidInput(t("lanes.list_wrong", most=max(held) + 1))
+        if not after or None in numbers or max(after) > state.next_lane or after.intersection(state.closed):
+            raise InvalidInput(t("lanes.list_wrong", most=state.next_lane))
     moves = tuple(even_moves(held, sorted(after)))
     if not moves:
         raise InvalidInput(t("lanes.nothing"))

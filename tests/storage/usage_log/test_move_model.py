@@ -1,10 +1,10 @@
 """A state-space search over moves of a partition: three lanes, zombies, late puts, crashes, movers that contradict.
 
 Breadth first over every interleaving of: events and their repeats, a release to any lane, an acquisition, a put that
-arrives now, later or never, a crash, a claim by a successor, a reader who makes a cut lane by lane. How lanes are
-claimed has a model of its own (`test_model.py`): here a claim is one step. Movers have no state (`partition_mover.py`
-may be called by anybody at any time), so two of them are any order of their calls. Each rule can be switched off, and
-the search must then find a broken invariant of docs/usage-log.md.
+arrives now, later or never, a crash, a claim by a successor, the end of a lane, a reader who makes a cut lane by lane.
+How lanes are claimed has a model of its own (`test_model.py`): here a claim is one step. Movers have no state
+(`partition_mover.py` may be called by anybody at any time), so two of them are any order of their calls. Each rule can
+be switched off, and the search must then find a broken invariant of docs/usage-log.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     """What lies under a number of a lane; of one partition."""
 
     writer: int  # the incarnation, never used twice
-    what: str  # epoch, event, released, acquired
+    what: str  # epoch, event, released, acquired, closed
     event: str = ""
     generation: int = 0
     lane: int = NOBODY  # released: to this lane; acquired: from this lane
@@ -60,6 +60,11 @@ class Rules:
     release_is_read: bool = True  # acquire only what the log says was let go, not what a mover says
     cut_is_closed: bool = True  # over moves
     lost_stops: bool = True
+    closed_is_not_claimed: bool = True
+    closes_empty: bool = True  # not while it has the partition
+    closes_arrived: bool = True  # not while what it has let go was acquired by nobody
+    takes_back: bool = True  # what was let go to a lane that has ended without acquiring it
+    target_must_have_ended: bool = True  # before it is taken back
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class World:
     moves_max: int = 2
     events: tuple[str, ...] = ("a",)
     reads: bool = False
+    closes: bool = False
 
 
 class View(NamedTuple):
@@ -121,7 +127,8 @@ def next_states(state: State, rules: Rules, world: World) -> Iterator[State]:
         yield state._replace(late=rest)  # lost for ever
     for lane in range(LANES):
         length = len(state.lanes[lane])
-        if state.claims < world.claims_max and length < world.numbers_max:  # nobody asks the one who has it
+        may_claim = not (rules.closed_is_not_claimed and has_ended(state.lanes, lane))
+        if may_claim and state.claims < world.claims_max and length < world.numbers_max:  # nobody asks who has it
             claimed = deliver(state, lane, length, Entry(100 + state.claims, "epoch"))
             fresh = Writer(100 + state.claims, length + 1)
             yield with_writers(claimed, lane, state.writers[lane] | {fresh})._replace(claims=state.claims + 1)
@@ -147,8 +154,8 @@ def steps_of(state: State, lane: int, writer: Writer, rules: Rules, world: World
         return
     if there == pending or not rules.lost_stops:  # the answer comes
         acknowledged = state.acknowledged | ({pending.event} if pending.event else set())
-        after = writer._replace(known=writer.known + 1, pending=None)
-        yield with_writers(state, lane, others | {after})._replace(acknowledged=acknowledged)
+        after = {writer._replace(known=writer.known + 1, pending=None)} if pending.what != "closed" else set()
+        yield with_writers(state, lane, others | after)._replace(acknowledged=acknowledged)
     else:
         yield gone  # lost: for good
 
@@ -161,6 +168,8 @@ def serve(state: State, lane: int, writer: Writer, rules: Rules, world: World) -
     def put(entry: Entry) -> State:
         return with_writers(state, lane, others | {writer._replace(pending=entry)})
 
+    if world.closes and may_end(state.lanes, lane, writer.known, mine, rules):
+        yield put(Entry(writer.incarnation, "closed"))
     if mine.owned:
         for event in world.events:
             if event in mine.seen:
@@ -170,9 +179,15 @@ def serve(state: State, lane: int, writer: Writer, rules: Rules, world: World) -
         if state.moves < world.moves_max:
             for target in range(LANES):
                 if target != lane:
-                    let_go = Entry(writer.incarnation, "released", generation=mine.generation + 1, lane=target)
-                    yield put(let_go)._replace(moves=state.moves + 1)
+                    released = Entry(writer.incarnation, "released", generation=mine.generation + 1, lane=target)
+                    yield put(released)._replace(moves=state.moves + 1)
         return
+    back = let_go(state.lanes, lane, writer.known)
+    if back is not None and rules.takes_back and came_to_nothing(state.lanes, back[0], rules):
+        generation, number = back[0].generation, back[1]
+        yield put(
+            Entry(writer.incarnation, "acquired", generation=generation, lane=lane, number=number, read_to=number)
+        )
     for source in range(LANES):
         if source == lane:
             continue
@@ -193,6 +208,38 @@ def serve(state: State, lane: int, writer: Writer, rules: Rules, world: World) -
                     read_to=min(read_to, number),
                 )
             )
+
+
+def has_ended(lanes: tuple[tuple[Entry, ...], ...], lane: int) -> bool:
+    return any(entry.what == "closed" for entry in lanes[lane])
+
+
+def let_go(lanes: tuple[tuple[Entry, ...], ...], lane: int, known: int) -> tuple[Entry, int] | None:
+    """The release with its number, if that is the last that a lane says of the partition."""
+    for number in range(known - 1, -1, -1):
+        entry = lanes[lane][number]
+        if entry.what in ("released", "acquired"):
+            return (entry, number) if entry.what == "released" else None
+    return None
+
+
+def was_acquired(lanes: tuple[tuple[Entry, ...], ...], release: Entry) -> bool:
+    return any(e.what == "acquired" and e.generation >= release.generation for lane in lanes for e in lane)
+
+
+def came_to_nothing(lanes: tuple[tuple[Entry, ...], ...], release: Entry, rules: Rules) -> bool:
+    """Whether nobody will ever acquire what was let go."""
+    if rules.target_must_have_ended and not has_ended(lanes, release.lane):
+        return False
+    return not any(e.what == "acquired" and e.generation == release.generation for e in lanes[release.lane])
+
+
+def may_end(lanes: tuple[tuple[Entry, ...], ...], lane: int, known: int, mine: View, rules: Rules) -> bool:
+    """Whether a lane's writer may end it, by what it knows, and what is true of other lanes for ever."""
+    if mine.owned:
+        return not rules.closes_empty
+    last = let_go(lanes, lane, known)
+    return last is None or not rules.closes_arrived or was_acquired(lanes, last[0])
 
 
 def acquirable(
@@ -250,17 +297,24 @@ def broken(state: State, rules: Rules) -> str | None:
                 owner = entry.writer
             elif entry.writer != owner:
                 return "I3: two writers in one epoch"
+        if any(entry.what == "closed" for entry in lane[:-1]):
+            return "I3: something lies behind the end of a lane"
     views = [view(lanes, lane, len(lanes[lane]), rules) for lane in range(LANES)]
     if sum(one.owned for one in views) > 1:
         return "I5: two lanes have the partition"
     for lane, one in enumerate(views):
         if one.owned and not set(events) <= one.seen:
             return f"I8: lane {lane} has the partition and does not know all of its events"
+    if any(one.owned and has_ended(lanes, lane) for lane, one in enumerate(views)):
+        return "I9: the partition lies in a lane that has ended"
     if not any(one.owned for one in views):
         newest = max((e for lane in lanes for e in lane if e.what == "released"), key=lambda e: e.generation)
         source = next(place for place, lane in enumerate(lanes) if newest in lane)
         mine = views[newest.lane].generation
-        if acquirable(lanes, source, newest.lane, mine, rules) is None:
+        if has_ended(lanes, newest.lane):
+            if not rules.takes_back or has_ended(lanes, source):
+                return "I9: the partition was let go to a lane that has ended, and nobody can take it back"
+        elif acquirable(lanes, source, newest.lane, mine, rules) is None:
             return "I9: nobody can ever take the partition again"
     return broken_cut(state, rules)
 
@@ -321,6 +375,8 @@ def search(rules: Rules, world: World) -> tuple[int, str | None]:
 WORLDS = {
     "zombies": World(numbers_max=4, claims_max=1, moves_max=2),
     "around": World(numbers_max=5, claims_max=0, moves_max=3),
+    "ends": World(numbers_max=4, claims_max=1, moves_max=1, closes=True),
+    "ends around": World(numbers_max=5, claims_max=0, moves_max=2, closes=True),
     "cuts": World(numbers_max=4, claims_max=0, moves_max=1, events=("a", "b"), reads=True),
 }
 
@@ -343,6 +399,11 @@ def test_no_interleaving_of_moves_breaks_an_invariant(name: str) -> None:
         (Rules(release_is_read=False), "zombies", "I5"),
         (Rules(lost_stops=False), "zombies", "I1"),
         (Rules(cut_is_closed=False), "cuts", "I10"),
+        (Rules(closed_is_not_claimed=False), "ends", "I3"),
+        (Rules(closes_empty=False), "ends", "I9"),
+        (Rules(closes_arrived=False), "ends", "I9"),
+        (Rules(takes_back=False), "ends", "I9"),
+        (Rules(target_must_have_ended=False), "ends", "I5"),
     ],
     ids=str,
 )
