@@ -41,6 +41,6 @@ def test_a_customer_page_shows_the_wallet_as_the_lane_knows_it(platform: Platfor
     shown = text_of(page)
     assert "Balance 37.50 EUR Reserved 20.00 EUR Free 17.50 EUR Spent 12.50 EUR pays the next invoices" in shown
     assert re.search(r"Promotional .{5,20} expired 5\.00 EUR 5\.00 EUR", shown)
-    assert re.search(r"Purchased \S+ \S+ \S+ – 50\.00 EUR 37\.50 EUR", shown)
+    assert re.search(r"Purchased \S+ \S+ \S+ 50\.00 EUR 37\.50 EUR", shown)
     assert re.search(r"<b>1 .{5,40} open 20\.00 EUR 0\.00 EUR", shown)
     assert re.search(r"<b>0 .{5,40} spent 20\.00 EUR 12\.50 EUR", shown)
