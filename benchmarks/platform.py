@@ -26,6 +26,7 @@ from cluster.client import Client
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S, STOP_S = 240.0, 60.0
+SETTLE_S = 10.0  # after it is ready: a warm spare starts, and takes a core for some seconds
 STEPS = (
     {"at": "2026-01-01", "tax_code": {"code": "standard", "percents": [{"from": "2021-01-01", "percent": "19"}]}},
     *(
@@ -97,6 +98,8 @@ def platform(size: str, customers: int) -> Iterator[Measured]:
             wait_until_ready(url, process, Path(folder) / "up.log")
             platform_key = Path(folder, "data", "admin.key").read_text().strip()
             kind = "one process" if size == "small" else "cloudbilling up"
+            if size != "small":
+                time.sleep(SETTLE_S)
             status = Path(folder, "data", "status.json")
             direct = json.loads(status.read_text()).get("direct_url") or "" if status.exists() else ""
             yield Measured(url, _tenant(url, platform_key, customers), process.pid, kind, direct, platform_key)
