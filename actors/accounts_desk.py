@@ -32,7 +32,9 @@ TOGETHER_MAX = 2_000  # entries of one call
 WAITING_MAX = 10_000  # requests
 PAUSE_S_FIRST, PAUSE_S_MAX = 0.01, 0.2  # while partitions move
 T = TypeVar("T")
-_ERRORS: dict[str, type[BillingError]] = {error.code: error for error in (Conflict, InvalidInput, NotFound)}
+_ERRORS: dict[str, type[BillingError]] = {
+    error.code: error for error in (Conflict, InvalidInput, NotFound, Overloaded, Unavailable)
+}
 
 
 @dataclass(frozen=True)

@@ -167,3 +167,12 @@ def test_a_lone_request_finds_the_lane_that_its_partition_has_moved_to(here: Pla
     assert isinstance(answer, dict)
     assert answer["granted"] == "1.00"
     assert router.calls == [1]
+
+
+@pytest.mark.parametrize("kind", [Conflict, Overloaded, Unavailable])
+def test_what_an_entry_ran_into_is_the_same_error_for_its_caller(kind: type[Any]) -> None:
+    """A budget whose past is still being read is "try again" (503): it came out as a bug of the platform (500)."""
+    error = Problem(kind.code, "the past is being read; try again", (("/amount", "why"),)).error("/0")
+    assert type(error) is kind
+    assert error.retryable is (kind is not Conflict)
+    assert [(one.pointer, one.detail) for one in error.errors] == [("/0/amount", "why")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,10 @@ def start_writer(directory: Path, first: int, last: int, step: str = "", count: 
 
 
 def acknowledged_in(output: str) -> list[int]:
-    return [int(line.split()[1]) for line in output.splitlines() if line.startswith("acknowledged")]
+    """Whole lines only: a kill may leave the last one torn."""
+    return [
+        int(line.split()[1]) for line in output.splitlines(keepends=True) if re.fullmatch(r"acknowledged \d+\n", line)
+    ]
 
 
 def ids_of(batch: int) -> set[str]:
