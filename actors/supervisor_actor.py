@@ -43,7 +43,7 @@ from storage.usage_log.housekeeping import MERGES_MAX, Housekeeping
 from storage.usage_log.lane import count_lanes, is_closed
 from storage.usage_log.merging import merge_some
 from storage.usage_log.reader import UsageLogReader
-from storage.usage_log.sealing import TAIL_NUMBERS_MAX, seal, tail_is_long
+from storage.usage_log.sealing import TAIL_NUMBERS_MAX, TailState, seal, state_of_tail
 
 SUPERVISOR_NAME = "usage-supervisor"
 BEAT_S = 0.5  # between two looks; one that dies is heard of at once
@@ -52,7 +52,6 @@ SPARES_AFTER_S = 2.0  # of all lanes serving: starting a process takes what a la
 MOVES_EVERY_S = 0.5
 STATUS_TIMEOUT_S = 2.0  # of the supervisor's own answer
 SEAL_S_MAX = 600.0
-HURRY = 16  # times the length at which a tail is sealed: then sealing no longer stands back
 SPREAD_ANSWER_S = 5.0  # then whoever asked hears how far it is
 SPREAD_S_MAX = 600.0  # of one that the load asks for; it goes on, and the next look joins it
 LANES_ADDED_MAX = 64  # at once
@@ -285,10 +284,10 @@ class SupervisorActor:
         keeping = Housekeeping(store, lambda: ray.get(_merge.remote(settings.address), timeout=SEAL_S_MAX))
 
         def round() -> None:
-            if tail_is_long(store, numbers=settings.tail_numbers * HURRY):
-                ray.get(_seal_in_a_hurry.remote(settings.address), timeout=SEAL_S_MAX)
-            elif tail_is_long(store, numbers=settings.tail_numbers):
-                ray.get(_seal.remote(settings.address), timeout=SEAL_S_MAX)
+            tail = state_of_tail(store, numbers=settings.tail_numbers)
+            if tail is not TailState.SHORT:
+                sealing = _seal if tail is TailState.LONG else _seal_in_a_hurry
+                ray.get(sealing.remote(settings.address), timeout=SEAL_S_MAX)
             keeping.round()
 
         return round
@@ -303,7 +302,10 @@ def _step_back() -> None:
 
     By niceness it would still have a third of a core that others want, and they would wait for its turn to end.
     """
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:  # not on Linux
+        os.nice(19)
 
 
 @ray.remote(num_cpus=0, max_retries=0, runtime_env=_STEPS_BACK)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.usage import EVENT_SCHEMA, INSTANT
 from pipelines.bill_run import BillRunDriver
 from pipelines.verify_invoices import verify_run

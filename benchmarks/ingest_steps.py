@@ -22,7 +22,7 @@ import polars as pl
 import structlog
 
 from actors.batches import NO_REASON, Answer, Block, decode_answer, decode_batch, encode_answer, encode_batch
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from benchmarks.ingest import bodies
 from benchmarks.platform import STEPS
 from benchmarks.runner import Say

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import uvicorn
 
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from cluster.settings import Settings
 from deployments.access import PLATFORM_SCOPES
 from deployments.app import build_app

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         1,
         ge=0,
         le=16,
-        description="Processes that wait, warm, for the lane of a shard that dies, on each node with shards; 170 MB"
+        description="Processes that wait, warm, for the lane of a shard that dies, on each node with shards; 230 MB"
         " each. 0: none, a new one is started when it is needed.",
     )
     lanes_min: int = Field(1, ge=1, le=256, description="With scaling by load: lanes that have partitions at least.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from functools import cache
 from typing import Any, assert_never
@@ -269,41 +270,51 @@ def _usage(document: Accompanying, speech: Speech) -> _Page:
 
 
 def _statement(document: Accompanying, statement: Statement, speech: Speech) -> _Page:
-    texts, head, currency = speech.texts, speech.texts["head"], document.currency or ""
+    texts, currency = speech.texts, document.currency or ""
     page = _start(document, speech)
     page.empty = texts["no_entries"]
-    balance = statement.opening
-    rows: list[list[str]] = []
-    for entry in statement.entries:
-        balance = exact_sum([balance, entry.amount])
-        rows.append(
-            [
-                speech.date(entry.booked_on),
-                breakable(_entry_words(entry, texts)),
-                speech.date(entry.due_on) if entry.due_on else "",
-                speech.money(entry.amount, currency),
-                speech.money(balance, currency),
-            ]
-        )
-    if rows:
-        columns = [
-            _Column("booked_on", head["booked_on"], width=23), _Column("document", head["document"]),
-            _Column("due_on", head["due_on"], width=23), _Column("amount", f"{head['amount']} {currency}", True, 30),
-            _Column("balance", f"{head['balance']} {currency}", True, 30),
-        ]  # fmt: skip
-        page.tables.append(_table("", columns, rows))
+    rows = [(entry, _entry_words(entry, texts), entry.due_on) for entry in statement.entries]
+    _running(page, document, statement.opening, rows, "due_on", texts["statement_sums"], speech)
     period = document.period or Period()
-    opening = texts["opening"].format(day=speech.date(period.start) if period.start else "")
-    page.totals.append([opening, speech.money(statement.opening, currency)])
-    for kind, name in texts["statement_sums"].items():
-        amounts = [entry.amount for entry in statement.entries if entry.kind == kind]
-        if amounts:
-            page.totals.append([name, speech.money(exact_sum(amounts), currency)])
     closing = closing_of(statement)
     label = texts["in_favour_of_you" if closing < 0 else "closing"]
     day = speech.date(period.end) if period.end else ""
     page.due = [label.format(day=day), f"{speech.money(closing, currency)} {currency}"]
     return page
+
+
+def _running(
+    page: _Page,
+    document: Accompanying,
+    opening: Decimal,
+    rows: Sequence[tuple[StatementEntry | CreditEntry, str, date | None]],
+    day_column: str,
+    sums: dict[str, str],
+    speech: Speech,
+) -> None:
+    """Entries with the balance after each, then the balance before them and their sums by kind."""
+    texts, head, currency = speech.texts, speech.texts["head"], document.currency or ""
+    balance = opening
+    cells: list[list[str]] = []
+    for entry, words, day in rows:
+        balance = exact_sum([balance, entry.amount])
+        amounts = [speech.money(entry.amount, currency), speech.money(balance, currency)]
+        cells.append([speech.date(entry.booked_on), breakable(words), speech.date(day) if day else "", *amounts])
+    if cells:
+        columns = [
+            _Column("booked_on", head["booked_on"], width=23), _Column("document", head["document"]),
+            _Column(day_column, head[day_column], width=23),
+            _Column("amount", f"{head['amount']} {currency}", True, 30),
+            _Column("balance", f"{head['balance']} {currency}", True, 30),
+        ]  # fmt: skip
+        page.tables.append(_table("", columns, cells))
+    start = document.period.start if document.period else None
+    before = texts["opening"].format(day=speech.date(start) if start else "")
+    page.totals.append([before, speech.money(opening, currency)])
+    for kind, name in sums.items():
+        of_kind = [entry.amount for entry, _, _ in rows if entry.kind == kind]
+        if of_kind:
+            page.totals.append([name, speech.money(exact_sum(of_kind), currency)])
 
 
 def _entry_words(entry: StatementEntry, texts: dict[str, Any]) -> str:
@@ -415,36 +426,11 @@ def _credits(document: Accompanying, speech: Speech) -> _Page:
 
 def _credit_account(page: _Page, document: Accompanying, credit: CreditAccount, speech: Speech) -> None:
     """The credit that is held, entry by entry; what was credited by lines stands before it."""
-    texts, head, currency = speech.texts, speech.texts["head"], document.currency or ""
+    texts, currency = speech.texts, document.currency or ""
     page.title, page.intro = texts["credit_title"], texts["credit_intro"]
-    balance = credit.opening
-    rows: list[list[str]] = []
-    for entry in credit.entries:
-        balance = exact_sum([balance, entry.amount])
-        rows.append(
-            [
-                speech.date(entry.booked_on),
-                breakable(_credit_words(entry, texts)),
-                speech.date(entry.expires_on) if entry.expires_on else "",
-                speech.money(entry.amount, currency),
-                speech.money(balance, currency),
-            ]
-        )
-    if rows:
-        columns = [
-            _Column("booked_on", head["booked_on"], width=23), _Column("document", head["document"]),
-            _Column("expires_on", head["expires_on"], width=23),
-            _Column("amount", f"{head['amount']} {currency}", True, 30),
-            _Column("balance", f"{head['balance']} {currency}", True, 30),
-        ]  # fmt: skip
-        page.tables.append(_table("", columns, rows))
+    rows = [(entry, _credit_words(entry, texts), entry.expires_on) for entry in credit.entries]
+    _running(page, document, credit.opening, rows, "expires_on", texts["credit_sums"], speech)
     period = document.period or Period()
-    opening = texts["opening"].format(day=speech.date(period.start) if period.start else "")
-    page.totals.append([opening, speech.money(credit.opening, currency)])
-    for kind, name in texts["credit_sums"].items():
-        amounts = [entry.amount for entry in credit.entries if entry.kind == kind]
-        if amounts:
-            page.totals.append([name, speech.money(exact_sum(amounts), currency)])
     label = texts["credit_closing"].format(day=speech.date(period.end) if period.end else "")
     page.due = [label, f"{speech.money(closing_of(credit), currency)} {currency}"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from enum import Enum
 
 import polars as pl
 
@@ -18,6 +19,7 @@ from storage.usage_log.reader import Cut, UsageLogReader
 from storage.usage_log.sealed_files import known_reads, write_sealed
 
 ROWS_MAX = 2_000_000  # of one seal: bounds its memory at about 0.6 GB
+HURRY = 16  # times the length at which a tail is sealed
 TAIL_NUMBERS_MAX = 256  # segments that a reader opens at most, beside those of the last minute
 
 
@@ -50,11 +52,20 @@ def seal(store: ObjectStore, up_to: Cut, *, rows_max: int = ROWS_MAX) -> Manifes
     return manifest
 
 
-def tail_is_long(store: ObjectStore, *, numbers: int = TAIL_NUMBERS_MAX) -> bool:
-    """Whether readers have to open many segments: what they pay for is the objects, hardly the rows in them."""
+class TailState(Enum):
+    SHORT = "short"
+    LONG = "long"  # it is to be sealed
+    TOO_LONG = "too long"  # sealing may stand back behind nothing any more
+
+
+def state_of_tail(store: ObjectStore, *, numbers: int = TAIL_NUMBERS_MAX) -> TailState:
+    """How many segments readers have to open: what they pay for is the objects, hardly the rows in them."""
     manifest = ManifestChain(store).newest()
     end = UsageLogReader(store).now()
-    return sum(max(0, number - manifest.sealed_to(lane)) for lane, number in end.positions.items()) >= numbers
+    open_ = sum(max(0, number - manifest.sealed_to(lane)) for lane, number in end.positions.items())
+    if open_ < numbers:
+        return TailState.SHORT
+    return TailState.LONG if open_ < numbers * HURRY else TailState.TOO_LONG
 
 
 def tail_rows(store: ObjectStore, cut: Cut) -> int:

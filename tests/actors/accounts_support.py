@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.accounts_desk import AccountsDesk
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.errors import NotFound, Unavailable
 from billing.master import MasterData
 from storage.object_store import LocalObjectStore, ObjectStore

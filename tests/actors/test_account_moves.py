@@ -13,8 +13,8 @@ import pytest
 
 from actors.accounts_desk import AccountsDesk, Problem, RunDesk
 from actors.decisions import decode_decided
+from actors.local_router import LocalLaneCalls, LocalUsageRouter
 from actors.partition_mover import finish, move_partition
-from actors.router import LocalUsageRouter, _Calls
 from billing.run_credit import Ask, Move, RunHold
 from storage.object_store import LocalObjectStore
 from storage.usage_log.partitions import partition_of
@@ -45,7 +45,7 @@ def home(here: Place, code: str) -> tuple[int, int]:
 def move(here: Place, code: str) -> None:
     partition, lane = home(here, code)
     generation = router_of(here).shards[lane].status().generation_of(partition)
-    move_partition(_Calls(router_of(here).shards), partition, lane, 1 - lane, generation)
+    move_partition(LocalLaneCalls(router_of(here).shards), partition, lane, 1 - lane, generation)
 
 
 def in_different_lanes(here: Place) -> tuple[str, str]:
@@ -80,7 +80,7 @@ def test_who_dies_at_any_step_of_a_move_leaves_every_verdict_as_it_was(here: Pla
     held = RunDesk(router_of(here)).run_hold(TENANT, RunHold("run", asks, START, 99))
     before = seen(desk, "acme")
     partition, lane = home(here, "acme")
-    calls = _Calls(router_of(here).shards)
+    calls = LocalLaneCalls(router_of(here).shards)
     if step != "before":
         calls.prepare_move(1 - lane, partition, lane, 0)
     if step in ("released", "acquired"):
@@ -91,7 +91,7 @@ def test_who_dies_at_any_step_of_a_move_leaves_every_verdict_as_it_was(here: Pla
 
     desk = here.open()
     shards = router_of(here).shards
-    assert finish(_Calls(shards), [shard.status() for shard in shards.values()]) == []
+    assert finish(LocalLaneCalls(shards), [shard.status() for shard in shards.values()]) == []
     assert home(here, "acme")[1] == (1 - lane if step in ("released", "acquired") else lane)
     assert seen(desk, "acme") == before
     assert [form["granted"] for form in asyncio.run(desk.reserve(TENANT, forms))] == ["3.00"] * 5
@@ -144,7 +144,7 @@ def test_who_is_on_his_way_to_a_lane_that_never_saw_a_move_waits_with_those_he_i
     desk = here.open()
     stay, go = in_different_lanes(here)
     partition, lane = home(here, go)
-    calls = _Calls(router_of(here).shards)
+    calls = LocalLaneCalls(router_of(here).shards)
     calls.release(lane, partition, 1 - lane)
 
     def later() -> None:
@@ -181,7 +181,7 @@ def test_a_reservation_that_is_on_its_way_is_waited_for_and_not_denied(here: Pla
     desk = here.open()
     one(desk.reserve(TENANT, [{"customer": "acme", "id": "r1", "amount": "2.00"}]))
     partition, lane = home(here, "acme")
-    calls = _Calls(router_of(here).shards)
+    calls = LocalLaneCalls(router_of(here).shards)
     assert decode_decided(calls.release(lane, partition, 1 - lane)).error is None
 
     def later() -> None:
@@ -213,7 +213,7 @@ def test_what_was_decided_before_is_read_before_the_partition_stands_still(here:
             one(desk.reserve(TENANT, [{"customer": "acme", "id": f"r{turn}-{number}", "amount": "0.10"}]))
         partition, lane = home(here, "acme")
         shards = router_of(here).shards
-        calls = _Calls(shards)
+        calls = LocalLaneCalls(shards)
         calls.prepare_move(1 - lane, partition, lane, shards[lane].status().generation_of(partition))
         reads.clear()
         calls.release(lane, partition, 1 - lane)

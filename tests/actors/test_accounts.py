@@ -16,9 +16,9 @@ import pytest
 
 from actors.accounts import Accounts
 from actors.accounts_desk import AccountsDesk, Problem, RunDesk
+from actors.local_router import LocalLaneCalls
 from actors.partition_mover import finish, half_moved, move_partition
 from actors.rating_shard import ShardSettings
-from actors.router import _Calls
 from billing.errors import BillingError, Conflict, Unavailable
 from billing.run_credit import Ask, Move, RunCredit, RunHold
 from billing.usage import Verdict
@@ -302,7 +302,7 @@ class _World:
         self.desk = self._open()
 
     def _open(self) -> AccountsDesk:
-        from actors.router import LocalUsageRouter
+        from actors.local_router import LocalUsageRouter
 
         router = LocalUsageRouter.open(
             self.here.store,
@@ -333,7 +333,7 @@ class _World:
             router = self.here.router
             assert router is not None
             partition = partition_of(router._genesis.seed, TENANT, self.chance.choice(CODES))
-            calls = _Calls(router.shards)
+            calls = LocalLaneCalls(router.shards)
             try:
                 (owner,) = [one.lane for one in router.shards.values() if partition in one.status().owned]
                 if self.chance.random() < 0.3:
@@ -354,7 +354,7 @@ class _World:
             statuses = [shard.status() for shard in router.shards.values()]
             if not half_moved(statuses):
                 return
-            await asyncio.to_thread(finish, _Calls(router.shards), statuses)
+            await asyncio.to_thread(finish, LocalLaneCalls(router.shards), statuses)
         raise AssertionError("a move was never finished")
 
     async def calls_reached(self, number: int) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from actors.amendment_desk import AmendmentDesk, EventNow, Outcome
 from actors.amendments import AMEND_PARTS
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import ShardSettings
-from actors.router import LocalUsageRouter
 from billing.amendments import Amendment, EventState
 from billing.errors import Conflict, Unavailable
 from billing.master import MasterData

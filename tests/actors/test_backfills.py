@@ -14,8 +14,8 @@ import pytest
 
 from actors import backfills
 from actors.backfill_desk import BackfillDesk
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import ShardSettings
-from actors.router import LocalUsageRouter
 from billing.errors import Conflict, NotFound, Unavailable
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import LocalObjectStore

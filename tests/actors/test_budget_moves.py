@@ -18,9 +18,9 @@ import pytest
 from actors.budget_desk import BudgetDesk
 from actors.budget_watch import ALERTS, LOOK, BudgetWatch
 from actors.foreign_carrier import ForeignCarrier
+from actors.local_router import LocalLaneCalls, LocalUsageRouter
 from actors.partition_mover import finish, move_partition
 from actors.rating_shard import ShardSettings
-from actors.router import LocalUsageRouter, _Calls
 from actors.shard_followers import shard_followers
 from billing.errors import Conflict, InvalidInput
 from storage.object_store import LocalObjectStore
@@ -83,7 +83,7 @@ class World:
         partition, lane = self.home(key)
         if lane != to_lane:
             generation = self.router.shards[lane].status().generation_of(partition)
-            move_partition(_Calls(self.router.shards), partition, lane, to_lane, generation)
+            move_partition(LocalLaneCalls(self.router.shards), partition, lane, to_lane, generation)
 
     async def settle(self) -> None:
         """Until every key is told: once a second at most."""
@@ -289,7 +289,7 @@ def test_who_dies_at_any_step_of_a_move_leaves_budgets_that_alert_once(tmp_path:
         (first,) = await alerts(world.router)
         partition, lane = world.home("acme")
         target = (lane + 1) % LANES
-        calls = _Calls(world.router.shards)
+        calls = LocalLaneCalls(world.router.shards)
         if step != "before":
             calls.prepare_move(target, partition, lane, 0)
         if step in ("released", "acquired"):
@@ -298,7 +298,7 @@ def test_who_dies_at_any_step_of_a_move_leaves_budgets_that_alert_once(tmp_path:
             calls.acquire(target, partition, lane)
         world.open()  # the old shards are overtaken without a word
         shards = world.router.shards
-        assert finish(_Calls(shards), [shard.status() for shard in shards.values()]) == []
+        assert finish(LocalLaneCalls(shards), [shard.status() for shard in shards.values()]) == []
         assert world.home("acme")[1] == (target if step in ("released", "acquired") else lane)
         await look(world.router)
         assert world.spent() == before

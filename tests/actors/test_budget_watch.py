@@ -21,7 +21,7 @@ import pytest
 from actors.amendment_desk import AmendmentDesk
 from actors.budget_watch import ALERTS, LOOK, READ, BudgetWatch
 from actors.lane_past import LanePast, NotRead
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.amendments import Amendment
 from billing.errors import BillingError, InvalidInput, NotFound
 from billing.master import MasterData

@@ -17,8 +17,8 @@ import pytest
 
 from actors.decisions import ANY_PARTITION, DecisionAnswer, DecisionRequest, decode_decided, encode_request
 from actors.followers import NO_ROWS, Decided, LogMoment, LogRow, log_rows
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import RatingShard, ShardSettings
-from actors.router import LocalUsageRouter
 from actors.tenant_clocks import SET_CLOCK
 from billing.errors import Conflict, InvalidInput, NotFound, Unavailable
 from billing.usage import Verdict

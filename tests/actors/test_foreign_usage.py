@@ -18,7 +18,7 @@ from actors.accounts_desk import AccountsDesk
 from actors.budget_watch import BudgetWatch
 from actors.foreign_carrier import ForeignCarrier
 from actors.foreign_usage import FOREIGN
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from actors.shard_followers import shard_followers
 from billing.due import Use
 from billing.live_state import rate_live

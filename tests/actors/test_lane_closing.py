@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from actors.backfill_desk import BackfillDesk
+from actors.local_router import LocalUsageRouter
 from actors.partition_mover import close_lane, finish, half_moved, move_partition
 from actors.rating_shard import RatingShard
-from actors.router import LocalUsageRouter
 from actors.tenant_clocks import SET_CLOCK
 from billing.errors import Conflict, Unavailable
 from billing.usage import Verdict

@@ -21,8 +21,8 @@ from actors.backfill_desk import BackfillDesk
 from actors.budget_watch import LOOK, READ
 from actors.decisions import ANY_PARTITION, decode_decided
 from actors.followers import NO_ROWS, Decided, LogMoment
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import RatingShard, ShardSettings
-from actors.router import LocalUsageRouter
 from billing.errors import Conflict, Unavailable
 from billing.usage import Verdict
 from storage.object_store import LocalObjectStore

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from actors import lane_traces
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from storage.object_store import LocalObjectStore
 from tests.usage_log_support import TENANT, make_events
 

@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 
 from actors import live_figures
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import ShardSettings
-from actors.router import LocalUsageRouter
 from billing.errors import NotFound, Unavailable
 from billing.live_state import rate_live
 from billing.master import MasterData

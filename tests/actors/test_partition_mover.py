@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.local_router import LocalUsageRouter
 from actors.partition_mover import finish, half_moved, move_partition, owner_among, spreading
 from actors.rating_shard import ShardStatus
-from actors.router import LocalUsageRouter
 from billing.errors import Unavailable
 from billing.usage import Verdict
 from storage.object_store import LocalObjectStore

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import RatingShard
-from actors.router import LocalUsageRouter
 from billing.errors import Overloaded, Unavailable
 from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import LocalObjectStore, StoreRefused

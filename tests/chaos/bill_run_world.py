@@ -21,7 +21,7 @@ import polars as pl
 
 import pipelines.bill_run as bill_run
 import pipelines.run_reversal as run_reversal
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.usage import EVENT_SCHEMA
 from pipelines.bill_run import BillRunDriver
 from storage.archive import Archive

@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import ShardSettings
-from actors.router import LocalUsageRouter
 from deployments.access import PLATFORM_SCOPES
 from deployments.app import build_app
 from deployments.services import Limits, Services

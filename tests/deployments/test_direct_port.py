@@ -6,6 +6,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from billing.errors import Unavailable
 from cluster.ray_head import free_port
 from deployments.direct_port import Bounded, DirectPort
 
@@ -126,6 +128,21 @@ def test_a_server_that_ended_by_itself_is_seen() -> None:
         assert seen == [False]
 
     asyncio.run(main())
+
+
+def test_a_replica_whose_server_has_ended_is_not_healthy() -> None:
+    from deployments.serve_app import application
+    from deployments.wiring import PlatformAddress
+    from storage.object_store import StoreAddress
+
+    address = PlatformAddress("dsn", StoreAddress("/nowhere"), "namespace", "1", direct_port=4711)
+    made: Any = application(address)
+    replica = object.__new__(made._bound_deployment.func_or_class)
+    replica._direct = None
+    replica.check_health()  # no such port: nothing to look at
+    replica._direct = DirectPort(4711)
+    with pytest.raises(Unavailable, match="4711"):
+        replica.check_health()
 
 
 def test_more_requests_at_once_than_it_takes_are_told_to_come_back() -> None:

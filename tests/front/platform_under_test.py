@@ -20,7 +20,7 @@ import polars as pl
 import uvicorn
 
 from actors.accounts_desk import RunDesk
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.usage import EVENT_SCHEMA
 from deployments.access import PLATFORM_SCOPES
 from deployments.app import build_app

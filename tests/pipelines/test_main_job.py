@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import yaml
 
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.errors import Conflict, InvalidInput
 from billing.usage import EVENT_SCHEMA, Verdict
 from pipelines.bill_run import BillRunDriver

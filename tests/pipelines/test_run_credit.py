@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from actors.accounts_desk import AccountsDesk, RunDesk
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.errors import InvalidInput, Unavailable
 from billing.run_credit import Ask, Move, RunCredit, RunHold
 from billing.usage import EVENT_SCHEMA, Verdict

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.bill_columns import bill_plain, plain
 from billing.master import MasterData
 from billing.usage import EVENT_SCHEMA

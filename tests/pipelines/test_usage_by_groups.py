@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import pipelines.usage_slices as usage_slices
-from actors.router import LocalUsageRouter
+from actors.local_router import LocalUsageRouter
 from billing.bill_columns import bill_plain, plain
 from billing.usage import EVENT_SCHEMA
 from pipelines.run_usage import ChunkUsage, Facts, read_usage

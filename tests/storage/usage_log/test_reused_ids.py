@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from actors.amendment_desk import AmendmentDesk
+from actors.local_router import LocalUsageRouter
 from actors.rating_shard import RatingShard
-from actors.router import LocalUsageRouter
 from storage.object_store import LocalObjectStore
 from storage.usage_log import reused_ids
 from storage.usage_log.genesis import open_log

@@ -13,7 +13,7 @@ from storage.object_store import LocalObjectStore
 from storage.usage_log.genesis import open_log
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
 from storage.usage_log.reader import NOTHING, SCAN_SCHEMA, Cut, UsageLogReader
-from storage.usage_log.sealing import seal, tail_is_long, tail_rows
+from storage.usage_log.sealing import HURRY, TailState, seal, state_of_tail, tail_rows
 from tests.usage_log_support import OTHER_TENANT, TENANT, make_events, send
 
 
@@ -108,10 +108,12 @@ def test_a_shard_recovers_from_a_log_that_is_sealed(store: LocalObjectStore) -> 
 def test_a_tail_is_long_by_its_numbers_and_short_once_it_is_sealed(store: LocalObjectStore) -> None:
     end = fill(store, 0, 300)
     numbers = sum(end.positions.values()) + len(end.positions)  # each lane begins with number 0
-    assert not tail_is_long(store, numbers=numbers + 1)
-    assert tail_is_long(store, numbers=numbers)
+    assert state_of_tail(store, numbers=numbers + 1) is TailState.SHORT
+    assert state_of_tail(store, numbers=numbers) is TailState.LONG
+    assert state_of_tail(store, numbers=numbers // HURRY + 1) is TailState.LONG
+    assert state_of_tail(store, numbers=numbers // HURRY) is TailState.TOO_LONG, "sealing stands back no more"
     seal(store, end)
-    assert not tail_is_long(store, numbers=1)
+    assert state_of_tail(store, numbers=1) is TailState.SHORT
 
 
 READS = {TENANT: Reads({"storage": frozenset({"gb"})}, {"storage": frozenset({"region"})})}
