@@ -32,6 +32,8 @@ from actors.shard_processes import (
     RayShardProcesses,
     find_shard,
 )
+from actors.silence import EVERY_S as WATCH_EVERY_S
+from actors.silence import SUPERVISOR_NAME, UPKEEP_NAME, watch
 from actors.spares import ShardPlacement
 from actors.spread_job import Spread, SpreadJob, Tell
 from actors.supervisor import Health, ShardSupervisor, SupervisorStatus, shards_default
@@ -45,7 +47,6 @@ from storage.usage_log.merging import merge_some
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import TAIL_NUMBERS_MAX, TailState, seal, state_of_tail
 
-SUPERVISOR_NAME = "usage-supervisor"
 BEAT_S = 0.5  # between two looks; one that dies is heard of at once
 SPARES_EVERY_S = 1.0
 SPARES_AFTER_S = 2.0  # of all lanes serving: starting a process takes what a lane that comes back needs
@@ -76,7 +77,7 @@ class UsageLogSettings:
     scaling: ScalingBounds = ScalingBounds()  # noqa: RUF009 - frozen
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=8)
+@ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=8, concurrency_groups={"watched": 1})
 class SupervisorActor:
     """One loop in a thread; the calls only read what it saw last."""
 
@@ -106,10 +107,16 @@ class SupervisorActor:
             self._keep("usage-spares", self._keep_spares, SPARES_EVERY_S),
             self._keep("usage-scaling", self._scale, SCALE_EVERY_S),
             self._keep("usage-maintenance", self._maintenance(settings), settings.seal_every_s),
+            self._keep("upkeep-watch", watch(UPKEEP_NAME, settings.namespace).round, WATCH_EVERY_S),
         ]
         if isinstance(store, LocalObjectStore):  # drafts that crashes left behind; a walk, so beside the loop
             sweep = threading.Thread(target=store.sweep_drafts, args=(time.time(),), name="sweep-drafts", daemon=True)
             sweep.start()
+
+    @ray.method(concurrency_group="watched")
+    def is_there(self) -> bool:
+        """Whether this process answers, for who watches it (actors/silence.py); not behind moves that take long."""
+        return True
 
     def status(self) -> SupervisorStatus:
         return replace(self._supervisor.status(), spread=self._spread.now())

@@ -32,7 +32,6 @@ LOG = logging.getLogger("cloudbilling.up")
 READY_S = 120.0
 WATCH_S = 1.0
 NOTE_EVERY = 5  # looks between notes of what runs
-DUE_EVERY = 60  # looks between looks for bill runs that are due
 SIGN_IN = "demo@cloudbilling.example"
 
 Say = Callable[[str], None]
@@ -54,12 +53,13 @@ class Platform:
         self._status: dict[str, Any] = {"state": "starting", "ready": False, "demo": "none", "url": settings.url}
         self._head: RayHead | None = None
         self._raylet: psutil.Process | None = None
-        self._address: Any = None
 
     # -- Start ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """All up to the first answer. Errors: Conflict if the port is taken, Unavailable if a part stays away."""
+        from deployments.upkeep_actor import start_upkeep
+
         self._write()
         if self._instance.end_leftovers():
             self._say("ended what an earlier platform on this folder had left behind")
@@ -70,8 +70,7 @@ class Platform:
         address = self._start_ray(dsn)
         self._start_shards_and_http(address)
         self._wait_until_ready()
-        self._address = address
-        self._resume(address)
+        start_upkeep(address)
         self._step("platform answers")
         self._set(state="serving", ready=True)
 
@@ -177,17 +176,6 @@ class Platform:
                 time.sleep(0.2)
         raise Unavailable(f"the platform does not become ready: {last}; logs are in {self._logs()}")
 
-    def _resume(self, address: Any) -> None:
-        from deployments.alert_actor import start_alerts
-        from deployments.bill_run_actor import resume_unfinished
-        from deployments.simulation_actor import resume_simulations
-
-        start_alerts(address)
-        for run_id in resume_unfinished(address):
-            self._say(f"going on with bill run {run_id}")
-        for simulation_id in resume_simulations(address):
-            self._say(f"going on with simulation {simulation_id}")
-
     # -- Watch ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
@@ -197,7 +185,6 @@ class Platform:
         if self._settings.demo:
             threading.Thread(target=self._load_demo, name="demo", daemon=True).start()
         looks = 0
-        due: threading.Thread | None = None
         while not self._stop.wait(WATCH_S):
             looks += 1
             if self._postgres is not None:
@@ -210,22 +197,7 @@ class Platform:
                 os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the very same command
             if looks % NOTE_EVERY == 0:
                 self._note()
-            if looks % DUE_EVERY == 1 and not (due is not None and due.is_alive()):  # beside the watch: it asks stores
-                due = threading.Thread(target=self._begin_due_runs, name="due-bill-runs", daemon=True)
-                due.start()
         return 0
-
-    def _begin_due_runs(self) -> None:
-        """Bill runs that begin by themselves; what goes wrong is told, and tried again at the next look."""
-        from deployments.bill_run_actor import start_due_runs
-
-        try:
-            for run_id in start_due_runs(self._address):
-                self._say(f"bill run {run_id} begins as scheduled")
-        except BillingError as error:
-            LOG.warning("scheduled bill runs wait: %s", error.detail)
-        except Exception:
-            LOG.exception("scheduled bill runs could not begin")
 
     def _load_demo(self) -> None:
         from cluster.demo import load_all

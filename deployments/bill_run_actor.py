@@ -1,7 +1,7 @@
 """Ray's shell around the bill run driver: one detached actor per tenant, `bill-run-<tenant>`, that drives its runs.
 
-It may die at any time: the run's state is in SQL, `drive` resumes, and the platform drives on what it finds unfinished
-(`resume_unfinished`). Two of them at once do no harm.
+It may die at any time: the run's state is in SQL, `drive` resumes, and the platform's upkeep begins one again where a
+run is unfinished and its driver is gone (`upkeep_actor.py`). Two of them at once do no harm.
 """
 
 import itertools
@@ -11,13 +11,13 @@ import time
 import ray
 
 from actors.ray_desk import RayDeskAddress
-from billing.errors import BillingError, Unavailable
-from deployments.wiring import PlatformAddress, utc_now
+from billing.errors import Unavailable
+from deployments.wiring import PlatformAddress
 from pipelines.ray_tasks import RayExecutor
-from pipelines.run_schedule import start_due
 from storage import telemetry
 
 LOG = logging.getLogger("cloudbilling.bill_run")
+BILL_RUN = "bill-run"  # its name, with the tenant behind it
 
 
 @ray.remote(max_restarts=5, max_task_retries=5, max_concurrency=2, num_cpus=0)
@@ -47,39 +47,6 @@ class BillRunActor:
 def start_bill_run(address: PlatformAddress, tenant_id: str, run_id: str, approve: bool | None = None) -> None:
     """Let the tenant's actor drive a run; returns at once. An actor that died is replaced."""
     actor = BillRunActor.options(  # type: ignore[attr-defined]
-        name=f"bill-run-{tenant_id}", namespace=address.namespace, lifetime="detached", get_if_exists=True
+        name=f"{BILL_RUN}-{tenant_id}", namespace=address.namespace, lifetime="detached", get_if_exists=True
     ).remote(address)
     actor.drive.remote(tenant_id, run_id, approve)
-
-
-def start_due_runs(address: PlatformAddress) -> list[str]:
-    """Begin the bill runs that are due by their tenants' schedules; the runs that were planned now."""
-    stores = address.open(connections_max=2)
-    try:
-        desk = RayDeskAddress(address.store, address.namespace).open()
-        found = start_due(stores.database, stores.bill_runs(desk=desk), utc_now)
-        for tenant_id, run_id in found:
-            start_bill_run(address, tenant_id, run_id)
-        return [run_id for _, run_id in found]
-    finally:
-        stores.close()
-
-
-def resume_unfinished(address: PlatformAddress) -> list[str]:
-    """Drive on every run that has not ended and is not paused; the runs that were found.
-
-    One that waits for approval goes on waiting.
-    """
-    stores = address.open(connections_max=2)
-    try:
-        driver = stores.bill_runs(desk=RayDeskAddress(address.store, address.namespace).open())
-        driver.bring_waiting_moves()
-        found = driver.unfinished()
-        for tenant_id, run_id in found:
-            try:
-                start_bill_run(address, tenant_id, run_id)
-            except BillingError as error:
-                LOG.error("bill run %s cannot be resumed: %s", run_id, error.detail)
-        return [run_id for _, run_id in found]
-    finally:
-        stores.close()

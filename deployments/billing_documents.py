@@ -92,7 +92,6 @@ def driver(services: Services) -> BillRunDriver:
         services.archive,
         services.clock,
         desk=services.desk,
-        voider=services.desk,
     )
 
 

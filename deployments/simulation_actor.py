@@ -1,7 +1,7 @@
 """Ray's shell around simulations: one detached actor per tenant, `simulation-<tenant>`, apart from its bill runs.
 
-It may die at any time: chunks that are computed stay, `drive` goes on with the others, and a starting platform drives
-on what it finds unfinished (`resume_simulations`). Two of them at once do no harm.
+It may die at any time: chunks that are computed stay, `drive` goes on with the others, and the platform's upkeep begins
+one again where a simulation is unfinished and its driver is gone (`upkeep_actor.py`). Two of them at once do no harm.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from pipelines.simulation import compute_simulation_chunk
 from storage import telemetry
 
 LOG = logging.getLogger("cloudbilling.simulation")
+SIMULATION = "simulation"  # its name, with the tenant behind it
 
 
 @ray.remote(max_restarts=5, max_task_retries=5, max_concurrency=2, num_cpus=0)
@@ -42,23 +43,6 @@ class SimulationActor:
 def start_simulation(address: PlatformAddress, tenant_id: str, simulation_id: str) -> None:
     """Let the tenant's actor drive a simulation; returns at once. An actor that died is replaced."""
     actor = SimulationActor.options(  # type: ignore[attr-defined]
-        name=f"simulation-{tenant_id}", namespace=address.namespace, lifetime="detached", get_if_exists=True
+        name=f"{SIMULATION}-{tenant_id}", namespace=address.namespace, lifetime="detached", get_if_exists=True
     ).remote(address)
     actor.drive.remote(tenant_id, simulation_id)
-
-
-def resume_simulations(address: PlatformAddress) -> list[str]:
-    """Drive on every simulation that has not ended; those that were found."""
-    stores = address.open(connections_max=2)
-    try:
-        found: list[str] = []
-        with stores.database.system() as connection:
-            rows = connection.execute("SELECT id FROM tenants ORDER BY id").fetchall()
-        tenant_ids = [str(row["id"]) for row in rows]
-        for tenant_id in tenant_ids:
-            for simulation_id in stores.simulations().unfinished(tenant_id):
-                start_simulation(address, tenant_id, simulation_id)
-                found.append(simulation_id)
-        return found
-    finally:
-        stores.close()

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from deployments.services import Limits
 from pipelines import simulation
-from pipelines.bill_run import BillRunDriver
+from pipelines.bill_run import BillRunDriver, RunLanes
 from pipelines.chunk_executor import Executor
-from pipelines.run_credit import WalletDesk
 from storage.archive import Archive
 from storage.archive.roots import Roots, SigningKey
 from storage.archive.timestamps import Rfc3161Timestamper
@@ -95,7 +94,7 @@ class Stores:
     archive: Archive
     log: UsageLogReader
 
-    def bill_runs(self, executor: Executor | None = None, desk: WalletDesk | None = None) -> BillRunDriver:
+    def bill_runs(self, executor: Executor | None = None, desk: RunLanes | None = None) -> BillRunDriver:
         return BillRunDriver(
             self.database, self.store, self.masters, self.archive, utc_now, executor=executor, desk=desk
         )

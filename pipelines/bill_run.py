@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import polars as pl
@@ -72,6 +72,11 @@ STEPS = (
     "before done",
 )
 
+
+class RunLanes(WalletDesk, Voider, Protocol):
+    """The way to the lanes for everything that a run asks of them: one, so that no driver has but half of it."""
+
+
 Clock = Callable[[], datetime]
 Checkpoint = Callable[[str], None]
 
@@ -92,13 +97,13 @@ class BillRunDriver:
         clock: Clock,
         *,
         executor: Executor | None = None,
-        desk: WalletDesk | None = None,
-        voider: Voider | None = None,
+        desk: RunLanes | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
-        """`desk` is the way to the lanes that hold wallet credit; without one nothing is held, and moves wait.
+        """`desk` is the way to the lanes, which hold wallet credit and void events.
 
-        `voider` is the way to the lanes that void; without one a plan does not look for ids under two customers.
+        Without one (tools and tests without lanes) nothing is held, moves wait, and a plan does not look for ids that
+        came under two customers.
         """
         self._database = database
         self._store = store
@@ -106,7 +111,6 @@ class BillRunDriver:
         self._archive = archive
         self._clock = clock
         self._desk = desk
-        self._voider = voider
         self._executor = executor or InProcess(store, database, chain, desk)
         self._checkpoint = checkpoint
         self._finalising = Finalising(database, store, chain, clock, checkpoint, self._may_go_on, self._bring_moves)
@@ -167,7 +171,7 @@ class BillRunDriver:
         steps.keep(tenant_id, number, master)  # the approval appends a step to them
         run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
         # Before the cut, so that what is voided does not count in this run any more.
-        findings = void_reused_ids(self._store, self._voider, tenant_id, master) if self._voider is not None else []
+        findings = void_reused_ids(self._store, self._desk, tenant_id, master) if self._desk is not None else []
         cut = UsageLogReader(self._store).cut(run_id)
         sizes = chunk_sizes(master, CUSTOMERS)
         with self._database.tenant(tenant_id) as connection:

@@ -11,8 +11,8 @@ import pytest
 
 import pipelines.forgetting
 from billing.errors import InvalidInput
-from deployments.alert_actor import erasing_rounds
 from deployments.erasures import erasures_of
+from deployments.upkeep_actor import erasing_rounds
 from storage.master_chain import MasterChain, change_key
 from storage.sql import erasing, erasures, steps
 from tests.deployments.conftest import Tenant

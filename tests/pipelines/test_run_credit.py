@@ -3,7 +3,7 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -17,10 +17,10 @@ import pytest
 from actors.accounts_desk import AccountsDesk, RunDesk
 from actors.local_router import LocalUsageRouter
 from billing.errors import InvalidInput, Unavailable
-from billing.run_credit import Ask, Move, RunCredit, RunHold
+from billing.run_credit import Ask, Move, RunAnswer, RunHold
 from billing.usage import EVENT_SCHEMA, Verdict
 from pipelines.bill_run import BillRunDriver
-from pipelines.run_credit import WalletDesk, bring_moves
+from pipelines.run_credit import bring_moves
 from pipelines.verify_invoices import verify_run
 from storage.archive import Archive
 from storage.master_chain import MasterChain
@@ -85,7 +85,7 @@ class World:
         result = asyncio.run(self.router.ingest(tenant_id, events, master_number=number))
         assert [Verdict(int(one)) for one in result.verdicts] == [Verdict.ACCEPTED]
 
-    def driver(self, desk: WalletDesk | None = None, **options: Any) -> BillRunDriver:
+    def driver(self, desk: RunDesk | None = None, **options: Any) -> BillRunDriver:
         archive = Archive(self.database, self.store)
         way = desk or RunDesk(self.router)
         return BillRunDriver(self.database, self.store, self.masters, archive, lambda: NOW, desk=way, **options)
@@ -249,21 +249,16 @@ def test_a_cancelled_run_gives_its_credit_back_and_holds_none_any_more(world: Wo
     world.assert_consistent(tenant)
 
 
-class Meddling:
+class Meddling(RunDesk):
     """A desk before which something happens each time that a run wants to hold credit."""
 
-    def __init__(self, desk: WalletDesk, before: Any) -> None:
-        self._desk, self._before = desk, before
+    def __init__(self, router: LocalUsageRouter, before: Callable[[], object]) -> None:
+        super().__init__(router)
+        self._before = before
 
-    def run_credit(self, tenant_id: str, asked: RunCredit) -> Any:
-        return self._desk.run_credit(tenant_id, asked)
-
-    def run_hold(self, tenant_id: str, asked: RunHold) -> Any:
+    def run_hold(self, tenant_id: str, asked: RunHold) -> Mapping[str, RunAnswer]:
         self._before()
-        return self._desk.run_hold(tenant_id, asked)
-
-    def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
-        return self._desk.run_move(tenant_id, moves)
+        return super().run_hold(tenant_id, asked)
 
 
 def test_a_wallet_that_changes_between_reading_and_holding_is_read_again(world: World) -> None:
@@ -275,7 +270,7 @@ def test_a_wallet_that_changes_between_reading_and_holding_is_read_again(world: 
         if number is not None:
             world.desk("reserve", tenant, {"customer": "a", "id": f"m{number}", "amount": "3.00"})
 
-    world.bill(tenant, date(2026, 9, 1), desk=Meddling(RunDesk(world.router), reserve_one_more))
+    world.bill(tenant, date(2026, 9, 1), desk=Meddling(world.router, reserve_one_more))
     assert world.prepaid(tenant) == [("a", "5.00"), ("b", "12.00")]
     assert world.wallet(tenant, "a") == ("9.00", "9.00", "0.00")
     world.assert_consistent(tenant)
@@ -288,7 +283,7 @@ def test_a_wallet_that_never_stands_still_parks_its_customer_alone(world: World)
     def reserve_one_more() -> None:
         world.desk("reserve", tenant, {"customer": "a", "id": f"m{next(count)}", "amount": "0.50"})
 
-    run = world.bill(tenant, date(2026, 9, 1), desk=Meddling(RunDesk(world.router), reserve_one_more))
+    run = world.bill(tenant, date(2026, 9, 1), desk=Meddling(world.router, reserve_one_more))
     assert [one["customer"] for one in run["parked"]] == ["a"]
     assert world.prepaid(tenant) == [("b", "12.00")]
     world.bill(tenant, date(2026, 9, 1))
@@ -311,7 +306,7 @@ def test_credit_held_by_a_process_whose_result_was_not_taken_is_freed(world: Wor
             held.append(RunDesk(world.router).run_hold(tenant, RunHold(run["id"], asks, NOW, 10**6)))
             assert held[0]["a"].held
 
-    desk = Meddling(RunDesk(world.router), reserve_one_more)
+    desk = Meddling(world.router, reserve_one_more)
     driver = world.driver(desk=desk, checkpoint=hold_elsewhere)
     run = driver.plan(tenant, date(2026, 9, 1), "test")
     assert [one["customer"] for one in driver.drive(tenant, run["id"])["parked"]] == ["a"]
@@ -327,7 +322,7 @@ def test_a_lane_that_is_away_leaves_the_move_for_the_next_driver(world: World) -
         def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
             raise Unavailable("the lane is away")
 
-    desk = Away(RunDesk(world.router), lambda: None)
+    desk = Away(world.router, lambda: None)
     driver = world.driver(desk=desk)
     run = driver.plan(tenant, date(2026, 9, 1), "test")
     with pytest.raises(Unavailable):
@@ -345,9 +340,9 @@ def test_a_move_that_is_refused_holds_up_its_own_customer_only_and_is_shown(worl
         def run_move(self, tenant_id: str, moves: Sequence[Move]) -> int:
             if any(move.customer == "b" for move in moves):
                 raise InvalidInput("b does not fit")
-            return RunDesk(world.router).run_move(tenant_id, moves)
+            return super().run_move(tenant_id, moves)
 
-    desk = Refusing(RunDesk(world.router), lambda: None)
+    desk = Refusing(world.router, lambda: None)
     driver = world.driver(desk=desk)
     run = driver.plan(tenant, date(2026, 9, 1), "test")
     assert driver.drive(tenant, run["id"])["state"] == "done"
@@ -362,7 +357,7 @@ def test_a_move_that_is_refused_holds_up_its_own_customer_only_and_is_shown(worl
 def test_a_tenant_without_wallets_never_asks_a_lane(world: World) -> None:
     tenant = world.tenant("a", "b")
     asked: list[str] = []
-    desk = Meddling(RunDesk(world.router), lambda: asked.append("hold"))
+    desk = Meddling(world.router, lambda: asked.append("hold"))
     desk.run_credit = lambda *_: asked.append("read")  # type: ignore[method-assign, assignment]
     assert world.bill(tenant, date(2026, 9, 1), desk=desk)["state"] == "done"
     assert asked == []
@@ -541,11 +536,11 @@ def test_a_reversal_waits_for_a_lane_that_is_away_and_for_a_wallet_that_never_st
         world.desk("reserve", tenant, {"customer": "a", "id": f"{tenant}/{next(count)}", "amount": "0.50"})
 
     with pytest.raises(Unavailable, match="away"):
-        take_back(world, tenant, desk=Away(RunDesk(world.router), lambda: None))
+        take_back(world, tenant, desk=Away(world.router, lambda: None))
     with world.database.tenant(tenant) as connection:
         active = bill_runs.active(connection)
     assert active is not None
     with pytest.raises(Unavailable, match="faster"):
-        world.driver(desk=Meddling(RunDesk(world.router), reserve_one_more)).drive(tenant, str(active["id"]))
+        world.driver(desk=Meddling(world.router, reserve_one_more)).drive(tenant, str(active["id"]))
     assert world.driver().drive(tenant, str(active["id"]))["state"] == "reversed"
     world.assert_consistent(tenant)

@@ -1,0 +1,158 @@
+"""Ray's shell around what nobody asks for by a request: one detached actor, `upkeep`, that looks in rounds.
+
+It carries usage between lanes (budgets see it one second later), delivers webhooks, checks once a day that every
+tenant's log is complete, brings erasures on their way, begins bill runs that are due, and drives on what a process
+that is gone left half done. It may die at any time: what it does is in the log and in SQL; two of them do no harm.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import ray
+
+from actors.budget_desk import BudgetDesk
+from actors.foreign_carrier import ForeignCarrier
+from actors.loops import keep_going
+from actors.ray_desk import RayDeskAddress
+from actors.silence import EVERY_S as WATCH_EVERY_S
+from actors.silence import SUPERVISOR_NAME, UPKEEP_NAME, watch
+from actors.supervisor_actor import RayUsageRouter
+from actors.webhook_reconciler import WebhookReconciler
+from deployments.bill_run_actor import BILL_RUN, start_bill_run
+from deployments.completeness_check import CompletenessCheck
+from deployments.left_behind import LeftBehind
+from deployments.simulation_actor import SIMULATION, start_simulation
+from deployments.wiring import PlatformAddress, Stores, utc_now
+from pipelines.bill_run import BillRunDriver
+from pipelines.forgetting import Erasures
+from pipelines.retention import Retention
+from pipelines.run_schedule import start_due
+from pipelines.tenant_erasing import TenantErasing
+from pipelines.usage_queries import UsageQueries
+from storage import telemetry
+from storage.gateways.webhook_http import WebhookHttp
+from storage.sql import tenants
+
+EVERY_S = 1.0
+PAUSE_S = 10.0  # after a fault
+COMPLETENESS_S = 60.0  # between two looks whether a tenant's daily check is due
+ERASURES_S = 5.0  # between two looks whether an erasure has a step to do
+DUE_S = 15.0  # between two looks for bill runs that are due
+LEFT_S = 15.0  # between two looks for bill runs that nobody drives
+LEFT_SIMULATIONS_S = 300.0  # the same for simulations, whose list is one of objects of each tenant
+TENANTS_EVERY = 10  # rounds between two looks which tenants there are
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, max_concurrency=2)
+class UpkeepActor:
+    """Loops, a thread each: an endpoint that is slow must not hold up budgets."""
+
+    def __init__(self, address: PlatformAddress) -> None:
+        telemetry.start("upkeep", endpoint=address.telemetry_endpoint, level=address.log_level)
+        stores = address.open(connections_max=10)
+        router = RayUsageRouter(address.store, address.namespace)
+        webhooks = WebhookReconciler(stores.database, BudgetDesk(router), WebhookHttp(address.outbound), utc_now)
+        carrier = ForeignCarrier(router, stores.masters, _Tenants(stores))
+        queries = UsageQueries(stores.log, stores.database)
+        completeness = CompletenessCheck(stores.database, queries, stores.masters, utc_now)
+        forgetting = Erasures(stores.database, stores.store, stores.masters, stores.archive, utc_now)
+        ending = TenantErasing(stores.database, stores.store, stores.masters, stores.archive, utc_now)
+        retention = Retention(stores.database, stores.store, stores.masters, utc_now)
+        runs = stores.bill_runs(desk=RayDeskAddress(address.store, address.namespace).open())
+        begin_run, begin_simulation = partial(start_bill_run, address), partial(start_simulation, address)
+
+        def left(
+            find: Callable[[], list[tuple[str, str]]], driver: str, begin: Callable[[str, str], None]
+        ) -> LeftBehind:
+            return LeftBehind(find, lambda tenant_id: is_alive(f"{driver}-{tenant_id}", address.namespace), begin)
+
+        left_runs = left(runs.unfinished, BILL_RUN, begin_run)
+        left_simulations = left(lambda: unfinished_simulations(stores), SIMULATION, begin_simulation)
+
+        self._stopping = threading.Event()
+        loops: tuple[tuple[str, Callable[[], object], float], ...] = (
+            ("webhooks", webhooks.round, EVERY_S),
+            ("carrier", lambda: asyncio.run(carrier.round()), EVERY_S),
+            ("completeness", completeness.round, COMPLETENESS_S),
+            ("erasures", erasing_rounds(forgetting), ERASURES_S),
+            ("tenants", ending.round, ERASURES_S),
+            ("retention", retention.round, COMPLETENESS_S),
+            ("due bill runs", lambda: begin_due(stores, runs, begin_run), DUE_S),
+            ("wallet moves", runs.bring_waiting_moves, LEFT_S),
+            ("left bill runs", left_runs.round, LEFT_S),
+            ("left simulations", left_simulations.round, LEFT_SIMULATIONS_S),
+            ("supervisor", watch(SUPERVISOR_NAME, address.namespace).round, WATCH_EVERY_S),
+        )
+        for name, work, every_s in loops:
+            now = threading.Event()
+            now.set()  # what a process before this one left does not wait for the first pause
+            turn = partial(keep_going, name, work, every_s, self._stopping, pause_s=PAUSE_S, bell=now)
+            threading.Thread(target=turn, name=name, daemon=True).start()
+
+    def is_there(self) -> bool:
+        """Whether this process answers, for who watches it (actors/silence.py)."""
+        return True
+
+
+def begin_due(stores: Stores, driver: BillRunDriver, begin: Callable[[str, str], None]) -> int:
+    """Plan and begin the bill runs that are due by their tenants' schedules."""
+    found = start_due(stores.database, driver, utc_now)
+    for tenant_id, run_id in found:
+        begin(tenant_id, run_id)
+    return len(found)
+
+
+def unfinished_simulations(stores: Stores) -> list[tuple[str, str]]:
+    """(tenant, simulation) of all that have not ended."""
+    with stores.database.system() as connection:
+        tenant_ids = tenants.all_ids(connection)
+    simulations = stores.simulations()
+    return [(tenant_id, one) for tenant_id in tenant_ids for one in simulations.unfinished(tenant_id)]
+
+
+def is_alive(name: str, namespace: str) -> bool:
+    """Whether there is an actor of that name, or will be again: Ray forgets the name of one that is gone for good."""
+    try:
+        ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        return False
+    return True
+
+
+def erasing_rounds(forgetting: Erasures) -> Callable[[], int]:
+    """Rounds of erasures; the first that works begins again what the process before this one had in hand."""
+    taken_over = False
+
+    def round() -> int:
+        nonlocal taken_over
+        if not taken_over:
+            forgetting.take_over()
+            taken_over = True
+        return forgetting.round()
+
+    return round
+
+
+class _Tenants:
+    """All tenants, looked up now and then: one that was just made waits some seconds."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._known: list[str] = []
+        self._asked = 0
+
+    def __call__(self) -> list[str]:
+        if self._asked % TENANTS_EVERY == 0:
+            with self._stores.database.system() as connection:
+                self._known = tenants.all_ids(connection)
+        self._asked += 1
+        return self._known
+
+
+def start_upkeep(address: PlatformAddress) -> None:
+    """Start it, or find it; returns at once."""
+    UpkeepActor.options(  # type: ignore[attr-defined]
+        name=UPKEEP_NAME, namespace=address.namespace, lifetime="detached", get_if_exists=True
+    ).remote(address)
