@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
 from typing import Any, Literal
@@ -24,9 +24,11 @@ from billing.einvoice.checks import Violation, check
 from billing.einvoice.cii import to_cii
 from billing.einvoice.debits import debit_of
 from billing.einvoice.from_document import Issue, invoice_of
-from billing.einvoice.model import Invoice
-from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoice
+from billing.einvoice.model import Invoice, Payment
+from billing.einvoice.parties import Seller, buyer_of, profile_of, seller_of
+from billing.einvoice.profiles import PEPPOL, in_profile, profile_violations
 from billing.einvoice.terms import places_of, with_term
+from billing.einvoice.ubl import to_ubl
 from billing.einvoice.usage_record import with_usage_record
 from billing.errors import BillingError, FieldError, InvalidInput
 from pipelines.factur_x import hybrid_of, with_factur_x_metadata
@@ -42,6 +44,7 @@ from storage.archive import Archive, Entry
 
 PDF, XML = "pdf", "xml"
 BUILT_IN = Layout()
+NO_INSTRUMENT = "1"  # UNTDID 4461: a credit note is set off or paid back, which is not known here
 TOGETHER = 100  # documents that are prepared before the first of them is drawn
 
 
@@ -182,9 +185,9 @@ def _check_files(pdf: bytes, data: Mapping[str, Any]) -> None:
 
 
 def checked_xml(invoice: Invoice, gate: ShapeGate) -> bytes:
-    """The XML of an invoice that may be issued; raises `NotIssuable` with every violation."""
-    _refuse(check(invoice, minor_digits=decimals_of(invoice.currency)))
-    xml = to_cii(invoice)
+    """The XML of an invoice that may be issued, in the syntax of its profile; `NotIssuable` with every violation."""
+    _refuse([*check(invoice, minor_digits=decimals_of(invoice.currency)), *profile_violations(invoice)])
+    xml = to_ubl(invoice) if invoice.profile == PEPPOL else to_cii(invoice)
     _refuse(gate.violations(xml, invoice.number))
     return xml
 
@@ -259,7 +262,7 @@ def render_and_archive(
         else:
             missing.append(one)
     for start in range(0, len(missing), TOGETHER):
-        made = _made_together(missing[start : start + TOGETHER], issuer, seller, gate)
+        made = made_together(missing[start : start + TOGETHER], issuer, seller, gate)
         for one, files in made:
             if isinstance(files, BillingError):
                 outcomes[one.document_id] = Outcome(one.document_id, one.number, "parked", reason=files.detail)
@@ -275,7 +278,7 @@ def render_and_archive(
 
 
 def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Invoice, bool]:
-    """The invoice of a finalised document and whether it is an e-invoice."""
+    """The invoice of a finalised document, in its customer's profile, and whether it is an e-invoice."""
     buyer = buyer_of(one.customer, issuer.country)
     group = one.document.group
     per_subscription = group is not None and group.per == "subscription"
@@ -303,7 +306,12 @@ def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Inv
     )
     if invoice.records and _text(one.customer, "usage_record") == "csv":  # for this customer's own sums
         invoice = with_usage_record(invoice, _language(one.customer))
-    return invoice, wants_e_invoice(one.customer, seller.party, buyer, decimals_of(one.document.currency))
+    profile = profile_of(one.customer, seller.party, buyer, decimals_of(one.document.currency))
+    if profile is None:
+        return invoice, False
+    if profile != "en16931" and one.document.type == "credit_note":  # how to pay is asked for there, too (BR-DE-1)
+        invoice = replace(invoice, payment=Payment(code=NO_INSTRUMENT))
+    return in_profile(invoice, profile), True
 
 
 def _text(form: Mapping[str, Any], key: str) -> str | None:
@@ -325,7 +333,7 @@ class _Prepared:
     fields: Sequence[Field] | None  # what a stencil fills in
 
 
-def _made_together(
+def made_together(
     documents: Sequence[FinalDocument], issuer: Issuer, seller: Seller, gate: ShapeGate
 ) -> list[tuple[FinalDocument, list[Entry] | BillingError]]:
     """The files of some documents, or why one has none. Together, since words of all pages are shaped at once."""
@@ -352,7 +360,8 @@ def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGat
         xml = checked_xml(invoice, gate)
     else:
         _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
-    data = _page(invoice, one.layout, _language(one.customer), seller, xml)
+    inside = None if invoice.profile == PEPPOL else xml  # UBL goes its own way: a hybrid PDF has CII inside
+    data = _page(invoice, one.layout, _language(one.customer), seller, inside)
     return _Prepared(invoice, data, xml, fields_of(data) if _is_built_in(one.layout) else None)
 
 

@@ -12,8 +12,16 @@ from typing import Any, cast
 
 from billing.einvoice.addresses import id_and_scheme
 from billing.einvoice.model import Address, Contact, Identifier, Party, Transfer
+from billing.einvoice.profiles import Profile
+from billing.errors import InvalidInput
 
-PDF_ONLY, FACTUR_X = "none", "factur-x"  # a customer's `einvoice`
+# A customer's `einvoice`: a PDF, a PDF with the XML inside (two profiles), or UBL beside the PDF.
+E_INVOICES: Mapping[str, Profile | None] = {
+    "none": None,
+    "factur-x": "en16931",
+    "xrechnung": "xrechnung",
+    "peppol": "peppol",
+}
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,17 @@ def buyer_of(customer: Mapping[str, Any], country: str) -> Party:
     )
 
 
-def wants_e_invoice(customer: Mapping[str, Any], seller: Party, buyer: Party, minor_digits: int) -> bool:
-    """The customer's own setting; without one an e-invoice where data and currency allow it."""
+def profile_of(customer: Mapping[str, Any], seller: Party, buyer: Party, minor_digits: int) -> Profile | None:
+    """The profile of the customer's e-invoices, None for PDF only: his own `einvoice`; without it plain EN 16931 where
+    data and currency allow it."""
     setting = _text(customer, "einvoice")
     if setting is not None:
-        return setting != PDF_ONLY
+        if setting not in E_INVOICES:  # of a customer from before his form was looked at
+            raise InvalidInput(f"{setting!r} is no e-invoice; there are {', '.join(E_INVOICES)}")
+        return E_INVOICES[setting]
     identified = bool(seller.vat_id or seller.legal_id or seller.ids)
     addressed = bool((buyer.address.city or buyer.address.street) and buyer.address.country and seller.address.country)
-    return identified and addressed and minor_digits <= 2
+    return "en16931" if identified and addressed and minor_digits <= 2 else None
 
 
 def _ids(form: Mapping[str, Any]) -> tuple[Identifier, ...]:

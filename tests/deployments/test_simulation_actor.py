@@ -28,7 +28,8 @@ MONTHS = [date(2026, 1, 1), date(2026, 2, 1)]
 def test_a_simulation_on_ray_gives_what_one_process_gives_and_an_unfinished_one_is_resumed(
     ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deployments.simulation_actor import resume_simulations, start_simulation
+    from deployments.simulation_actor import start_simulation
+    from deployments.upkeep_actor import is_alive, unfinished_simulations
     from deployments.wiring import PlatformAddress
 
     monkeypatch.setattr(simulation, "CHUNK_MIN", 3)
@@ -74,7 +75,9 @@ def test_a_simulation_on_ray_gives_what_one_process_gives_and_an_unfinished_one_
                 assert found["result"] == known.get(tenant_id, here)["result"]
                 assert found["result"]["currencies"][0]["pay_more"] == 7
                 left = planned()
-                assert resume_simulations(address) == [left]
+                assert unfinished_simulations(address.open(connections_max=1)) == [(tenant_id, left)]
+                assert is_alive(f"simulation-{tenant_id}", namespace)
+                start_simulation(address, tenant_id, left)
                 assert ended(left)["result"] == found["result"]
                 ray_here.kill(ray_here.get_actor(f"simulation-{tenant_id}", namespace=namespace))
         finally:

@@ -43,6 +43,14 @@ CUSTOMER: dict[str, Any] = {
     "order_reference": "4500118273",
 }
 ISSUER = Issuer(TENANT, "Europe/Berlin", "DE", ENTITY)
+# Who sends and who receives in Peppol: both with an address there, the buyer with a reference.
+PEPPOL_ISSUER = Issuer(TENANT, "Europe/Berlin", "DE", {**ENTITY, "endpoint": {"id": "DE318204776", "scheme": "9930"}})
+PEPPOL_CUSTOMER = {
+    **CUSTOMER,
+    "endpoint": {"id": "4000001000005", "scheme": "0088"},
+    "leitweg_id": "04011000-1234512345-06",
+    "einvoice": "peppol",
+}
 
 
 def at(text: str, zone: ZoneInfo = BERLIN) -> datetime:

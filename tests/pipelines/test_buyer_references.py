@@ -8,17 +8,26 @@ from typing import Any
 
 import pypdf
 import pytest
-from invoice_samples import CUSTOMER, ENTITY, ISSUER, document, line
+from invoice_samples import CUSTOMER, ENTITY, ISSUER, PEPPOL_CUSTOMER, PEPPOL_ISSUER, document, line
 from lxml import etree
 
 from billing.documents import DocumentGroup
 from billing.einvoice.cii import to_cii
-from billing.einvoice.model import Debit, Identifier, Invoice
+from billing.einvoice.model import EN_16931, Debit, Identifier, Invoice
 from billing.einvoice.parties import seller_of
-from billing.einvoice.profiles import in_profile, profile_violations
+from billing.einvoice.profiles import PEPPOL, XRECHNUNG, in_profile, profile_violations
 from billing.einvoice.ubl import to_ubl
-from pipelines.documents import BUILT_IN, FinalDocument, checked_xml, invoice_for, render_pdf
-from pipelines.invoice_rules import ShapeGate, rule_violations
+from billing.errors import BillingError, InvalidInput
+from pipelines.documents import (
+    BUILT_IN,
+    FinalDocument,
+    NotIssuable,
+    checked_xml,
+    invoice_for,
+    made_together,
+    render_pdf,
+)
+from pipelines.invoice_rules import ShapeGate, rule_violations, schema_violations, syntax_of
 from pipelines.layout_blocks import layout_of
 from pipelines.layout_view import page_of
 from pipelines.read_invoice import read_invoice
@@ -26,6 +35,7 @@ from pipelines.read_invoice import read_invoice
 LEITWEG = "04011000-1234512345-06"
 SELLER = seller_of({**ENTITY, "creditor_id": "DE98ZZZ09999999999",
                     "endpoint": {"id": "rechnung@nordwind.example", "scheme": "EM"}}, "DE")  # fmt: skip
+PEPPOL_SELLER = seller_of(PEPPOL_ISSUER.entity, "DE")
 BUYER: dict[str, Any] = {**CUSTOMER, "endpoint": {"id": LEITWEG, "scheme": "0204"}, "leitweg_id": LEITWEG,
                          "buyer_reference": "never both", "cost_centre": "K-7",
                          "ids": [{"id": "4000001000005", "scheme": "0088"}]}  # fmt: skip
@@ -40,13 +50,41 @@ def made(customer: dict[str, Any], group: DocumentGroup | None = None) -> Invoic
 
 
 def test_an_xrechnung_of_a_bill_run_has_all_that_its_profile_demands() -> None:
-    invoice = in_profile(made(BUYER), "xrechnung")
-    assert profile_violations(invoice) == []
+    invoice = made({**BUYER, "einvoice": "xrechnung"})
+    assert invoice.profile == XRECHNUNG
     assert rule_violations(checked_xml(invoice, ShapeGate())) == []
     assert (invoice.buyer_reference, invoice.buyer_accounting_reference) == (LEITWEG, "K-7")
     assert invoice.buyer.ids == (Identifier("4000001000005", "0088"),)
-    bare = in_profile(made({**CUSTOMER, "buyer_reference": "x"}), "xrechnung")
-    assert [one.rule for one in profile_violations(bare)] == ["PEPPOL-EN16931-R010"]
+    with pytest.raises(NotIssuable) as refused:
+        checked_xml(made({**CUSTOMER, "buyer_reference": "x", "einvoice": "xrechnung"}), ShapeGate())
+    assert [one.rule for one in refused.value.violations] == ["PEPPOL-EN16931-R010"]
+
+
+@pytest.mark.parametrize("credit", [False, True], ids=["invoice", "credit note"])
+@pytest.mark.parametrize("asked", ["factur-x", "xrechnung", "peppol", "none"])
+def test_each_customer_gets_the_e_invoice_that_he_asked_for(asked: str, credit: bool) -> None:
+    said = document([line("10.00")], **({"type": "credit_note", "refers_to": "RE-0"} if credit else {}))
+    customer = {**PEPPOL_CUSTOMER, "einvoice": asked}
+    final = FinalDocument("1", "RE-1", said, customer, issued_on_of={"RE-0": said.date} if credit else {})
+    ((_, files),) = made_together([final], PEPPOL_ISSUER, PEPPOL_SELLER, ShapeGate())
+    assert not isinstance(files, BillingError), files
+    found = {one.kind: one.data for one in files}
+    inside = pypdf.PdfReader(io.BytesIO(found["pdf"])).attachments
+    if asked == "none":
+        assert set(found) == {"pdf"}
+        assert inside == {}
+        return
+    assert schema_violations(found["xml"]) == rule_violations(found["xml"]) == []
+    wanted = {"factur-x": ("cii", EN_16931), "xrechnung": ("cii", XRECHNUNG),
+              "peppol": ("ubl-credit-note" if credit else "ubl-invoice", PEPPOL)}[asked]  # fmt: skip
+    assert (syntax_of(found["xml"]), read_invoice(found["xml"]).profile) == wanted
+    named = {"factur-x": "factur-x.xml", "xrechnung": "xrechnung.xml"}.get(asked)
+    assert inside == ({named: [found["xml"]]} if named else {})
+
+
+def test_an_e_invoice_that_nobody_knows_is_named() -> None:
+    with pytest.raises(InvalidInput, match="'xrechnug' is no e-invoice; there are none, factur-x, xrechnung, peppol"):
+        made({**BUYER, "einvoice": "xrechnug"})
 
 
 def test_a_group_says_its_own_references_and_the_customers_where_it_has_none() -> None:

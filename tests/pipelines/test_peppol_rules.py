@@ -9,15 +9,21 @@ import json
 import os
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from invoice_samples import PEPPOL_CUSTOMER, PEPPOL_ISSUER, SAMPLES
 from lxml import etree
 from saxonche import PySaxonProcessor
 
 from billing.einvoice.model import Invoice
+from billing.einvoice.parties import seller_of
+from billing.errors import BillingError
+from pipelines.documents import made_together
 from pipelines.invoice_files import render_files
+from pipelines.invoice_rules import ShapeGate
 
 RULES = "external/schematron/openpeppol/2026.5/xslt/PEPPOL-EN16931-UBL.xslt"
 JAR = ("com.helger.phive.rules", "phive-rules-peppol", "4.3.7")
@@ -62,6 +68,17 @@ def test_every_example_passes_the_rules_of_peppol(name: str, rules: Any) -> None
     found = broken(rules, file.data)
     assert {rule for rule, flag in found.items() if flag == "fatal"} == set()
     assert set(found) == WARNINGS.get(name, set())
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("sample", ["invoice", "credit-note"])
+def test_documents_of_a_bill_run_pass_the_rules_of_peppol(sample: str, rules: Any) -> None:
+    final = replace(SAMPLES[sample](), customer=PEPPOL_CUSTOMER)
+    seller = seller_of(PEPPOL_ISSUER.entity, "DE")
+    ((_, files),) = made_together([final], PEPPOL_ISSUER, seller, ShapeGate())
+    assert not isinstance(files, BillingError), files
+    (xml,) = (one.data for one in files if one.kind == "xml")
+    assert broken(rules, xml) == {}
 
 
 @pytest.mark.services

@@ -16,7 +16,7 @@ from billing.einvoice.checks import check, valid_iban
 from billing.einvoice.cii import to_cii
 from billing.einvoice.from_document import Issue, invoice_of
 from billing.einvoice.model import Address, Identifier, Invoice, Party, Period, Preceding, plain
-from billing.einvoice.parties import buyer_of, seller_of, wants_e_invoice
+from billing.einvoice.parties import buyer_of, profile_of, seller_of
 from billing.einvoice.units import unit_code
 from billing.einvoice.words import WORDS
 from billing.errors import InvalidInput
@@ -281,12 +281,12 @@ def test_forms_of_customer_and_legal_entity_become_parties() -> None:
 
 def test_an_e_invoice_is_made_where_data_allow_it_unless_the_customer_says_otherwise() -> None:
     placed = Party("B", Address("DE", city="Bremen"))
-    assert wants_e_invoice({}, SELLER, placed, 2)
-    assert not wants_e_invoice({}, SELLER, placed, 3)
-    assert not wants_e_invoice({}, SELLER, BUYER, 2)
-    assert not wants_e_invoice({}, Party("S", Address("DE")), placed, 2)
-    assert not wants_e_invoice({"einvoice": "none"}, SELLER, placed, 2)
-    assert wants_e_invoice({"einvoice": "factur-x"}, SELLER, BUYER, 3)
+    assert profile_of({}, SELLER, placed, 2)
+    assert not profile_of({}, SELLER, placed, 3)
+    assert not profile_of({}, SELLER, BUYER, 2)
+    assert not profile_of({}, Party("S", Address("DE")), placed, 2)
+    assert not profile_of({"einvoice": "none"}, SELLER, placed, 2)
+    assert profile_of({"einvoice": "factur-x"}, SELLER, BUYER, 3)
 
 
 @pytest.mark.parametrize(

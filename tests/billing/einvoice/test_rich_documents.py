@@ -17,7 +17,7 @@ from billing.documents import Allowance, Corrects, Document, Line, Member, TaxTo
 from billing.einvoice.checks import check
 from billing.einvoice.from_document import ATTRIBUTES_MAX, Issue, invoice_of
 from billing.einvoice.model import Address, Contact, Identifier, Invoice, Note, Party, Transfer, plain
-from billing.einvoice.parties import Seller, buyer_of, seller_of, wants_e_invoice
+from billing.einvoice.parties import Seller, buyer_of, profile_of, seller_of
 from billing.einvoice.units import unit_code
 from billing.einvoice.words import WORDS, day, figure, words
 from billing.errors import FieldError, InvalidInput
@@ -342,6 +342,6 @@ def test_a_customer_becomes_a_buyer_by_his_code() -> None:
 def test_an_e_invoice_needs_an_identified_seller_and_two_addresses(
     seller: Party, buyer: Address, digits: int, wanted: bool
 ) -> None:
-    assert wants_e_invoice({}, seller, Party("B", buyer), digits) is wanted
-    assert wants_e_invoice({"einvoice": "none"}, seller, Party("B", buyer), digits) is False
-    assert wants_e_invoice({"einvoice": "factur-x"}, seller, Party("B", buyer), digits) is True
+    assert (profile_of({}, seller, Party("B", buyer), digits) == "en16931") is wanted
+    assert profile_of({"einvoice": "none"}, seller, Party("B", buyer), digits) is None
+    assert profile_of({"einvoice": "factur-x"}, seller, Party("B", buyer), digits) == "en16931"
