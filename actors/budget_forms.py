@@ -15,6 +15,7 @@ from billing.budget_state import TenantBudgets
 from billing.budgets import Alert, Forecast
 from billing.master import Budget
 from billing.money import decimal_text, round_amount
+from billing.thresholds import Threshold
 from billing.webhooks import alert_id
 
 ALERTS_MAX = 1_000  # of one answer
@@ -55,8 +56,8 @@ def chosen_budgets(state: TenantBudgets, asked: WhichBudgets) -> list[Budget]:
 def is_near(budget: Budget, state: TenantBudgets, now: datetime) -> bool:
     budgets = state.spending.budgets
     spent = budgets.spent_in(budget, budgets.period(budget.period, now).start)
-    first = min(budget.thresholds, default=Decimal(100))
-    return spent * 100 >= Fraction(budget.amount) * Fraction(first)
+    first = next(iter(budget.thresholds), Threshold(Decimal(100)))
+    return spent >= first.limit(budget.amount)
 
 
 def budget_form(
@@ -87,8 +88,8 @@ def budget_form(
         "percent": percent_text(spent, budget.amount),
         "thresholds": [
             {
-                "threshold": decimal_text(threshold),
-                "amount": str(round_amount(Fraction(budget.amount) * Fraction(threshold) / 100, currency)),
+                "threshold": threshold.form,
+                "amount": str(round_amount(threshold.limit(budget.amount), currency)),
                 "crossed_at": crossed.get(threshold),
             }
             for threshold in budget.thresholds
@@ -111,11 +112,11 @@ def percent_text(part: Fraction, whole: Decimal) -> str:
 
 def alert_form(tenant_id: str, alert: Alert, budget: Budget, currency: str) -> dict[str, Any]:
     return {
-        "id": alert_id(tenant_id, alert.budget, alert.period.start, decimal_text(alert.threshold)),
+        "id": alert_id(tenant_id, alert.budget, alert.period.start, alert.threshold.text),
         "budget": alert.budget,
         "customer": budget.customer,
         "action": budget.action,
-        "threshold": decimal_text(alert.threshold),
+        "threshold": alert.threshold.form,
         "at": alert.at,
         "from": alert.period.start,
         "to": alert.period.end,

@@ -66,7 +66,7 @@ def proposed_rows(tenant_id: str, watch: Watch | None, planned: Planned, moment:
             "budget": alert.budget,
             "from": start,
             "to": alert.period.end.isoformat(),
-            "threshold": decimal_text(alert.threshold),
+            "threshold": alert.threshold.form,
             "at": alert.at.isoformat(),
             "spent": decimal_text(shown_quantity(alert.spent)),
             "amount": decimal_text(budget.amount),
@@ -74,7 +74,7 @@ def proposed_rows(tenant_id: str, watch: Watch | None, planned: Planned, moment:
             "master": planned.watch.number,
             "place": place,
         }
-        id = f"{alert.budget}/{start}/{decimal_text(alert.threshold)}"
+        id = f"{alert.budget}/{start}/{alert.threshold.text}"
         at_us = microseconds_of(alert.at)
         rows.append(LogRow(RowKind.THRESHOLD_CROSSED, SOURCE, id, budget.customer, at_us, detail, "threshold"))
     return log_rows(tenant_id, rows)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -57,6 +56,7 @@ from billing.live_state import LiveState
 from billing.master import Budget, MasterData
 from billing.periods import Period
 from billing.spending import cells_fit
+from billing.thresholds import Threshold
 from storage.object_store import ObjectStore
 from storage.usage_log.genesis import PARTITIONS, Genesis, read_genesis
 from storage.usage_log.partitions import partition_of, partitions_of
@@ -539,7 +539,7 @@ class BudgetWatch:
             period = Period(datetime.fromisoformat(detail["from"]), datetime.fromisoformat(detail["to"]))
             spent = Fraction(detail["spent"])
             at = datetime.fromisoformat(detail["at"])
-            alert = Alert(detail["budget"], Decimal(detail["threshold"]), at, period, spent)
+            alert = Alert(detail["budget"], Threshold.of_form(detail["threshold"]), at, period, spent)
             if state.spending.budgets.record(alert):
                 recorded = RecordedAlert(alert, moment.log_time_us, moment.lane, moment.number, detail["place"])
                 self._alerts.setdefault(tenant_id, []).append(recorded)

@@ -23,8 +23,10 @@ from benchmarks.senders import Answer, Sender
 from cluster.client import Client
 
 # size -> customers watched, events/s beside them, partitions moved (of 256), passes
-SIZES = {"small": (2, 200, 8, 2), "normal": (8, 10_000, 256, 2), "long": (16, 10_000, 256, 6)}
+SIZES = {"small": (2, 200, 8, 2), "normal": (16, 5_000, 256, 1), "long": (16, 10_000, 256, 4)}
 ROWS = 500  # of a request of the load beside
+GAP_S = 0.1  # between two events of a watched customer: often enough to meet a pause, too seldom to be the load
+TOLD_EVERY = 32  # moves
 TARGET_MS = 300
 
 
@@ -79,6 +81,8 @@ async def _measure(ours: Measured, watched: int, rate: int, partitions: int, pas
                 moved = await asyncio.to_thread(platform_client.post, "/v1/lanes/moves", form)
                 assert moved["moved"], moved
                 moves.append(time.perf_counter() - began)
+                if partition % TOLD_EVERY == TOLD_EVERY - 1:
+                    say(f"{len(moves)} moves, the last {TOLD_EVERY} in {sum(moves[-TOLD_EVERY:]):.1f} s")
                 assert not any(one.done() for one in senders), [one.exception() for one in senders if one.done()]
             await asyncio.sleep(1.0)
             for customer in range(watched):
@@ -119,7 +123,7 @@ async def _customer(ours: Measured, code: str, stop: asyncio.Event, counted: Cou
         began = time.perf_counter()
         counted.take(await sender.post("/v1/usage", waiting.pop()))
         counted.answers.append((code, began, time.perf_counter() - began))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(GAP_S)
     await sender.close()
 
 

@@ -11,7 +11,6 @@ import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
-from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 
@@ -23,6 +22,7 @@ from billing.live_state import LiveState
 from billing.master import Budget, MasterData
 from billing.periods import Period
 from billing.spending import LEVEL, Followed, Spending, level_costs
+from billing.thresholds import Threshold
 from billing.usage import EVENT_SCHEMA, INSTANT, Reason
 from billing.verdicts import classify
 
@@ -391,10 +391,10 @@ def _packed(state: TenantBudgets) -> bytes:
         "spent": _starts(budgets.spent),
         "level_costs": _starts(budgets.levels),
         "raised": [
-            [code, start, str(threshold)] for keys in budgets.raised.values() for code, start, threshold in keys
+            [code, start, threshold.text] for keys in budgets.raised.values() for code, start, threshold in keys
         ],
         "alerts": [
-            [one.budget, str(one.threshold), one.at, one.period.start, one.period.end, str(one.spent)]
+            [one.budget, one.threshold.text, one.at, one.period.start, one.period.end, str(one.spent)]
             for one in budgets.alerts
         ],
         "level_customers": list(state.levels),
@@ -415,9 +415,9 @@ def _unpacked(data: bytes, watch_at: Callable[[int], Watch]) -> TenantBudgets:
     frames = [pl.read_ipc(io.BytesIO(one)) for one in msgspec.msgpack.decode(packed_frames, type=list[bytes])]
     budgets = Budgets(head.timezone, _read_starts(head.spent), _read_starts(head.level_costs))
     for code, start, threshold in head.raised:
-        budgets.raised.setdefault(code, set()).add((code, start, Decimal(threshold)))
+        budgets.raised.setdefault(code, set()).add((code, start, Threshold.of_text(threshold)))
     for code, threshold, at, start, end, spent in head.alerts:
-        budgets.alerts.append(Alert(code, Decimal(threshold), at, Period(start, end), Fraction(spent)))
+        budgets.alerts.append(Alert(code, Threshold.of_text(threshold), at, Period(start, end), Fraction(spent)))
     # Without master data a followed customer is compared with it anew at his next event.
     followed = {
         customer: Followed(LiveState.from_bytes(of_customer), asked, tuple(keys), None)

@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from decimal import Decimal
 from fractions import Fraction
 from typing import cast
 
 from billing.master import Budget, MasterData
 from billing.periods import Grid, Interval, Period, grid, local_date, midnight
+from billing.thresholds import Threshold
 
 KINDS = ("day", "week", "month", "quarter", "year")
 Starts = dict[datetime, Fraction]  # by the start of the period
-Key = tuple[str, datetime, Decimal]  # of an alert: budget, start of the period, threshold
+Key = tuple[str, datetime, Threshold]  # of an alert: budget, start of the period, threshold
 ZERO = Fraction(0)
 
 
 @dataclass(frozen=True)
 class Alert:
     budget: str
-    threshold: Decimal
+    threshold: Threshold
     at: datetime
     period: Period
     spent: Fraction = ZERO
@@ -79,7 +79,7 @@ class Budgets:
             for start in sorted({*self.spent.get(key, {}), *self.levels.get(key, {})}):
                 spent = self.spent_in(budget, start)
                 for threshold in budget.thresholds:
-                    if spent < Fraction(budget.amount) * Fraction(threshold) / 100:
+                    if spent < threshold.limit(budget.amount):
                         break
                     if (budget.code, start, threshold) not in self.raised.get(budget.code, ()):
                         found.append(Alert(budget.code, threshold, now, self.period(budget.period, start), spent))

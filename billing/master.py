@@ -20,6 +20,7 @@ import zstandard
 from billing.catalog import Meter, Plan, TaxCode
 from billing.contracts import Subscription
 from billing.errors import NotFound
+from billing.thresholds import Threshold
 
 if TYPE_CHECKING:
     from billing.rating_book import RatingBook
@@ -127,7 +128,7 @@ class Budget:
     customer: str
     amount: Decimal
     period: str
-    thresholds: tuple[Decimal, ...]  # percent, ascending
+    thresholds: tuple[Threshold, ...]  # ascending by what must be spent
     action: Literal["notify", "webhook", "block"]
 
 

@@ -257,7 +257,7 @@ class Run:
 
     def alerts(self) -> Sequence[Mapping[str, Any]]:
         return [
-            {"budget": a.budget, "threshold": decimal_text(a.threshold), "at": show_moment(a.at, self.timezone)}
+            {"budget": a.budget, "threshold": a.threshold.form, "at": show_moment(a.at, self.timezone)}
             for a in self.spending.budgets.alerts
         ]
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from billing.catalog import TAX_BEHAVIORS
 from billing.contracts import plan_at
-from billing.forms import Form, Mistakes
+from billing.forms import Form, Mistakes, decimal_of
 from billing.master import START, AdHoc, Budget, TopUp
 from billing.periods import MONTHS
 from billing.steps.amounts import check_amount
 from billing.steps.draft import Draft
+from billing.thresholds import Threshold
 
 
 def add_top_up(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> None:
@@ -69,13 +70,11 @@ def set_budget(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> No
     customer = form.code("customer")
     amount = form.decimal("amount", above=Decimal(0))
     period = form.choice("period", ("day", "week", *MONTHS), "month")
-    thresholds: list[Decimal] = []
+    thresholds: set[Threshold] = set()
     for pointer, entry in form.items("thresholds", most=100):
-        number = Form({"threshold": entry}, "", Mistakes()).decimal("threshold", above=Decimal(0))
-        if number is None or number <= 0:
-            mistakes.add(pointer, "a percent above 0 is needed, as text")
-        else:
-            thresholds.append(number)
+        found = _threshold(pointer, entry, draft.tenant.currency, mistakes)
+        if found is not None:
+            thresholds.add(found)
     action = form.choice("action", ("notify", "webhook", "block"), "notify")
     form.done()
     if customer and customer not in draft.customers:
@@ -91,6 +90,22 @@ def set_budget(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> No
         customer,
         amount,
         period,
-        tuple(sorted(set(thresholds))),
+        tuple(sorted(thresholds, key=lambda one: (one.limit(amount), one.text))),
         cast("Literal['notify', 'webhook', 'block']", action),
     )
+
+
+def _threshold(pointer: str, entry: object, currency: str, mistakes: Mistakes) -> Threshold | None:
+    """A percent as text, or `{"amount": "40.00"}` in the tenant's currency."""
+    if not isinstance(entry, dict):
+        percent = decimal_of(entry)
+        if percent is None or percent <= 0:
+            mistakes.add(pointer, 'a percent above 0 is needed, as text, or {"amount": "40.00"}')
+            return None
+        return Threshold(percent)
+    before = len(mistakes.errors)
+    form = Form(cast("dict[str, Any]", entry), pointer, mistakes)
+    amount = form.decimal("amount", above=Decimal(0))
+    form.done()
+    check_amount(form, "amount", amount, currency)
+    return None if amount is None or len(mistakes.errors) > before else Threshold(amount, "amount")

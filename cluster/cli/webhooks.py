@@ -76,7 +76,7 @@ def _print_alerts(found: list[dict[str, Any]]) -> None:
             one["id"],
             one["budget"],
             one["customer"],
-            f"{one['threshold']} %",
+            _threshold(one),
             f"{one['spent']} {one['currency']}",
             one["at"],
             one["acknowledged"]["by"] if one["acknowledged"] else "open",
@@ -84,3 +84,8 @@ def _print_alerts(found: list[dict[str, Any]]) -> None:
         for one in found
     ]
     context.table(["id", "budget", "customer", "threshold", "spent", "at", "seen"], rows, right=["threshold", "spent"])
+
+
+def _threshold(alert: dict[str, Any]) -> str:
+    found = alert["threshold"]
+    return f"{found['amount']} {alert['currency']}" if isinstance(found, dict) else f"{found} %"

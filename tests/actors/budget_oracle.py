@@ -20,6 +20,7 @@ from billing.master import MasterData
 from billing.periods import Grid
 from billing.rate_uses import rate_uses, suspense_reasons
 from billing.running import is_level, running_uses, until
+from billing.thresholds import Threshold
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore
 from storage.usage_log.lane import walk
@@ -33,8 +34,8 @@ ZERO = Fraction(0)
 class Expected:
     spent: dict[tuple[str, str, datetime], Fraction] = field(default_factory=dict)
     levels: dict[tuple[str, str, datetime], Fraction] = field(default_factory=dict)
-    raised: set[tuple[str, datetime, Decimal]] = field(default_factory=set)
-    new: dict[int, set[tuple[str, datetime, Decimal]]] = field(default_factory=dict)  # by number: crossed in it
+    raised: set[tuple[str, datetime, Threshold]] = field(default_factory=set)
+    new: dict[int, set[tuple[str, datetime, Threshold]]] = field(default_factory=dict)  # by number: crossed in it
     rows: dict[int, list[tuple[str, datetime, Decimal]]] = field(default_factory=dict)  # by number: recorded in it
 
 
@@ -59,7 +60,7 @@ def expected(store: ObjectStore, tenant_id: str, chain: Any, lane: int = 0) -> E
             continue
         touched: set[str] = set()
         moments = [now, moved] if details and isinstance(moved, datetime) and moved > now else [now]
-        crossed: set[tuple[str, datetime, Decimal]] = set()
+        crossed: set[tuple[str, datetime, Threshold]] = set()
         for place, moment in enumerate(moments):
             if details:
                 touched |= _count(found, master, [e for e in came if e not in counted], counted, moment)
@@ -72,7 +73,8 @@ def expected(store: ObjectStore, tenant_id: str, chain: Any, lane: int = 0) -> E
         found.raised |= crossed
         recorded = [json.loads(one) for one in _of(rows, RowKind.THRESHOLD_CROSSED)["detail"]]
         found.rows[segment.head.number] = [
-            (one["budget"], datetime.fromisoformat(one["from"]), Decimal(one["threshold"])) for one in recorded
+            (one["budget"], datetime.fromisoformat(one["from"]), Threshold.of_form(one["threshold"]))
+            for one in recorded
         ]
     return found
 
@@ -146,8 +148,8 @@ def _levels(
             found.levels[budget.customer, budget.period, start] = cost
 
 
-def _reached(found: Expected, master: MasterData, customers: set[str] | None) -> set[tuple[str, datetime, Decimal]]:
-    crossed: set[tuple[str, datetime, Decimal]] = set()
+def _reached(found: Expected, master: MasterData, customers: set[str] | None) -> set[tuple[str, datetime, Threshold]]:
+    crossed: set[tuple[str, datetime, Threshold]] = set()
     for budget in master.budgets.values():
         if customers is not None and budget.customer not in customers:
             continue
@@ -155,7 +157,8 @@ def _reached(found: Expected, master: MasterData, customers: set[str] | None) ->
         for key in keys:
             spent = found.spent.get(key, ZERO) + found.levels.get(key, ZERO)
             for threshold in budget.thresholds:
-                if spent * 100 >= Fraction(budget.amount) * Fraction(threshold):
+                share = Fraction(threshold.value)
+                if spent >= (share if threshold.kind == "amount" else Fraction(budget.amount) * share / 100):
                     crossed.add((budget.code, key[2], threshold))
     return crossed - found.raised
 

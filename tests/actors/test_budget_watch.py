@@ -79,7 +79,7 @@ def customer(code: str, *keys: str) -> list[dict[str, Any]]:
     ]
 
 
-def budget(code: str, of: str, amount: str, *thresholds: str, period: str = "month") -> dict[str, Any]:
+def budget(code: str, of: str, amount: str, *thresholds: str | dict[str, str], period: str = "month") -> dict[str, Any]:
     form = {"code": code, "customer": of, "amount": amount, "period": period, "thresholds": list(thresholds)}
     return {"at": AT, "budget": form}
 
@@ -186,7 +186,7 @@ def random_change(chance: random.Random, clock: datetime, count: int) -> list[di
         case 0:
             period = chance.choice(["day", "week", "month"])
             amount = str(chance.randint(5, 60))
-            made = budget(f"b{count}", one, amount, "25", "50", "100", period=period)
+            made = budget(f"b{count}", one, amount, "25", {"amount": str(chance.randint(1, 70))}, "100", period=period)
             return [{**made, "at": at}]
         case 1:
             unit = str(chance.randint(1, 3))

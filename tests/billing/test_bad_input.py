@@ -508,7 +508,17 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"budget": {"code": "e", "customer": "c", "amount": "5", "thresholds": ["0"]}},
         "/budget/thresholds/0",
-        "a percent above 0 is needed, as text",
+        'a percent above 0 is needed, as text, or {"amount": "40.00"}',
+    ),
+    (
+        {"budget": {"code": "e", "customer": "c", "amount": "5", "thresholds": [{"amount": "0.001"}]}},
+        "/budget/thresholds/0/amount",
+        "has more than 2 decimals, EUR has no smaller unit",
+    ),
+    (
+        {"budget": {"code": "e", "customer": "c", "amount": "5", "thresholds": [{"amount": "1", "percent": "1"}]}},
+        "/budget/thresholds/0/percent",
+        "unknown key 'percent'",
     ),
     (
         {"ad_hoc": {"customer": "d", "subscription": "s", "code": "a", "amount": "1", "tax": "none"}},

@@ -57,10 +57,16 @@ def test_alerts_come_in_the_order_of_the_log_page_by_page(tenant: Tenant) -> Non
 
 
 def test_the_state_of_a_budget_is_that_of_its_running_period(tenant: Tenant) -> None:
-    code = budgeted(tenant, {"amount": "10", "period": "month", "thresholds": ["50"]}, {"amount": "7", "period": "day"})
+    thresholds = ["50", {"amount": "4.50"}]
+    code = budgeted(
+        tenant, {"amount": "10", "period": "month", "thresholds": thresholds}, {"amount": "7", "period": "day"}
+    )
     assert tenant.get("/v1/budgets/nowhere/state").status_code == 404
     state = tenant.get(f"/v1/budgets/{code}-0/state").json()
     assert (state["customer"], state["spent"], state["left"], state["percent"]) == (code, "0.00", "10.00", "0")
-    assert state["thresholds"] == [{"threshold": "50", "amount": "5.00", "crossed_at": None}]
+    assert state["thresholds"] == [
+        {"threshold": {"amount": "4.5"}, "amount": "4.50", "crossed_at": None},
+        {"threshold": "50", "amount": "5.00", "crossed_at": None},
+    ]
     listed = tenant.get(f"/v1/budget-states?customer={code}").json()["items"]
     assert [one["budget"] for one in listed] == [f"{code}-0", f"{code}-1"]

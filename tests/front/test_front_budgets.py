@@ -28,7 +28,7 @@ def test_a_customer_page_shows_what_budgets_have_spent_and_their_alerts(platform
             "customer": HOSTILE_CODE,
             "amount": "100",
             "period": "year",
-            "thresholds": ["1", "95"],
+            "thresholds": ["95", {"amount": "36"}, {"amount": "1"}],
             "action": "block",
         }
         past = {"customer": HOSTILE_CODE, "amount": "20", "period": "day", "thresholds": ["50", "100"]}
@@ -43,10 +43,11 @@ def test_a_customer_page_shows_what_budgets_have_spent_and_their_alerts(platform
         assert "36.72 of 100.00 EUR warned" in shown
         assert "Left 63.28 EUR" in shown
         assert "if it goes on as it did so far" in shown
-        assert re.search(r"Threshold 1 % 1\.00 EUR crossed \d", shown)
+        assert re.search(r"Threshold 1\.00 EUR 1\.00 EUR crossed \d", shown)
+        assert re.search(r"Threshold 36\.00 EUR 36\.00 EUR crossed \d", shown)
         assert "Threshold 95 % 95.00 EUR not reached" in shown
         alerts = shown[shown.index("Alerts Budget Threshold") :]
         assert re.search(r"a-day .{5,25} Seen 100 % Spent then 36\.72 EUR", alerts)
-        assert re.search(r"a-year .{5,25} Seen 1 % Spent then 36\.72 EUR", alerts)
+        assert re.search(r"a-year .{5,25} Seen 1\.00 EUR Spent then 36\.72 EUR", alerts)
         home = text_of(client.get("/").text)
         assert "36.72 EUR of 100.00 EUR, 36.7 %" in home

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Depends, Form, Response
 from actors.budget_desk import BudgetDesk
 from billing.errors import NotFound, Unavailable
 from billing.master import Budget, MasterData
+from billing.thresholds import Threshold
 from deployments.front.page import Front, Visit, path_of
 from storage.sql import audit, webhooks
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ThresholdView:
-    percent: Decimal
+    threshold: Threshold
     amount: Decimal
     crossed_at: datetime | None
     x: str  # in percent of the bar's width
@@ -63,7 +64,7 @@ class BudgetView:
     action: str
     currency: str
     limit: Decimal
-    thresholds: list[Decimal]
+    thresholds: list[Threshold]
     live: LiveView | None  # None: the lanes do not answer just now
 
 
@@ -71,7 +72,7 @@ class BudgetView:
 class AlertView:
     id: str
     budget: str
-    threshold: Decimal
+    threshold: Threshold
     spent: Decimal
     currency: str
     at: datetime
@@ -188,9 +189,9 @@ def _live(form: dict[str, Any]) -> LiveView:
         elapsed_percent=Decimal(0) if forecast is None else _tenth(Decimal(forecast["elapsed_percent"])),
         thresholds=[
             ThresholdView(
-                Decimal(one["threshold"]), Decimal(one["amount"]),
+                Threshold.of_form(one["threshold"]), Decimal(one["amount"]),
                 None if one["crossed_at"] is None else _moment(one["crossed_at"]),
-                _share(min(Decimal(one["threshold"]), whole), whole),
+                _share(min(Decimal(one["amount"]) * HUNDRED / Decimal(form["amount"]), whole), whole),
             )
             for one in form["thresholds"]
         ],
@@ -208,7 +209,7 @@ def _share(part: Decimal, whole: Decimal) -> str:
 def _alert(form: dict[str, Any], seen: dict[str, Any] | None) -> AlertView:
     known = {} if seen is None else {"seen_by": seen["by"], "seen_at": seen["at"], "note": seen["note"]}
     return AlertView(
-        form["id"], form["budget"], Decimal(form["threshold"]), Decimal(form["spent"]), form["currency"],
+        form["id"], form["budget"], Threshold.of_form(form["threshold"]), Decimal(form["spent"]), form["currency"],
         _moment(form["at"]), _moment(form["from"]), form["customer"], **known,
     )  # fmt: skip
 
