@@ -17,7 +17,7 @@ from actors.rating_shard import RatingShard, ShardSettings
 from actors.router import AGAIN, CALL_TIMEOUT_S, DEADLINE_S, GroupingRouter, LaneEnded, RouterStatus
 from actors.shard_followers import shard_followers
 from actors.spread_job import Spread, SpreadJob, Tell
-from billing.errors import Conflict, Unavailable
+from billing.errors import Conflict, NotFound, Unavailable
 from storage.object_store import ObjectStore
 from storage.usage_log.clock import Clock
 from storage.usage_log.genesis import Genesis, open_log
@@ -131,6 +131,9 @@ class LocalUsageRouter(GroupingRouter):
             except Conflict:  # one that must stay, stays
                 spread = replace(spread, stayed=spread.stayed + 1)
         tell(spread)
+
+    async def leave(self, node: str, *, leaves: bool) -> None:
+        raise NotFound(f"there is no node {node!r}: all lanes are served in this process")
 
     async def close_lane(self, lane: int) -> None:
         if lane in self._closed:

@@ -75,6 +75,8 @@ class RouterStatus:
     unreachable: tuple[int, ...] = ()
     closed: tuple[int, ...] = ()  # lanes that have ended
     spread: Spread | None = None  # a spreading of partitions that is under way, or the last one
+    nodes: Mapping[int, str] = field(default_factory=dict[int, str])  # lane -> the node of its shard, on a cluster
+    leaving: frozenset[str] = frozenset()  # nodes that are about to leave
 
 
 class LaneEnded(Unavailable):
@@ -149,6 +151,13 @@ class UsageRouter(Protocol):
 
     async def close_lane(self, lane: int) -> None:
         """End a lane without partitions for good. Conflict where something may still ask for it."""
+        ...
+
+    async def leave(self, node: str, *, leaves: bool) -> None:
+        """Have the lanes of a node taken over elsewhere before it leaves; or let it stay after all.
+
+        Raises NotFound for one that has no shards to come, Conflict where no other one would be left.
+        """
         ...
 
     async def close(self) -> None: ...

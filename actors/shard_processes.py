@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -68,6 +68,7 @@ class RayShardProcesses:
         self._namespace = namespace
         self._bell = bell
         self._watched: dict[str, Any] = {}
+        self._leaving = f"{namespace}/leaving".encode()
 
     @staticmethod
     def new_name() -> str:
@@ -118,6 +119,18 @@ class RayShardProcesses:
 
     def point(self, lane: int, name: str) -> None:
         _internal_kv_put(_key(lane, self._namespace), name.encode(), namespace=_KV_NAMESPACE)
+
+    def nodes(self) -> Sequence[str]:
+        # A head without processors (ray-cluster.yaml) is to have no shard: nobody replaces it when it dies.
+        alive: list[Any] = [node for node in ray.nodes() if node["Alive"]]
+        return [node["NodeID"] for node in alive if node["Resources"].get("CPU")] or [node["NodeID"] for node in alive]
+
+    def leaving(self) -> frozenset[str]:
+        found: bytes | None = _internal_kv_get(self._leaving, namespace=_KV_NAMESPACE)
+        return frozenset(found.decode().split()) if found else frozenset()
+
+    def set_leaving(self, nodes: Collection[str]) -> None:
+        _internal_kv_put(self._leaving, " ".join(sorted(nodes)).encode(), namespace=_KV_NAMESPACE)
 
     def _actor(self, name: str) -> Any:
         return ray.get_actor(name, namespace=self._namespace)

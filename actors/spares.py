@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from actors.rating_shard import ShardStatus
 from actors.supervisor import HUNG_S, STARTING_S_MAX, Beat, Health
+from billing.errors import Conflict, NotFound
 from storage.usage_log.lane import LaneClosed
 
 
@@ -74,6 +75,16 @@ class ShardProcesses(Protocol):
 
     def point(self, lane: int, name: str) -> None: ...
 
+    def nodes(self) -> Sequence[str]:
+        """Those where shards may be, by id."""
+        ...
+
+    def leaving(self) -> frozenset[str]:
+        """Nodes that are about to leave, as `set_leaving` said last: of this supervisor or of one before it."""
+        ...
+
+    def set_leaving(self, nodes: Collection[str]) -> None: ...
+
 
 @dataclass(frozen=True)
 class _Spare:
@@ -119,7 +130,8 @@ class ShardPlacement:
 
     def start(self, lane: int) -> None:
         """Let a spare take the lane, the one that is soonest ready; where there is none, begin a process for it."""
-        while (name := self._next_spare(lane)) is not None:
+        leaving = self.processes.leaving()
+        while (name := self._next_spare(lane, leaving)) is not None:
             self.processes.point(lane, name[0])
             match self.processes.take(name[0], lane, is_up=name[1]):
                 case Told.YES:
@@ -130,7 +142,7 @@ class ShardPlacement:
                     self.processes.end(name[0])
         begun = self.new_name()
         self.processes.point(lane, begun)
-        self.processes.begin(begun, lane=lane)
+        self.processes.begin(begun, lane=lane, node=self._staying(leaving))
 
     def end(self, lane: int) -> None:
         """End the lane's process."""
@@ -138,18 +150,60 @@ class ShardPlacement:
         if name is not None:
             self.processes.end(name)
 
-    def _next_spare(self, lane: int) -> tuple[str, bool] | None:
+    # -- nodes that leave ---------------------------------------------------------------------------------------------
+
+    def node_of(self, lane: int) -> str | None:
+        """Where the lane's shard is, or was last."""
+        return self._nodes.get(lane)
+
+    def leaving(self) -> frozenset[str]:
+        return self.processes.leaving()
+
+    def leave(self, node: str, *, leaves: bool) -> None:
+        """Note that a node is about to leave, or that it stays after all. Conflict where no other one would be left."""
+        known = set(self.processes.nodes())
+        if node not in known:
+            raise NotFound(f"there is no node {node!r} for shards; there are: {', '.join(sorted(known))}")
+        now = self.processes.leaving() & known  # who has gone is forgotten
+        after = now | {node} if leaves else now - {node}
+        if not known - after:
+            raise Conflict("no node would be left for the lanes")
+        self.processes.set_leaving(after)
+
+    def hand_over(self, lanes: Collection[int]) -> int | None:
+        """Let a spare elsewhere take one lane of a node that leaves; which one (None: there is none, or no spare yet).
+
+        The process before it loses the lane to the other one's epoch, and is ended when it is found left over. Call it
+        while all lanes serve, and again when they do: so one lane at a time waits.
+        """
+        leaving = self.processes.leaving()
+        for lane in sorted(lanes) if leaving else ():
+            if self._nodes.get(lane) in leaving:
+                with self._lock:
+                    is_ready = any(one.is_up and one.node not in leaving for one in self._spares.values())
+                if not is_ready:
+                    return None
+                self.start(lane)
+                return lane
+        return None
+
+    def _staying(self, leaving: frozenset[str]) -> str | None:
+        """A node that stays; None while none leaves: then shards are spread over all."""
+        return min(set(self.processes.nodes()) - leaving, default=None) if leaving else None
+
+    def _next_spare(self, lane: int, leaving: frozenset[str]) -> tuple[str, bool] | None:
         """A spare's name and whether it is up; it is a spare no more."""
         with self._lock:
             untold = self._untold.pop(lane, None)
             if untold is not None:
                 self._spares.pop(untold, None)
                 return untold, True
-            if not self._spares:
+            spares = {name: one for name, one in self._spares.items() if one.node not in leaving}
+            if not spares:
                 return None
             home = self._nodes.get(lane)
             # One that is still starting is sooner there than one that is begun now.
-            name = min(self._spares, key=lambda one: (not self._spares[one].is_up, self._spares[one].node != home, one))
+            name = min(spares, key=lambda one: (not spares[one].is_up, spares[one].node != home, one))
             return name, self._spares.pop(name).is_up
 
     # -- spares -------------------------------------------------------------------------------------------------------
@@ -174,22 +228,27 @@ class ShardPlacement:
 
     def keep(self, lanes: Collection[int]) -> None:
         """As many spares as asked for on each node that has shards, none elsewhere. Call it while all lanes serve:
-        starting a process costs what a lane that recovers needs."""
+        starting a process costs what a lane that recovers needs. While a node leaves there is one elsewhere, too."""
         self.look(lanes)
-        nodes = {self._nodes[lane] for lane in lanes if lane in self._nodes}
+        leaving = self.processes.leaving()
+        used = {self._nodes[lane] for lane in lanes if lane in self._nodes}
+        nodes, most = used - leaving, self.spares_per_node
+        if used & leaving:
+            most = max(1, most)
+            nodes = nodes or {node for node in (self._staying(leaving),) if node is not None}
         begin: list[tuple[str, str]] = []
         end: list[str] = []
         with self._lock:
             found: Counter[str] = Counter()
             for name, spare in sorted(self._spares.items()):  # sorted: two that do this end the same ones
                 found[spare.node] += 1
-                if spare.node and (found[spare.node] > self.spares_per_node or spare.node not in nodes):
+                if spare.node and (found[spare.node] > most or spare.node not in nodes):
                     end.append(name)
             for name in end:
                 del self._spares[name]
             unknown = found[""]  # still starting, begun by a supervisor before this one: wherever they are
             for node in sorted(nodes):
-                missing = max(0, self.spares_per_node - found[node])
+                missing = max(0, most - found[node])
                 unknown, missing = max(0, unknown - missing), max(0, missing - unknown)
                 for _ in range(missing):
                     begin.append((self.new_name(), node))

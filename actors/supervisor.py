@@ -70,6 +70,8 @@ class SupervisorStatus:
     replacements: tuple[Replacement, ...]
     closed: tuple[int, ...] = ()  # lanes that have ended; they are not among `lanes`
     spread: Spread | None = None  # a spreading of partitions that is under way, or the last one
+    nodes: tuple[tuple[int, str], ...] = ()  # lane, and the node of its shard
+    leaving: frozenset[str] = frozenset()  # nodes that are about to leave
 
     @property
     def healthy(self) -> bool:

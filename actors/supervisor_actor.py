@@ -119,7 +119,15 @@ class SupervisorActor:
         return True
 
     def status(self) -> SupervisorStatus:
-        return replace(self._supervisor.status(), spread=self._spread.now())
+        lanes = self._supervisor.open_lanes
+        nodes = tuple((lane, node) for lane in lanes if (node := self._placement.node_of(lane)) is not None)
+        return replace(
+            self._supervisor.status(), spread=self._spread.now(), nodes=nodes, leaving=self._placement.leaving()
+        )
+
+    def leave(self, node: str, leaves: bool) -> None:
+        """A node is about to leave, or stays after all: its lanes are taken over elsewhere, one after the other."""
+        self._placement.leave(node, leaves=leaves)
 
     def last_error(self) -> str:
         """Of the first of the loops whose last round failed; "" if none did."""
@@ -244,8 +252,19 @@ class SupervisorActor:
             self._load.observe(time.monotonic(), seen, lanes=self._supervisor.lanes)
 
     def _keep_spares(self) -> None:
-        if time.monotonic() - self._all_serve_since_s >= SPARES_AFTER_S:
-            self._placement.keep(self._supervisor.open_lanes)
+        if time.monotonic() - self._all_serve_since_s < SPARES_AFTER_S:
+            return
+        self._placement.keep(self._supervisor.open_lanes)
+        if not self._moving.acquire(blocking=False):  # a partition is on its way between two lanes
+            return
+        try:
+            lane = self._placement.hand_over(self._supervisor.open_lanes)
+        finally:
+            self._moving.release()
+        if lane is not None:
+            LOG.warning("lane %d is taken over elsewhere, as its node leaves", lane)
+            self._all_serve_since_s = float("inf")  # until a look has seen it serve
+            self._bell.set()
 
     def _scale(self) -> None:
         """Adds and empties lanes by load, where the settings ask for it; beside the loop, for it takes many moves."""
@@ -438,6 +457,9 @@ class RayUsageRouter(GroupingRouter):
     async def close_lane(self, lane: int) -> None:
         await self._ask_supervisor("close_lane", lane, timeout_s=2 * MOVE_TIMEOUT_S)
 
+    async def leave(self, node: str, *, leaves: bool) -> None:
+        await self._ask_supervisor("leave", node, leaves, timeout_s=STATUS_TIMEOUT_S)
+
     async def plan(self) -> dict[str, Any]:
         return await self._ask_supervisor("plan", timeout_s=STATUS_TIMEOUT_S)
 
@@ -464,4 +486,4 @@ class RayUsageRouter(GroupingRouter):
         seen = await self.supervisor_status()
         lanes = tuple(status for _, health, status in seen.lanes if health == Health.SERVING.value and status)
         silent = tuple(lane for lane, health, _ in seen.lanes if health != Health.SERVING.value)
-        return RouterStatus(lanes, silent, seen.closed, seen.spread)
+        return RouterStatus(lanes, silent, seen.closed, seen.spread, dict(seen.nodes), seen.leaving)

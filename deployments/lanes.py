@@ -28,11 +28,13 @@ _LANES = {
             "queued_rows": 0,
             "clock_error": "",
             "owned": [0],
+            "node": "4f1c0e…",
         }
     ],
     "unreachable": [],
     "closed": [3],
     "spread": {"lanes": [0, 1, 2], "moved": 40, "stayed": 0, "left": 45, "done": False, "error": ""},
+    "leaving": ["9ab3…"],
     "next_cursor": None,
 }
 
@@ -40,6 +42,7 @@ _LANES = {
 @router.get("", summary="The lanes of the usage log", **described(answer=_LANES))
 async def list_lanes(request: Request, caller: Caller = Depends(may("tenants:read"))) -> Response:
     """Each with the partitions that it has (`owned`), the last number of its log, and what waits in front of it.
+    `node`: where its shard runs, on a cluster; `leaving`: nodes whose lanes are taken over elsewhere.
     `closed`: lanes that have ended. `spread`: how far spreading is that is under way, or how the last one ended."""
     services: Services = request.app.state.services
     status = await services.router.status()
@@ -52,6 +55,7 @@ async def list_lanes(request: Request, caller: Caller = Depends(may("tenants:rea
             "queued_rows": one.queued_rows,
             "clock_error": one.clock_error,
             "owned": list(one.owned),
+            "node": status.nodes.get(one.lane),
         }
         for one in status.lanes
     ]
@@ -62,6 +66,7 @@ async def list_lanes(request: Request, caller: Caller = Depends(may("tenants:rea
             "unreachable": list(status.unreachable),
             "closed": list(status.closed),
             "spread": spread,
+            "leaving": sorted(status.leaving),
             "next_cursor": None,
         }
     )
@@ -125,7 +130,7 @@ async def move_partition(
 async def spread(
     request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
 ) -> Response:
-    """Begins lanes that there are not yet (a shard each) and drains those that are not named: before a machine leaves.
+    """Begins lanes that there are not yet (a shard each) and drains those that are not named.
     Moves one partition after the other, and answers after some seconds at the latest: with `done: false` it goes on by
     itself, `left` are to come, and the same again, or `spread` of the list, says how far it is. After 503 send the same
     again. What cannot move stays (`stayed`). 409 while partitions are spread over other lanes."""
@@ -158,3 +163,31 @@ async def close_lane(
     services: Services = request.app.state.services
     await services.router.close_lane(lane)
     return json_response({"lane": lane, "closed": True})
+
+
+@router.post(
+    "/nodes",
+    summary="Have a node's lanes taken over before it leaves",
+    **described(
+        request={"node": "4f1c0e…", "leaves": True},
+        answer={"node": "4f1c0e…", "leaves": True},
+        also=(400, 404, 409, 415, 422),
+    ),
+)
+async def leave_node(
+    request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
+) -> Response:
+    """A warm process on another node takes one lane after the other; each pauses for about a second. The node is free
+    when no lane names it any more (GET /v1/lanes). Nothing is begun there until it has gone or `leaves: false` says
+    that it stays. 404 for a node that has no shards to come, 409 if it is the last one."""
+    mistakes = Mistakes()
+    top = Form(known_keys(form, ("node", "leaves"), ("node",)), "", mistakes)
+    node, leaves = top.text("node"), top.fields.get("leaves", True)
+    top.raw("leaves")
+    top.done()
+    if not isinstance(leaves, bool):
+        top.wrong("leaves", "true or false is needed")
+    mistakes.check()
+    services: Services = request.app.state.services
+    await services.router.leave(node, leaves=leaves)
+    return json_response({"node": node, "leaves": leaves})

@@ -12,6 +12,8 @@ from billing.errors import Conflict
 from cluster.cli import context
 from cluster.client import Client
 
+LEAVE_S_MAX = 600.0  # a lane after the other, seconds each
+
 
 def show(url: str | None, as_json: bool) -> None:
     with context.problems(), context.platform_client(url) as client:
@@ -68,6 +70,34 @@ def close(lane: int, url: str | None, as_json: bool) -> None:
     context.show(made, as_json, lambda _: print(f"lane {lane} is closed"))  # noqa: T201
 
 
+def leave(node: str, stays: bool, url: str | None, as_json: bool) -> None:
+    """Have the lanes of a node taken over elsewhere, and wait until none is left there. `node`: how its id begins."""
+    with context.problems(), context.platform_client(url) as client:
+        found = client.get("/v1/lanes")
+        known = sorted({one["node"] for one in found["items"] if one["node"]} | set(found["leaving"]))
+        meant = [one for one in known if one.startswith(node)]
+        if len(meant) > 1:
+            context.fail(f"{node} is how {len(meant)} nodes begin", context.NO, f"there are {', '.join(known)}")
+        made = client.post("/v1/lanes/nodes", {"node": meant[0] if meant else node, "leaves": not stays})
+        left = _lanes_on(client, made["node"]) if not stays else []
+        deadline = time.monotonic() + LEAVE_S_MAX
+        while left and time.monotonic() < deadline:
+            if sys.stderr.isatty():
+                print(f"\r{len(left)} lanes left  ", end="", file=sys.stderr)  # noqa: T201
+            time.sleep(1.0)
+            left = _lanes_on(client, made["node"])
+    if left:
+        context.fail(f"lanes {left} are still there", context.UNREACHABLE, "send the same again, it goes on by itself")
+    words = "stays" if stays else "has no lanes any more and may leave"
+    context.show(made | {"lanes": left}, as_json, lambda one: print(f"node {one['node'][:12]} {words}"))  # noqa: T201
+
+
+def _lanes_on(client: Client, node: str) -> list[int]:
+    """Lanes of a node, and those of which it is not known where they are just now."""
+    found = client.get("/v1/lanes")
+    return sorted([one["lane"] for one in found["items"] if one["node"] == node] + found["unreachable"])
+
+
 def _active(client: Client) -> list[int]:
     return [one["lane"] for one in client.get("/v1/lanes")["items"] if one["partitions"]]
 
@@ -110,13 +140,18 @@ def _spread(client: Client, lanes: list[int], dry_run: bool, as_json: bool) -> N
 
 def _print_lanes(found: dict[str, Any]) -> None:
     rows = [
-        (one["lane"], one["partitions"], "serving" if one["serving"] else "stopped", one["number"], one["queued_rows"])
+        (one["lane"], one["partitions"], "serving" if one["serving"] else "stopped", one["number"], one["queued_rows"],
+         _node(one["node"], found["leaving"]))
         for one in found["items"]
-    ]
-    rows += [(lane, None, "does not answer", None, None) for lane in found["unreachable"]]
-    rows += [(lane, None, "closed", None, None) for lane in found["closed"]]
-    columns = ["lane", "partitions", "state", "number", "waiting"]
+    ]  # fmt: skip
+    rows += [(lane, None, "does not answer", None, None, None) for lane in found["unreachable"]]
+    rows += [(lane, None, "closed", None, None, None) for lane in found["closed"]]
+    columns = ["lane", "partitions", "state", "number", "waiting", "node"]
     context.table(columns, rows, right=["lane", "partitions", "number", "waiting"])
+
+
+def _node(node: str | None, leaving: Sequence[str]) -> str | None:
+    return node and f"{node[:12]}{' (leaves)' if node in leaving else ''}"
 
 
 def _print_plan(found: dict[str, Any]) -> None:

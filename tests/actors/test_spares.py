@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from actors.spares import Lost, Role, ShardPlacement, Told
 from actors.supervisor import HUNG_S, STARTING_S_MAX, ShardSupervisor
+from billing.errors import Conflict, NotFound
 from tests.actors.test_supervisor import STATUS
 
 
@@ -36,7 +37,7 @@ class Machine:
     """Processes on nodes, pointers, and what the lanes' logs say: the newest epoch of each."""
 
     lanes: int = 2
-    nodes: Sequence[str] = ("one",)
+    machines: Sequence[str] = ("one",)
     warm_s: float = 0.1
     cold_s: float = 3.0
     now: float = 0.0
@@ -44,6 +45,7 @@ class Machine:
     pointers: dict[int, str] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    left: frozenset[str] = frozenset()
     die_at: int = -1  # the number of the changing call that is the last one of a supervisor's life
     before_call: Callable[[str], None] = lambda _: None
     _names: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -77,7 +79,7 @@ class Machine:
 
     def begin(self, name: str, *, lane: int | None = None, node: str | None = None) -> None:
         self._changes(f"begin {name} {lane}")
-        where = node if node in self.nodes else self.nodes[len(self.processes) % len(self.nodes)]
+        where = node if node in self.machines else self.machines[len(self.processes) % len(self.machines)]
         assert where is not None
         process = self.processes[name] = Process(where, up_at_s=self.now + self.cold_s)
         if lane is not None:
@@ -105,6 +107,15 @@ class Machine:
         self._changes(f"point {lane} {name}")
         self.pointers[lane] = name
 
+    def nodes(self) -> Sequence[str]:
+        return self.machines
+
+    def leaving(self) -> frozenset[str]:
+        return self.left
+
+    def set_leaving(self, nodes: Collection[str]) -> None:
+        self.left = frozenset(nodes)
+
     # -- what happens -------------------------------------------------------------------------------------------------
 
     def _hear(self, process: Process, lane: int) -> None:
@@ -128,7 +139,7 @@ class Machine:
             self._hear(process, lane)
 
     def kill_node(self, node: str) -> None:
-        self.nodes = [one for one in self.nodes if one != node]
+        self.machines = [one for one in self.machines if one != node]
         for name in [name for name, one in self.processes.items() if one.node == node]:
             self.kill(name)
 
@@ -137,6 +148,7 @@ class Machine:
         for _ in range(round(seconds * 10)):
             if supervisor.reconcile().healthy:
                 placement.keep(supervisor.open_lanes)
+                placement.hand_over(supervisor.open_lanes)
             self.now += 0.1
 
     def until_served(self, placement: ShardPlacement, supervisor: ShardSupervisor) -> float:
@@ -281,7 +293,7 @@ def test_a_hung_shard_that_cannot_be_ended_wakes_without_its_lane_and_is_ended_a
 
 
 def test_lanes_of_a_lost_node_are_taken_by_the_spares_of_others() -> None:
-    machine = Machine(lanes=2, nodes=("one", "two"))
+    machine = Machine(lanes=2, machines=("one", "two"))
     placement, supervisor = settled(machine)
     assert sorted(node for _, node, _ in placement.spares()) == ["one", "two"]
     machine.kill_node("two")
@@ -319,7 +331,7 @@ def test_two_lanes_whose_pointers_name_one_process_are_told_apart_by_what_that_s
 
 
 def test_a_lane_goes_to_the_spare_of_its_own_node() -> None:
-    machine = Machine(lanes=2, nodes=("one", "two"))
+    machine = Machine(lanes=2, machines=("one", "two"))
     placement, supervisor = settled(machine)
     for lane in (1, 0):
         home = machine.processes[machine.pointers[lane]].node
@@ -377,7 +389,7 @@ def test_a_supervisor_that_dies_at_any_step_leaves_what_the_next_one_puts_in_ord
 def test_two_supervisors_at_once_and_kills_hangs_and_sleepers_end_in_order_when_one_is_left(seed: int) -> None:
     """Never do two processes hold one epoch; at the end each lane has one, and nothing is left over."""
     dice = random.Random(seed)
-    machine = Machine(lanes=3, nodes=("one", "two"))
+    machine = Machine(lanes=3, machines=("one", "two"))
     one, two = machine.supervisor(), machine.supervisor()
     asleep: list[str] = []
     for _ in range(300):
@@ -438,3 +450,55 @@ def test_a_process_that_finds_its_lane_closed_is_ended_and_nothing_is_started_fo
         supervisor.reconcile()
         placement.keep(supervisor.open_lanes)
     assert "late" not in machine.processes
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_the_lanes_of_a_node_that_leaves_are_taken_over_elsewhere_one_at_a_time(spares: int) -> None:
+    machine = Machine(lanes=3, machines=("one", "two"))
+    placement, supervisor = settled(machine, spares)
+    on_one = {lane for lane, name in machine.pointers.items() if machine.processes[name].node == "one"}
+    assert on_one
+    placement.leave("one", leaves=True)
+    before = set(machine.processes)
+    for _ in range(600):
+        machine.run(placement, supervisor, 0.1)
+        assert {one.node for name, one in machine.processes.items() if name not in before} <= {"two"}
+        assert sum(machine.epochs.values()) <= 3 + len(on_one), "each lane changes hands once"
+        serving = [lane for lane in range(3) if machine.processes[machine.pointers[lane]].serves_at_s <= machine.now]
+        assert len(serving) >= 2, "one lane at a time waits"
+    assert {one.node for one in machine.processes.values()} == {"two"}
+    machine.assert_in_order(spares)
+    for name in machine.pointers.values():
+        machine.kill(name)
+    for _ in range(150):
+        machine.run(placement, supervisor, 0.1)
+        assert {one.node for one in machine.processes.values()} <= {"two"}, "nothing is begun there any more"
+    placement.leave("one", leaves=False)
+    assert placement.leaving() == frozenset()
+
+
+def test_a_supervisor_that_comes_after_one_that_died_goes_on_with_the_node_that_leaves() -> None:
+    machine = Machine(lanes=2, machines=("one", "two"))
+    placement, supervisor = settled(machine)
+    placement.leave("two", leaves=True)
+    machine.die_at = 1
+    with pytest.raises(Died):
+        machine.run(placement, supervisor, 15.0)
+    machine.die_at = -1
+    machine.run(*machine.supervisor(), 30.0)
+    assert {one.node for one in machine.processes.values()} == {"one"}
+    machine.assert_in_order()
+
+
+def test_the_last_node_does_not_leave_and_one_that_nobody_knows_is_named() -> None:
+    machine = Machine(lanes=1, machines=("one", "two"))
+    placement, _ = settled(machine)
+    with pytest.raises(NotFound, match="there are: one, two"):
+        placement.leave("three", leaves=True)
+    placement.leave("one", leaves=True)
+    with pytest.raises(Conflict, match="no node would be left"):
+        placement.leave("two", leaves=True)
+    machine.kill_node("one")
+    with pytest.raises(Conflict):
+        placement.leave("two", leaves=True)
+    assert placement.leaving() == {"one"}

@@ -64,10 +64,23 @@ def lanes_drain(
     url: str = Url,
     as_json: bool = AsJson,
 ) -> None:
-    """Let the other lanes share what one has: before its machine leaves."""
+    """Let the other lanes share what one has."""
     from cluster.cli import lanes as commands
 
     commands.drain(lane, dry_run, url, as_json)
+
+
+@lanes.command("leave")
+def lanes_leave(
+    node: str = typer.Argument(help="How the id of a node begins: see `lanes list`."),
+    stays: bool = typer.Option(False, "--stay", help="It stays after all."),
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Have a node's lanes taken over elsewhere: before it leaves."""
+    from cluster.cli import lanes as commands
+
+    commands.leave(node, stays, url, as_json)
 
 
 @lanes.command("close")
