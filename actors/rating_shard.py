@@ -222,7 +222,7 @@ class RatingShard:
             serving=self._serving,
             stopped_because=self._stopped_because,
             stalled_s=self.state.writer.stalled_s,
-            queued_rows=self._queue.rows,
+            queued_rows=self._queue.held.rows,
             recent_ids=len(self.state.recent),
             run_ids=len(self.state.runs),
             runs=self.state.runs.count,
@@ -292,7 +292,7 @@ class RatingShard:
                 item.fail(Unavailable(f"Lane {self.lane} is not served here."))
             elif len(self.state.recent) > self.settings.recent_ids_max:
                 item.fail(Unavailable(f"Lane {self.lane} holds too many ids in memory; its checkpoint is behind."))
-            elif self._queue.rows >= self.settings.queue_rows_max:
+            elif self._queue.held.rows >= self.settings.queue_rows_max:
                 item.fail(Unavailable(f"The queue of lane {self.lane} is full."))
             elif self._is_full(tenant_id, item.rows):
                 item.fail(Overloaded("Too much of this tenant is waiting. Send the same again with the same ids."))
@@ -353,7 +353,7 @@ class RatingShard:
             if len(self.state.recent) > self.settings.recent_ids_max:
                 detail = f"Lane {self.lane} holds {len(self.state.recent)} ids in memory; its checkpoint is behind."
                 return failed_answer(self.lane, "unavailable", detail)
-            if self._queue.rows + sum(rows.values()) > self.settings.queue_rows_max and self._queue.rows:
+            if self._queue.held.rows + sum(rows.values()) > self.settings.queue_rows_max and self._queue.held.rows:
                 return failed_answer(self.lane, "unavailable", f"The queue of lane {self.lane} is full.")
             full = {tenant for tenant, count in rows.items() if self._is_full(tenant, count)}
             for item in items:
@@ -368,7 +368,7 @@ class RatingShard:
         return None
 
     def _is_full(self, tenant_id: str, rows: int) -> bool:
-        held = self._queue.held(tenant_id)
+        held = self._queue.held_of(tenant_id).rows
         return held > 0 and held + rows > self.settings.tenant_queue_rows_max
 
     # -- the commit thread --------------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ class RatingShard:
                     return None
                 if not self._condition.wait(IDLE_S):
                     return []
-            if self.settings.window_s and self._queue.rows < self.settings.group_rows_max:
+            if self.settings.window_s and self._queue.held.rows < self.settings.group_rows_max:
                 self._condition.wait(self.settings.window_s)
             return self._queue.take(self.settings.group_rows_max, self.settings.group_bytes_max)
 

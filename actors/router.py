@@ -8,7 +8,6 @@ Owns grouping in front of the shards (requests that wait while a call is under w
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import weakref
 from abc import ABC, abstractmethod
@@ -32,7 +31,7 @@ from actors.batches import (
     encode_batch,
 )
 from actors.decisions import ANY_PARTITION, DecisionRequest, Elsewhere, decode_decided, encode_request
-from actors.fair_parts import FairParts
+from actors.fair_turns import FairTurns
 from actors.lane_traces import TRACES_MAX
 from actors.live_figures import Figures
 from actors.rating_shard import ShardStatus
@@ -46,6 +45,7 @@ from storage.telemetry import traceparent
 from storage.usage_log.genesis import PARTITIONS, Genesis
 from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.segment import microseconds_of
+from storage.usage_log.sizes import bytes_of
 
 DEADLINE_S = 10.0
 RETRY_WAIT_S_FIRST = 0.05
@@ -163,8 +163,13 @@ class _Part:
     events: pl.DataFrame
     partitions: npt.NDArray[np.uint8]
     ids: EventIds
+    bytes: int
     future: asyncio.Future[_PartAnswer]
     trace: str | None  # W3C `traceparent` of the request
+
+    @property
+    def rows(self) -> int:
+        return len(self.partitions)
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,7 @@ class _PartAnswer:
 
 @dataclass
 class _LaneQueue:
-    parts: FairParts[_Part] = field(default_factory=FairParts)
-    rows: int = 0
-    rows_of: collections.Counter[str] = field(default_factory=collections.Counter)
+    parts: FairTurns[_Part] = field(default_factory=FairTurns)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_PER_LANE_MAX))
     task: asyncio.Task[None] | None = None
@@ -400,12 +403,14 @@ class GroupingRouter(ABC):
                 for start in range(0, len(mine), CALL_ROWS_MAX):
                     chunk = mine[start : start + CALL_ROWS_MAX]
                     whole = len(chunk) == events.height
+                    rows_of_part = events if whole else events[chunk]
                     part = _Part(
                         tenant_id,
                         master_number,
-                        events if whole else events[chunk],
+                        rows_of_part,
                         partitions if whole else partitions[chunk],
                         ids if whole else ids.take(chunk),
+                        bytes_of(rows_of_part),
                         loop.create_future(),
                         trace,
                     )
@@ -474,16 +479,14 @@ class GroupingRouter(ABC):
             queue = queues[lane] = _LaneQueue()
             # A task of its own: a client that goes away cancels its handler, and must not take others' rows with it.
             queue.task = loop.create_task(self._flush(lane, queue), name=f"usage-lane-{lane}")
-        rows, waiting = len(part.partitions), queue.rows_of[part.tenant_id]
+        rows, waiting = part.rows, queue.parts.held_of(part.tenant_id).rows
         if waiting and waiting + rows > self.tenant_waiting_rows_max:
             part.future.set_exception(Overloaded(f"Too much of this tenant's usage is waiting. {AGAIN}"))
             return
-        if queue.rows and queue.rows + rows > WAITING_ROWS_MAX:
+        if queue.parts and queue.parts.held.rows + rows > WAITING_ROWS_MAX:
             part.future.set_exception(Unavailable(f"Too much usage is waiting for lane {lane}. {AGAIN}"))
             return
         queue.parts.append(part)
-        queue.rows += rows
-        queue.rows_of[part.tenant_id] += rows
         queue.woken.set()
 
     async def _flush(self, lane: int, queue: _LaneQueue) -> None:
@@ -492,14 +495,10 @@ class GroupingRouter(ABC):
             await queue.slots.acquire()
             group: list[_Part] = []
             rows = 0
-            while queue.parts and (not group or rows + len(queue.parts.first().partitions) <= CALL_ROWS_MAX):
+            while queue.parts and (not group or rows + queue.parts.first().rows <= CALL_ROWS_MAX):
                 part = queue.parts.popleft()
                 group.append(part)
-                rows += len(part.partitions)
-                queue.rows_of[part.tenant_id] -= len(part.partitions)
-                if queue.rows_of[part.tenant_id] == 0:
-                    del queue.rows_of[part.tenant_id]
-            queue.rows -= rows
+                rows += part.rows
             if not queue.parts:
                 queue.woken.clear()
             if not group:
@@ -511,7 +510,7 @@ class GroupingRouter(ABC):
 
     async def _send(self, lane: int, queue: _LaneQueue, group: list[_Part]) -> None:
         try:
-            rows = sum(len(part.partitions) for part in group)
+            rows = sum(part.rows for part in group)
             if rows <= INLINE_ROWS_MAX:
                 data = _encode(group)
             else:
@@ -526,7 +525,7 @@ class GroupingRouter(ABC):
                 raise failure
             first = 0
             for part in group:
-                last = first + len(part.partitions)
+                last = first + part.rows
                 if not part.future.done():
                     part.future.set_result(_PartAnswer(answer.verdicts[first:last], answer.reasons[first:last], answer))
                 first = last
@@ -542,7 +541,7 @@ AGAIN = "Send the same again with the same ids: nothing is stored twice."
 
 
 def _encode(group: Sequence[_Part]) -> bytes:
-    blocks = [Block(part.tenant_id, len(part.partitions), part.master_number) for part in group]
+    blocks = [Block(part.tenant_id, part.rows, part.master_number) for part in group]
     traces = list(dict.fromkeys(part.trace for part in group if part.trace))[:TRACES_MAX]
     if len(group) == 1:
         return encode_batch(blocks, group[0].events, group[0].partitions, group[0].ids, traces)
