@@ -37,9 +37,17 @@ class Held:
     rows: int = 0
     bytes: int = 0
 
+    @classmethod
+    def of(cls, one: Waiting) -> Held:
+        return cls(one.rows, one.bytes)
+
     def add(self, one: Waiting, times: int = 1) -> None:
         self.rows += times * one.rows
         self.bytes += times * one.bytes
+
+    def is_beyond(self, rows_max: int, bytes_max: int, comes: Held) -> bool:
+        """Whether something waits, and with what comes it would be too much: where nothing waits, anything may."""
+        return self.rows > 0 and (self.rows + comes.rows > rows_max or self.bytes + comes.bytes > bytes_max)
 
 
 @dataclass

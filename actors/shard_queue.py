@@ -20,7 +20,7 @@ from actors.fair_turns import FairTurns, Held
 from actors.followers import Decided, LogMoment
 from billing.errors import BillingError
 from storage.usage_log.partitions import EventIds
-from storage.usage_log.sizes import bytes_of
+from storage.usage_log.sizes import pieces
 
 
 @dataclass
@@ -108,7 +108,7 @@ class FairQueue:
         taken = Held()
         while self._turns:
             item = self._turns.first()
-            if group and (item.alone or taken.rows + item.rows > rows_max or taken.bytes + item.bytes > bytes_max):
+            if group and (item.alone or taken.is_beyond(rows_max, bytes_max, Held.of(item))):
                 break
             group.append(self._turns.popleft())
             taken.add(item)
@@ -123,26 +123,25 @@ class FairQueue:
         return waiting
 
 
-def items_of(batch: Batch, call: Call, lane: int, rows_max: int) -> list[UsageItem]:
-    """A batch in items of one tenant and at most `rows_max` rows."""
+def items_of(batch: Batch, call: Call, lane: int, rows_max: int, bytes_max: int) -> list[UsageItem]:
+    """A batch in items of one tenant, each of at most `rows_max` rows and `bytes_max` bytes."""
     items: list[UsageItem] = []
     first = 0
     for block in batch.blocks:
-        for start in range(first, first + block.rows, rows_max):
-            rows = min(rows_max, first + block.rows - start)
-            events = batch.events.slice(start, rows)
-            part = slice(start, start + rows)
+        events = batch.events.slice(first, block.rows)
+        for start, rows, size in pieces(events, rows_max, bytes_max):
+            part = slice(first + start, first + start + rows)
             items.append(
                 UsageItem(
                     call=call,
                     lane=lane,
-                    offset=start,
+                    offset=first + start,
                     tenant_id=block.tenant_id,
                     master_number=block.master_number,
-                    events=events,
+                    events=events.slice(start, rows),
                     partitions=batch.partitions[part],
                     ids=EventIds(batch.ids.high[part], batch.ids.low[part]),
-                    bytes=bytes_of(events),
+                    bytes=size,
                 )
             )
         first += block.rows
