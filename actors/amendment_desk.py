@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from actors.amendments import AMEND, AMEND_PARTS, ITEMS_MAX, encode_amendments, part_to_form
+from actors.amendments import AMEND, AMEND_PARTS, ITEMS_MAX, as_list, part_to_form
 from actors.router import UsageRouter
 from billing.amendments import ID_REUSED, Amendment, EventName, EventState, amendment_of, rows_of
 from billing.errors import BillingError
@@ -25,6 +25,7 @@ from storage.usage_log.backfills import scan_sent
 from storage.usage_log.counting import amendments_at, mark_amended
 from storage.usage_log.reader import SCAN_SCHEMA, UsageLogReader
 from storage.usage_log.segment import RowKind, instant_of, microseconds_of
+from storage.usage_log.sizes import DECISION_BYTES_MAX
 
 LOG = logging.getLogger("cloudbilling.amendments")
 _BEHIND_ALL = (1 << 62) - 1  # a number behind every cut: how an amendment that is not written yet is judged
@@ -130,10 +131,12 @@ class AmendmentDesk:
             return []
         await asyncio.to_thread(mark_amended, self._reader.store, tenant_id)
         lanes = self._router.lanes_of(tenant_id, [one.event.key for one in amendments])
+        texts = [json.dumps(one.to_form()) for one in amendments]
         outcomes: dict[int, Outcome] = {}
-        for places in _batches(lanes):
+        for places in _batches(lanes, texts):
             asked = [amendments[place] for place in places]
-            data = await self._router.decide(tenant_id, asked[0].event.key, AMEND, encode_amendments(asked))
+            payload = as_list([texts[place] for place in places])
+            data = await self._router.decide(tenant_id, asked[0].event.key, AMEND, payload)
             for place, one, answer in zip(places, asked, json.loads(data), strict=True):
                 if "decided" in answer:
                     outcomes[place] = Outcome(one, Amendment.from_form(answer["decided"]))
@@ -199,10 +202,10 @@ class AmendmentDesk:
     async def _follow(self, tenant_id: str, decided: Sequence[Amendment]) -> None:
         parts = [row for one in decided for row in rows_of(one)[1:]]
         lanes = self._router.lanes_of(tenant_id, [row.customer for row in parts])
-        for places in _batches(lanes):
-            chosen = [parts[place] for place in places]
-            payload = json.dumps([part_to_form(row) for row in chosen]).encode()
-            await self._router.decide(tenant_id, chosen[0].customer, AMEND_PARTS, payload)
+        texts = [json.dumps(part_to_form(row)) for row in parts]
+        for places in _batches(lanes, texts):
+            payload = as_list([texts[place] for place in places])
+            await self._router.decide(tenant_id, parts[places[0]].customer, AMEND_PARTS, payload)
 
 
 def _reused(one: EventNow) -> Amendment:
@@ -266,11 +269,15 @@ def _state_of(row: Mapping[str, Any]) -> EventState:
     return EventState(row["customer"], row["type"], row["subscription"], microseconds_of(row["time"]), row["data"])
 
 
-def _batches(lanes: Sequence[int]) -> list[list[int]]:
+def _batches(lanes: Sequence[int], texts: Sequence[str]) -> list[list[int]]:
     """Places by their lane, in batches of what one decision takes."""
-    by_lane: dict[int, list[int]] = {}
-    for place, lane in enumerate(lanes):
-        by_lane.setdefault(lane, []).append(place)
-    return [
-        places[start : start + ITEMS_MAX] for places in by_lane.values() for start in range(0, len(places), ITEMS_MAX)
-    ]
+    batches: list[list[int]] = []
+    filling: dict[int, tuple[list[int], int]] = {}  # lane -> its last batch, bytes of that
+    for place, (lane, text) in enumerate(zip(lanes, texts, strict=True)):
+        batch, size = filling.get(lane, ([], 0))
+        if not batch or len(batch) == ITEMS_MAX or size + len(text) > DECISION_BYTES_MAX:
+            batch, size = [], 0
+            batches.append(batch)
+        batch.append(place)
+        filling[lane] = batch, size + len(text)
+    return batches

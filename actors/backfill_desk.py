@@ -36,6 +36,7 @@ from billing.errors import Conflict, Unavailable
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import mark_backfilled
+from storage.usage_log.sizes import DECISION_BYTES_MAX, pieces
 
 CALL_ROWS = 10_000
 WAIT_S = 0.05
@@ -110,7 +111,8 @@ class BackfillDesk:
         parts: list[npt.NDArray[np.int64]] = []
         for lane in np.unique(lanes):
             mine = rows[lanes == lane]
-            parts += [mine[start : start + CALL_ROWS] for start in range(0, len(mine), CALL_ROWS)]
+            cut = pieces(events[mine], CALL_ROWS, DECISION_BYTES_MAX)
+            parts += [mine[start : start + count] for start, count, _ in cut]
         return parts
 
     async def _send_part(

@@ -1,7 +1,7 @@
 """When a lane is added or emptied: by load that stays over a bound, or far below it, for a while. No Ray in here.
 
 Owns the judgement only, on what shards say of themselves and a clock of the caller's. Between the bounds lies room, so
-that a change never asks for its opposite; after one it waits. Who acts is the supervisor (actors/supervisor_actor.py).
+that a change never asks for its opposite; after one it waits. Who acts is `LaneScaler` (actors/lane_scaler.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ is COMMITTED. What the lane says is `LaneState` (actors/lane_state.py). The rule
 
 from __future__ import annotations
 
-import collections
 import itertools
 import threading
 import time
@@ -39,6 +38,7 @@ from actors.decisions import (
     encode_moved,
     encode_request,
 )
+from actors.fair_turns import Held
 from actors.followers import (
     NO_ROWS,
     Decided,
@@ -60,6 +60,7 @@ from storage.usage_log.genesis import Genesis
 from storage.usage_log.lane import LaneClosed, write_hint
 from storage.usage_log.partitions import EventIds
 from storage.usage_log.segment import Control, Counters, RowKind, SegmentHead
+from storage.usage_log.sizes import SEGMENT_BYTES_MAX
 
 IDLE_S = 0.5
 DECISION_BYTES = 1_024  # what a decision counts for in fairness and in a group
@@ -75,10 +76,12 @@ _LOOKS = frozenset({int(RowKind.MASTER_SEEN), int(RowKind.CLOCK_SET)})  # with t
 @dataclass(frozen=True)
 class ShardSettings:
     group_rows_max: int = 50_000
-    group_bytes_max: int = 16 * 1024 * 1024  # in memory; a segment is about a fifth of it
+    group_bytes_max: int = SEGMENT_BYTES_MAX
     window_s: float = 0.0  # waiting for more rows when idle; 0 locally, 0.02-0.1 on S3
     queue_rows_max: int = 400_000
+    queue_bytes_max: int = 192 * 1024 * 1024
     tenant_queue_rows_max: int = 200_000
+    tenant_queue_bytes_max: int = 96 * 1024 * 1024  # more than the largest request, which goes if nothing waits
     checkpoint_rows: int = 500_000  # bounds the tail that a recovery reads, and the ids in memory
     checkpoint_s: float = 300.0
     recent_ids_max: int = 8_000_000  # beyond it the shard refuses: ids leave memory only by a checkpoint
@@ -222,7 +225,7 @@ class RatingShard:
             serving=self._serving,
             stopped_because=self._stopped_because,
             stalled_s=self.state.writer.stalled_s,
-            queued_rows=self._queue.rows,
+            queued_rows=self._queue.held.rows,
             recent_ids=len(self.state.recent),
             run_ids=len(self.state.runs),
             runs=self.state.runs.count,
@@ -261,7 +264,7 @@ class RatingShard:
             traces=batch.traces,
             began_ns=time.time_ns() if batch.traces else 0,
         )
-        items = items_of(batch, call, self.lane, self.settings.group_rows_max)
+        items = items_of(batch, call, self.lane, self.settings.group_rows_max, self.settings.group_bytes_max)
         refusal = self._enqueue(call, items)
         if refusal is not None:
             future.set_result(encode_answer(refusal))
@@ -292,9 +295,9 @@ class RatingShard:
                 item.fail(Unavailable(f"Lane {self.lane} is not served here."))
             elif len(self.state.recent) > self.settings.recent_ids_max:
                 item.fail(Unavailable(f"Lane {self.lane} holds too many ids in memory; its checkpoint is behind."))
-            elif self._queue.rows >= self.settings.queue_rows_max:
+            elif self._is_full(Held.of(item)):
                 item.fail(Unavailable(f"The queue of lane {self.lane} is full."))
-            elif self._is_full(tenant_id, item.rows):
+            elif self._is_full_for(tenant_id, Held.of(item)):
                 item.fail(Overloaded("Too much of this tenant is waiting. Send the same again with the same ids."))
             else:
                 self._queue.put(item)
@@ -344,18 +347,20 @@ class RatingShard:
 
     def _enqueue(self, call: Call, items: Sequence[UsageItem]) -> Answer | None:
         """Take the items, or refuse the batch as a whole; a tenant whose own queue is full is refused alone."""
-        rows: collections.Counter[str] = collections.Counter()
+        comes: dict[str, Held] = {}
+        whole = Held()
         for item in items:
-            rows[item.tenant_id] += item.rows
+            comes.setdefault(item.tenant_id, Held()).add(item)
+            whole.add(item)
         with self._condition:
             if not self._serving or self._stopping:
                 return failed_answer(self.lane, "unavailable", f"Lane {self.lane} is not served here.")
             if len(self.state.recent) > self.settings.recent_ids_max:
                 detail = f"Lane {self.lane} holds {len(self.state.recent)} ids in memory; its checkpoint is behind."
                 return failed_answer(self.lane, "unavailable", detail)
-            if self._queue.rows + sum(rows.values()) > self.settings.queue_rows_max and self._queue.rows:
+            if self._is_full(whole):
                 return failed_answer(self.lane, "unavailable", f"The queue of lane {self.lane} is full.")
-            full = {tenant for tenant, count in rows.items() if self._is_full(tenant, count)}
+            full = {tenant_id for tenant_id, held in comes.items() if self._is_full_for(tenant_id, held)}
             for item in items:
                 if item.tenant_id in full:
                     call.verdicts[item.offset : item.offset + item.rows] = OVERLOADED
@@ -367,9 +372,13 @@ class RatingShard:
             self._condition.notify()
         return None
 
-    def _is_full(self, tenant_id: str, rows: int) -> bool:
-        held = self._queue.held(tenant_id)
-        return held > 0 and held + rows > self.settings.tenant_queue_rows_max
+    def _is_full(self, comes: Held) -> bool:
+        most = self.settings
+        return self._queue.held.is_beyond(most.queue_rows_max, most.queue_bytes_max, comes)
+
+    def _is_full_for(self, tenant_id: str, comes: Held) -> bool:
+        most, held = self.settings, self._queue.held_of(tenant_id)
+        return held.is_beyond(most.tenant_queue_rows_max, most.tenant_queue_bytes_max, comes)
 
     # -- the commit thread --------------------------------------------------------------------------------------------
 
@@ -408,7 +417,7 @@ class RatingShard:
                     return None
                 if not self._condition.wait(IDLE_S):
                     return []
-            if self.settings.window_s and self._queue.rows < self.settings.group_rows_max:
+            if self.settings.window_s and self._queue.held.rows < self.settings.group_rows_max:
                 self._condition.wait(self.settings.window_s)
             return self._queue.take(self.settings.group_rows_max, self.settings.group_bytes_max)
 

@@ -8,7 +8,6 @@ Owns grouping in front of the shards (requests that wait while a call is under w
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import weakref
 from abc import ABC, abstractmethod
@@ -32,7 +31,7 @@ from actors.batches import (
     encode_batch,
 )
 from actors.decisions import ANY_PARTITION, DecisionRequest, Elsewhere, decode_decided, encode_request
-from actors.fair_parts import FairParts
+from actors.fair_turns import FairTurns, Held
 from actors.lane_traces import TRACES_MAX
 from actors.live_figures import Figures
 from actors.rating_shard import ShardStatus
@@ -46,6 +45,7 @@ from storage.telemetry import traceparent
 from storage.usage_log.genesis import PARTITIONS, Genesis
 from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.segment import microseconds_of
+from storage.usage_log.sizes import SEGMENT_BYTES_MAX, pieces
 
 DEADLINE_S = 10.0
 RETRY_WAIT_S_FIRST = 0.05
@@ -53,8 +53,11 @@ RETRY_WAIT_S_MAX = 0.5
 CALL_TIMEOUT_S = 4.0  # shorter than the deadline, so that a shard that hangs and is replaced gets a second call
 CALLS_PER_LANE_MAX = 2  # one is committed while the next is decoded; more only moves the queue
 CALL_ROWS_MAX = 20_000
+CALL_BYTES_MAX = SEGMENT_BYTES_MAX  # a shard would only cut it again
 WAITING_ROWS_MAX = 400_000  # per lane and process, not yet sent
+WAITING_BYTES_MAX = 192 * 1024 * 1024
 TENANT_WAITING_ROWS_MAX = 200_000
+TENANT_WAITING_BYTES_MAX = 96 * 1024 * 1024  # more than the largest request, which goes if nothing waits
 INLINE_ROWS_MAX = 2_000  # below it hashing costs less than a hop to another thread
 _REASON_NAMES = pl.Series("reason", [*(reason.value for reason in REASONS)], dtype=pl.String)
 _NO_REASON_NAME = pl.Series("reason", [None], dtype=pl.String)
@@ -172,8 +175,13 @@ class _Part:
     events: pl.DataFrame
     partitions: npt.NDArray[np.uint8]
     ids: EventIds
+    bytes: int
     future: asyncio.Future[_PartAnswer]
     trace: str | None  # W3C `traceparent` of the request
+
+    @property
+    def rows(self) -> int:
+        return len(self.partitions)
 
 
 @dataclass(frozen=True)
@@ -185,9 +193,7 @@ class _PartAnswer:
 
 @dataclass
 class _LaneQueue:
-    parts: FairParts[_Part] = field(default_factory=FairParts)
-    rows: int = 0
-    rows_of: collections.Counter[str] = field(default_factory=collections.Counter)
+    parts: FairTurns[_Part] = field(default_factory=FairTurns)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_PER_LANE_MAX))
     task: asyncio.Task[None] | None = None
@@ -406,15 +412,17 @@ class GroupingRouter(ABC):
             parts: list[tuple[npt.NDArray[np.int64], asyncio.Future[_PartAnswer]]] = []
             for lane in lanes[:1] if lanes[0] == lanes[-1] and (lanes == lanes[0]).all() else np.unique(lanes):
                 mine = rows[lanes == lane]
-                for start in range(0, len(mine), CALL_ROWS_MAX):
-                    chunk = mine[start : start + CALL_ROWS_MAX]
-                    whole = len(chunk) == events.height
+                chosen = events if len(mine) == events.height else events[mine]
+                for start, count, size in pieces(chosen, CALL_ROWS_MAX, CALL_BYTES_MAX):
+                    chunk = mine[start : start + count]
+                    whole = count == events.height
                     part = _Part(
                         tenant_id,
                         master_number,
-                        events if whole else events[chunk],
+                        chosen.slice(start, count),
                         partitions if whole else partitions[chunk],
                         ids if whole else ids.take(chunk),
+                        size,
                         loop.create_future(),
                         trace,
                     )
@@ -483,16 +491,14 @@ class GroupingRouter(ABC):
             queue = queues[lane] = _LaneQueue()
             # A task of its own: a client that goes away cancels its handler, and must not take others' rows with it.
             queue.task = loop.create_task(self._flush(lane, queue), name=f"usage-lane-{lane}")
-        rows, waiting = len(part.partitions), queue.rows_of[part.tenant_id]
-        if waiting and waiting + rows > self.tenant_waiting_rows_max:
+        comes, waits = Held.of(part), queue.parts.held_of(part.tenant_id)
+        if waits.is_beyond(self.tenant_waiting_rows_max, TENANT_WAITING_BYTES_MAX, comes):
             part.future.set_exception(Overloaded(f"Too much of this tenant's usage is waiting. {AGAIN}"))
             return
-        if queue.rows and queue.rows + rows > WAITING_ROWS_MAX:
+        if queue.parts.held.is_beyond(WAITING_ROWS_MAX, WAITING_BYTES_MAX, comes):
             part.future.set_exception(Unavailable(f"Too much usage is waiting for lane {lane}. {AGAIN}"))
             return
         queue.parts.append(part)
-        queue.rows += rows
-        queue.rows_of[part.tenant_id] += rows
         queue.woken.set()
 
     async def _flush(self, lane: int, queue: _LaneQueue) -> None:
@@ -500,15 +506,11 @@ class GroupingRouter(ABC):
             await queue.woken.wait()
             await queue.slots.acquire()
             group: list[_Part] = []
-            rows = 0
-            while queue.parts and (not group or rows + len(queue.parts.first().partitions) <= CALL_ROWS_MAX):
+            taken = Held()
+            while queue.parts and not taken.is_beyond(CALL_ROWS_MAX, CALL_BYTES_MAX, Held.of(queue.parts.first())):
                 part = queue.parts.popleft()
                 group.append(part)
-                rows += len(part.partitions)
-                queue.rows_of[part.tenant_id] -= len(part.partitions)
-                if queue.rows_of[part.tenant_id] == 0:
-                    del queue.rows_of[part.tenant_id]
-            queue.rows -= rows
+                taken.add(part)
             if not queue.parts:
                 queue.woken.clear()
             if not group:
@@ -520,7 +522,7 @@ class GroupingRouter(ABC):
 
     async def _send(self, lane: int, queue: _LaneQueue, group: list[_Part]) -> None:
         try:
-            rows = sum(len(part.partitions) for part in group)
+            rows = sum(part.rows for part in group)
             if rows <= INLINE_ROWS_MAX:
                 data = _encode(group)
             else:
@@ -535,7 +537,7 @@ class GroupingRouter(ABC):
                 raise failure
             first = 0
             for part in group:
-                last = first + len(part.partitions)
+                last = first + part.rows
                 if not part.future.done():
                     part.future.set_result(_PartAnswer(answer.verdicts[first:last], answer.reasons[first:last], answer))
                 first = last
@@ -551,7 +553,7 @@ AGAIN = "Send the same again with the same ids: nothing is stored twice."
 
 
 def _encode(group: Sequence[_Part]) -> bytes:
-    blocks = [Block(part.tenant_id, len(part.partitions), part.master_number) for part in group]
+    blocks = [Block(part.tenant_id, part.rows, part.master_number) for part in group]
     traces = list(dict.fromkeys(part.trace for part in group if part.trace))[:TRACES_MAX]
     if len(group) == 1:
         return encode_batch(blocks, group[0].events, group[0].partitions, group[0].ids, traces)

@@ -1,11 +1,11 @@
-"""What waits in front of a lane: usage of batches and decisions, round robin by tenant with a deficit in bytes.
+"""What waits in front of a lane: usage of batches and decisions, and the groups in which it is committed.
 
-Owns order and fairness; the lock is the shard's. An item answers for itself: a batch is done with its last item.
+Owns the cut of groups; the order is `FairTurns` (actors/fair_turns.py), the lock is the shard's. An item answers for
+itself: a batch is done with its last item.
 """
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ import polars as pl
 
 from actors.batches import Batch, encode_answer, failed_answer
 from actors.decisions import encode_failure
+from actors.fair_turns import FairTurns, Held
 from actors.followers import Decided, LogMoment
 from billing.errors import BillingError
 from storage.usage_log.partitions import EventIds
-
-FLOOD_QUANTUM_BYTES = 262_144  # what each tenant may take of a group in one turn
+from storage.usage_log.sizes import pieces
 
 
 @dataclass
@@ -84,86 +84,64 @@ Item = UsageItem | DecisionItem
 
 
 class FairQueue:
-    """Not locked by itself."""
+    """What waits, and the groups it goes in. Not locked by itself."""
 
     def __init__(self) -> None:
-        self.rows = 0
-        self._queues: dict[str, collections.deque[Item]] = {}
-        self._turns: collections.deque[str] = collections.deque()
-        self._deficits: dict[str, int] = {}
+        self._turns: FairTurns[Item] = FairTurns()
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
-    def held(self, tenant_id: str) -> int:
-        """Rows of a tenant that wait."""
-        return sum(item.rows for item in self._queues.get(tenant_id, ()))
+    @property
+    def held(self) -> Held:
+        return self._turns.held
+
+    def held_of(self, tenant_id: str) -> Held:
+        return self._turns.held_of(tenant_id)
 
     def put(self, item: Item) -> None:
-        if item.tenant_id not in self._queues:
-            self._queues[item.tenant_id] = collections.deque()
-            self._turns.append(item.tenant_id)
-            self._deficits[item.tenant_id] = 0
-        self._queues[item.tenant_id].append(item)
-        self.rows += item.rows
+        self._turns.append(item)
 
     def take(self, rows_max: int, bytes_max: int) -> list[Item]:
-        """Up to a group's rows; at least one item if any waits."""
+        """Up to a group's rows and bytes; at least one item if any waits."""
         group: list[Item] = []
-        rows = size = 0
+        taken = Held()
         while self._turns:
-            tenant_id = self._turns[0]
-            queue = self._queues[tenant_id]
-            self._deficits[tenant_id] += FLOOD_QUANTUM_BYTES
-            ended = False
-            while queue and not ended and (queue[0].bytes <= self._deficits[tenant_id] or len(self._turns) == 1):
-                item = queue[0]
-                if group and (item.alone or rows + item.rows > rows_max or size + item.bytes > bytes_max):
-                    return group
-                queue.popleft()
-                self._deficits[tenant_id] -= item.bytes
-                group.append(item)
-                rows, size = rows + item.rows, size + item.bytes
-                self.rows -= item.rows
-                ended = item.ends_group
-            if queue:
-                self._turns.rotate(-1)
-            else:
-                self._turns.popleft()
-                del self._queues[tenant_id], self._deficits[tenant_id]
-            if ended:
+            item = self._turns.first()
+            if group and (item.alone or taken.is_beyond(rows_max, bytes_max, Held.of(item))):
+                break
+            group.append(self._turns.popleft())
+            taken.add(item)
+            if item.ends_group:
+                self._turns.pass_on(item.tenant_id)
                 break
         return group
 
     def drain(self) -> list[Item]:
-        waiting = [item for queue in self._queues.values() for item in queue]
-        self._queues.clear()
+        waiting = list(self._turns)
         self._turns.clear()
-        self._deficits.clear()
-        self.rows = 0
         return waiting
 
 
-def items_of(batch: Batch, call: Call, lane: int, rows_max: int) -> list[UsageItem]:
-    """A batch in items of one tenant and at most `rows_max` rows."""
+def items_of(batch: Batch, call: Call, lane: int, rows_max: int, bytes_max: int) -> list[UsageItem]:
+    """A batch in items of one tenant, each of at most `rows_max` rows and `bytes_max` bytes."""
     items: list[UsageItem] = []
     first = 0
     for block in batch.blocks:
-        for start in range(first, first + block.rows, rows_max):
-            rows = min(rows_max, first + block.rows - start)
-            events = batch.events.slice(start, rows)
-            part = slice(start, start + rows)
+        events = batch.events.slice(first, block.rows)
+        for start, rows, size in pieces(events, rows_max, bytes_max):
+            part = slice(first + start, first + start + rows)
             items.append(
                 UsageItem(
                     call=call,
                     lane=lane,
-                    offset=start,
+                    offset=first + start,
                     tenant_id=block.tenant_id,
                     master_number=block.master_number,
-                    events=events,
+                    events=events.slice(start, rows),
                     partitions=batch.partitions[part],
                     ids=EventIds(batch.ids.high[part], batch.ids.low[part]),
-                    bytes=int(events.estimated_size()),
+                    bytes=size,
                 )
             )
         first += block.rows

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -18,7 +17,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from actors.lane_scaling import LoadWatch, ScalingBounds
+from actors.lane_scaler import LaneScaler
+from actors.lane_scaling import LoadWatch, ScalingBounds, ScalingPlan
 from actors.live_figures import Figures
 from actors.loops import keep_going
 from actors.partition_mover import close_lane, finish, half_moved, move_partition, owner_among, spreading
@@ -59,7 +59,6 @@ LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
 SCALE_EVERY_S = 5.0
 MISSING_S = 1.0
-LOG = logging.getLogger("cloudbilling.lanes")
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,7 @@ class SupervisorActor:
         self._load, self._load_lock = LoadWatch(settings.scaling), threading.Lock()
         self._moving = threading.Lock()  # one move at a time: each pauses its partition, and two would share the shards
         self._spread = SpreadJob(self._make_spread)
+        scaler = LaneScaler(self._supervisor, self._scaling_plan, self._spread_for_load, self.close_lane)
         self._all_serve_since_s = float("inf")
         self._errors: dict[str, str] = {}  # by loop: of its last round
         self._bell.set()  # the first look is now
@@ -105,7 +105,7 @@ class SupervisorActor:
             # Beside the watch, which must not wait for a move or for a spare that hangs.
             self._keep("usage-moves", self._finish_moves, MOVES_EVERY_S),
             self._keep("usage-spares", self._keep_spares, SPARES_EVERY_S),
-            self._keep("usage-scaling", self._scale, SCALE_EVERY_S),
+            self._keep("usage-scaling", scaler.round, SCALE_EVERY_S),
             self._keep("usage-maintenance", self._maintenance(settings), settings.seal_every_s),
             self._keep("upkeep-watch", watch(UPKEEP_NAME, settings.namespace).round, WATCH_EVERY_S),
         ]
@@ -214,8 +214,11 @@ class SupervisorActor:
 
     def plan(self) -> dict[str, Any]:
         """What scaling by load would do now, and why. Nothing is done."""
+        return self._scaling_plan().to_form()
+
+    def _scaling_plan(self) -> ScalingPlan:
         with self._load_lock:
-            return self._load.plan(time.monotonic()).to_form()
+            return self._load.plan(time.monotonic())
 
     def _all_serve(self) -> bool:
         status = self._supervisor.status()
@@ -266,27 +269,9 @@ class SupervisorActor:
             self._all_serve_since_s = float("inf")  # until a look has seen it serve
             self._bell.set()
 
-    def _scale(self) -> None:
-        """Adds and empties lanes by load, where the settings ask for it; beside the loop, for it takes many moves."""
-        with self._load_lock:
-            plan = self._load.plan(time.monotonic())
-        if plan.do == "stay":
-            return
-        LOG.warning("lanes are changed to %s: %s", list(plan.lanes), plan.why)
-        self._check_lanes(plan.lanes)
-        # While a lane is being replaced it cannot: the next look tries again.
-        if self._spread.ask(plan.lanes, SPREAD_S_MAX).done and plan.do == "remove":
-            self._close_empty(plan.lanes)
-
-    def _close_empty(self, active: Sequence[int]) -> None:
-        """Lanes without partitions end, so their processes go. Once half of all numbers are used they stay instead,
-        and are the next to be used."""
-        for lane in self._supervisor.open_lanes:
-            if lane not in active and self._supervisor.lanes < LANES_MAX // 2:
-                try:
-                    self.close_lane(lane)
-                except Conflict as error:  # it stays, empty; as it would without closing
-                    LOG.warning("lane %d stays open: %s", lane, error.detail)
+    def _spread_for_load(self, lanes: Sequence[int]) -> Spread:
+        self._check_lanes(lanes)
+        return self._spread.ask(lanes, SPREAD_S_MAX)
 
     def _finish_moves(self) -> None:
         """What somebody left half moved: seen only while nobody moves and every lane says what it has."""

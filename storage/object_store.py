@@ -304,7 +304,7 @@ class S3ObjectStore:
     No lifecycle rule may lie on the usage log's prefix: an expired number could be created again.
     """
 
-    CREATE_BYTES_MAX = 64 * 1024 * 1024  # one PUT; the log's own segments stay below 4 MB
+    CREATE_BYTES_MAX = 64 * 1024 * 1024  # one PUT; the log's own stay far below (storage/usage_log/sizes.py)
 
     def __init__(
         self,

@@ -29,7 +29,6 @@ HEAD_KEY = "cloudbilling"
 FORMAT = 1
 ERASED_FORMAT = 2  # of one that rows were erased from (storage/usage_log/erasing.py)
 NUMBERS_PER_FOLDER = 10_000
-SEGMENT_BYTES_MAX = 4 * 1024 * 1024  # one fsync or one PUT; beyond it both get slow
 COMPRESSION_LEVEL = 1
 BARE_ROWS_MAX = 2  # up to so many are not compressed: 0.1 ms for bytes that are hardly fewer
 FEW_ROWS = 4_096  # up to so many are written by Arrow, more by Polars, whose files are read faster

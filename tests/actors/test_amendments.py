@@ -13,6 +13,7 @@ from uuid import uuid4
 import polars as pl
 import pytest
 
+from actors import amendment_desk
 from actors.amendment_desk import AmendmentDesk, EventNow, Outcome
 from actors.amendments import AMEND_PARTS
 from actors.local_router import LocalUsageRouter
@@ -195,6 +196,41 @@ def test_of_two_people_who_change_one_event_at_once_one_is_told(store: LocalObje
         await again.close()
 
     asyncio.run(later())
+
+
+def test_many_amendments_are_decided_in_calls_of_bounded_size(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amendment_desk, "DECISION_BYTES_MAX", 20_000)
+    router = LocalUsageRouter.open(store, shards=2)
+    sizes: list[int] = []
+
+    async def scene() -> None:
+        desk, decide = AmendmentDesk(router, UsageLogReader(store)), router.decide
+
+        async def watched(tenant_id: str, key: str, name: str, payload: bytes) -> bytes:
+            sizes.append(len(payload))
+            return await decide(tenant_id, key, name, payload)
+
+        monkeypatch.setattr(router, "decide", watched)
+        await router.ingest(TENANT, make_events(100, customers=6))
+        found = desk.look(TENANT, [("gateway", f"event-{number}") for number in range(100)])
+        asked = [
+            amendment(one, replace(one.sent, customer="customer-0", data=f'{{"gb":"{number}"}}'))
+            for number in range(100)
+            for one in found.of("gateway", f"event-{number}", None)
+        ]
+        outcomes = await desk.decide(TENANT, asked)
+        assert [one.asked for one in outcomes] == asked
+        assert all(one.decided for one in outcomes)
+        counted = counting(store)
+        assert counted["customer"].unique().to_list() == ["customer-0"]
+        assert sorted(counted["data"]) == sorted(f'{{"gb":"{number}"}}' for number in range(100))
+        await router.close()
+
+    asyncio.run(scene())
+    assert len(sizes) > 4
+    assert max(sizes) < 22_000
 
 
 def test_a_tenant_without_amendments_pays_one_look(store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from actors import backfills
+from actors import backfill_desk, backfills
 from actors.backfill_desk import BackfillDesk
 from actors.local_router import LocalUsageRouter
 from actors.rating_shard import ShardSettings
@@ -89,6 +89,32 @@ def test_events_count_at_once_when_committed_and_no_more_when_reverted(store: Lo
         await router.close()
 
     asyncio.run(scene())
+
+
+def test_large_events_are_sent_in_calls_of_bounded_size(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_desk, "DECISION_BYTES_MAX", 100_000)
+    sizes: list[int] = []
+
+    async def scene() -> None:
+        router, desk = opened(store)
+        decide = router.decide
+
+        async def watched(tenant_id: str, key: str, name: str, payload: bytes) -> bytes:
+            sizes.append(len(payload))
+            return await decide(tenant_id, key, name, payload)
+
+        monkeypatch.setattr(router, "decide", watched)
+        await desk.open(TENANT, "b1", "somebody")
+        large = make_events(200).with_columns(data=pl.Series([f'{{"gb":"1{"0" * 4_000}{n}"}}' for n in range(200)]))
+        assert (await desk.send(TENANT, "b1", large) == Verdict.ACCEPTED).all()
+        await desk.commit(TENANT, "b1", "somebody")
+        assert counting(store) == ids(200)
+        await router.close()
+
+    asyncio.run(scene())
+    assert max(sizes) < 120_000
 
 
 def test_ids_of_a_reverted_backfill_can_be_sent_again_under_another_one_and_only_once(store: LocalObjectStore) -> None:

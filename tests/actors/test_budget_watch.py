@@ -562,7 +562,7 @@ def test_usage_in_front_of_the_first_look_counts_though_nobody_watched_when_it_c
 
         async def wait_for(rows: int) -> None:
             for _ in range(2_000):
-                if router.shards[0]._queue.rows >= rows:
+                if router.shards[0].status().queued_rows >= rows:
                     return
                 await asyncio.sleep(0.01)
             raise AssertionError("nothing waits")

@@ -16,7 +16,10 @@ import polars as pl
 import pytest
 
 from actors.batches import NOT_OWNED, OVERLOADED, Block, decode_answer, encode_batch
+from actors.decisions import decode_decided
+from actors.followers import NO_ROWS, Decided
 from actors.rating_shard import RatingShard, ShardSettings
+from billing.errors import Overloaded, Unavailable
 from billing.usage import Verdict
 from storage.object_store import LocalObjectStore, ObjectStore, StoreRefused, StoreUnavailable
 from storage.usage_log.genesis import open_log
@@ -24,6 +27,7 @@ from storage.usage_log.lane import walk
 from storage.usage_log.manifest import ManifestChain
 from storage.usage_log.partitions import event_ids, partitions_of
 from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.sizes import SEGMENT_BYTES_MAX
 from tests.usage_log_support import OTHER_TENANT, TENANT, Hooked, encoded, logged_ids, make_events, send
 
 Opener = Callable[..., RatingShard]
@@ -260,6 +264,56 @@ def test_a_mixed_batch_refuses_only_the_tenant_whose_queue_is_full(store: LocalO
     future = shard.submit(data)
     held.set()
     assert decode_answer(future.result(10)).verdicts.tolist() == [OVERLOADED] * 4 + [Verdict.ACCEPTED] * 4
+
+
+def heavy(rows: int, first: int = 0, length: int = 16_000) -> pl.DataFrame:
+    """Events as large as they may be, with texts that hardly compress."""
+    signs = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
+    texts = signs[np.random.default_rng(first).integers(0, 64, (rows, length))]
+    return make_events(rows, first).with_columns(data=pl.Series([text.tobytes().decode() for text in texts]))
+
+
+def test_a_segment_stays_below_its_size_however_large_the_events_of_a_call_are(
+    store: LocalObjectStore, opened: Opener
+) -> None:
+    """1,500 of the largest events at once: 24 MB, which one put would hardly bring to a slow store in its time."""
+    shard = opened()
+    assert (send(shard, heavy(1_500)).verdicts == Verdict.ACCEPTED).all()
+    sizes = [len(segment.data) for segment in walk(store, 0, 0)]
+    assert max(sizes) <= SEGMENT_BYTES_MAX
+    assert len(sizes) <= 1 + 5, "no more of them than needed"
+    assert sorted(logged_ids(store)) == sorted(f"event-{number}" for number in range(1_500))
+
+
+@pytest.mark.parametrize("limit", ["tenant_queue_bytes_max", "queue_bytes_max"])
+def test_queues_are_bounded_by_bytes_too(store: LocalObjectStore, opened: Opener, limit: str) -> None:
+    held = threading.Event()
+
+    def before(what: str, key: str) -> None:
+        if what == "create" and "lanes" in key:
+            held.wait(5)
+
+    held.set()
+    shard = opened(there=Hooked(store, before), **{limit: 300_000})
+    held.clear()
+    assert shard.genesis is not None
+    seed = shard.genesis.seed
+    first = shard.submit(encoded(seed, make_events(1, 1_000)))  # in flight
+    time.sleep(0.1)
+    waits = shard.submit(encoded(seed, heavy(30, 2_000)))  # more than the limit, and nothing else waits
+    late = shard.submit(encoded(seed, make_events(1, 3_000)))
+    decided = shard.decide(TENANT, -1, lambda _: Decided(NO_ROWS, b""))
+    held.set()
+    answer = decode_answer(late.result(10))
+    if limit == "queue_bytes_max":
+        assert answer.failed == "unavailable"
+    else:
+        assert answer.verdicts.tolist() == [OVERLOADED]
+    with pytest.raises((Overloaded, Unavailable)):
+        raise decode_decided(decided.result(10)).error or AssertionError("it was decided")
+    for future in (first, waits):
+        assert (decode_answer(future.result(10)).verdicts == Verdict.ACCEPTED).all()
+    assert send(shard, make_events(1, 3_000)).verdicts.tolist() == [Verdict.ACCEPTED]
 
 
 def test_state_after_recovery_is_a_fresh_fold_of_the_log(store: LocalObjectStore, opened: Opener) -> None:

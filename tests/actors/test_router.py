@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from actors import router as router_module
 from actors.local_router import LocalUsageRouter
 from actors.rating_shard import RatingShard
 from billing.errors import Overloaded, Unavailable
@@ -183,3 +184,58 @@ def test_a_tenant_that_floods_is_told_so(store: LocalObjectStore) -> None:
     router = LocalUsageRouter.open(Hooked(store, before))
     router.tenant_waiting_rows_max = 100
     play(router, scene)
+
+
+def test_a_call_stays_below_its_size_however_large_the_events_are(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over two lanes, so that the rows of a call are chosen; what comes back lies where its event lay."""
+    monkeypatch.setattr(router_module, "CALL_BYTES_MAX", 200_000)
+    sizes: list[int] = []
+    events = make_events(3_000).with_columns(data=pl.Series([f'{{"gb":"{"1" * (n % 900)}"}}' for n in range(3_000)]))
+
+    async def scene(router: LocalUsageRouter) -> None:
+        call = router._call
+
+        async def watched(lane: int, data: bytes) -> bytes:
+            sizes.append(len(data))
+            return await call(lane, data)
+
+        monkeypatch.setattr(router, "_call", watched)
+        await router.ingest(TENANT, events[::2])
+        result = await router.ingest(TENANT, events)
+        assert result.verdicts.tolist() == [Verdict.DUPLICATE, Verdict.ACCEPTED] * 1_500
+
+    play(LocalUsageRouter.open(store, shards=2), scene)
+    assert len(sizes) > 10
+    assert max(sizes) < 2 * 200_000, "the frame of Arrow around the texts takes less than they do"
+    assert sorted(logged_ids(store)) == sorted(events["id"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "error"), [("TENANT_WAITING_BYTES_MAX", Overloaded), ("WAITING_BYTES_MAX", Unavailable)]
+)
+def test_what_waits_in_a_router_is_bounded_by_bytes_too(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch, limit: str, error: type[Exception]
+) -> None:
+    held = threading.Event()
+
+    def before(what: str, key: str) -> None:
+        if what == "create" and "lanes" in key and not key.endswith("000000000000.parquet"):
+            held.wait(5)
+
+    async def scene(router: LocalUsageRouter) -> None:
+        monkeypatch.setattr(router_module, limit, 15_000)
+        tasks = []
+        for n in range(3):  # two are under way, and a hundred events wait: some 14 kB
+            tasks.append(asyncio.create_task(router.ingest(TENANT, make_events(100, n * 100))))
+            await asyncio.sleep(0.05)
+        router._deadline_s = 0.1
+        with pytest.raises(error, match="waiting"):
+            await router.ingest(TENANT, make_events(100, 300))
+        router._deadline_s = 5.0
+        held.set()
+        await asyncio.gather(*tasks)
+        assert (await router.ingest(TENANT, make_events(400))).verdicts.tolist() == [1] * 300 + [0] * 100
+
+    play(LocalUsageRouter.open(Hooked(store, before)), scene)
