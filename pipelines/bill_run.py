@@ -35,6 +35,7 @@ from pipelines.chunk_executor import Executor, InProcess
 from pipelines.chunk_results import unpack_heads
 from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
+from pipelines.erased_usage import check_usage_is_there
 from pipelines.reused_ids import Voider, void_reused_ids, voided_since
 from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves
@@ -462,8 +463,13 @@ class BillRunDriver:
         """Take a finalised run back as a whole: `drive` then writes a document against each of its documents.
 
         What the run had cancelled, to make it again for late usage, is issued once more and is what is billed then.
-        Only the last run, as later ones rest on it. Errors: Conflict for another one, and for one that is not done.
+        Only the last run, as later ones rest on it. Errors: Conflict for another one, for one that is not done, and
+        for one of which documents rest on erased usage.
         """
+        with self._database.tenant(tenant_id) as connection:
+            run = bill_runs.get(connection, run_id)
+        if run["state"] == "done":  # before anything is locked: it may read the whole log
+            check_usage_is_there(self._database, self._store, self._chain, tenant_id, run)
         with self._database.tenant(tenant_id) as connection:
             bill_runs.alone(connection, tenant_id)  # a credit note that is being written now is then seen
             run = bill_runs.get(connection, run_id, lock=True)
