@@ -35,7 +35,8 @@ from pipelines.chunk_executor import Executor, InProcess
 from pipelines.chunk_results import unpack_heads
 from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
-from pipelines.reused_ids import Voider, void_reused_ids
+from pipelines.erased_usage import check_usage_is_there
+from pipelines.reused_ids import Voider, void_reused_ids, voided_since
 from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves
 from pipelines.run_finalising import Finalising
@@ -49,13 +50,14 @@ from storage.object_store import ObjectStore
 from storage.sql import bill_runs, billing_settings, steps, tenants, wallet_moves
 from storage.sql.database import Connection, Database
 from storage.sql.wallet_moves import WalletMove
-from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.reader import Cut, UsageLogReader
 
 LOG = logging.getLogger("cloudbilling.bill_run")
 
 # Places where a crash test kills the driver; each is passed at least once in a run with documents.
 STEPS = (
     "before plan",
+    "ids compared",
     "planned",
     "usage gathered",
     "chunk computed",
@@ -144,6 +146,7 @@ class BillRunDriver:
             settings = billing_settings.of(connection, tenant.kind)
             previous = bill_runs.last_finalised(connection)  # before the number: its mark is then in the master data
             number = steps.current_number(connection, tenant_id)
+            going_on = bill_runs.active(connection)
         now = self._clock()
         made_at = tenant.test_clock or now
         cut_at = midnight(up_to, tenant.timezone) if not isinstance(up_to, datetime) else up_to
@@ -164,6 +167,8 @@ class BillRunDriver:
                 "a document date of its own is for test tenants, and never after their clock",
                 errors=[FieldError("/document_date", "is not allowed here")],
             )
+        if going_on is not None:  # before anything is done for a run that cannot be
+            raise bill_runs.goes_on()
         self._chain.project(self._database, tenant_id, up_to=number)
         if (at_hand := steps.at_hand(tenant_id)) is not None and at_hand[0] <= number:
             self._chain.keep(tenant_id, *at_hand)  # from the same steps: who changed master data here had them applied
@@ -172,7 +177,10 @@ class BillRunDriver:
         run_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
         # Before the cut, so that what is voided does not count in this run any more.
         findings = void_reused_ids(self._store, self._desk, tenant_id, master) if self._desk is not None else []
-        cut = UsageLogReader(self._store).cut(run_id)
+        self._checkpoint("ids compared")
+        reader = UsageLogReader(self._store)
+        cut = reader.cut(run_id)
+        findings += voided_since(reader, tenant_id, _cut_of(previous), cut)
         sizes = chunk_sizes(master, CUSTOMERS)
         with self._database.tenant(tenant_id) as connection:
             bill_runs.create(
@@ -455,8 +463,13 @@ class BillRunDriver:
         """Take a finalised run back as a whole: `drive` then writes a document against each of its documents.
 
         What the run had cancelled, to make it again for late usage, is issued once more and is what is billed then.
-        Only the last run, as later ones rest on it. Errors: Conflict for another one, and for one that is not done.
+        Only the last run, as later ones rest on it. Errors: Conflict for another one, for one that is not done, and
+        for one of which documents rest on erased usage.
         """
+        with self._database.tenant(tenant_id) as connection:
+            run = bill_runs.get(connection, run_id)
+        if run["state"] == "done":  # before anything is locked: it may read the whole log
+            check_usage_is_there(self._database, self._store, self._chain, tenant_id, run)
         with self._database.tenant(tenant_id) as connection:
             bill_runs.alone(connection, tenant_id)  # a credit note that is being written now is then seen
             run = bill_runs.get(connection, run_id, lock=True)
@@ -481,6 +494,10 @@ class BillRunDriver:
         """Runs that nobody may be driving any more, as (tenant, run): a starting platform drives them on."""
         with self._database.system() as connection:
             return bill_runs.unfinished(connection)
+
+
+def _cut_of(run: Mapping[str, Any] | None) -> Cut | None:
+    return None if run is None else Cut.from_json(json.dumps(run["cut"]))
 
 
 def _must_run(run: Mapping[str, Any]) -> None:

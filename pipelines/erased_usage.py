@@ -1,9 +1,11 @@
-"""Which differences of a bill run's documents an erasure explains: usage that is gone cannot be derived again.
+"""Which documents rest on usage that was erased: it cannot be derived again, nor billed again.
 
-Owns that judgement, as narrow as it can be. Of a customer's documents in a run only lines may differ that rest on what
-was erased: all lines of a customer who was forgotten, and lines of usage (with the minimums over it) into whose time
-erased rows fell. Every other line has to be what the log gives, and each document has to agree with itself: its sums,
-taxes, columns, rows and postings are stored, so no erasure excuses them.
+Owns two judgements. A bill run whose documents were made of what is gone is not taken back as a whole: the next run
+would find nothing to bill in their place. And which differences of a proof an erasure explains, as narrow as it can be:
+of a customer's documents in a run only lines may differ that rest on what was erased: all lines of a customer who was
+forgotten, and lines of usage (with the minimums over it) into whose time erased rows fell. Every other line has to be
+what the log gives, and each document has to agree with itself: its sums, taxes, columns, rows and postings are stored,
+so no erasure excuses them.
 """
 
 from __future__ import annotations
@@ -17,13 +19,18 @@ from threading import Lock
 from typing import Any
 
 from billing.documents import Document, Line
+from billing.errors import Conflict
 from billing.master import MasterData
+from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.usage_log.erasing import Gone, gone_of
+from storage.sql import invoices
+from storage.sql.database import Database
+from storage.usage_log.erasing import Gone, ever_erased, gone_of
 
 AMOUNTS = ("net", "tax", "gross", "prepaid", "due")
 _HEAD = ("customer", "currency", "date", "group")  # what no usage decides
 ZERO = Decimal(0)
+DOCUMENTS_AT_ONCE = 500
 
 
 @dataclass
@@ -60,6 +67,18 @@ class ErasedUsage:
         if kept[0] != kept[1]:
             return None
         return rules[-1] if rules else self._credit_rule(stored)
+
+    def beneath(self, document: Document) -> str | None:
+        """The rule under which usage went that a line of a document was made of; None if all of it is there."""
+        made_of = (
+            line for line in document.lines if line.kind == "minimum" or (line.kind == "usage" and line.quantity)
+        )
+        rules = (self._rule_of(_owner(document, line), line) for line in made_of)
+        return next((rule for rule in rules if rule is not None), None)
+
+    def touched(self) -> list[str]:
+        """Customers of whom anything was erased."""
+        return [code for code in self.master.customers if code in self.forgotten or next(self._gone(code), None)]
 
     def _rule_of(self, owner: str, line: Line) -> str | None:
         """The rule under which rows went that this line rests on."""
@@ -100,6 +119,37 @@ class ErasedUsage:
         ]
         meters = self.master.meters
         return any(charge.meter in meters and meters[charge.meter].is_carried for charge in charges)
+
+
+def forgotten_in(master: MasterData) -> dict[str, str]:
+    """Customers who were erased, by what is left of their codes, with the rule."""
+    return {code: str(one.form["erased"]) for code, one in master.customers.items() if "erased" in one.form}
+
+
+def check_usage_is_there(
+    database: Database, store: ObjectStore, chain: MasterChain, tenant_id: str, run: Mapping[str, Any]
+) -> None:
+    """Conflict where a document of a bill run rests on erased usage; names the first. Where nothing was ever erased
+    this is two looks into the store, else it reads every segment and the documents of whom it concerns."""
+    if not ever_erased(store, tenant_id):
+        return
+    master = chain.at(tenant_id, run["master_number"])
+    usage = ErasedUsage(store, tenant_id, master, forgotten_in(master))
+    touched, after = usage.touched(), None
+    while touched:
+        with database.tenant(tenant_id) as connection:
+            rows = invoices.naming(connection, str(run["id"]), touched, after, DOCUMENTS_AT_ONCE)
+        for row in rows:
+            rule = usage.beneath(row["document"])
+            if rule is not None:
+                raise Conflict(
+                    f"{row['number']} was made of usage that is erased ({rule}): all of this run would be credited, and"
+                    " the next run would find nothing to bill. Take back what is wrong by credit notes, document by"
+                    " document"
+                )
+        if len(rows) < DOCUMENTS_AT_ONCE:
+            return
+        after = rows[-1]["id"]
 
 
 def faults_of(row: Mapping[str, Any], document: Document) -> list[str]:

@@ -31,7 +31,7 @@ from pipelines.bill_run_chunk import (
     gather_usage,
 )
 from pipelines.chunk_executor import COMPUTING
-from pipelines.erased_usage import AMOUNTS, ErasedUsage, faults_of
+from pipelines.erased_usage import AMOUNTS, ErasedUsage, faults_of, forgotten_in
 from pipelines.run_credit import WalletDesk
 from pipelines.run_view import tasks_of, usage_prefix
 from pipelines.usage_slices import forget
@@ -99,7 +99,7 @@ def verify_run(
     parked = {one["customer"] for one in run["parked"]}
     count, findings, without_usage = 0, list[Finding](), list[Erased]()
     master = chain.at(tenant_id, run["master_number"])
-    forgotten = {code: str(one.form["erased"]) for code, one in master.customers.items() if "erased" in one.form}
+    forgotten = forgotten_in(master)
     if forgotten:  # they stand elsewhere in the order of codes, or nowhere: no family may be cut in two
         chunks = [{"chunk": place, "customers": size} for place, size in enumerate(chunk_sizes(master, CUSTOMERS))]
     usage = ErasedUsage(store, tenant_id, master, forgotten)

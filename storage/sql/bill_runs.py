@@ -85,7 +85,7 @@ def create(
             ),
         )
     except psycopg.errors.UniqueViolation as error:
-        raise Conflict("a bill run of this tenant is going on: wait for it, resume it or cancel it") from error
+        raise goes_on() from error
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO bill_run_chunks (tenant_id, run_id, chunk, state, customers, changed_at)"
@@ -93,6 +93,11 @@ def create(
             [(tenant, run, chunk, customers, now) for chunk, customers in enumerate(chunks)],
         )
     return str(run)
+
+
+def goes_on() -> Conflict:
+    """What a plan is answered while a run of its tenant has not ended."""
+    return Conflict("a bill run of this tenant is going on: wait for it, resume it or cancel it")
 
 
 def get(connection: Connection, run_id: str, *, lock: bool = False) -> dict[str, Any]:

@@ -333,6 +333,22 @@ def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> lis
     return [dict(row) for row in rows]
 
 
+def naming(
+    connection: Connection, run_id: str, customers: Sequence[str], after: UUID | None, limit: int
+) -> list[dict[str, Any]]:
+    """A run's documents that go to some customers or have lines of theirs: `id`, `number`, `document`, by id and behind
+    `after`."""
+    rows = connection.execute(
+        "SELECT i.id, i.number, i.document, i.packed FROM invoices i"
+        " WHERE i.run_id = %(run)s AND (%(after)s::uuid IS NULL OR i.id > %(after)s)"
+        " AND (i.customer = ANY(%(some)s) OR EXISTS (SELECT 1 FROM invoice_members m"
+        "  WHERE m.tenant_id = i.tenant_id AND m.invoice_id = i.id AND m.customer = ANY(%(some)s)))"
+        " ORDER BY i.id LIMIT %(limit)s",
+        {"run": UUID(run_id), "some": list(customers), "after": after, "limit": limit},
+    ).fetchall()
+    return [{"id": row["id"], "number": row["number"], "document": stored_document(row)} for row in rows]
+
+
 def totals(connection: Connection, run_id: str | None = None) -> list[dict[str, Any]]:
     """Sums per currency and type, of a run or of everything."""
     rows = connection.execute(

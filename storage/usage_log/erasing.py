@@ -147,7 +147,7 @@ def erase(store: ObjectStore, erasure: Erasure, clock: Clock | None = None) -> E
     chain = ManifestChain(store, time)
     reads = known_reads(MasterChain(store), [erasure.tenant_id]).get(erasure.tenant_id, NO_READS)
     manifest = chain.newest()
-    going = f"log/erasing/going/{erasure.tenant_id}/"
+    going = _going(erasure.tenant_id)
     began = time.now_us()
     own = f"{going}{began:020}-{uuid4().hex}.json"  # of this pass: others may be under way, or have been killed
     rows = segments = waiting = 0
@@ -188,6 +188,12 @@ class Gone:
 
     months: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
     credit: tuple[int, str] | None = None
+
+
+def ever_erased(store: ObjectStore, tenant_id: str) -> bool:
+    """Whether rows of a tenant may have been erased: False says that none were."""
+    # A pass that was killed before it counted itself in the manifest left its mark.
+    return ManifestChain(store).newest().erasures > 0 or any(store.list(_going(tenant_id)))
 
 
 def gone_of(store: ObjectStore, tenant_id: str, keys: Iterable[str]) -> dict[str, Gone]:
@@ -317,6 +323,11 @@ def _rewrite_sealed(store: ObjectStore, chain: ManifestChain, file: SealedFile, 
 
     entry = chain.append(change)
     return all(one.key in entry.named() for one in written)
+
+
+def _going(tenant_id: str) -> str:
+    """Where passes over a tenant's rows leave their marks while they are under way."""
+    return f"log/erasing/going/{tenant_id}/"
 
 
 def _node(left: str, right: str) -> str:

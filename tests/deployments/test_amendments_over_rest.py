@@ -1,10 +1,14 @@
 """Corrections of events in suspense, amended and voided events, over REST: what they change, and what stays."""
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
 
+from billing.errors import Conflict
+from pipelines.bill_run import BillRunDriver
+from storage.sql import bill_runs
 from storage.usage_log import reused_ids
 from tests.deployments.conftest import Api, Tenant
 
@@ -214,6 +218,77 @@ def test_one_id_under_two_customers_is_billed_once_and_told_with_the_run(tenant:
     run(tenant, "2026-03-01")
     newest = tenant.get("/v1/bill-runs").json()["items"][0]
     assert newest["findings"] == []
+
+
+def with_one_id_of_two_customers(tenant: Tenant) -> list[dict[str, Any]]:
+    """Usage of acme and globex, the second of which sends an id that the first has; the finding that this gives."""
+    assert tenant.post("/v1/customers", {"code": "globex", "name": "Globex", "country": "DE"}).status_code == 201
+    send(tenant, event("d1"), event("d2"))
+    tenant.post("/v1/test-clock/advance", {"to": "2026-01-11"})
+    send(tenant, event("d1", customer="globex"))
+    return [{"code": "id_reused", "events": 1, "listed": [{"source": "a", "id": "d1", "customer": "globex"}]}]
+
+
+def findings_of_newest(tenant: Tenant) -> Any:
+    return tenant.get("/v1/bill-runs").json()["items"][0]["findings"]
+
+
+def test_while_a_run_goes_on_another_plan_voids_nothing(tenant: Tenant) -> None:
+    assert tenant.post("/v1/test-clock/advance", {"to": "2026-02-01"}).status_code == 200
+    waiting = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01", "approve": False}).json()
+    finding = with_one_id_of_two_customers(tenant)
+    refused = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01", "approve": True})
+    assert (refused.status_code, "is going on" in refused.json()["detail"]) == (409, True)
+    assert totals(tenant)["voided"] == 0
+    assert tenant.post(f"/v1/bill-runs/{waiting['id']}/cancel", {}).status_code < 300
+    run(tenant, "2026-02-01")
+    assert findings_of_newest(tenant) == finding
+
+
+def test_what_a_plan_voided_that_came_to_nothing_is_told_by_every_run_until_one_is_final(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = with_one_id_of_two_customers(tenant)
+    assert tenant.post("/v1/test-clock/advance", {"to": "2026-02-01"}).status_code == 200
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise Conflict("another run took the place at this very moment")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bill_runs, "create", lost)
+        assert tenant.post("/v1/bill-runs", {"up_to": "2026-02-01", "approve": True}).status_code == 409
+    assert totals(tenant)["voided"] == 1
+    given_up = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01", "approve": False}).json()
+    assert findings_of_newest(tenant) == finding
+    assert tenant.post(f"/v1/bill-runs/{given_up['id']}/cancel", {}).status_code < 300
+    run(tenant, "2026-02-01")
+    assert findings_of_newest(tenant) == finding
+    run(tenant, "2026-03-01")
+    assert findings_of_newest(tenant) == []
+
+
+def test_a_process_that_dies_between_voiding_and_planning_leaves_its_finding_to_the_next(tenant: Tenant) -> None:
+    finding = with_one_id_of_two_customers(tenant)
+    assert tenant.post("/v1/test-clock/advance", {"to": "2026-02-01"}).status_code == 200
+    services = tenant.api.services
+
+    class Killed(BaseException):
+        """Nothing catches it, as nothing catches SIGKILL."""
+
+    def kill(step: str) -> None:
+        if step == "ids compared":
+            raise Killed
+
+    dying = BillRunDriver(
+        services.database, services.store, services.masters, services.archive, services.clock,
+        desk=services.desk, checkpoint=kill,
+    )  # fmt: skip
+    with pytest.raises(Killed):
+        dying.plan(tenant.id, date(2026, 2, 1), "ann")
+    assert tenant.get("/v1/bill-runs").json()["items"] == []
+    assert totals(tenant)["voided"] == 1
+    run(tenant, "2026-02-01")
+    assert findings_of_newest(tenant) == finding
 
 
 def test_one_amendment_id_twice_in_a_request_is_refused_with_its_place(tenant: Tenant) -> None:

@@ -232,3 +232,28 @@ def test_a_missing_document_is_never_excused(world: World, billed: tuple[Tenant,
     ((customer, detail),) = found_of(proof)
     assert customer == gone
     assert "is missing" in detail
+
+
+def test_a_run_over_erased_usage_is_not_reversed_and_those_of_other_months_are(
+    world: World, billed: tuple[Tenant, list[str]]
+) -> None:
+    """Else all of January would be credited, and the next run would find no usage to bill in its place."""
+    tenant, (january, march) = billed
+    erase_january(world, tenant)
+    numbers = {item["number"] for item in tenant.get("/v1/invoices").json()["items"]}
+
+    def reverse(run_id: str) -> Any:
+        return tenant.post(f"/v1/bill-runs/{run_id}/reverse", {})
+
+    newest, before, first = (item["id"] for item in tenant.get("/v1/bill-runs").json()["items"])
+    assert (newest, first) == (march, january)
+    for run_id in (march, before):
+        assert reverse(run_id).status_code == 202
+        assert tenant.get(f"/v1/bill-runs/{run_id}").json()["state"] == "reversed"
+    notes = {item["number"] for item in tenant.get("/v1/invoices").json()["items"]} - numbers
+    assert notes
+    refused = reverse(january)
+    assert refused.status_code == 409, refused.text
+    assert "made of usage that is erased (traffic data)" in refused.json()["detail"]
+    assert tenant.get(f"/v1/bill-runs/{january}").json()["state"] == "done"
+    assert {item["number"] for item in tenant.get("/v1/invoices").json()["items"]} == numbers | notes
