@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from pipelines.documents import BUILT_IN, FinalDocument, Issuer, render_and_archive
+from pipelines.document_faults import Refused, tried
+from pipelines.documents import BUILT_IN, FinalDocument, Issuer, Outcome, render_and_archive
 from pipelines.layout_blocks import Layout, layout_of
 from storage.archive import Archive
 from storage.sql import invoices, layouts, tenants
@@ -31,29 +33,35 @@ def make_files(
         entities = {row["code"]: row for row in tenants.legal_entities(connection)}
         # Before the first page is drawn: after a crash the same documents are drawn with the same versions.
         pinned = layouts.pin(connection, tenant_id, [(str(row["id"]), row["document"].type) for row in wanted])
-    drawn = {(one.code, one.version): _layout(one) for one in pinned.values()}  # both types have the same blocks
-    by_entity: dict[str, list[dict[str, Any]]] = {}
+    drawn: dict[tuple[str | None, int], Layout | Refused] = {}  # both types have the same blocks
+    by_entity: dict[str, list[FinalDocument]] = {}
+    outcomes: list[Outcome] = []
     for row in wanted:
-        by_entity.setdefault(row["entity"], []).append(row)
-    outcomes: list[dict[str, Any]] = []
-    for code, rows in by_entity.items():
+        used = pinned[str(row["id"])]
+        if (used.code, used.version) not in drawn:
+            drawn[used.code, used.version] = tried(partial(_layout, used), row["number"])
+        layout = drawn[used.code, used.version]
+        if isinstance(layout, Refused):
+            outcomes.append(Outcome(str(row["id"]), row["number"], "parked", reason=layout.reason))
+        else:
+            by_entity.setdefault(row["entity"], []).append(_final(row, layout))
+    for code, documents in by_entity.items():
         entity = entities[code]
         issuer = Issuer(tenant_id, tenant.timezone, entity["country"] or tenant.country or "", entity["form"])
-        for outcome in render_and_archive(
-            [_final(row, drawn[(used := pinned[str(row["id"])]).code, used.version]) for row in rows], issuer, archive
-        ):
-            outcomes.append(
-                {
-                    "id": outcome.document_id,
-                    "state": outcome.state,
-                    "sha256": outcome.sha256,
-                    "e_invoice": outcome.e_invoice,
-                    "reason": outcome.reason,
-                }
-            )
+        outcomes += render_and_archive(documents, issuer, archive)
     with database.tenant(tenant_id) as connection:
-        invoices.files_made(connection, outcomes, clock())
+        invoices.files_made(connection, [_noted(outcome) for outcome in outcomes], clock())
     return len(outcomes)
+
+
+def _noted(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "id": outcome.document_id,
+        "state": outcome.state,
+        "sha256": outcome.sha256,
+        "e_invoice": outcome.e_invoice,
+        "reason": outcome.reason,
+    }
 
 
 def _layout(used: layouts.Used) -> Layout:
