@@ -6,27 +6,42 @@ A reconciler: it looks for what is missing, makes one batch, and may be cut off 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from billing.errors import BillingError, Conflict
 from pipelines.document_faults import Refused, tried
 from pipelines.documents import BUILT_IN, FinalDocument, Issuer, Outcome, render_and_archive
 from pipelines.layout_blocks import Layout, layout_of
+from pipelines.run_finalising import buyer_of
 from storage.archive import Archive
-from storage.sql import invoices, layouts, tenants
-from storage.sql.database import Database
+from storage.sql import invoices, layouts, steps, tenants
+from storage.sql.database import Connection, Database
 
+LOG = logging.getLogger("cloudbilling.documents")
 BATCH = 100
+WAITED = timedelta(minutes=1)  # before then whoever made the document is about to make its files
 
 
 def make_files(
-    database: Database, archive: Archive, tenant_id: str, clock: Callable[[], datetime], *, run_id: str | None = None
+    database: Database,
+    archive: Archive,
+    tenant_id: str,
+    clock: Callable[[], datetime],
+    *,
+    run_id: str | None = None,
+    document_id: str | None = None,
 ) -> int:
-    """Make the files of the next documents that lack them; how many were dealt with (0: nothing is left)."""
+    """Make the files of the next documents that lack them; how many were dealt with (0: nothing is left).
+
+    `run_id` and `document_id` choose those of one run, or one document.
+    """
     with database.tenant(tenant_id) as connection:
-        wanted = invoices.files_wanted(connection, BATCH, run_id)
+        wanted = invoices.files_wanted(connection, BATCH, run_id, document_id)
         if not wanted:
             return 0
         tenant = tenants.by_id(connection, tenant_id)
@@ -71,3 +86,45 @@ def _layout(used: layouts.Used) -> Layout:
 def _final(row: Mapping[str, Any], layout: Layout) -> FinalDocument:
     refers = {row["refers_to"]: row["refers_on"]} if row["refers_to"] and row["refers_on"] else {}
     return FinalDocument(str(row["id"]), row["number"], row["document"], row["buyer"], row["due_on"], refers, layout)
+
+
+def want_again(connection: Connection, tenant_id: str, number: str, now: datetime) -> str:
+    """Let the files of a document be made that could not be made; its id, for `make_files`.
+
+    What stood in the way is with the layout, the seller's data, the buyer's, or with us: all of them are taken as they
+    are now. Amounts, lines and dates are the document's. One that waits already is left as it is. Errors: NotFound,
+    Conflict for a document whose files are archived: they never change.
+    """
+    row = invoices.get(connection, number)
+    if row["file_state"] == "archived":
+        raise Conflict(f"the files of {number} are archived, and stay as they are", number=number)
+    document_id = str(row["id"])
+    _, master = steps.current(connection, tenant_id)
+    customer = master.customers.get(row["customer"])
+    known = customer is not None and "erased" not in customer.form
+    buyer = buyer_of(customer) if customer is not None and known else None
+    if invoices.files_again(connection, document_id, row["customer"], buyer, now):
+        layouts.pin_again(connection, tenant_id, document_id, row["type"])
+    return document_id
+
+
+@dataclass(frozen=True)
+class LeftFiles:
+    """In rounds: files that nobody makes any more, as who was about to was cut off or met a store that was away."""
+
+    database: Database
+    archive: Archive
+    clock: Callable[[], datetime]
+
+    def round(self) -> int:
+        """How many documents were dealt with. A tenant whose store is away does not keep the others waiting."""
+        with self.database.system() as connection:
+            found = invoices.files_left(connection, self.clock() - WAITED)
+        count = 0
+        for tenant_id in found:
+            try:
+                while made := make_files(self.database, self.archive, tenant_id, self.clock):
+                    count += made
+            except BillingError as error:
+                LOG.warning("files of tenant %s wait: %s", tenant_id, error.detail)
+        return count
