@@ -37,7 +37,7 @@ from deployments.manners import (
 from deployments.services import Services
 from pipelines.bill_run import BillRunDriver
 from pipelines.bill_run_chunk import CUSTOMERS
-from pipelines.document_files import make_files
+from pipelines.document_files import make_files, want_again
 from pipelines.run_credit import bring_moves, restoring
 from pipelines.run_view import run_view
 from pipelines.verify_invoices import verify_run
@@ -60,6 +60,7 @@ _RUN = {
     "progress": {"stage": "done", "done": 40, "total": 40, "seconds": 2.1},
     "totals": {"EUR": {"net": "1234.50", "gross": "1469.06"}},
     "documents": {"made": 40, "archived": 40, "parked": 0, "wanted": 0},
+    "without_files": [],
     "parked": [],
     "held_back": [],
     "checks": {
@@ -299,6 +300,7 @@ _ROW = {
     "refers_to": None,
     "bill_run": None,
     "file": "archived",
+    "file_reason": None,
 }
 _INVOICE = _ROW | {
     "lines": [
@@ -439,6 +441,9 @@ def list_invoices(
     since: date | None = Query(None, description="Dated on or after."),
     until: date | None = Query(None, description="Dated on or before."),
     search: str | None = Query(None, max_length=200, description="Part of number, customer code or name."),
+    file: str | None = Query(
+        None, pattern="^(wanted|archived|parked)$", description="Only those whose files are `wanted` and the like."
+    ),
     order: str = Query("newest", pattern="^(newest|oldest)$", description="`newest` first, or `oldest`: as made."),
     caller: Caller = Depends(may("billing:read")),
 ) -> Response:
@@ -455,6 +460,7 @@ def list_invoices(
             since=since,
             until=until,
             search=search,
+            file_state=file,
         )
     return page_of(rows, page, lambda row: str(row["id"]), _shown_row)
 
@@ -492,6 +498,41 @@ def invoice_pdf(request: Request, number: str, caller: Caller = Depends(may("bil
 )
 def invoice_xml(request: Request, number: str, caller: Caller = Depends(may("billing:read"))) -> Response:
     return _file(request, caller, number, "xml", "application/xml")
+
+
+@router.post(
+    "/invoices/{number:path}/files",
+    summary="Make the files of a document that could not be made",
+    **described(request={}, answer=_ROW | {"file": "wanted"}, status=202, also=_WRITE_ERRORS),
+)
+def post_files(
+    request: Request, number: str, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
+) -> Response:
+    """Of one whose `file` is `parked`, once what `file_reason` says is mended: with the layout in use, the customer's
+    and the legal entity's data as they are now. Amounts, lines and dates stay. They are made before the answer comes
+    if nothing is away: read the document to see `archived`, or the next reason. A document that is archived is a
+    conflict (409)."""
+    known_keys(form, ())
+    write = Write(request)
+
+    def work(connection: Connection) -> Answer:
+        now = write.services.clock()
+        want_again(connection, caller.tenant_id, number, now)
+        audit.record(connection, caller.tenant_id, at=now, actor=caller.actor, action="files made again",
+                     subject=number)  # fmt: skip
+        return Answer(_shown_row(invoices.get(connection, number)), 202)
+
+    answer = write.run(caller, work)
+    make_wanted_files(write.services, caller.tenant_id, msgspec.json.decode(answer.body)["id"])
+    return answer
+
+
+def make_wanted_files(services: Services, tenant_id: str, document_id: str) -> None:
+    """At once, for whoever waits to see them; where something is away, upkeep makes them later."""
+    try:
+        make_files(services.database, services.archive, tenant_id, services.clock, document_id=document_id)
+    except BillingError as error:
+        LOG.warning("the files of a document wait: %s", error.detail)
 
 
 @router.get(
@@ -575,7 +616,7 @@ def post_credit_note(
         bring_moves(services.database, services.desk, services.masters, caller.tenant_id, services.clock)
         make_files(services.database, services.archive, caller.tenant_id, services.clock)
     except BillingError as error:
-        # The note is final; the rest is done by the next look at what is wanted. The caller must not try again.
+        # The note is final; upkeep does the rest (`LeftFiles`, wallet moves). The caller must not try again.
         LOG.warning("the files or the credit of a credit note wait: %s", error.detail)
     return answer
 

@@ -26,6 +26,7 @@ from deployments.left_behind import LeftBehind
 from deployments.simulation_actor import SIMULATION, start_simulation
 from deployments.wiring import PlatformAddress, Stores, utc_now
 from pipelines.bill_run import BillRunDriver
+from pipelines.document_files import LeftFiles
 from pipelines.forgetting import Erasures
 from pipelines.retention import Retention
 from pipelines.run_schedule import start_due
@@ -40,7 +41,7 @@ PAUSE_S = 10.0  # after a fault
 COMPLETENESS_S = 60.0  # between two looks whether a tenant's daily check is due
 ERASURES_S = 5.0  # between two looks whether an erasure has a step to do
 DUE_S = 15.0  # between two looks for bill runs that are due
-LEFT_S = 15.0  # between two looks for bill runs that nobody drives
+LEFT_S = 15.0  # between two looks for bill runs that nobody drives, and files that nobody makes
 LEFT_SIMULATIONS_S = 300.0  # the same for simulations, whose list is one of objects of each tenant
 TENANTS_EVERY = 10  # rounds between two looks which tenants there are
 
@@ -68,6 +69,7 @@ class UpkeepActor:
         ) -> LeftBehind:
             return LeftBehind(find, lambda tenant_id: is_alive(f"{driver}-{tenant_id}", address.namespace), begin)
 
+        left_files = LeftFiles(stores.database, stores.archive, utc_now)
         left_runs = left(runs.unfinished, BILL_RUN, begin_run)
         left_simulations = left(lambda: unfinished_simulations(stores), SIMULATION, begin_simulation)
 
@@ -82,6 +84,7 @@ class UpkeepActor:
             ("due bill runs", lambda: begin_due(stores, runs, begin_run), DUE_S),
             ("wallet moves", runs.bring_waiting_moves, LEFT_S),
             ("left bill runs", left_runs.round, LEFT_S),
+            ("left files", left_files.round, LEFT_S),
             ("left simulations", left_simulations.round, LEFT_SIMULATIONS_S),
             ("supervisor", watch(SUPERVISOR_NAME, address.namespace).round, WATCH_EVERY_S),
         )

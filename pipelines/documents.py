@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import pypdf
@@ -30,7 +30,8 @@ from billing.einvoice.profiles import PEPPOL, in_profile, profile_violations
 from billing.einvoice.terms import places_of, with_term
 from billing.einvoice.ubl import to_ubl
 from billing.einvoice.usage_record import with_usage_record
-from billing.errors import BillingError, FieldError, InvalidInput
+from billing.errors import BillingError, FieldError
+from pipelines.document_faults import Refused, tried
 from pipelines.factur_x import hybrid_of, with_factur_x_metadata
 from pipelines.invoice_rules import ShapeGate
 from pipelines.invoice_view import decimals_of
@@ -242,8 +243,8 @@ def render_and_archive(
 ) -> list[Outcome]:
     """Make and archive the files of a chunk, in its order; the same again does nothing new.
 
-    A document that breaks a rule or cannot be printed is parked, the others go on. `Unavailable` (store or database
-    away) ends the chunk: nothing is lost, the caller sends it again.
+    A document that breaks a rule, cannot be printed or meets a fault of ours is parked, the others go on. `Unavailable`
+    (store or database away) ends the chunk: nothing is lost, the caller sends it again.
     """
     gate = gate or shared_gate()
     found = archive.entries(issuer.tenant_id, [one.document_id for one in documents])
@@ -251,7 +252,7 @@ def render_and_archive(
     electronic = {one.document_id for one in found if one.kind == XML}
     seller = seller_of(issuer.entity, issuer.country)
     outcomes: dict[str, Outcome] = {}
-    entries: list[Entry] = []
+    complete: list[tuple[FinalDocument, list[Entry]]] = []
     missing: list[FinalDocument] = []
     for one in documents:
         if one.document_id in done:
@@ -262,19 +263,35 @@ def render_and_archive(
         else:
             missing.append(one)
     for start in range(0, len(missing), TOGETHER):
-        made = made_together(missing[start : start + TOGETHER], issuer, seller, gate)
-        for one, files in made:
-            if isinstance(files, BillingError):
-                outcomes[one.document_id] = Outcome(one.document_id, one.number, "parked", reason=files.detail)
+        for one, files in made_together(missing[start : start + TOGETHER], issuer, seller, gate):
+            if isinstance(files, Refused):
+                outcomes[one.document_id] = _parked(one, files)
             else:
-                entries += files
-    for archived in archive.put_many(issuer.tenant_id, entries) if entries else []:
-        if archived.kind == PDF:  # the last of a document's files
-            has_xml = any(entry.document_id == archived.document_id and entry.kind == XML for entry in entries)
-            outcomes[archived.document_id] = Outcome(
-                archived.document_id, archived.number, "archived", archived.sha256, e_invoice=has_xml
-            )
+                complete.append((one, files))
+    outcomes |= {outcome.document_id: outcome for outcome in _archived(complete, issuer.tenant_id, archive)}
     return [outcomes[one.document_id] for one in documents]
+
+
+def _archived(made: Sequence[tuple[FinalDocument, list[Entry]]], tenant_id: str, archive: Archive) -> Iterator[Outcome]:
+    """Archive the files of all at once; if one of them cannot be archived, of each alone."""
+    if not made:
+        return
+    entries = [entry for _, files in made for entry in files]
+    archived = tried(lambda: archive.put_many(tenant_id, entries), *(one.number for one, _ in made))
+    if not isinstance(archived, Refused):
+        hashes = {entry.document_id: entry.sha256 for entry in archived if entry.kind == PDF}
+        for one, files in made:
+            has_xml = any(entry.kind == XML for entry in files)
+            yield Outcome(one.document_id, one.number, "archived", hashes[one.document_id], e_invoice=has_xml)
+    elif len(made) == 1:
+        yield _parked(made[0][0], archived)
+    else:
+        for each in made:
+            yield from _archived([each], tenant_id, archive)
+
+
+def _parked(one: FinalDocument, refused: Refused) -> Outcome:
+    return Outcome(one.document_id, one.number, "parked", reason=refused.reason)
 
 
 def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Invoice, bool]:
@@ -335,22 +352,29 @@ class _Prepared:
 
 def made_together(
     documents: Sequence[FinalDocument], issuer: Issuer, seller: Seller, gate: ShapeGate
-) -> list[tuple[FinalDocument, list[Entry] | BillingError]]:
+) -> list[tuple[FinalDocument, list[Entry] | Refused]]:
     """The files of some documents, or why one has none. Together, since words of all pages are shaped at once."""
-    prepared: list[tuple[FinalDocument, _Prepared | BillingError]] = []
-    for one in documents:
-        try:
-            prepared.append((one, _prepared(one, issuer, seller, gate)))
-        except (NotIssuable, InvalidInput) as error:
-            prepared.append((one, error))
-    _engines.stencils.learn([(it.data, it.fields) for _, it in prepared if isinstance(it, _Prepared)])
-    made: list[tuple[FinalDocument, list[Entry] | BillingError]] = []
-    for one, it in prepared:
-        try:
-            made.append((one, it if isinstance(it, BillingError) else _files(one, it, issuer)))
-        except (NotIssuable, InvalidInput) as error:
-            made.append((one, error))
+    prepared = [(one, tried(partial(_prepared, one, issuer, seller, gate), one.number)) for one in documents]
+    made: list[tuple[FinalDocument, list[Entry] | Refused]] = []
+    for one, it in _learned(prepared):
+        made.append((one, it if isinstance(it, Refused) else tried(partial(_files, one, it, issuer), one.number)))
     return made
+
+
+def _learned(
+    prepared: list[tuple[FinalDocument, _Prepared | Refused]],
+) -> list[tuple[FinalDocument, _Prepared | Refused]]:
+    """The same once the words of all pages are known; if those of one cannot be shaped, it alone is refused."""
+
+    def learn(*some: _Prepared) -> None:
+        _engines.stencils.learn([(it.data, it.fields) for it in some])
+
+    good = [(one, it) for one, it in prepared if isinstance(it, _Prepared)]
+    together = tried(partial(learn, *(it for _, it in good)), *(one.number for one, _ in good))
+    if not isinstance(together, Refused):
+        return prepared
+    alone = {one.document_id: tried(partial(learn, it), one.number) or it for one, it in good}
+    return [(one, alone.get(one.document_id, it)) for one, it in prepared]
 
 
 def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> _Prepared:

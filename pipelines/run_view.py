@@ -90,10 +90,12 @@ def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, An
         "progress": progress,
         "totals": sum_of_totals([chunk["totals"] for chunk in chunks if chunk["totals"]]),
         "documents": {"made": sum(chunk["documents"] or 0 for chunk in chunks), **files},
+        "without_files": invoices.files_parked(connection, run_id, NAMED_MAX) if files["parked"] else [],
         "lines": sum(chunk["lines"] or 0 for chunk in chunks),
     }
 
 
+NAMED_MAX = 100  # documents without files; all are counted
 _REACHED = {"computed": ("computed", "finalised", "documented"), "finalised": ("finalised", "documented")}
 
 

@@ -43,7 +43,7 @@ def bill_run(
             if word in ("resume", "approve", "reverse"):
                 run = _follow(client, run)
     context.show(run, as_json, _print_run)
-    if run["state"] == "failed" or run["parked"] or run["held_back"]:
+    if run["state"] == "failed" or run["parked"] or run["held_back"] or run["documents"]["parked"]:
         raise typer.Exit(context.NO)
 
 
@@ -118,6 +118,12 @@ def _print_run(run: dict[str, Any]) -> None:
         print(f"  approve it with: cloudbilling bill-run --approve {run['id']}")  # noqa: T201
     for one in run["parked"][:20]:
         print(f"  parked: {one['customer']}: {one['reason']}")  # noqa: T201
+    if documents["parked"]:
+        print(f"  {documents['parked']:,} documents could not be made")  # noqa: T201
+    for one in run["without_files"][:20]:
+        print(f"  not made: {one['number']} ({one['customer']}): {one['reason']}")  # noqa: T201
+    if run["without_files"]:
+        print(f"  mended? make it with: cloudbilling invoices files {run['without_files'][0]['number']}")  # noqa: T201
 
 
 def list_invoices(customer: str | None, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
@@ -145,6 +151,23 @@ def show_invoice(
             if path is not None:
                 path.write_bytes(client.get_bytes(f"/v1/invoices/{path_part(number)}/{kind}"))
     context.show(invoice, as_json, _print_invoice)
+
+
+def make_files(number: str, tenant: str | None, key: str | None, url: str | None, as_json: bool) -> None:
+    """Exit 0 if the files of the document are archived now."""
+    from cluster.client import path_part
+
+    with context.problems(), context.tenant_client(tenant, key, SCOPES, url) as client:
+        client.post(f"/v1/invoices/{path_part(number)}/files", {})
+        invoice = client.get(f"/v1/invoices/{path_part(number)}")
+    context.show(invoice, as_json, _print_files)
+    if invoice["file"] != "archived":
+        raise typer.Exit(context.NO)
+
+
+def _print_files(invoice: dict[str, Any]) -> None:
+    reason = f": {invoice['file_reason']}" if invoice["file_reason"] else ""
+    print(f"{invoice['number']}: {invoice['file']}{reason}")  # noqa: T201
 
 
 def _print_invoice(invoice: dict[str, Any]) -> None:

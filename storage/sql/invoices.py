@@ -186,7 +186,8 @@ def page(
 def get(connection: Connection, number: str) -> dict[str, Any]:
     """One document by its number: the list's columns, `document` (a Document), `buyer`, and who refers to it."""
     row = connection.execute(
-        f"SELECT {_LIST}, i.document, i.packed, i.buyer, i.made_at{_FROM} WHERE i.number = %s",
+        f"SELECT {_LIST}, i.document, i.packed, coalesce(f.buyer, i.buyer) AS buyer, i.made_at{_FROM}"
+        " WHERE i.number = %s",
         (number,),
     ).fetchone()
     if row is None:
@@ -270,7 +271,8 @@ def to_reverse(
     run by now, since a later run that had cancelled it was reversed, is one of them.
     """
     rows = connection.execute(
-        "SELECT i.id, i.number, i.type, i.customer, i.entity, i.document, i.packed, i.buyer, i.refers_to FROM"
+        "SELECT i.id, i.number, i.type, i.customer, i.entity, i.document, i.packed,"
+        " coalesce(f.buyer, i.buyer) AS buyer, i.refers_to FROM"
         " ((SELECT id FROM invoices c WHERE run_id = %(run)s AND (%(after)s::uuid IS NULL OR id > %(after)s)"
         "   AND (type = 'credit_note' AND refers_to IS NOT NULL) = %(cancelling)s"
         "   AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = c.number)"
@@ -279,7 +281,9 @@ def to_reverse(
         "   WHERE o.run_id = %(run)s AND (%(after)s::uuid IS NULL OR s.id > %(after)s) AND NOT %(cancelling)s"
         "   AND NOT EXISTS (SELECT 1 FROM invoices t WHERE t.reverses_run = %(run)s AND t.refers_to = s.number)"
         "   ORDER BY s.id LIMIT %(limit)s)) found"
-        " JOIN invoices i USING (id) ORDER BY i.id LIMIT %(limit)s",
+        " JOIN invoices i USING (id)"
+        " LEFT JOIN document_files f ON f.tenant_id = i.tenant_id AND f.invoice_id = i.id"
+        " ORDER BY i.id LIMIT %(limit)s",
         {"run": UUID(run_id), "limit": limit, "after": after, "cancelling": cancelling},
     ).fetchall()
     found = [_read(row) for row in rows]
@@ -374,16 +378,59 @@ def number_gaps(connection: Connection) -> list[dict[str, Any]]:
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
-def files_wanted(connection: Connection, limit: int, run_id: str | None = None) -> list[dict[str, Any]]:
+def files_wanted(
+    connection: Connection, limit: int, run_id: str | None = None, document_id: str | None = None
+) -> list[dict[str, Any]]:
     """Final documents whose files are not archived yet, oldest first, with all that is needed to make them."""
     rows = connection.execute(
-        "SELECT i.id, i.number, i.document, i.packed, i.buyer, i.due_on, i.entity, i.refers_to,"
+        "SELECT i.id, i.number, i.document, i.packed, coalesce(f.buyer, i.buyer) AS buyer, i.due_on, i.entity,"
+        " i.refers_to,"
         " (SELECT r.issued_on FROM invoices r WHERE r.tenant_id = i.tenant_id AND r.number = i.refers_to) AS refers_on"
         " FROM document_files f JOIN invoices i ON i.tenant_id = f.tenant_id AND i.id = f.invoice_id"
-        " WHERE f.state = 'wanted' AND (%s::uuid IS NULL OR i.run_id = %s) ORDER BY i.id LIMIT %s",
-        (run_id, run_id, limit),
+        " WHERE f.state = 'wanted' AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s)"
+        " AND (%(document)s::uuid IS NULL OR i.id = %(document)s) ORDER BY i.id LIMIT %(limit)s",
+        {"run": run_id, "document": document_id, "limit": limit},
     ).fetchall()
     return [_read(row) for row in rows]
+
+
+def files_again(
+    connection: Connection, document_id: str, customer: str, buyer: Mapping[str, Any] | None, now: datetime
+) -> bool:
+    """Let the files of a parked document be made again, with these data of its customer (None: with what it has);
+    whether it was parked."""
+    form = None if buyer is None else buyer_json(buyer)
+    result = connection.execute(
+        "UPDATE document_files SET state = 'wanted', reason = NULL, changed_at = %(now)s,"
+        " customer = CASE WHEN %(buyer)s::jsonb IS NULL THEN customer ELSE %(customer)s END,"
+        " buyer = coalesce(%(buyer)s::jsonb, buyer) WHERE invoice_id = %(id)s AND state = 'parked'",
+        {"now": now, "buyer": form, "customer": customer, "id": UUID(document_id)},
+    )
+    return result.rowcount == 1
+
+
+def files_parked(connection: Connection, run_id: str, limit: int) -> list[dict[str, Any]]:
+    """The first documents of a run whose files could not be made: {number, customer, reason}."""
+    rows = connection.execute(
+        "SELECT i.number, i.customer, f.reason FROM document_files f JOIN invoices i ON i.tenant_id = f.tenant_id"
+        " AND i.id = f.invoice_id WHERE f.state = 'parked' AND i.run_id = %s ORDER BY i.id LIMIT %s",
+        (run_id, limit),
+    ).fetchall()
+    return [dict(row) for row in rows]
+
+
+def files_left(connection: Connection, before: datetime) -> list[str]:
+    """Tenants with documents that have waited for their files since `before` (system role), but for those with a bill
+    run that makes documents: its driver makes what is left."""
+    rows = connection.execute(
+        # LATERAL with its limit: one look into the index of states for each tenant, however many documents there are.
+        "SELECT t.id FROM tenants t CROSS JOIN LATERAL (SELECT 1 FROM document_files f WHERE f.tenant_id = t.id"
+        "  AND f.state = 'wanted' AND f.changed_at < %s LIMIT 1) waiting"
+        " WHERE NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.tenant_id = t.id"
+        "  AND r.state IN ('approved', 'finalised', 'reversing')) ORDER BY t.id",
+        (before,),
+    ).fetchall()
+    return [str(row["id"]) for row in rows]
 
 
 def files_made(connection: Connection, outcomes: Sequence[Mapping[str, Any]], now: datetime) -> None:

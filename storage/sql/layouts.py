@@ -200,11 +200,22 @@ def pin(connection: Connection, tenant_id: str, documents: Iterable[tuple[str, s
         (UUID(tenant_id), ids, [used[kind].code for _, kind in wanted], [used[kind].version for _, kind in wanted]),
     )
     rows = connection.execute(
-        "SELECT d.document_id, d.code, d.version, v.form FROM document_layouts d LEFT JOIN layout_versions v"
-        " ON v.tenant_id = d.tenant_id AND v.code = d.code AND v.version = d.version WHERE d.document_id = ANY(%s)",
+        "SELECT DISTINCT ON (d.document_id) d.document_id, d.code, d.version, v.form FROM document_layouts d"
+        " LEFT JOIN layout_versions v ON v.tenant_id = d.tenant_id AND v.code = d.code AND v.version = d.version"
+        " WHERE d.document_id = ANY(%s) ORDER BY d.document_id, d.place DESC",
         (ids,),
     ).fetchall()
     return {str(row["document_id"]): _used(row) for row in rows}
+
+
+def pin_again(connection: Connection, tenant_id: str, document_id: str, kind: str) -> None:
+    """A document that could not be made is drawn with the version in use now: the one that it has may be the reason.
+
+    Only while nothing of it is archived. Without a pin there is nothing to do: the next try makes one.
+    """
+    last = _noted(connection, document_id, None)
+    if last is not None:
+        _add(connection, tenant_id, document_id, last, in_use(connection, kind), last["edition"], last["content"])
 
 
 def note(connection: Connection, tenant_id: str, document_id: str, kind: str, content: str, archived: int) -> Used:

@@ -85,10 +85,11 @@ class InvoiceFilter:
     currency: str = ""
     run: str = ""
     customer: str = ""
+    files: str = ""  # wanted, parked, archived
 
     @property
     def active(self) -> bool:
-        return bool(self.search or self.month or self.currency or self.run or self.customer)
+        return bool(self.search or self.month or self.currency or self.run or self.customer or self.files)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,9 @@ def _where(chosen: InvoiceFilter, *, kind: bool = True) -> tuple[str, dict[str, 
     if chosen.run:
         given["run"] = chosen.run
         conditions.append("i.run_id = %(run)s::uuid")
+    if chosen.files:
+        given["files"] = chosen.files
+        conditions.append("EXISTS (SELECT FROM document_files d WHERE d.invoice_id = i.id AND d.state = %(files)s)")
     return " AND ".join(conditions), given
 
 
@@ -215,8 +219,8 @@ def invoice(connection: Connection, number: str) -> dict[str, Any] | None:
     if row is None:
         return None
     more = connection.execute(
-        "SELECT i.document, i.packed, i.buyer, i.made_at, i.reason, r.number AS run_number, d.state AS files,"
-        " d.reason AS parked"
+        "SELECT i.document, i.packed, coalesce(d.buyer, i.buyer) AS buyer, i.made_at, i.reason, r.number AS run_number,"
+        " d.state AS files, d.reason AS parked"
         " FROM invoices i LEFT JOIN bill_runs r ON r.id = i.run_id LEFT JOIN document_files d ON d.invoice_id = i.id"
         " WHERE i.number = %s",
         (number,),

@@ -185,6 +185,11 @@ def live_a_life(world: World) -> None:
     run = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}, **{"Idempotency-Key": "january"})
     assert run.status_code == 202, run.text
     assert tenant.get(f"/v1/bill-runs/{run.json()['id']}").json()["state"] == "done"
+    with psycopg.connect(world.dsn) as connection:  # as if they had been made again, with his data of then
+        again = "UPDATE document_files SET customer = %s, buyer = %s WHERE invoice_id IN"
+        chosen = "(SELECT id FROM invoices WHERE customer = %s)"
+        made = connection.execute(f"{again} {chosen}".encode(), (FORM["code"], json.dumps(FORM), FORM["code"]))
+        assert made.rowcount > 0
     ended = tenant.post("/v1/steps", [
         {"at": "2026-02-01", "cancel": {"subscription": f"{MARK}-sub"}},
         {"at": "2026-02-01", "customer": {"code": "child", "payer": None}},

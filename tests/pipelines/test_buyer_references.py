@@ -17,7 +17,8 @@ from billing.einvoice.model import EN_16931, Debit, Identifier, Invoice
 from billing.einvoice.parties import seller_of
 from billing.einvoice.profiles import PEPPOL, XRECHNUNG, in_profile, profile_violations
 from billing.einvoice.ubl import to_ubl
-from billing.errors import BillingError, InvalidInput
+from billing.errors import InvalidInput
+from pipelines.document_faults import Refused
 from pipelines.documents import (
     BUILT_IN,
     FinalDocument,
@@ -67,7 +68,7 @@ def test_each_customer_gets_the_e_invoice_that_he_asked_for(asked: str, credit: 
     customer = {**PEPPOL_CUSTOMER, "einvoice": asked}
     final = FinalDocument("1", "RE-1", said, customer, issued_on_of={"RE-0": said.date} if credit else {})
     ((_, files),) = made_together([final], PEPPOL_ISSUER, PEPPOL_SELLER, ShapeGate())
-    assert not isinstance(files, BillingError), files
+    assert not isinstance(files, Refused), files
     found = {one.kind: one.data for one in files}
     inside = pypdf.PdfReader(io.BytesIO(found["pdf"])).attachments
     if asked == "none":

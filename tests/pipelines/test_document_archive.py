@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pypdf
@@ -12,9 +16,11 @@ import pytest
 from invoice_samples import ISSUER, PDF_ONLY, SAMPLES, TENANT, document, final, line
 
 from billing.errors import Unavailable
+from pipelines import documents as making
 from pipelines.documents import Outcome, render_and_archive
 from pipelines.invoice_rules import ShapeGate
-from storage.archive import Archive
+from pipelines.stencils import Stencils
+from storage.archive import Archive, Entry
 from storage.object_store import LocalObjectStore, StoreUnavailable
 from storage.sql.database import Database
 from storage.sql.embedded import EmbeddedPostgres
@@ -120,3 +126,74 @@ def test_a_chunk_cut_off_around_its_pack_ends_with_the_same_archive(
     kept = archive.entries(TENANT, [one.document_id for one in documents])
     assert [one.kind for one in kept] == ["xml", "pdf"] * 3
     assert not [one for one in archive.verify(TENANT).findings if one.kind in ("added", "changed")]
+
+
+class PanicException(BaseException):
+    """As a library written in Rust raises it: no Exception."""
+
+
+@pytest.mark.parametrize("fault", [AssertionError("a bug"), pypdf.errors.PdfReadError("odd"), PanicException("panic")])
+def test_a_fault_of_ours_in_one_document_parks_it_with_the_fault_and_is_logged(
+    fault: BaseException, database: Database, store: LocalObjectStore, gate: ShapeGate,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    drawn, name = making._drawn, f"ODD-{type(fault).__name__}"
+
+    def odd(invoice: Any, *rest: Any) -> bytes:
+        if invoice.number == f"{name}-2":
+            raise fault
+        return drawn(invoice, *rest)
+
+    monkeypatch.setattr(making, "_drawn", odd)
+    outcomes = render_and_archive(three(name), ISSUER, Archive(database, store), gate=gate)
+    assert states(outcomes) == [("archived", True), ("parked", False), ("archived", True)]
+    assert outcomes[1].reason == f"{type(fault).__name__}: {fault}"
+    (logged,) = caplog.records
+    assert f"{name}-2" in logged.message
+    assert logged.exc_info is not None, "the log has the traceback"
+    assert logged.exc_info[1] is fault
+
+
+def test_words_of_one_document_that_cannot_be_shaped_park_it_alone(
+    database: Database, store: LocalObjectStore, gate: ShapeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = Stencils.learn
+
+    def odd(self: Stencils, pages: Any) -> None:
+        assert all("WORD-2" not in str(data) for data, _ in pages), "cannot be shaped"
+        learn(self, pages)
+
+    monkeypatch.setattr(Stencils, "learn", odd)
+    outcomes = render_and_archive(three("WORD"), ISSUER, Archive(database, store), gate=gate)
+    assert states(outcomes) == [("archived", True), ("parked", False), ("archived", True)]
+    assert "cannot be shaped" in outcomes[1].reason
+
+
+def test_a_document_that_the_archive_refuses_is_parked_alone(
+    database: Database, store: LocalObjectStore, gate: ShapeGate
+) -> None:
+    archive = Archive(database, store)
+    documents = three("OTHER")
+    other = Entry(
+        documents[1].document_id, "xml", "OTHER-2", "invoice", "K", date(2026, 11, 1), Decimal(1), "EUR", b"x"
+    )
+    archive.put(TENANT, other)
+    outcomes = render_and_archive(documents, ISSUER, archive, gate=gate)
+    assert [one.state for one in outcomes] == ["archived", "parked", "archived"]
+    assert "archived with other bytes" in outcomes[1].reason
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "no space left"), MemoryError()])
+def test_what_is_wrong_with_the_machine_parks_nothing(
+    fault: Exception, database: Database, store: LocalObjectStore, gate: ShapeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> bytes:
+        raise fault
+
+    monkeypatch.setattr(making, "_drawn", away)
+    with pytest.raises(type(fault)):
+        render_and_archive(three(f"FULL-{type(fault).__name__}"), ISSUER, Archive(database, store), gate=gate)
+
+
+def three(name: str) -> list[making.FinalDocument]:
+    return [final(document([line(f"{n}.00")]), f"{name}-{n}", document_id=f"{name}-{n}") for n in (1, 2, 3)]

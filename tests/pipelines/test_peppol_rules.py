@@ -20,7 +20,7 @@ from saxonche import PySaxonProcessor
 
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import seller_of
-from billing.errors import BillingError
+from pipelines.document_faults import Refused
 from pipelines.documents import made_together
 from pipelines.invoice_files import render_files
 from pipelines.invoice_rules import ShapeGate
@@ -76,7 +76,7 @@ def test_documents_of_a_bill_run_pass_the_rules_of_peppol(sample: str, rules: An
     final = replace(SAMPLES[sample](), customer=PEPPOL_CUSTOMER)
     seller = seller_of(PEPPOL_ISSUER.entity, "DE")
     ((_, files),) = made_together([final], PEPPOL_ISSUER, seller, ShapeGate())
-    assert not isinstance(files, BillingError), files
+    assert not isinstance(files, Refused), files
     (xml,) = (one.data for one in files if one.kind == "xml")
     assert broken(rules, xml) == {}
 

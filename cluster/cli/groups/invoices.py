@@ -42,6 +42,20 @@ def invoices_show(
     billing.show_invoice(number, pdf, xml, tenant, key, url, as_json)
 
 
+@invoices.command("files")
+def invoices_files(
+    number: str,
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Make the files of a document that could not be made, with layout and data as they are now."""
+    from cluster.cli import billing
+
+    billing.make_files(number, tenant, key, url, as_json)
+
+
 @invoice.command("render")
 @invoices.command("render", hidden=True)
 def invoice_render(

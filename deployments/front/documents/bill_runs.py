@@ -16,7 +16,8 @@ from deployments.front.formats import Formats
 from deployments.front.lists import LIMIT, Rows, cursor, cursor_number, export
 from deployments.front.page import Front, Visit, path_of
 from deployments.front.texts import Texts
-from storage.sql import bill_runs, overview
+from pipelines.run_view import NAMED_MAX
+from storage.sql import bill_runs, invoices, overview
 from storage.sql.overview import RunRow, RunTotal
 
 RUN_COLUMNS = ("number", "id", "state", "last_day", "document_date", "documents", "parked", "created_by", "started_at")
@@ -97,6 +98,7 @@ def routes(front: Front) -> APIRouter:
                 plans = [overview.PlanTotal(**_amounts(one, "net")) for one in run.checks.get("by_plan", ())]
                 taxes = [overview.TaxRow(**_amounts(one, "percent", "base", "amount"))
                          for one in run.checks.get("by_tax", ())]  # fmt: skip
+            without_files = invoices.files_parked(connection, run.id, NAMED_MAX) if run.files_parked else []
         master = front.master(visit)
         view = _run_view(run, visit)
         return front.page(
@@ -111,6 +113,7 @@ def routes(front: Front) -> APIRouter:
             by_country=[_amounts(one, "net", "tax", "gross") for one in run.checks.get("by_country", ())],
             parked=[_parked_view(one, master) for one in run.parked],
             held=[_parked_view(one, master) for one in run.held],
+            without_files=without_files,
             facts=_run_facts(run, visit.texts, visit.formats),
         )
 

@@ -6,19 +6,21 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Form, Query, Response
 
 from billing.documents import Document, Line
 from billing.errors import NotFound
 from billing.master import MasterData
+from deployments.billing_documents import make_wanted_files
 from deployments.front.documents.archive import attachment, reader_of_visit
 from deployments.front.documents.explanation import Explanation, explain
 from deployments.front.formats import Formats
 from deployments.front.lists import EXPORT_ROWS_MAX, LIMIT, Rows, Sort, cursor, cursor_values, export
-from deployments.front.page import DOCUMENT_POLICY, Front, Visit, json_text
+from deployments.front.page import DOCUMENT_POLICY, Front, Visit, json_text, path_of
 from deployments.front.texts import Texts
+from pipelines.document_files import want_again
 from storage.archive import Archived
-from storage.sql import invoices, overview
+from storage.sql import audit, invoices, overview
 from storage.sql.overview import InvoiceFilter
 
 INVOICE_COLUMNS = (
@@ -82,12 +84,13 @@ def routes(front: Front) -> APIRouter:
         currency: Annotated[str, Query(max_length=3)] = "",
         run: Annotated[str, Query(pattern="^[0-9a-f-]{0,36}$")] = "",
         customer: Annotated[str, Query(max_length=256)] = "",
+        files: Annotated[str, Query(pattern="^(wanted|parked)?$")] = "",
         sort: str = "-issued",
         after: str | None = None,
         format: str = "",
     ) -> Response:
         visit.need("billing:read")
-        chosen = InvoiceFilter(q.strip(), kind, month, currency, run if len(run) == 36 else "", customer)
+        chosen = InvoiceFilter(q.strip(), kind, month, currency, run if len(run) == 36 else "", customer, files)
         order = Sort.of(sort, tuple(overview.INVOICE_SORTS), "-issued")
         place = cursor_values(after, 2) if after and not format else None
         with services.database.tenant(visit.tenant_id) as connection:
@@ -138,6 +141,18 @@ def routes(front: Front) -> APIRouter:
     def xml(visit: Annotated[Visit, visitor], number: str) -> Response:
         return _file(front, visit, number, "xml", download=True)
 
+    @router.post("/invoices/{number:path}/files")
+    def make_again(visit: Annotated[Visit, visitor], number: str, form_token: Annotated[str, Form()] = "") -> Response:
+        visit.need("billing:write")
+        front.check_form(visit, form_token)
+        now = services.clock()
+        with services.database.tenant(visit.tenant_id) as connection:
+            document_id = want_again(connection, visit.tenant_id, number, now)
+            audit.record(connection, visit.tenant_id, at=now, actor=visit.user.actor, action="files made again",
+                         subject=number)  # fmt: skip
+        make_wanted_files(services, visit.tenant_id, document_id)
+        return front.go(visit, path_of("invoices", number))
+
     @router.get("/invoices/{number:path}")
     def invoice(
         visit: Annotated[Visit, visitor],
@@ -170,6 +185,7 @@ def routes(front: Front) -> APIRouter:
             tax_words=tax_words_of(document, visit.texts, visit.formats),
             pdf=File(pdf_file.byte_count, pdf_file.sha256, pdf_file.archived_at) if pdf_file else None,
             xml=files.get("xml"),
+            parked=found["parked"] if found["files"] == "parked" else None,
             related=related,
             timeline=_timeline(found["made_at"], files, visit.texts),
         )

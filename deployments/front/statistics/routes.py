@@ -378,10 +378,14 @@ def _attention(
         title = t("home.suspense_title", n=count, count=f.number(count))
         found.append(Attention("/statistics/completeness", title, "suspended", text))
     found += _budgets(visit, front, master)
+    not_made = files.get("parked", 0)
+    if not_made:
+        title = t("home.documents_not_made", n=not_made, count=f.number(not_made))
+        found.append(Attention("/invoices?files=parked", title, "failed", t("home.documents_not_made_text")))
     waiting = files.get("wanted", 0)
     if waiting:
         title = t("home.documents_missing", n=waiting, count=f.number(waiting))
-        found.append(Attention("/invoices", title, "pending", t("home.documents_missing_text")))
+        found.append(Attention("/invoices?files=wanted", title, "pending", t("home.documents_missing_text")))
     return found
 
 
