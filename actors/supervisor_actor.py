@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -59,6 +60,7 @@ LANES_ADDED_MAX = 64  # at once
 LANES_START_S_MAX = 60.0
 SCALE_EVERY_S = 5.0
 MISSING_S = 1.0
+LOG = logging.getLogger("cloudbilling.lanes")
 
 
 @dataclass(frozen=True)

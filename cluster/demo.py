@@ -177,7 +177,7 @@ def _bill(client: Client, up_to: date, document_date: date | None, progress: Pro
         body["document_date"] = document_date.isoformat()
     run = client.post("/v1/bill-runs", body)
     end = time.monotonic() + WAIT_S
-    while run["state"] not in ("done", "cancelled", "failed"):
+    while run["state"] not in ("done", "cancelled"):
         if time.monotonic() > end:
             raise BillingError(f"bill run {run['id']} is still {run['state']} after {WAIT_S:.0f} s")
         time.sleep(0.2)

@@ -230,7 +230,7 @@ class RestPlayer:
         body = {key: step.form[key] for key in ("up_to", "document_date") if key in step.form}
         run = self._client.post("/v1/bill-runs", {**body, "wait": True})
         end = time.monotonic() + RUN_WAIT_S
-        while run["state"] not in ("done", "cancelled", "failed"):  # too large to be waited for in one call
+        while run["state"] not in ("done", "cancelled"):  # too large to be waited for in one call
             if run["error"] or time.monotonic() > end:
                 raise Unavailable(f"bill run {run['number']} is {run['state']}: {run['error'] or 'no end in sight'}")
             time.sleep(0.2)

@@ -11,7 +11,7 @@ import time
 import ray
 
 from actors.ray_desk import RayDeskAddress
-from billing.errors import Unavailable
+from billing.errors import BillingError
 from deployments.wiring import PlatformAddress
 from pipelines.ray_tasks import RayExecutor
 from storage import telemetry
@@ -35,7 +35,9 @@ class BillRunActor:
         for attempt in itertools.count():
             try:
                 return self._driver.drive(tenant_id, run_id, approve=approve)["state"]
-            except Unavailable as error:
+            except BillingError as error:
+                if not error.retryable:
+                    raise
                 LOG.warning("bill run %s waits for a store: %s", run_id, error.detail)
                 time.sleep(min(0.5 * 2 ** min(attempt, 6), 10.0))
         raise AssertionError("itertools.count does not end")

@@ -54,12 +54,12 @@ LOG = logging.getLogger("cloudbilling.billing")
 _RUN = {
     "id": "0192f3c0-8a51-7c3e-9a54-2f0d1c6b7e11",
     "number": 3,
-    "state": "done",
+    "state": "finalised",
     "up_to": "2026-01-31T23:00:00Z",
     "document_date": "2026-02-01",
-    "progress": {"stage": "done", "done": 40, "total": 40, "seconds": 2.1},
+    "progress": {"stage": "making documents", "done": 30, "total": 40, "seconds": 2.1, "seconds_left": 0.4},
     "totals": {"EUR": {"net": "1234.50", "gross": "1469.06"}},
-    "documents": {"made": 40, "archived": 40, "parked": 0, "wanted": 0},
+    "documents": {"made": 40, "archived": 30, "parked": 0, "wanted": 10},
     "without_files": [],
     "parked": [],
     "held_back": [],
@@ -78,10 +78,11 @@ _RUN = {
     },
     "findings": [],
     "error": None,
+    "waiting_reason": None,
 }
 RUN_EXAMPLE = _RUN
 # What a run keeps for itself: positions in the log are of no use to a caller.
-_INNER = frozenset({"tenant_id", "cut", "previous_cut", "request_key", "held"})
+_INNER = frozenset({"tenant_id", "cut", "previous_cut", "request_key", "held", "patterns", "stage_since", "stage_from"})
 
 
 def driver(services: Services) -> BillRunDriver:
@@ -109,7 +110,9 @@ def start_bill_run(
     request: Request, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
 ) -> Response:
     """Bills everything due at or before `up_to` that is not billed yet; again makes nothing new. It goes on in the
-    background: ask GET /v1/bill-runs/{id} for its progress; `done` means that its documents are archived.
+    background: ask GET /v1/bill-runs/{id} for its progress; `done` means that its documents are archived. `progress`
+    has `seconds_left` of the present stage once its speed is known. `waiting_reason` says that a database or store is
+    away: the run goes on by itself when it is back. `error` is what somebody must mend before the run is resumed.
 
     `approve: false` stops when the amounts are computed, for a look at them (POST .../approve goes on); so does a
     finding of the tenant's guard rails (`held_back`, `checks`), or a tenant that wants four eyes. `early: true` does

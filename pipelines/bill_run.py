@@ -5,7 +5,7 @@ clock, document date), results are put once, each chunk becomes final in one tra
 at what is done already. One chunk's documents are `bill_run_chunk.py`, making them final is `run_finalising.py`, files
 are `document_files.py`, how a run looks to others is `run_view.py`.
 
-    planned -> computed -> approved -> finalised -> done          (cancelled until it is approved; failed is resumable)
+    planned -> computed -> approved -> finalised -> done                              (cancelled until it is approved)
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Any, Protocol
@@ -219,25 +218,28 @@ class BillRunDriver:
 
         `approve` overrides what was planned: False stops at computed, True goes on from there.
 
-        What goes wrong for good is noted at the run (`failed`, with the reason) and raised; driving it again resumes.
-        A database or store that is away raises Unavailable and leaves the run where it is.
+        What goes wrong is raised, noted at the run, and leaves the run where it is; driving it again resumes. For good
+        it is its `error`; what is retryable (a database or store that is away: the caller drives on) its
+        `waiting_reason`.
         """
         try:
             return self._drive(tenant_id, run_id, approve)
         except BillingError as error:
-            if not error.retryable:
-                self._note(tenant_id, run_id, error.detail)
+            self._note(tenant_id, run_id, error.detail, waits=error.retryable)
             raise
         except Exception as error:
             # A bug, or a store that answers nonsense: nobody waits for this call, so the run itself must say it.
-            with suppress(BillingError):
-                self._note(tenant_id, run_id, f"{type(error).__name__}: {error}")
+            self._note(tenant_id, run_id, f"{type(error).__name__}: {error}", waits=False)
             raise
 
     def _drive(self, tenant_id: str, run_id: str, approve: bool | None) -> dict[str, Any]:
         run = self.get(tenant_id, run_id)
+        if run["error"]:  # of an earlier try: it is over, unless it comes again
+            with self._database.tenant(tenant_id) as connection:
+                bill_runs.note(connection, run_id)
         self._bring_moves(tenant_id)  # what earlier runs and credit notes left: this run counts on it
         if run["state"] == "planned":
+            self._stage_begins(tenant_id, run)
             if not self._compute(tenant_id, run):
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
@@ -247,17 +249,21 @@ class BillRunDriver:
             self.approve(tenant_id, run_id, run["created_by"])
             run = self.get(tenant_id, run_id)
         if run["state"] == "approved":
+            self._stage_begins(tenant_id, run)
             if not self._finalising.finalise(tenant_id, run):
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "reversing":
+            self._stage_begins(tenant_id, run)
             self._reversal.take_back(tenant_id, run_id)
             # Before it is over: nobody drives a run that is reversed, so nobody would make what is left of its files.
+            self._goes_on(tenant_id, run_id)
             while make_files(self._database, self._archive, tenant_id, self._clock) > 0:
                 self._checkpoint("files made")
             self._reversal.mark(tenant_id, run_id)
             return self.get(tenant_id, run_id)
         if run["state"] == "finalised":
+            self._stage_begins(tenant_id, run)
             if not self._make_files(tenant_id, run_id):
                 return self.get(tenant_id, run_id)
             self._checkpoint("before done")
@@ -265,6 +271,15 @@ class BillRunDriver:
             with self._database.tenant(tenant_id) as connection:
                 bill_runs.move(connection, run_id, expected=("finalised",), state="done", now=self._clock())
         return self.get(tenant_id, run_id)
+
+    def _stage_begins(self, tenant_id: str, run: Mapping[str, Any]) -> None:
+        with self._database.tenant(tenant_id) as connection:
+            bill_runs.stage_begins(connection, str(run["id"]), run["progress"]["done"], self._clock())
+
+    def _goes_on(self, tenant_id: str, run_id: str) -> None:
+        """What it waited for is there again."""
+        with self._database.tenant(tenant_id) as connection:
+            bill_runs.went_on(connection, run_id)
 
     def _compute(self, tenant_id: str, run: Mapping[str, Any]) -> bool:
         run_id = str(run["id"])
@@ -275,6 +290,8 @@ class BillRunDriver:
         if sum(chunk["state"] == "planned" for chunk in found) > 1:  # a single one reads its own usage
             gathered = usage_prefix(tenant_id, run_id)
             self._executor.gather(GatherTask(tuple(all_tasks), gathered))
+            self._goes_on(tenant_id, run_id)
+            self._stage_begins(tenant_id, run)  # reading took its time once, and says nothing of the chunks' speed
             self._checkpoint("usage gathered")
         tasks = (
             replace(task, gathered=gathered)
@@ -295,6 +312,7 @@ class BillRunDriver:
                     parked=result.parked,
                     now=self._clock(),
                 )
+                bill_runs.went_on(connection, run_id)
             self._checkpoint("chunk noted")
         with self._database.tenant(tenant_id) as connection:
             found = bill_runs.chunks(connection, run_id)
@@ -390,6 +408,7 @@ class BillRunDriver:
         while self._may_go_on(tenant_id, run_id):
             if make_files(self._database, self._archive, tenant_id, self._clock, run_id=run_id) == 0:
                 return True
+            self._goes_on(tenant_id, run_id)
             self._checkpoint("files made")
         return False
 
@@ -425,9 +444,15 @@ class BillRunDriver:
                 left.append(tenant_id)
         return left
 
-    def _note(self, tenant_id: str, run_id: str, detail: str) -> None:
-        with self._database.tenant(tenant_id) as connection:
-            connection.execute("UPDATE bill_runs SET error = %s WHERE id = %s", (detail, UUID(run_id)))
+    def _note(self, tenant_id: str, run_id: str, detail: str, *, waits: bool) -> None:
+        """Say at the run why it does not go on. Where the database is what is away, the log alone says it."""
+        try:
+            with self._database.tenant(tenant_id) as connection:
+                bill_runs.note(
+                    connection, run_id, error=None if waits else detail, waiting_reason=detail if waits else None
+                )
+        except BillingError as error:
+            LOG.warning("that bill run %s does not go on (%s) cannot be noted: %s", run_id, detail, error.detail)
 
     # -- Look and steer ------------------------------------------------------------------------------------------------
 
@@ -445,6 +470,7 @@ class BillRunDriver:
         with self._database.tenant(tenant_id) as connection:
             _must_run(bill_runs.get(connection, run_id))
             bill_runs.ask(connection, run_id, paused=False)
+            bill_runs.note(connection, run_id)  # at once: who follows the run must not take the old error for a new one
 
     def cancel(self, tenant_id: str, run_id: str) -> None:
         """Give a run up before it is approved; nothing of it remains but its record."""

@@ -55,9 +55,9 @@ class Finalising:
                         break  # what has begun comes to its end
                     waiting.append(pool.submit(self._finalise_chunk, tenant_id, run, chunk, turn, order, turns))
                     while len(waiting) >= FINALISING or (waiting and waiting[0].done()):
-                        self._finalised(tenant_id, waiting.popleft())
+                        self._finalised(tenant_id, run_id, waiting.popleft())
                 while waiting:
-                    self._finalised(tenant_id, waiting.popleft())
+                    self._finalised(tenant_id, run_id, waiting.popleft())
             finally:
                 order.stop()
                 turns.stop()  # after a failure nobody else takes a number
@@ -70,8 +70,10 @@ class Finalising:
         self._checkpoint("finalised")
         return True
 
-    def _finalised(self, tenant_id: str, chunk: Future[None]) -> None:
+    def _finalised(self, tenant_id: str, run_id: str, chunk: Future[None]) -> None:
         chunk.result()
+        with self._database.tenant(tenant_id) as connection:
+            bill_runs.went_on(connection, run_id)
         self._checkpoint("chunk finalised")
         self._bring_moves(tenant_id)
         self._checkpoint("credit settled")

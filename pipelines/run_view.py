@@ -14,6 +14,8 @@ from pipelines.bill_run_chunk import ChunkTask
 from storage.sql import bill_runs, billing_settings, invoices, tenants
 from storage.sql.database import Connection
 
+WORKED_ON = ("planned", "approved", "finalised", "reversing")  # states in which a driver works on a run
+
 
 def usage_prefix(tenant_id: str, run_id: str) -> str:
     """Where the usage of a run lies in slices by chunk, until it is done."""
@@ -59,6 +61,26 @@ def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, An
     run = bill_runs.get(connection, run_id)
     chunks = bill_runs.chunks(connection, run_id)
     files = invoices.file_counts(connection, run_id)
+    return {
+        **run,
+        "id": str(run["id"]),
+        "held_back": bill_runs.held_back(run),
+        "progress": _progress(connection, run, chunks, files, now),
+        "totals": sum_of_totals([chunk["totals"] for chunk in chunks if chunk["totals"]]),
+        "documents": {"made": sum(chunk["documents"] or 0 for chunk in chunks), **files},
+        "without_files": invoices.files_parked(connection, run_id, NAMED_MAX) if files["parked"] else [],
+        "lines": sum(chunk["lines"] or 0 for chunk in chunks),
+    }
+
+
+def _progress(
+    connection: Connection,
+    run: Mapping[str, Any],
+    chunks: Sequence[Mapping[str, Any]],
+    files: Mapping[str, int],
+    now: datetime,
+) -> dict[str, Any]:
+    """The stage, how much of it is done (customers, then documents), seconds since the plan, and seconds left."""
     done = {state: sum(c["customers"] for c in chunks if c["state"] in rest) for state, rest in _REACHED.items()}
     stage, count, total = "done", run["customers"], run["customers"]
     if run["state"] == "planned":
@@ -69,30 +91,34 @@ def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, An
     elif run["state"] == "approved":
         stage, count = "finalising", done["finalised"]
     elif run["state"] in ("reversing", "reversed"):
-        stage, count = run["state"], invoices.reversed_count(connection, run_id)
+        stage, count = run["state"], invoices.reversed_count(connection, str(run["id"]))
         total = sum(files.values())
     elif run["state"] == "finalised":
         total = sum(files.values())
         stage, count = "making documents", total - files["wanted"]
-    elif run["state"] in ("cancelled", "failed"):
-        stage = run["state"]
+    elif run["state"] == "cancelled":
+        stage = "cancelled"
     seconds = max(((run["ended_at"] or now) - run["started_at"]).total_seconds(), 0)
-    progress = {"stage": stage, "done": count, "total": total, "seconds": round(seconds, 1)}
+    progress: dict[str, Any] = {"stage": stage, "done": count, "total": total, "seconds": round(seconds, 1)}
     if run["paused"] and run["state"] not in bill_runs.ENDED:
         progress["stage"] = "paused"
-    rate = count / seconds if seconds and count < total else 0.0
-    if rate and run["state"] in ("planned", "approved", "finalised") and not run["paused"]:
-        progress["seconds_left"] = round((total - count) / rate, 1)
-    return {
-        **run,
-        "id": str(run["id"]),
-        "held_back": bill_runs.held_back(run),
-        "progress": progress,
-        "totals": sum_of_totals([chunk["totals"] for chunk in chunks if chunk["totals"]]),
-        "documents": {"made": sum(chunk["documents"] or 0 for chunk in chunks), **files},
-        "without_files": invoices.files_parked(connection, run_id, NAMED_MAX) if files["parked"] else [],
-        "lines": sum(chunk["lines"] or 0 for chunk in chunks),
-    }
+    left = seconds_left(run, count, total, now)
+    if left is not None:
+        progress["seconds_left"] = round(left, 1)
+    return progress
+
+
+def seconds_left(run: Mapping[str, Any], done: int, total: int, now: datetime) -> float | None:
+    """How long the present stage takes from now, at the speed since a driver took it up; None if that says nothing.
+
+    Not since the plan: a night in which the run waited for its approval would count as work.
+    """
+    if run["state"] not in WORKED_ON or run["paused"] or run["error"] or run["waiting_reason"]:
+        return None
+    made = done - run["stage_from"]
+    if run["stage_since"] is None or made <= 0 or done >= total:
+        return None
+    return max((now - run["stage_since"]).total_seconds(), 0.0) / made * (total - done)
 
 
 NAMED_MAX = 100  # documents without files; all are counted

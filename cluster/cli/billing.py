@@ -43,7 +43,7 @@ def bill_run(
             if word in ("resume", "approve", "reverse"):
                 run = _follow(client, run)
     context.show(run, as_json, _print_run)
-    if run["state"] == "failed" or run["parked"] or run["held_back"] or run["documents"]["parked"]:
+    if run["parked"] or run["held_back"] or run["documents"]["parked"]:
         raise typer.Exit(context.NO)
 
 
@@ -71,17 +71,15 @@ def _print_settings(found: dict[str, Any]) -> None:
 
 def _follow(client: Any, run: dict[str, Any]) -> dict[str, Any]:
     """Show progress until the run ends, waits for somebody, or fails. Ctrl-C leaves it running on the platform."""
-    say = context.progress_printer()
+    say = context.progress_printer(reckons=False)
     end = time.monotonic() + WAIT_S
     try:
         while time.monotonic() < end:
             progress = run["progress"]
-            say(progress["stage"], int(progress["done"]), int(progress["total"]))
-            if (
-                run["state"] in ("done", "cancelled", "failed", "reversed")
-                or _waits(run)
-                or progress["stage"] == "paused"
-            ):
+            waits = f", waits: {run['waiting_reason']}" if run.get("waiting_reason") else ""
+            done, total = int(progress["done"]), int(progress["total"])
+            say(f"{progress['stage']}{waits}", done, total, progress.get("seconds_left"))
+            if run["state"] in ("done", "cancelled", "reversed") or _waits(run) or progress["stage"] == "paused":
                 return run
             if run.get("error"):
                 context.fail(run["error"], context.NO, f"resume it with: cloudbilling bill-run --resume {run['id']}")

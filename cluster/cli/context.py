@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
@@ -138,14 +138,24 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Seque
     console.print(made)
 
 
-def progress_printer() -> Callable[[str, int, int], None]:
-    """Progress on stderr: a line that renews itself on a terminal, a line a step elsewhere."""
+class Progress(Protocol):
+    """Says how far something is; `left_s`: seconds left, from whoever does it."""
+
+    def __call__(self, what: str, done: int, total: int, left_s: float | None = None) -> None: ...
+
+
+def progress_printer(*, reckons: bool = True) -> Progress:
+    """Progress on stderr: a line that renews itself on a terminal, a line a step elsewhere.
+
+    It reckons speed and time left from what it sees; not so (`reckons` off) where it only looks on and may have come
+    late: then it says what it is told.
+    """
     import time
 
     on_terminal = sys.stderr.isatty()
     state: dict[str, Any] = {"what": "", "began": time.monotonic(), "said": 0.0}
 
-    def say(what: str, done: int, total: int) -> None:
+    def say(what: str, done: int, total: int, left_s: float | None = None) -> None:
         now = time.monotonic()
         if what != state["what"]:
             if state["what"] and on_terminal:
@@ -157,8 +167,11 @@ def progress_printer() -> Callable[[str, int, int], None]:
         state["said"] = now
         seconds = max(now - state["began"], 0.001)
         rate = done / seconds
-        left = f", {max(total - done, 0) / rate:,.0f} s left" if total and done and done < total else ""
-        text = f"{what}: {done:,}" + (f" of {total:,}" if total else "") + f" ({rate:,.0f}/s{left})"
+        if reckons and total and done and done < total:
+            left_s = (total - done) / rate
+        said = [f"{rate:,.0f}/s"] if reckons else []
+        said += [f"{left_s:,.0f} s left"] if left_s is not None else []
+        text = f"{what}: {done:,}" + (f" of {total:,}" if total else "") + (f" ({', '.join(said)})" if said else "")
         sys.stderr.write(f"\r\x1b[K{text}" if on_terminal else f"{text}\n")
         sys.stderr.flush()
 

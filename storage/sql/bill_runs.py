@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from billing.errors import Conflict, NotFound
 from storage.sql.database import Connection
 
-ENDED = ("done", "cancelled", "failed", "reversed")
+ENDED = ("done", "cancelled", "reversed")
 
 
 def keep_out(connection: Connection, tenant_id: str) -> None:
@@ -252,20 +252,21 @@ def move(
     expected: Sequence[str],
     state: str,
     now: datetime,
-    error: str | None = None,
     parked: Sequence[Mapping[str, str]] | None = None,
     mark: int | None = None,
     approved_by: str | None = None,
     reversed_by: str | None = None,
 ) -> bool:
-    """Move a run from one of the expected states; False if another driver has done so before."""
+    """Move a run from one of the expected states; False if another driver has done so before.
+
+    What went wrong before is over then: neither an error nor a reason to wait is carried along.
+    """
     result = connection.execute(
-        "UPDATE bill_runs SET state = %s, error = coalesce(%s, error), parked = coalesce(%s, parked),"
+        "UPDATE bill_runs SET state = %s, error = NULL, waiting_reason = NULL, parked = coalesce(%s, parked),"
         " mark = coalesce(%s, mark), approved_by = coalesce(%s, approved_by), reversed_by = coalesce(%s, reversed_by),"
         " ended_at = CASE WHEN %s = ANY(%s) THEN %s ELSE ended_at END WHERE id = %s AND state = ANY(%s)",
         (
             state,
-            error,
             None if parked is None else Jsonb(list(parked)),
             mark,
             approved_by,
@@ -285,6 +286,28 @@ def ask(connection: Connection, run_id: str, *, paused: bool | None = None, canc
     connection.execute(
         "UPDATE bill_runs SET paused = coalesce(%s, paused), cancel_asked = coalesce(%s, cancel_asked) WHERE id = %s",
         (paused, cancel, UUID(run_id)),
+    )
+
+
+def note(connection: Connection, run_id: str, *, error: str | None = None, waiting_reason: str | None = None) -> None:
+    """Why a run does not go on: for good, until somebody resumes it, or until a store is back. Neither clears both."""
+    connection.execute(
+        "UPDATE bill_runs SET error = %s, waiting_reason = %s WHERE id = %s AND NOT state = ANY(%s)",
+        (error, waiting_reason, UUID(run_id), list(ENDED)),
+    )
+
+
+def stage_begins(connection: Connection, run_id: str, done: int, now: datetime) -> None:
+    """A driver takes up the work of a stage, of which so much is done: from here on its speed is measured."""
+    connection.execute(
+        "UPDATE bill_runs SET stage_since = %s, stage_from = %s WHERE id = %s", (now, done, UUID(run_id))
+    )
+
+
+def went_on(connection: Connection, run_id: str) -> None:
+    """Something of the run was done: it does not wait any more."""
+    connection.execute(
+        "UPDATE bill_runs SET waiting_reason = NULL WHERE id = %s AND waiting_reason IS NOT NULL", (UUID(run_id),)
     )
 
 

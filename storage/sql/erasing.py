@@ -36,6 +36,7 @@ ROWS_MAX = 1_000  # at a time
 _SPARED = frozenset(
     {
         *("tenants", "legal_entities", "api_keys", "users", "memberships", "sessions", "number_series", "erasures"),
+        "number_patterns",
         *("plan_drafts", "layouts", "layout_versions", "layout_choices", "document_layouts", "billing_settings"),
         *("masters", "master_changes", "steps", "master_records", "completeness_checks", "object_claims"),
         *("idempotency_keys", "schema_migrations"),

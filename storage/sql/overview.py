@@ -366,6 +366,7 @@ class RunRow:
     files_parked: int
     parked: Sequence[Mapping[str, Any]]
     error: str | None
+    waiting_reason: str | None
     created_by: str
     started_at: datetime
     ended_at: datetime | None
@@ -385,9 +386,9 @@ class RunRow:
 
 
 _RUN = """
-    SELECT r.id, r.number, r.up_to, r.document_date, r.state, r.paused, r.customers, r.chunks, r.error, r.created_by,
-           r.started_at, r.ended_at, r.master_number, r.parked AS run_parked, r.checks, r.held, r.released,
-           r.approved_by, r.reversed_by,
+    SELECT r.id, r.number, r.up_to, r.document_date, r.state, r.paused, r.customers, r.chunks, r.error,
+           r.waiting_reason, r.created_by, r.started_at, r.ended_at, r.master_number, r.parked AS run_parked,
+           r.checks, r.held, r.released, r.approved_by, r.reversed_by,
            (SELECT count(*) FROM invoices i WHERE i.reverses_run = r.id) AS taken_back,
            (SELECT count(*) FROM bill_run_chunks c WHERE c.run_id = r.id AND c.state <> 'planned') AS chunks_computed,
            (SELECT coalesce(sum(c.documents), 0) FROM bill_run_chunks c WHERE c.run_id = r.id) AS computed_documents,
@@ -461,7 +462,8 @@ def _run(row: Mapping[str, Any]) -> RunRow:
         state=row["state"], paused=row["paused"], customers=row["customers"], chunks=row["chunks"],
         chunks_computed=row["chunks_computed"], computed_documents=int(row["computed_documents"]),
         finalised=row["finalised"], archived=row["archived"], files_parked=row["files_parked"],
-        parked=_parked([*row["run_parked"], *row["chunk_parked"]]), error=row["error"], created_by=row["created_by"],
+        parked=_parked([*row["run_parked"], *row["chunk_parked"]]), error=row["error"],
+        waiting_reason=row["waiting_reason"], created_by=row["created_by"],
         started_at=row["started_at"], ended_at=row["ended_at"], master_number=row["master_number"], computed=sums,
         checks=row["checks"] or {}, held=held_back(row) if row["state"] == "computed" else (),
         approved_by=row["approved_by"], reversed_by=row["reversed_by"], taken_back=row["taken_back"],

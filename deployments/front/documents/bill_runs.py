@@ -16,7 +16,7 @@ from deployments.front.formats import Formats
 from deployments.front.lists import LIMIT, Rows, cursor, cursor_number, export
 from deployments.front.page import Front, Visit, path_of
 from deployments.front.texts import Texts
-from pipelines.run_view import NAMED_MAX
+from pipelines.run_view import NAMED_MAX, run_view
 from storage.sql import bill_runs, invoices, overview
 from storage.sql.overview import RunRow, RunTotal
 
@@ -91,6 +91,7 @@ def routes(front: Front) -> APIRouter:
             run = overview.run(connection, run_id)
             if run is None:
                 raise NotFound(run_id)
+            left = run_view(connection, run.id, visit.now)["progress"].get("seconds_left") if run.running else None
             if run.finalised:
                 plans = overview.billed_by_plan(connection, run=run.id)
                 taxes = overview.billed_by_tax(connection, run.id)
@@ -107,7 +108,7 @@ def routes(front: Front) -> APIRouter:
             area="bill_runs",
             run=view,
             stages=_stages(run, visit.texts, visit.formats),
-            live=_live(run, visit),
+            live=_live(run, visit, None if left is None else Decimal(str(left))),
             by_plan=[_plan_view(one, master) for one in plans],
             by_tax=taxes,
             by_country=[_amounts(one, "net", "tax", "gross") for one in run.checks.get("by_country", ())],
@@ -224,7 +225,7 @@ def _run_view(run: RunRow, visit: Visit) -> dict[str, Any]:
         "running": run.running,
         "finalised": run.finalised,
         "can_cancel": run.state in ("planned", "computed"),
-        "can_pause": run.state in ("planned", "approved", "finalised"),
+        "can_pause": run.state in ("planned", "approved", "finalised") or bool(run.error and run.running),
         "paused": run.paused,
         "can_reverse": run.state == "done" and run.finalised > 0,
         "stops": run.checks.get("stops", ()),
@@ -232,7 +233,8 @@ def _run_view(run: RunRow, visit: Visit) -> dict[str, Any]:
             {**one, "gross": Decimal(one["gross"]), "highest": Decimal(one["highest_of_last"])}
             for one in (run.checks.get("outliers", ()) if run.state == "computed" else ())
         ],
-        "error": run.error if run.state == "failed" or (run.error and run.running) else None,
+        "error": run.error,
+        "waiting_reason": run.waiting_reason,
         "amounts": ", ".join(_amount_words(total, f) for total in run.totals),
     }
 
@@ -290,7 +292,8 @@ class Live:
     failed: int | None
 
 
-def _live(run: RunRow, visit: Visit) -> Live:
+def _live(run: RunRow, visit: Visit, left: Decimal | None) -> Live:
+    """`left`: seconds of the present stage."""
     t, f = visit.texts, visit.formats
     files_done = run.archived + run.files_parked
     done, total, key = {
@@ -300,8 +303,7 @@ def _live(run: RunRow, visit: Visit) -> Live:
         "reversing": (run.taken_back, run.finalised, "live.reversing"),
     }.get(run.state, (0, 0, ""))
     if not key:
-        words = {"computed": "live.waiting", "cancelled": "live.cancelled", "failed": "state.failed",
-                 "reversed": "live.reversed"}  # fmt: skip
+        words = {"computed": "live.waiting", "cancelled": "live.cancelled", "reversed": "live.reversed"}
         finished = run.state == "done"
         return Live(
             t(words.get(run.state, "live.done")),
@@ -314,16 +316,14 @@ def _live(run: RunRow, visit: Visit) -> Live:
         )
     if run.paused:
         return Live(t("bill_run.paused"), t("live.progress"), total, done, "", "", run.files_parked)
-    seconds = max(Decimal(int((visit.now - run.started_at).total_seconds() * 10)) / 10, Decimal("0.1"))
-    rate = Decimal(done) / seconds
-    left = Decimal(total - done) / rate if rate else None
+    rate = Decimal(total - done) / left if left else None
     return Live(
         t(key, done=f.number(done), all=f.number(total)),
         t("live.progress"),
         total,
         done,
-        t("live.rate", count=f.number(rate.quantize(Decimal("0.1")))) if run.state == "finalised" and done else "",
-        t("live.left", time=f.duration(left)) if left and run.state == "finalised" and done else "",
+        t("live.rate", count=f.number(rate.quantize(Decimal("0.1")))) if rate and run.state == "finalised" else "",
+        t("live.left", time=f.duration(left)) if left is not None else "",
         run.files_parked if run.state == "finalised" else None,
     )
 
