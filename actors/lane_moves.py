@@ -15,6 +15,7 @@ from actors.followers import LogMoment
 from billing.errors import Unavailable
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import ids_of_rows
+from storage.usage_log.genesis import Genesis
 from storage.usage_log.lane import is_closed, walk
 from storage.usage_log.manifest import Manifest
 from storage.usage_log.partitions import EventIds
@@ -52,7 +53,7 @@ class Luggage:
 
 
 def pack(
-    store: ObjectStore, seed: int, manifest: Manifest, partition: int, lane: int, *, up_to: int | None = None
+    store: ObjectStore, genesis: Genesis, manifest: Manifest, partition: int, lane: int, *, up_to: int | None = None
 ) -> Luggage:
     """Read the ids that a partition would bring along now (or at a number of its lane), while that still serves it."""
     first = manifest.ids_covered(lane) + 1
@@ -60,31 +61,35 @@ def pack(
     for segment in walk(store, lane, first, up_to):
         last = segment.head.number
         if partition in segment.head.ranges:
-            ids.append(_ids(seed, segment, partition))
+            ids.append(_ids(genesis, segment, partition))
     return Luggage(partition, lane, first, last, manifest, tuple(ids))
 
 
-def prepare(store: ObjectStore, seed: int, manifest: Manifest, partition: int, lane: int, generation: int) -> Luggage:
+def prepare(
+    store: ObjectStore, genesis: Genesis, manifest: Manifest, partition: int, lane: int, generation: int
+) -> Luggage:
     """Read all of it that there is, while its lane still serves it: of every lane that it ever lay in.
 
     `generation` is the partition's there. So what is left to read once it has been let go is a few numbers.
     """
-    packed, reader = pack(store, seed, manifest, partition, lane), UsageLogReader(store)
+    packed, reader = pack(store, genesis, manifest, partition, lane), UsageLogReader(store)
     earlier: dict[int, int] = {}
     if generation > 0:
         came = _acquired(reader, partition, lane, packed.number, generation)
         earlier = dict(_tenures(reader, partition, came.lane, came.number, generation).positions)
     cut = {**earlier, lane: packed.number}
-    ids = [*packed.ids, *_ids_elsewhere(store, seed, packed, cut)]
+    ids = [*packed.ids, *_ids_elsewhere(store, genesis, packed, cut)]
     parts = tuple(in_order(_decided_rows(reader, partition, Cut(cut), NOTHING)))
     return replace(packed, ids=tuple(ids), parts=parts, generation=generation)
 
 
-def _ids_elsewhere(store: ObjectStore, seed: int, packed: Luggage, lasts: Mapping[int, int]) -> Iterator[EventIds]:
+def _ids_elsewhere(
+    store: ObjectStore, genesis: Genesis, packed: Luggage, lasts: Mapping[int, int]
+) -> Iterator[EventIds]:
     """What earlier lanes had and no run covers yet: the last one has it in memory only."""
     for lane, last in lasts.items():
         if lane != packed.lane:
-            yield from pack(store, seed, packed.manifest, packed.partition, lane, up_to=last).ids
+            yield from pack(store, genesis, packed.manifest, packed.partition, lane, up_to=last).ids
 
 
 def _decided_rows(reader: UsageLogReader, partition: int, cut: Cut, since: Cut) -> tuple[pl.DataFrame, ...]:
@@ -93,7 +98,7 @@ def _decided_rows(reader: UsageLogReader, partition: int, cut: Cut, since: Cut) 
 
 
 def complete(
-    store: ObjectStore, seed: int, packed: Luggage, to_lane: int | None, *, number: int | None = None
+    store: ObjectStore, genesis: Genesis, packed: Luggage, to_lane: int | None, *, number: int | None = None
 ) -> Luggage:
     """Read on to the record that lets the partition go to `to_lane` (of that number, where it is known).
 
@@ -105,7 +110,7 @@ def complete(
     ids, found = list(packed.ids), None
     for segment in walk(store, packed.lane, packed.number + 1, number):
         if packed.partition in segment.head.ranges:
-            ids.append(_ids(seed, segment, packed.partition))
+            ids.append(_ids(genesis, segment, packed.partition))
         found = _release_in(segment.head, packed.partition, to_lane)
         if found is not None:
             break
@@ -119,7 +124,7 @@ def complete(
         rows, before = _decided_rows(reader, packed.partition, tail, since), packed.parts
     else:  # nobody prepared it, or it has moved meanwhile
         cut = _tenures(reader, packed.partition, packed.lane, head.number, release.generation)
-        ids.extend(_ids_elsewhere(store, seed, packed, cut.positions))
+        ids.extend(_ids_elsewhere(store, genesis, packed, cut.positions))
         rows, before = _decided_rows(reader, packed.partition, cut, NOTHING), ()
     return replace(
         packed,
@@ -189,10 +194,10 @@ def came_to_nothing(store: ObjectStore, release: Control) -> bool:
     )
 
 
-def _ids(seed: int, segment: StoredSegment, partition: int) -> EventIds:
+def _ids(genesis: Genesis, segment: StoredSegment, partition: int) -> EventIds:
     first, count = segment.head.ranges[partition]
     rows = segment.rows().slice(first, count)
-    return ids_of_rows(seed, rows["tenant"], rows, rows["partition"].to_numpy())
+    return ids_of_rows(genesis, rows["tenant"], rows, rows["partition"].to_numpy())
 
 
 def parting_rows(luggage: Luggage) -> list[pl.DataFrame]:

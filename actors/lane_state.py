@@ -73,10 +73,15 @@ class LaneState:
         self.genesis = open_log(self._store)
 
     @property
-    def seed(self) -> int:
-        """The log's, by which keys are spread over partitions and ids are hashed."""
+    def log(self) -> Genesis:
+        """By which keys are spread over partitions and ids are hashed."""
         assert self.genesis is not None, "the log was not opened"
-        return self.genesis.seed
+        return self.genesis
+
+    @property
+    def seed(self) -> int:
+        """The log's."""
+        return self.log.seed
 
     def owner(self, partition: int) -> tuple[int, int]:
         """As this lane knows it: the generation of a partition's last move, and the lane that has it since."""
@@ -172,7 +177,7 @@ class LaneState:
         assert self.owned[partitions].all(), f"lane {self.lane} number {head.number} has rows it does not own"
         self.rows_since_checkpoint += head.rows
         if head.number > self.manifest.ids_covered(self.lane):
-            ids = ids_of_rows(self.seed, rows["tenant"], rows, partitions)
+            ids = ids_of_rows(self.log, rows["tenant"], rows, partitions)
             is_new = self.recent.add(ids, stamp_of(self.lane, head.number))
             assert is_new.all(), f"lane {self.lane} number {head.number} repeats an id"
         self.followers.apply(rows, _moment_of(head))
@@ -224,7 +229,7 @@ class LaneState:
             rows, partitions = rows[order], partitions[order]
             tenants = tenant_id or rows["tenant"]
         placed = rows.clone().replace_column(ROW_SCHEMA.names().index("partition"), pl.Series("partition", partitions))
-        return placed, ids_of_rows(self.seed, tenants, placed, partitions)
+        return placed, ids_of_rows(self.log, tenants, placed, partitions)
 
     def placed_in(self, rows: pl.DataFrame, partition: int) -> tuple[pl.DataFrame, EventIds] | None:
         """Rows of several tenants that a lane writes itself: those of nobody into a partition that moves."""
@@ -236,7 +241,7 @@ class LaneState:
         order = np.argsort(partitions, kind="stable")
         partitions = partitions[order]
         placed = rows[order].with_columns(pl.Series("partition", partitions))
-        return placed, event_ids(self.seed, placed["tenant"], placed, partitions)
+        return placed, event_ids(self.seed, placed["tenant"], placed, partitions, self.log.ids)
 
     def add_ids(self, ids: EventIds, number: int) -> npt.NDArray[np.bool_]:
         """Which ids are new to the log; those are known from now on, as ids of the number."""
@@ -252,15 +257,15 @@ class LaneState:
         """For decisions: whether (customer key, source, id) is in the log or in this group."""
         named = pl.DataFrame(wanted, schema={"customer": pl.String, "source": pl.String, "id": pl.String}, orient="row")
         partitions = partitions_of(self.seed, tenant_id, named["customer"])
-        ids = event_ids(self.seed, tenant_id, named, partitions)
+        ids = event_ids(self.seed, tenant_id, named, partitions, self.log.ids)
         known: list[bool] = self._contains(ids).tolist()
         return known
 
     def _judge_backfilled(self, tenant_id: str, events: pl.DataFrame, name: str, reverted: Sequence[str]) -> JudgedRows:
         """For decisions: which events of a backfill are new to the log, or were those of a reverted one."""
-        seed = self.seed
-        partitions = partitions_of(seed, tenant_id, events["customer"])
-        ids = event_ids(seed, tenant_id, events, partitions)
+        log = self.log
+        partitions = partitions_of(log.seed, tenant_id, events["customer"])
+        ids = event_ids(log.seed, tenant_id, events, partitions, log.ids)
         is_mine = self.owned[partitions]
         firsts = pl.DataFrame({"high": ids.high, "low": ids.low}).select(pl.struct("high", "low").is_first_distinct())
         candidates = is_mine & firsts.to_series().to_numpy()
@@ -270,7 +275,7 @@ class LaneState:
         open_ = np.flatnonzero(candidates & is_known)
 
         def marked(one: str, *, again: bool) -> npt.NDArray[np.bool_]:
-            return self._contains(marker_ids(seed, tenant_id, events[open_], partitions[open_], one, again=again))
+            return self._contains(marker_ids(log, tenant_id, events[open_], partitions[open_], one, again=again))
 
         if reverted and len(open_):
             open_ = open_[~marked(name, again=False)]
@@ -293,7 +298,7 @@ class LaneState:
     def prepare_move(self, partition: int, from_lane: int, generation: int) -> None:
         """Read what a partition will bring along while its lane still serves it. Nothing of it is durable."""
         manifest = self._chain.newest()
-        self._packed[partition] = prepare(self._store, self.seed, manifest, partition, from_lane, generation)
+        self._packed[partition] = prepare(self._store, self.log, manifest, partition, from_lane, generation)
 
     def release(self, partition: int, to_lane: int, moment: LogMoment) -> Decided:
         """The decision that lets a partition go. Raises Conflict where it is not, or while a follower keeps it here."""
@@ -328,10 +333,10 @@ class LaneState:
             release = Control("released", partition, let_go, int(self.lane_of[partition]))
             if not let_go or not came_to_nothing(self._store, release):
                 raise Unavailable(f"Lane {release.lane} may have partition {partition}, or take it yet.")
-        seed, packed = self.seed, self._packed.get(partition)
+        log, packed = self.log, self._packed.get(partition)
         if packed is None or packed.lane != from_lane:
-            packed = pack(self._store, seed, self._chain.newest(), partition, from_lane)
-        luggage = complete(self._store, seed, packed, None if takes_back else self.lane)
+            packed = pack(self._store, log, self._chain.newest(), partition, from_lane)
+        luggage = complete(self._store, log, packed, None if takes_back else self.lane)
         release = luggage.release
         assert release is not None
         if release.generation <= let_go and not takes_back:
@@ -373,10 +378,10 @@ class LaneState:
 
     def _luggage(self, control: Control) -> Luggage:
         """What a partition brought with a record of this lane, read again."""
-        seed, partition = self.seed, control.partition
-        packed = pack(self._store, seed, self.manifest, partition, control.lane, up_to=control.number - 1)
+        log, partition = self.log, control.partition
+        packed = pack(self._store, log, self.manifest, partition, control.lane, up_to=control.number - 1)
         to_lane = None if control.lane == self.lane else self.lane
-        return complete(self._store, seed, packed, to_lane, number=control.number)
+        return complete(self._store, log, packed, to_lane, number=control.number)
 
     def _arrived(self, luggage: Luggage, generation: int, moment: LogMoment) -> None:
         partition, number = luggage.partition, moment.number

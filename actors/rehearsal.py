@@ -42,9 +42,9 @@ def rehearse() -> None:
             shard.start()
             try:
                 assert shard.genesis is not None
-                seed, events = shard.genesis.seed, _events(life)
-                partitions = partitions_of(seed, _TENANT, events["customer"])
-                ids = event_ids(seed, _TENANT, events, partitions)
+                log, events = shard.genesis, _events(life)
+                partitions = partitions_of(log.seed, _TENANT, events["customer"])
+                ids = event_ids(log.seed, _TENANT, events, partitions, log.ids)
                 shard.ingest(encode_batch([Block(_TENANT, events.height)], events, partitions, ids))
                 if (keeping := shard.state.checkpoint_thread) is not None:
                     keeping.join(5.0)

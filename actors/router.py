@@ -472,7 +472,7 @@ class GroupingRouter(ABC):
 
     def _hash(self, tenant_id: str, events: pl.DataFrame) -> tuple[npt.NDArray[np.uint8], EventIds]:
         partitions = partitions_of(self._genesis.seed, tenant_id, events["customer"])
-        return partitions, event_ids(self._genesis.seed, tenant_id, events, partitions)
+        return partitions, event_ids(self._genesis.seed, tenant_id, events, partitions, self._genesis.ids)
 
     def _learn_owners(self, owners: Mapping[int, tuple[int, int]]) -> None:
         for partition, (generation, lane) in owners.items():

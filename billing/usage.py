@@ -34,7 +34,7 @@ class Verdict(IntEnum):
     """What became of one event of a request. `accepted` and `suspended` are stored, the others are not."""
 
     ACCEPTED = 0  # stored and rateable now
-    DUPLICATE = 1  # (tenant, source, id) was there before
+    DUPLICATE = 1  # (tenant, customer key, source, id) was there before
     REJECTED = 2  # not stored, its id stays free
     SUSPENDED = 3  # stored, not rateable now
 

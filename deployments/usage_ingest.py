@@ -42,11 +42,11 @@ async def post_usage(request: Request, caller: Caller = Depends(may("usage:write
     """Store usage events: NDJSON, a JSON array or object, CloudEvents 1.0 (structured, batch, binary), Arrow IPC;
     plain, gzip or zstd. One event or 100,000.
 
-    The answer comes after the events are on durable storage and says what became of each: `accepted`, `duplicate` (the
-    same source and id was there before), `suspended` (stored, waits for what is missing) or `rejected` (not stored, its
-    id stays free). Whoever has just changed catalog or contracts may send the `Master` header of that answer, so that
-    the events are judged by it. After 429, 503 or no answer send the same again: nothing is stored twice. Send decimals
-    as strings.
+    The answer comes after the events are on durable storage and says what became of each: `accepted`, `duplicate` (this
+    customer key had the same source and id before), `suspended` (stored, waits for what is missing) or `rejected` (not
+    stored, its id stays free). Whoever has just changed catalog or contracts may send the `Master` header of that
+    answer, so that the events are judged by it. After 429, 503 or no answer send the same again: nothing is stored
+    twice. Send decimals as strings.
     """
     services: Services = request.app.state.services
     room: Room = request.app.state.room

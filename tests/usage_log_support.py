@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,8 +14,10 @@ from actors.batches import Answer, Block, decode_answer, encode_batch
 from actors.rating_shard import RatingShard
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore, StoreUnavailable
+from storage.usage_log.formats import permit_all
+from storage.usage_log.genesis import GENESIS_KEY, HASH, NEWEST_IDS, PARTITIONS, Genesis, IdForm, new_seed, open_log
 from storage.usage_log.lane import count_lanes, walk
-from storage.usage_log.partitions import event_ids, partitions_of
+from storage.usage_log.partitions import event_ids, partition_of, partitions_of
 
 TENANT = "0198f0aa-0000-7000-8000-000000000001"
 OTHER_TENANT = "0198f0aa-0000-7000-8000-000000000002"
@@ -37,15 +40,35 @@ def make_events(rows: int, first: int = 0, *, customers: int = 50, source: str =
     )
 
 
-def encoded(seed: int, events: pl.DataFrame, tenant_id: str = TENANT) -> bytes:
+def make_log(store: ObjectStore, ids: IdForm, *, lanes: int = 1) -> Genesis:
+    """A new log whose ids have that form: an old one is as an earlier version of the platform made it."""
+    permit_all(store)
+    form = {"format": int(ids), "partitions": PARTITIONS, "hash": HASH, "seed": new_seed(), "lanes": lanes}
+    assert store.create(GENESIS_KEY, json.dumps(form).encode())
+    return open_log(store)
+
+
+def keys_of_one_partition(seed: int, count: int, tenant_id: str = TENANT) -> list[str]:
+    """Customer keys that share a partition, so that one lane sees the events of all of them."""
+    found: dict[int, list[str]] = {}
+    for number in range(PARTITIONS * count):
+        keys = found.setdefault(partition_of(seed, tenant_id, f"key-{number}"), [])
+        keys.append(f"key-{number}")
+        if len(keys) == count:
+            return keys
+    raise AssertionError("so many keys do not fit without it")
+
+
+def encoded(seed: int, events: pl.DataFrame, tenant_id: str = TENANT, ids_of: IdForm = NEWEST_IDS) -> bytes:
     partitions = partitions_of(seed, tenant_id, events["customer"])
-    ids = event_ids(seed, tenant_id, events, partitions)
+    ids = event_ids(seed, tenant_id, events, partitions, ids_of)
     return encode_batch([Block(tenant_id, events.height)], events, partitions, ids)
 
 
 def send(shard: RatingShard, events: pl.DataFrame, tenant_id: str = TENANT, timeout_s: float = 30.0) -> Answer:
     assert shard.genesis is not None
-    return decode_answer(shard.submit(encoded(shard.genesis.seed, events, tenant_id)).result(timeout_s))
+    data = encoded(shard.genesis.seed, events, tenant_id, shard.genesis.ids)
+    return decode_answer(shard.submit(data).result(timeout_s))
 
 
 def logged_ids(store: ObjectStore, tenant_id: str = TENANT) -> list[str]:

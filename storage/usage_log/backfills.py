@@ -20,7 +20,7 @@ from billing.amendments import ORIGIN_SCHEMA, fold_amendments
 from billing.backfills import HOME_KEY, SOURCE, Backfill, after_step
 from billing.typed_columns import Reads
 from storage.object_store import ObjectStore
-from storage.usage_log.genesis import open_log
+from storage.usage_log.genesis import Genesis, open_log
 from storage.usage_log.partitions import EventIds, event_ids, partition_of
 from storage.usage_log.reader import SCAN_SCHEMA, Cut, UsageLogReader
 from storage.usage_log.segment import RowKind, microseconds_of
@@ -223,7 +223,9 @@ def is_of(names: Sequence[str] | dict[str, Backfill]) -> pl.Expr:
 # -- Ids ---------------------------------------------------------------------------------------------------------------
 
 
-def ids_of_rows(seed: int, tenants: str | pl.Series, rows: pl.DataFrame, partitions: npt.NDArray[np.uint8]) -> EventIds:
+def ids_of_rows(
+    genesis: Genesis, tenants: str | pl.Series, rows: pl.DataFrame, partitions: npt.NDArray[np.uint8]
+) -> EventIds:
     """The ids that rows of the log take: one each; an event of a backfill takes more than its own.
 
     A second one says that this backfill has it. One that was sent again, after another backfill that had it was
@@ -232,7 +234,7 @@ def ids_of_rows(seed: int, tenants: str | pl.Series, rows: pl.DataFrame, partiti
     kinds = rows["kind"].to_numpy()
     is_backfilled = kinds == int(RowKind.BACKFILLED)
     if not is_backfilled.any():
-        return event_ids(seed, tenants, rows, partitions)
+        return event_ids(genesis.seed, tenants, rows, partitions, genesis.ids)
     names = rows.select(_NAME.alias("backfill"), _AGAIN.alias("again"))
     is_again = names["again"].is_not_null().to_numpy() & is_backfilled
 
@@ -242,27 +244,27 @@ def ids_of_rows(seed: int, tenants: str | pl.Series, rows: pl.DataFrame, partiti
 
     found: list[EventIds] = []
     if not is_again.all():
-        found.append(event_ids(seed, *some(~is_again)))
+        found.append(event_ids(genesis.seed, *some(~is_again), genesis.ids))
     for chosen, column, what in ((is_backfilled, "backfill", "of"), (is_again, "again", "again")):
         if chosen.any():
             tenant, part, lying = some(chosen)
             marked = _marked(part, names[column].filter(pl.Series(chosen)), what)
-            found.append(event_ids(seed, tenant, marked, lying))
+            found.append(event_ids(genesis.seed, tenant, marked, lying, genesis.ids))
     return EventIds(np.concatenate([one.high for one in found]), np.concatenate([one.low for one in found]))
 
 
 def marker_ids(
-    seed: int, tenant_id: str, events: pl.DataFrame, partitions: npt.NDArray[np.uint8], name: str, *, again: bool
+    genesis: Genesis, tenant_id: str, events: pl.DataFrame, partitions: npt.NDArray[np.uint8], name: str, *, again: bool
 ) -> EventIds:
     """The ids that say that a backfill has these events, or (`again`) that they were taken over from it."""
     marked = _marked(events, pl.repeat(name, events.height, dtype=pl.String, eager=True), "again" if again else "of")
-    return event_ids(seed, tenant_id, marked, partitions)
+    return event_ids(genesis.seed, tenant_id, marked, partitions, genesis.ids)
 
 
 def _marked(events: pl.DataFrame, names: pl.Series, what: str) -> pl.DataFrame:
     # No sender may use the source, and a name holds no colon: these ids meet no other.
     source = pl.concat_str([pl.lit(f"{SOURCE}:{what}:"), names, pl.lit(":"), pl.col("source")]).alias("source")
-    return events.select(source, "id")
+    return events.select("customer", source, "id")
 
 
 def _mark(tenant_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The first object of a usage log: format, number of partitions, secret seed of the hashes, number of first lanes.
+"""The first object of a usage log: format, number of partitions, secret seed of the hashes, what an id is made of.
 
 Created once if absent, never changed: every hash of the log rests on it.
 """
@@ -8,21 +8,33 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
+from enum import IntEnum
 
 from storage.object_store import ObjectStore, StoreUnfit, probe
 from storage.usage_log.formats import declare_reader, permit_all
 
-FORMAT = 1
 PARTITIONS = 256
 LANES_MAX = 256
 GENESIS_KEY = "log/genesis.json"
 HASH = "xxh3-128"
 
 
+class IdForm(IntEnum):
+    """Which parts the id of an event is hashed over: the format of the log. A log keeps its form for ever, for an event
+    that is sent again must hash like its first try, years later too."""
+
+    OF_TENANT = 1  # tenant, source, id: two customer keys of one partition cannot both have an id
+    OF_CUSTOMER = 2  # tenant, customer key, source, id
+
+
+NEWEST_IDS = IdForm.OF_CUSTOMER  # of a log that is made now
+
+
 @dataclass(frozen=True)
 class Genesis:
     seed: int  # secret: who knows it could make ids collide on purpose
     lanes: int  # partition p starts in lane p mod lanes; later moves are records in the lanes
+    ids: IdForm = NEWEST_IDS
 
     def first_lane(self, partition: int) -> int:
         return partition % self.lanes
@@ -40,7 +52,7 @@ def open_log(store: ObjectStore, *, lanes: int = 1) -> Genesis:
     genesis = read_genesis(store)
     if genesis is None:
         form = {
-            "format": FORMAT,
+            "format": int(NEWEST_IDS),  # a version that hashes otherwise refuses the log
             "partitions": PARTITIONS,
             "hash": HASH,
             "seed": new_seed(),
@@ -61,6 +73,7 @@ def read_genesis(store: ObjectStore) -> Genesis | None:
     if data is None:
         return None
     form = json.loads(data)
-    if form["format"] != FORMAT or form["partitions"] != PARTITIONS or form["hash"] != HASH:
-        raise StoreUnfit(f"This usage log has format {form['format']}; this version reads format {FORMAT}.")
-    return Genesis(seed=form["seed"], lanes=form["lanes"])
+    known = [int(one) for one in IdForm]
+    if form["format"] not in known or form["partitions"] != PARTITIONS or form["hash"] != HASH:
+        raise StoreUnfit(f"This usage log has format {form['format']}; this version reads up to format {known[-1]}.")
+    return Genesis(seed=form["seed"], lanes=form["lanes"], ids=IdForm(form["format"]))

@@ -1,9 +1,10 @@
 """Which partition an event lies in, and its id for deduplication: keyed hashes over columns.
 
 Partition = 8 bits over (tenant, customer key as the event carries it), never over a looked-up customer: a retry must
-hash like its first try, whatever the master data say now. Id = 12 bytes over (tenant, source, id), kept as two columns:
-`high` = partition (8 bits) and the upper 56 bits, `low` = 32 bits more. At 1 billion ids one false duplicate has
-probability 6e-12. All parts are length-prefixed, so ("a", "bc") and ("ab", "c") differ.
+hash like its first try, whatever the master data say now. Id = 12 bytes over (tenant, customer key, source, id), in
+logs that were made before (`IdForm`) without the key, kept as two columns: `high` = partition (8 bits) and the upper 56
+bits, `low` = 32 bits more. At 1 billion ids one false duplicate has probability 6e-12. All parts are length-prefixed,
+so ("a", "bc") and ("ab", "c") differ.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import polars as pl
 import polars_hash  # noqa: F401  registers the `nchash` namespace
 import xxhash
 
-from storage.usage_log.genesis import PARTITIONS
+from storage.usage_log.genesis import NEWEST_IDS, PARTITIONS, IdForm
 
 Bytes = npt.NDArray[np.uint8]
 High = npt.NDArray[np.uint64]
@@ -47,35 +48,49 @@ NO_IDS = EventIds(np.empty(0, np.uint64), np.empty(0, np.uint32))
 
 def partitions_of(seed: int, tenant_id: str | pl.Series, customers: pl.Series) -> Bytes:
     """The partition of each customer key; one tenant for all rows, or one per row."""
+    return (key_hashes(seed, tenant_id, customers) >> np.uint64(56)).astype(np.uint8)
+
+
+def key_hashes(seed: int, tenant_id: str | pl.Series, customers: pl.Series) -> High:
+    """64 bits of each customer key, the partition in the upper 8."""
+    mixed = (seed ^ _SEED_OF_PARTITIONS) & _MASK_64
     if len(customers) <= FEW and isinstance(tenant_id, str):
-        prefix, mixed = _text(tenant_id), (seed ^ _SEED_OF_PARTITIONS) & _MASK_64
-        few = [xxhash.xxh3_64_intdigest(prefix + customer.encode(), mixed) >> 56 for customer in customers]
-        return np.array(few, np.uint8)
+        prefix = _text(tenant_id)
+        few = [xxhash.xxh3_64_intdigest(prefix + one.encode(), mixed) for one in customers.to_list()]
+        return np.array(few, np.uint64)
     frame = pl.DataFrame({"customer": customers})
-    tenant = _tenant(tenant_id)
     if isinstance(tenant_id, pl.Series):
         frame = frame.with_columns(tenant_id.alias("tenant"))
-    text = pl.concat_str([_prefixed(tenant), pl.col("customer")])
-    hashed = frame.select(text.nchash.xxh3_64(seed=(seed ^ _SEED_OF_PARTITIONS) & _MASK_64))
-    return (hashed.to_series().to_numpy() >> np.uint64(56)).astype(np.uint8)
+    text = pl.format("{}{}", _tenant(tenant_id), "customer")
+    return frame.select(text.nchash.xxh3_64(seed=mixed)).to_series().to_numpy()
 
 
-def event_ids(seed: int, tenant_id: str | pl.Series, events: pl.DataFrame, partitions: Bytes) -> EventIds:
-    """The ids of events (columns `source` and `id`) that lie in these partitions."""
+def event_ids(
+    seed: int, tenant_id: str | pl.Series, events: pl.DataFrame, partitions: Bytes, form: IdForm = NEWEST_IDS
+) -> EventIds:
+    """The ids of events (columns `customer`, `source` and `id`) that lie in these partitions.
+
+    `form` is the log's (`Genesis.ids`): who works on a log that is there must name it.
+    """
     if len(partitions) <= FEW and isinstance(tenant_id, str):
         prefix = _text(tenant_id)
+        keys = [prefix] * len(partitions)
+        if form is IdForm.OF_CUSTOMER:
+            keys = [prefix + _text(key) for key in events["customer"].to_list()]
         wide = [
-            xxhash.xxh3_128_intdigest(prefix + _text(source) + identity.encode(), seed)
-            for source, identity in zip(events["source"], events["id"], strict=True)
+            xxhash.xxh3_128_intdigest(key + _text(source) + identity.encode(), seed)
+            for key, source, identity in zip(keys, events["source"].to_list(), events["id"].to_list(), strict=True)
         ]
         upper_bits = np.array([one >> 72 for one in wide], np.uint64)
         few_low = np.array([one & 0xFFFFFFFF for one in wide], np.uint32)
         return EventIds((partitions.astype(np.uint64) << np.uint64(56)) | upper_bits, few_low)
-    tenant = _tenant(tenant_id)
-    frame = events.select("source", "id")
+    of_key = ["customer"] if form is IdForm.OF_CUSTOMER else []
+    frame = events.select(*of_key, "source", "id")
     if isinstance(tenant_id, pl.Series):
         frame = frame.with_columns(tenant_id.alias("tenant"))
-    text = pl.concat_str([_prefixed(tenant), _prefixed(pl.col("source")), pl.col("id")])
+    # One flat text: parts put together of parts would be copied once more.
+    parts = [part for name in (*of_key, "source") for part in (pl.col(name).str.len_bytes(), pl.col(name))]
+    text = pl.format("{}" + "{}:{}" * (len(parts) // 2) + "{}", _tenant(tenant_id), *parts, "id")
     halves = frame.select(text.nchash.xxh3_128(seed=seed).alias("hash")).select(
         (pl.col("hash") // (1 << 64)).cast(pl.UInt64).alias("upper"),
         (pl.col("hash") % (1 << 64)).cast(pl.UInt64).alias("lower"),
@@ -98,11 +113,9 @@ def _text(part: str) -> bytes:
 
 
 def _tenant(tenant_id: str | pl.Series) -> pl.Expr:
-    return pl.col("tenant") if isinstance(tenant_id, pl.Series) else pl.lit(tenant_id)
+    if isinstance(tenant_id, str):
+        return pl.lit(_text(tenant_id).decode())
+    return pl.format("{}:{}", pl.col("tenant").str.len_bytes(), "tenant")
 
 
-def _prefixed(text: pl.Expr) -> pl.Expr:
-    return pl.concat_str([text.str.len_bytes().cast(pl.String), pl.lit(":"), text])
-
-
-__all__ = ["NO_IDS", "PARTITIONS", "EventIds", "event_ids", "partition_of", "partitions_of"]
+__all__ = ["NO_IDS", "PARTITIONS", "EventIds", "event_ids", "key_hashes", "partition_of", "partitions_of"]

@@ -1,7 +1,9 @@
 """Finds one (source, id) under two customer keys: only ids since the last pass are looked up, against all before.
 
-A sender's mistake, not a retry: the two rows lie in two partitions, so no lane sees both. Owns the passes of a tenant
-(a chain: each names the cut it goes to, and its runs) and their runs: ids by their hash first and partition last.
+A sender's mistake, not a retry: the two rows have two ids of the log, and mostly lie in two partitions. Owns the passes
+of a tenant (a chain: each names the cut it goes to, and its runs) and their runs. These hold a *print* of each event,
+its (source, id) first and its key last, in 12 bytes: 64 bits and 32. In logs whose ids do not know the key
+(`IdForm.OF_TENANT`) a partition has an id only once, so there its 8 bits stand for the key, behind 88 bits of the id.
 Whoever loses a pass's number has done the same work for nothing.
 """
 
@@ -19,16 +21,18 @@ import polars as pl
 from storage.object_store import ObjectStore
 from storage.usage_log.backfills import scan_sent
 from storage.usage_log.counting import amendments_at
-from storage.usage_log.genesis import open_log
+from storage.usage_log.genesis import IdForm, open_log
 from storage.usage_log.id_runs import merge_runs, open_run, sort_ids, write_run
 from storage.usage_log.manifest import IdRun
-from storage.usage_log.partitions import NO_IDS, EventIds, event_ids, partitions_of
+from storage.usage_log.partitions import NO_IDS, EventIds, event_ids, key_hashes
 from storage.usage_log.reader import NOTHING, Cut, UsageLogReader
 
 RUNS_MAX = 8  # of a tenant; then they are merged
 SUSPECTS_MAX = 10_000  # of one pass; more is no slip but a sender that numbers per customer: that is told, not voided
 
-_HASH = np.uint64(8)  # bits that the partition takes below the hash
+_PARTITION_BITS = 8
+_Mask = npt.NDArray[np.bool_]
+_Low = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class ReusedIds:
         self._store = store
         self._reader = reader
         self._directory = directory
-        self._seed = open_log(store).seed
+        self._log = open_log(store)
+        self._has_keys = self._log.ids is IdForm.OF_CUSTOMER
+        self._key_bits = np.uint64(0 if self._has_keys else _PARTITION_BITS)  # of `high`
 
     def look(self, tenant_id: str, cut: Cut, *, but_sources: Collection[str] = ()) -> Reused:
         """Compare what came since the last pass; `but_sources` number their events per customer."""
@@ -73,12 +79,12 @@ class ReusedIds:
             return Reused(before, cut, (), NO_IDS)
         ids = EventIds(np.concatenate([one.high for one in parts]), np.concatenate([one.low for one in parts]))
         old = self._in_runs(ids, before.runs)
-        suspects = np.union1d(_twice(ids), old)
+        suspects = np.union1d(self._twice(ids), old)
         if not len(suspects):
             return Reused(before, cut, (), ids)
         met: list[pl.DataFrame] = []
         for frame, of_frame in self._new(tenant_id, before.cut, cut, but_sources):
-            hashes = of_frame.high >> _HASH
+            hashes = of_frame.high >> self._key_bits
             rows = frame.select("customer", "source", "id").with_columns(is_old=pl.Series(np.isin(hashes, old)))
             met.append(rows.filter(pl.Series(np.isin(hashes, suspects))))
         found = pl.concat(met)
@@ -119,26 +125,46 @@ class ReusedIds:
         for frame in scan_sent(self._reader, tenant_id, cut, since=since):
             chosen = frame.filter(~pl.col("source").is_in(list(but_sources))) if but_sources else frame
             if chosen.height:
-                ids = event_ids(self._seed, tenant_id, chosen, partitions_of(self._seed, tenant_id, chosen["customer"]))
-                yield chosen, EventIds((ids.high << _HASH) | (ids.high >> np.uint64(56)), ids.low)
+                yield chosen, self._prints(tenant_id, chosen)
+
+    def _prints(self, tenant_id: str, events: pl.DataFrame) -> EventIds:
+        keys = key_hashes(self._log.seed, tenant_id, events["customer"])
+        nowhere = np.zeros(events.height, np.uint8)
+        ids = event_ids(self._log.seed, tenant_id, events, nowhere, IdForm.OF_TENANT)
+        if self._has_keys:
+            upper = (ids.high << np.uint64(8)) | (ids.low >> np.uint32(24)).astype(np.uint64)
+            return EventIds(upper, (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+        return EventIds((ids.high << self._key_bits) | (keys >> np.uint64(56)), ids.low)
+
+    def _meet(self, low: _Low, other: _Low) -> _Mask:
+        """Of prints with one hash: which are one id under two keys, as far as `low` can say."""
+        return low != other if self._has_keys else low == other
+
+    def _twice(self, ids: EventIds) -> npt.NDArray[np.uint64]:
+        """The hashes that are there under two keys."""
+        order = np.lexsort((ids.low, ids.high >> self._key_bits))
+        hashes, low = (ids.high >> self._key_bits)[order], ids.low[order]
+        return hashes[1:][(hashes[1:] == hashes[:-1]) & self._meet(low[1:], low[:-1])]
 
     def _in_runs(self, ids: EventIds, runs: tuple[IdRun, ...]) -> npt.NDArray[np.uint64]:
-        """The hashes that a run holds, whatever the partition."""
+        """The hashes that a run holds under another key."""
         order = np.argsort(ids.high)
         high, low = ids.high[order], ids.low[order]
         found: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)]
-        first = (high >> _HASH) << _HASH
+        first = (high >> self._key_bits) << self._key_bits
+        last = first | ((np.uint64(1) << self._key_bits) - np.uint64(1))
         for run in runs:
             opened = open_run(self._store, run, self._directory)
             at = np.searchsorted(opened.high, first)
-            end = np.searchsorted(opened.high, first | np.uint64(255), side="right")
+            end = np.searchsorted(opened.high, last, side="right")
             active = np.flatnonzero(at < end)
             while len(active):
-                same = opened.low[at[active]] == low[active]
-                # The very same id is an event that was sent again after its backfill was reverted: no other key has it.
-                same &= opened.high[at[active]] != high[active]
-                found.append(high[active[same]] >> _HASH)
-                active = active[~same]
+                met = self._meet(opened.low[at[active]], low[active])
+                if not self._has_keys:
+                    # The very same print is an event that was sent again after its backfill was reverted.
+                    met &= opened.high[at[active]] != high[active]
+                found.append(high[active[met]] >> self._key_bits)
+                active = active[~met]
                 at[active] += 1
                 active = active[at[active] < end[active]]
         return np.concatenate(found)
@@ -158,14 +184,6 @@ class ReusedIds:
         assert data is not None, "passes are never deleted"
         form = json.loads(data)
         return Pass(number, Cut.from_json(json.dumps(form["cut"])), tuple(IdRun(**run) for run in form["runs"]))
-
-
-def _twice(ids: EventIds) -> npt.NDArray[np.uint64]:
-    """The hashes that are there more than once."""
-    order = np.lexsort((ids.low, ids.high >> _HASH))
-    hashes, low = (ids.high >> _HASH)[order], ids.low[order]
-    same = (hashes[1:] == hashes[:-1]) & (low[1:] == low[:-1])
-    return hashes[1:][same]
 
 
 def _folder(tenant_id: str) -> str:

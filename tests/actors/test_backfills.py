@@ -21,10 +21,11 @@ from billing.usage import EVENT_SCHEMA, Verdict
 from storage.object_store import LocalObjectStore
 from storage.usage_log.backfills import backfills_at, changed_backfills, scan_backfilled
 from storage.usage_log.counting import scan_counting
+from storage.usage_log.genesis import IdForm
 from storage.usage_log.partitions import partition_of
 from storage.usage_log.reader import Cut, UsageLogReader
 from storage.usage_log.sealing import seal
-from tests.usage_log_support import OTHER_TENANT, TENANT, Hooked, logged_ids, make_events
+from tests.usage_log_support import OTHER_TENANT, TENANT, Hooked, logged_ids, make_events, make_log
 
 
 @pytest.fixture
@@ -117,7 +118,12 @@ def test_large_events_are_sent_in_calls_of_bounded_size(
     assert max(sizes) < 120_000
 
 
-def test_ids_of_a_reverted_backfill_can_be_sent_again_under_another_one_and_only_once(store: LocalObjectStore) -> None:
+@pytest.mark.parametrize("form", IdForm)
+def test_ids_of_a_reverted_backfill_can_be_sent_again_under_another_one_and_only_once(
+    store: LocalObjectStore, form: IdForm
+) -> None:
+    make_log(store, form, lanes=3)
+
     async def scene() -> None:
         for turn, name in enumerate(("b1", "b2", "b3")):
             # A small table and a restart each time: the ids come from runs, snapshots and the tail.

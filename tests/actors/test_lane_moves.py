@@ -27,11 +27,12 @@ from billing.errors import Conflict, Unavailable
 from billing.usage import Verdict
 from storage.object_store import LocalObjectStore
 from storage.usage_log.counting import scan_counting
+from storage.usage_log.genesis import IdForm
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import seal
 from tests.actors.test_amendments import amendment, look
 from tests.actors.test_live_figures import METERS, Chain, amounts, contract, live_amounts, pieces
-from tests.usage_log_support import OTHER_TENANT, TENANT, logged_ids, make_events
+from tests.usage_log_support import OTHER_TENANT, TENANT, logged_ids, make_events, make_log
 
 CUSTOMERS = [f"customer-{number}" for number in range(50)]
 
@@ -94,11 +95,12 @@ def partitions_with_events(router: LocalUsageRouter, keys: Sequence[str]) -> lis
     return np.unique(partitions_of(router._genesis.seed, TENANT, pl.Series(list(keys)))).tolist()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "form"), [(1, IdForm.OF_CUSTOMER), (2, IdForm.OF_TENANT)])
 def test_partitions_that_wander_among_lanes_keep_every_event_once_and_every_figure(
-    store: LocalObjectStore, seed: int
+    store: LocalObjectStore, seed: int, form: IdForm
 ) -> None:
     """Random moves, also back and to a lane that is new, with repeats, changes, backfills, checkpoints, restarts."""
+    make_log(store, form, lanes=3)
     chance, master = random.Random(seed), chain()
     sent = 0
 

@@ -10,7 +10,7 @@ import pytest
 
 from actors.rating_shard import RatingShard, ShardSettings
 from billing.errors import NotFound
-from storage.object_store import LocalObjectStore
+from storage.object_store import LocalObjectStore, StoreUnfit
 from storage.usage_log.checkpoints import read_snapshot
 from storage.usage_log.deleting import delete_announced
 from storage.usage_log.formats import (
@@ -22,7 +22,7 @@ from storage.usage_log.formats import (
     raise_formats,
     retire_reader,
 )
-from storage.usage_log.genesis import GENESIS_KEY, open_log
+from storage.usage_log.genesis import GENESIS_KEY, IdForm, open_log
 from storage.usage_log.id_runs import open_run
 from storage.usage_log.lane import read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, manifest_key
@@ -117,6 +117,23 @@ def test_a_new_log_permits_all_forms_and_an_older_one_the_oldest(store: LocalObj
     older.create(GENESIS_KEY, data)  # made by a version that knew no formats
     open_log(older)
     assert permitted(older).permitted == OLDEST
+
+
+def test_a_log_says_what_its_ids_are_made_of_and_who_does_not_know_that_leaves_it_alone(
+    store: LocalObjectStore,
+) -> None:
+    assert open_log(store).ids is IdForm.OF_CUSTOMER
+    data = store.get(GENESIS_KEY)
+    assert data is not None
+    form = json.loads(data)
+    assert form["format"] == 2
+    older = LocalObjectStore(store.root.parent / "older")
+    older.create(GENESIS_KEY, json.dumps(form | {"format": 1}).encode())
+    assert open_log(older).ids is IdForm.OF_TENANT
+    newer = LocalObjectStore(store.root.parent / "newer")
+    newer.create(GENESIS_KEY, json.dumps(form | {"format": 3}).encode())
+    with pytest.raises(StoreUnfit, match="has format 3; this version reads up to format 2"):
+        open_log(newer)
 
 
 def older_log(store: LocalObjectStore, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.object_store import LocalObjectStore
+from storage.usage_log.genesis import IdForm
 from storage.usage_log.id_runs import IdRuns, merge_runs, sort_ids, to_merge, write_run
 from storage.usage_log.manifest import IdRun
-from storage.usage_log.partitions import EventIds, event_ids, partition_of, partitions_of
+from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
 
 # Few values of each half: ids share slots, words, buckets and even `high`.
@@ -112,26 +113,29 @@ def test_four_runs_of_a_size_are_merged_and_large_ones_are_left_alone() -> None:
     assert to_merge([run(n, 60_000_000) for n in range(4)]) == ()
 
 
-def test_hashes_are_the_documented_ones_and_never_change() -> None:
+@pytest.mark.parametrize("form", IdForm)
+def test_hashes_are_the_documented_ones_and_never_change(form: IdForm) -> None:
     """A value that changes makes every event of the past new again. Computed by another library from the definition."""
     seed, tenant = 0x1234_5678_9ABC, "tenant-ü"
     events = pl.DataFrame({"source": ["crm", "crm", ""], "id": ["a", "ab", "crm"], "customer": ["x", "é", ""]})
     partitions = partitions_of(seed, tenant, events["customer"])
-    ids = event_ids(seed, tenant, events, partitions)
+    ids = event_ids(seed, tenant, events, partitions, form)
     prefix = f"{len(tenant.encode())}:{tenant}"
     for row, (source, identity, customer) in enumerate(events.iter_rows()):
-        wide = xxhash.xxh3_128_intdigest(f"{prefix}{len(source)}:{source}{identity}".encode(), seed=seed)
+        key = f"{len(customer.encode())}:{customer}" if form is IdForm.OF_CUSTOMER else ""
+        wide = xxhash.xxh3_128_intdigest(f"{prefix}{key}{len(source)}:{source}{identity}".encode(), seed=seed)
         narrow = xxhash.xxh3_64_intdigest(f"{prefix}{customer}".encode(), seed=seed ^ 0x9E3779B97F4A7C15)
         assert int(partitions[row]) == narrow >> 56
         assert int(ids.high[row]) == (narrow >> 56) << 56 | wide >> 72
         assert int(ids.low[row]) == wide & 0xFFFFFFFF
     assert partition_of(seed, tenant, "x") == partitions[0]
-    assert (int(ids.high[0]), int(ids.low[0])) == (FIRST_HIGH, FIRST_LOW)
+    assert (int(ids.high[0]), int(ids.low[0])) == FIRST[form]
 
 
+@pytest.mark.parametrize("form", IdForm)
 @given(parts=st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12), st.text(max_size=12)), max_size=20))
 @settings(max_examples=20, deadline=None)
-def test_few_rows_hash_like_many(parts: list[tuple[str, str, str]]) -> None:
+def test_few_rows_hash_like_many(form: IdForm, parts: list[tuple[str, str, str]]) -> None:
     """Small requests go row by row, large ones in columns; a difference would store an event twice."""
     schema = {"source": pl.String, "id": pl.String, "customer": pl.String}
     few = pl.DataFrame(parts, schema=schema, orient="row")
@@ -141,15 +145,22 @@ def test_few_rows_hash_like_many(parts: list[tuple[str, str, str]]) -> None:
         partitions_of(9, "ten:ant", many["customer"]),
     )
     assert partitions.tolist() == all_partitions[: few.height].tolist()
-    ids, all_ids = event_ids(9, "ten:ant", few, partitions), event_ids(9, "ten:ant", many, all_partitions)
+    ids = event_ids(9, "ten:ant", few, partitions, form)
+    all_ids = event_ids(9, "ten:ant", many, all_partitions, form)
     assert ids.high.tolist() == all_ids.high[: few.height].tolist()
     assert ids.low.tolist() == all_ids.low[: few.height].tolist()
 
 
-def test_parts_cannot_run_into_each_other() -> None:
-    events = pl.DataFrame({"source": ["a", "ab", "1:a"], "id": ["bc", "c", "bc"]})
-    ids = event_ids(1, "t", events, np.zeros(3, np.uint8))
-    assert len(set(zip(ids.high.tolist(), ids.low.tolist(), strict=True))) == 3
+@pytest.mark.parametrize("rows", [1, FEW + 1])
+def test_parts_cannot_run_into_each_other(rows: int) -> None:
+    columns = {
+        "customer": ["c", "c", "c", "c1:", "ca"],
+        "source": ["a", "ab", "1:a", "a", ""],
+        "id": ["bc", "c", "bc", "bc", "bc"],
+    }
+    events = pl.concat([pl.DataFrame(columns)] * rows)
+    ids = event_ids(1, "t", events, np.zeros(events.height, np.uint8))
+    assert len(set(zip(ids.high.tolist(), ids.low.tolist(), strict=True))) == 5
 
 
 def test_one_tenant_for_all_rows_and_one_per_row_hash_alike() -> None:
@@ -157,9 +168,10 @@ def test_one_tenant_for_all_rows_and_one_per_row_hash_alike() -> None:
     tenants = pl.Series(["t"] * 4)
     assert (partitions_of(5, "t", events["customer"]) == partitions_of(5, tenants, events["customer"])).all()
     partitions = partitions_of(5, "t", events["customer"])
-    one, each = event_ids(5, "t", events, partitions), event_ids(5, tenants, events, partitions)
-    assert (one.high == each.high).all()
-    assert (one.low == each.low).all()
+    for form in IdForm:
+        one, each = event_ids(5, "t", events, partitions, form), event_ids(5, tenants, events, partitions, form)
+        assert (one.high == each.high).all()
+        assert (one.low == each.low).all()
 
 
-FIRST_HIGH, FIRST_LOW = 10983977197323353029, 3293030187
+FIRST = {IdForm.OF_TENANT: (10983977197323353029, 3293030187), IdForm.OF_CUSTOMER: (10956308374409495020, 3982528019)}

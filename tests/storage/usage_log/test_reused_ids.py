@@ -10,14 +10,17 @@ import polars as pl
 import pytest
 
 from actors.amendment_desk import AmendmentDesk
+from actors.backfill_desk import BackfillDesk
 from actors.local_router import LocalUsageRouter
 from actors.rating_shard import RatingShard
+from billing.usage import Verdict
 from storage.object_store import LocalObjectStore
 from storage.usage_log import reused_ids
-from storage.usage_log.genesis import open_log
+from storage.usage_log.counting import scan_counting
+from storage.usage_log.genesis import IdForm
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.reused_ids import ReusedIds
-from tests.usage_log_support import OTHER_TENANT, TENANT, make_events, send
+from tests.usage_log_support import OTHER_TENANT, TENANT, keys_of_one_partition, logged_ids, make_events, make_log, send
 
 
 @pytest.fixture
@@ -29,12 +32,13 @@ def under(events: pl.DataFrame, customer: str) -> pl.DataFrame:
     return events.with_columns(customer=pl.lit(customer))
 
 
+@pytest.mark.parametrize("form", IdForm)
 def test_an_id_under_another_key_is_found_in_the_pass_in_which_it_comes(
-    store: LocalObjectStore, tmp_path: Path
+    store: LocalObjectStore, tmp_path: Path, form: IdForm
 ) -> None:
     """Against a set, over many passes: old ids, new ids, merged runs; the same id of another source is none."""
     chance = random.Random(7)
-    open_log(store, lanes=2)
+    make_log(store, form, lanes=2)
     shards = [RatingShard(lane, store) for lane in range(2)]
     for shard in shards:
         shard.start()
@@ -117,6 +121,85 @@ def test_more_than_a_slip_is_told_by_source_and_what_is_voided_is_not_counted(
         await desk.void_reused(TENANT, rest.names)
         passes.note(TENANT, rest)
         assert passes.look(TENANT, reader.now(), but_sources=["per-customer"]).nothing_new
+        await router.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_two_keys_of_one_partition_may_both_have_an_id_and_the_pass_voids_the_later(
+    store: LocalObjectStore, tmp_path: Path, at_once: bool
+) -> None:
+    """A lane sees both, and would have taken the second for a retry: it was lost without a word."""
+    log = make_log(store, IdForm.OF_CUSTOMER)
+    first, second = keys_of_one_partition(log.seed, 2)
+    router = LocalUsageRouter.open(store)
+
+    async def scene() -> None:
+        reader = UsageLogReader(store)
+        desk, passes = AmendmentDesk(router, reader), ReusedIds(store, reader, tmp_path / "runs")
+        for key in (first, second):
+            for source in ("gateway", "per-customer"):
+                stored = await router.ingest(TENANT, under(make_events(40, source=source), key))
+                assert (stored.verdicts == Verdict.ACCEPTED).all()
+            if key == first and not at_once:  # else the second is met in the runs
+                passes.note(TENANT, passes.look(TENANT, reader.now(), but_sources=["per-customer"]))
+        for rows in (40, 3):  # in columns and row by row
+            for source in ("gateway", "per-customer"):
+                for key in (second, first):
+                    again = await router.ingest(TENANT, under(make_events(rows, source=source), key))
+                    assert (again.verdicts == Verdict.DUPLICATE).all()
+        found = passes.look(TENANT, reader.now(), but_sources=["per-customer"])
+        assert sorted(found.names) == sorted(("gateway", f"event-{number}") for number in range(40))
+        voided = await desk.void_reused(TENANT, found.names)
+        assert {(one["source"], one["customer"]) for one in voided} == {("gateway", second)}
+        assert len(voided) == 40
+        passes.note(TENANT, found)
+        counted = pl.concat(
+            [frame.select("source", "customer") for frame in scan_counting(reader, TENANT, reader.now())]
+        )
+        assert sorted(counted.group_by("source", "customer").len().rows()) == sorted([
+            ("gateway", first, 40), ("per-customer", first, 40), ("per-customer", second, 40)
+        ])  # fmt: skip
+        await router.close()
+
+    asyncio.run(scene())
+
+
+def test_in_a_log_made_before_a_partition_has_an_id_once_as_it_always_had(store: LocalObjectStore) -> None:
+    log = make_log(store, IdForm.OF_TENANT)
+    first, second = keys_of_one_partition(log.seed, 2)
+    for life in range(2):  # what is in the log stays known to a successor
+        router = LocalUsageRouter.open(store)
+        for key, rows in ((first, 40), (second, 40), (first, 3), (second, 3)):
+            answer = asyncio.run(router.ingest(TENANT, under(make_events(rows), key)))
+            is_first = life == 0 and (key, rows) == (first, 40)
+            assert (answer.verdicts == (Verdict.ACCEPTED if is_first else Verdict.DUPLICATE)).all()
+        router.stop()
+    assert len(logged_ids(store)) == 40
+
+
+@pytest.mark.parametrize("form", IdForm)
+def test_what_is_sent_again_after_its_backfill_was_reverted_is_no_reuse(
+    store: LocalObjectStore, tmp_path: Path, form: IdForm
+) -> None:
+    make_log(store, form)
+    router = LocalUsageRouter.open(store)
+
+    async def scene() -> None:
+        reader, desk = UsageLogReader(store), BackfillDesk(router, store)
+        passes = ReusedIds(store, reader, tmp_path / "runs")
+        for name in ("b1", "b2"):
+            await desk.open(TENANT, name, "somebody")
+            assert (await desk.send(TENANT, name, make_events(60)) == Verdict.ACCEPTED).all()
+            await desk.commit(TENANT, name, "somebody")
+            found = passes.look(TENANT, reader.now())
+            assert (found.names, found.nothing_new) == ((), False)
+            passes.note(TENANT, found)
+            if name == "b1":
+                await desk.revert(TENANT, name, "somebody", "wrong unit")
+        await router.ingest(TENANT, under(make_events(1), "another"))
+        assert passes.look(TENANT, reader.now()).names == (("gateway", "event-0"),)
         await router.close()
 
     asyncio.run(scene())
