@@ -275,6 +275,15 @@ def move(
     return result.rowcount == 1
 
 
+def note(connection: Connection, run_id: str, error: str) -> bool:
+    """Write what stopped a run; False if it says so already (it is driven again and again)."""
+    result = connection.execute(
+        "UPDATE bill_runs SET error = %(error)s WHERE id = %(run)s AND error IS DISTINCT FROM %(error)s",
+        {"error": error, "run": UUID(run_id)},
+    )
+    return result.rowcount == 1
+
+
 def ask(connection: Connection, run_id: str, *, paused: bool | None = None, cancel: bool | None = None) -> None:
     """Ask a run to pause, to go on or to give up; its driver looks before each chunk."""
     connection.execute(
