@@ -1,7 +1,8 @@
 """Webhooks: what a message says, how it is signed, when it is tried again. Standard Webhooks 1.0.
 
-Owns the form of messages and signatures and the schedule; who is told is `storage/sql/webhooks.py`, the way there
-`storage/gateways/webhook_http.py`. A message's id is a function of what it tells, so whoever tells it twice says so.
+Owns the form of messages and signatures and the schedule; what there is to tell is `billing/events.py`, who is told
+`storage/sql/webhooks.py`, the way there `storage/gateways/webhook_http.py`. A message's id is a function of what it
+tells, so whoever tells it twice says so.
 """
 
 from __future__ import annotations
@@ -16,10 +17,6 @@ from typing import Any
 
 import msgspec
 
-THRESHOLD_CROSSED = "budget.threshold_crossed"
-COMPLETENESS_BROKEN = "usage.completeness_broken"
-TEST = "webhook.test"
-EVENT_TYPES = (THRESHOLD_CROSSED, COMPLETENESS_BROKEN)
 SECRET_BYTES = 32
 TOLERANCE_S = 300  # of a receiver that checks the timestamp
 # After try n so long until the next; then the delivery is dead and waits for somebody to replay it.
@@ -64,6 +61,11 @@ def is_signed(headers: Mapping[str, str], body: bytes, secret: str, now: datetim
 
 def message_body(event_type: str, at: datetime, data: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode({"type": event_type, "timestamp": at, "data": data})
+
+
+def event_id(tenant_id: str, number: int) -> str:
+    """The name of a message out of the outbox: of the tenant and the row's number there, the same for ever."""
+    return f"event_{tenant_id}_{number}"
 
 
 def alert_id(tenant_id: str, budget: str, period_start: datetime, threshold: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from billing.errors import BillingError, NotFound
-from billing.webhooks import COMPLETENESS_BROKEN, message_body
+from billing.events import COMPLETENESS_BROKEN
+from billing.webhooks import message_body
 from pipelines.usage_queries import Proof, UsageQueries
 from storage.master_chain import MasterChain
 from storage.sql import completeness, webhooks

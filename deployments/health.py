@@ -9,9 +9,11 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from billing.errors import BillingError
+from billing.events import RUN_MISSED
 from deployments.access import Caller, may
 from deployments.manners import described, json_response, plain
 from deployments.services import Services
+from pipelines import run_schedule
 
 router = APIRouter(prefix="/v1", tags=["Health"])
 CHECK_S_MAX = 5.0
@@ -47,10 +49,14 @@ async def ready(request: Request) -> Response:
             "lanes": [{"lane": 0, "state": "serving"}],
             "unreachable_lanes": [],
             "about": {"demo": "done"},
+            "alarms": [
+                {"type": RUN_MISSED, "up_to": "2026-03-31T22:00:00Z", "due_at": "2026-03-31T22:00:00Z"},
+            ],
         }
     ),
 )
 async def status(request: Request, caller: Caller = Depends(may("access:read", "tenants:read"))) -> Response:
+    """`alarms`: what somebody of the key's tenant must see to now; scheduled bill runs that did not happen."""
     services: Services = request.app.state.services
     checks = await check(services)
     body: dict[str, Any] = {
@@ -61,12 +67,21 @@ async def status(request: Request, caller: Caller = Depends(may("access:read", "
         "lanes": [],
         "unreachable_lanes": [],
         "about": plain(await asyncio.to_thread(services.about)),
+        "alarms": [],
     }
+    if caller.tenant_id and checks["database"] == "ok":
+        body["alarms"] = await asyncio.to_thread(_alarms, services, caller.tenant_id)
     if checks["usage_log"] == "ok":
         lanes = await services.router.status()
         body["lanes"] = [_lane(lane) for lane in lanes.lanes]
         body["unreachable_lanes"] = list(lanes.unreachable)
     return json_response(body)
+
+
+def _alarms(services: Services, tenant_id: str) -> list[dict[str, Any]]:
+    with services.database.tenant(tenant_id) as connection:
+        seen = run_schedule.outlook(connection, tenant_id, services.clock)
+    return [{"type": RUN_MISSED, "up_to": plain(one.up_to), "due_at": plain(one.due_at)} for one in seen.missed]
 
 
 def _lane(lane: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Webhooks over REST: who is told of alerts, what became of each message, and dead ones sent again.
+"""Webhooks over REST: who is told of which events, what became of each message, and dead ones sent again.
 
 A thin shell: messages are made and delivered by `actors/webhook_reconciler.py`. Also the acknowledgement of alerts.
 """
@@ -16,7 +16,8 @@ from starlette.responses import Response
 
 from actors.budget_desk import BudgetDesk
 from billing.errors import FieldError, InvalidInput, NotFound
-from billing.webhooks import EVENT_TYPES, TEST, THRESHOLD_CROSSED, message_body, new_secret
+from billing.events import CATALOG, DEFAULT_TYPES, EVENT_TYPES, TEST, THRESHOLD_CROSSED
+from billing.webhooks import message_body, new_secret
 from deployments.access import Caller, may
 from deployments.bodies import json_form, known_keys, text_of
 from deployments.manners import (
@@ -71,6 +72,22 @@ _ACKNOWLEDGED = {"alert": _DELIVERY["message_id"], "at": "2026-05-09T09:02:00Z",
                  "note": "talked to the customer"}  # fmt: skip
 
 
+_TYPES = [
+    {"type": one.name, "says": one.says, "by_default": one.name in DEFAULT_TYPES, "example": dict(one.example)}
+    for one in CATALOG
+]
+
+
+@router.get(
+    "/webhook-event-types",
+    summary="Types of events that an endpoint may be told of",
+    **described(answer={"items": _TYPES, "next_cursor": None}),
+)
+def list_event_types(caller: Caller = Depends(may("access:read"))) -> Response:
+    """What each says, an example of its `data`, and whether an endpoint that names no types gets it."""
+    return json_response({"items": _TYPES, "next_cursor": None})
+
+
 @router.get(
     "/webhooks",
     summary="Endpoints that are told of events",
@@ -98,9 +115,10 @@ def post_webhook(
 ) -> Response:
     """Each message is a POST of JSON (`type`, `timestamp`, `data`), signed as Standard Webhooks 1.0 says: headers
     `webhook-id`, `webhook-timestamp`, `webhook-signature` (HMAC-SHA256 with the `secret` of this answer, which is shown
-    nowhere else). Answer 2xx within 15 seconds. Everything else is tried again, ten times in about three days, then the
+    nowhere else). Answer 2xx within 15 seconds. Everything else is tried again, ten times in about two days, then the
     delivery is dead until it is replayed. The same `webhook-id` may come more than once: it is the same message. `410`
-    ends the endpoint. The url is https and leads to a public address."""
+    ends the endpoint. The url is https and leads to a public address. `event_types` are those of
+    `GET /v1/webhook-event-types`; left out: all but those that come for each document of a bill run."""
     write = Write(request)
     form = known_keys(form, ("url", "description", "event_types"), ("url",))
     url, description, event_types = _url(request, form), _description(form), _event_types(form)
@@ -356,7 +374,7 @@ def _description(form: Mapping[str, Any]) -> str:
 
 
 def _event_types(form: Mapping[str, Any]) -> list[str]:
-    value = form.get("event_types", list(EVENT_TYPES))
+    value = form.get("event_types", list(DEFAULT_TYPES))
     if not isinstance(value, list) or not value or any(one not in EVENT_TYPES for one in value):
         detail = f"a list of some of {', '.join(EVENT_TYPES)} is needed"
         raise InvalidInput(f"event_types: {detail}", errors=[FieldError("/event_types", detail)])

@@ -23,6 +23,7 @@ import uuid_utils
 from psycopg.errors import UniqueViolation
 
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotAllowed, Unavailable
+from billing.events import RUN_DONE, RUN_FAILED, RUN_WAITS
 from billing.periods import local_date, midnight
 from billing.run_breakdown import Breakdown
 from pipelines.bill_run_chunk import (
@@ -41,12 +42,12 @@ from pipelines.run_credit import WalletDesk, bring_moves
 from pipelines.run_finalising import Finalising
 from pipelines.run_issuers import without_issuer
 from pipelines.run_reversal import Reversal
-from pipelines.run_view import run_view, sum_of_totals, tasks_of, usage_prefix, waits_for_somebody
+from pipelines.run_view import end_of, run_view, sum_of_totals, tasks_of, usage_prefix, waits_for_somebody
 from pipelines.usage_slices import forget
 from storage.archive import Archive
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import bill_runs, billing_settings, steps, tenants, wallet_moves
+from storage.sql import bill_runs, billing_settings, outbox, steps, tenants, wallet_moves
 from storage.sql.database import Connection, Database
 from storage.sql.wallet_moves import WalletMove
 from storage.usage_log.reader import Cut, UsageLogReader
@@ -240,7 +241,7 @@ class BillRunDriver:
         self._bring_moves(tenant_id)  # what earlier runs and credit notes left: this run counts on it
         if run["state"] == "planned":
             self._stage_begins(tenant_id, run)
-            if not self._compute(tenant_id, run):
+            if not self._compute(tenant_id, run, approve):
                 return self.get(tenant_id, run_id)
             run = self.get(tenant_id, run_id)
         if run["state"] == "computed":
@@ -269,7 +270,9 @@ class BillRunDriver:
             self._checkpoint("before done")
             forget(self._store, usage_prefix(tenant_id, run_id))
             with self._database.tenant(tenant_id) as connection:
-                bill_runs.move(connection, run_id, expected=("finalised",), state="done", now=self._clock())
+                run = bill_runs.get(connection, run_id)
+                if bill_runs.move(connection, run_id, expected=("finalised",), state="done", now=self._clock()):
+                    outbox.of_run(connection, run, RUN_DONE, self._clock(), **end_of(connection, run))
         return self.get(tenant_id, run_id)
 
     def _stage_begins(self, tenant_id: str, run: Mapping[str, Any]) -> None:
@@ -281,7 +284,7 @@ class BillRunDriver:
         with self._database.tenant(tenant_id) as connection:
             bill_runs.went_on(connection, run_id)
 
-    def _compute(self, tenant_id: str, run: Mapping[str, Any]) -> bool:
+    def _compute(self, tenant_id: str, run: Mapping[str, Any], approve: bool | None) -> bool:
         run_id = str(run["id"])
         with self._database.tenant(tenant_id) as connection:
             found = bill_runs.chunks(connection, run_id)
@@ -328,9 +331,15 @@ class BillRunDriver:
             parked += without_issuer(connection, master, lambda: documented)
             bill_runs.set_checks(connection, run_id, checked.checks, checked.held)
             self._checkpoint("checked")
-            bill_runs.move(
+            if bill_runs.move(
                 connection, run_id, expected=("planned",), state="computed", now=self._clock(), parked=parked
-            )
+            ):
+                computed = bill_runs.get(connection, run_id)
+                if waits_for_somebody(connection, tenant_id, computed, approve):
+                    held_back = len(bill_runs.held_back(computed))
+                    outbox.of_run(
+                        connection, computed, RUN_WAITS, self._clock(), parked=len(parked), held_back=held_back
+                    )
         self._checkpoint("computed")
         return True
 
@@ -446,13 +455,16 @@ class BillRunDriver:
 
     def _note(self, tenant_id: str, run_id: str, detail: str, *, waits: bool) -> None:
         """Say at the run why it does not go on. Where the database is what is away, the log alone says it."""
+        error, waiting_reason = (None, detail) if waits else (detail, None)
         try:
             with self._database.tenant(tenant_id) as connection:
-                bill_runs.note(
-                    connection, run_id, error=None if waits else detail, waiting_reason=detail if waits else None
-                )
-        except BillingError as error:
-            LOG.warning("that bill run %s does not go on (%s) cannot be noted: %s", run_id, detail, error.detail)
+                noted = bill_runs.note(connection, run_id, error=error, waiting_reason=waiting_reason)
+                if noted and not waits:
+                    outbox.of_run(
+                        connection, bill_runs.get(connection, run_id), RUN_FAILED, self._clock(), error=detail
+                    )
+        except BillingError as fault:
+            LOG.warning("that bill run %s does not go on (%s) cannot be noted: %s", run_id, detail, fault.detail)
 
     # -- Look and steer ------------------------------------------------------------------------------------------------
 

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from psycopg.types.json import Jsonb
+from opentelemetry import metrics
 
 from billing.errors import BillingError
 from billing.periods import local_date
 from billing.run_schedule import DueRun, due_runs, next_run
 from billing.run_settings import RunSettings
 from pipelines.bill_run import BillRunDriver
-from storage.sql import bill_runs, billing_settings, tenants
+from storage.sql import bill_runs, billing_settings, outbox, tenants
 from storage.sql.database import Connection, Database
 
 LOG = logging.getLogger("cloudbilling.bill_run")
 ACTOR = "schedule"
+_missed = metrics.get_meter("cloudbilling.bill_run").create_gauge(
+    "cloudbilling.bill_runs.missed", description="Scheduled bill runs that have not begun six hours after they were due"
+)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,12 @@ def start_due(database: Database, driver: BillRunDriver, clock: Callable[[], dat
     with database.system() as connection:
         found = billing_settings.with_schedule(connection)
     started: list[tuple[str, str]] = []
+    missed = 0
     for tenant_id in found:
         try:
             with database.tenant(tenant_id) as connection:
                 seen = outlook(connection, tenant_id, clock)
+                missed += len(seen.missed)
                 for one in seen.missed:
                     _tell(connection, tenant_id, one, clock())
             if not seen.due or seen.waiting is not None:
@@ -84,19 +89,14 @@ def start_due(database: Database, driver: BillRunDriver, clock: Callable[[], dat
             started.append((tenant_id, str(run["id"])))
         except BillingError as error:  # the others' runs do not wait for this one; the next look tries again
             LOG.error("the bill run of tenant %s that is due does not begin: %s", tenant_id, error.detail)
+    _missed.set(missed)
     return started
 
 
 def _tell(connection: Connection, tenant_id: str, one: DueRun, now: datetime) -> None:
     """No bill run happened: an event for whoever listens, once, and a line in the log at every look."""
     LOG.error("no bill run happened: tenant %s, up to %s, due since %s", tenant_id, one.up_to, one.due_at)
-    body: dict[str, Any] = {"up_to": one.up_to.isoformat(), "due_at": one.due_at.isoformat()}
-    connection.execute(
-        "INSERT INTO outbox (tenant_id, at, kind, subject, body) SELECT %(tenant)s, %(now)s, 'bill_run.missed',"
-        " %(subject)s, %(body)s WHERE NOT EXISTS"
-        " (SELECT 1 FROM outbox WHERE kind = 'bill_run.missed' AND subject = %(subject)s)",
-        {"tenant": tenant_id, "now": now, "subject": one.up_to.isoformat(), "body": Jsonb(body)},
-    )
+    outbox.run_missed(connection, tenant_id, one.up_to, one.due_at, now)
 
 
 def shown(seen: Outlook, timezone: str) -> dict[str, Any]:

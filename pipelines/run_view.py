@@ -56,6 +56,12 @@ def waits_for_somebody(
     return billing_settings.of(connection, tenant.kind).four_eyes
 
 
+def end_of(connection: Connection, run: Mapping[str, Any]) -> dict[str, int]:
+    """What is told of a run that is over: how many documents, customers parked, documents without files."""
+    files = invoices.file_counts(connection, str(run["id"]))
+    return {"documents": sum(files.values()), "parked": len(run["parked"]), "documents_parked": files["parked"]}
+
+
 def run_view(connection: Connection, run_id: str, now: datetime) -> dict[str, Any]:
     """A run as people and programs see it."""
     run = bill_runs.get(connection, run_id)

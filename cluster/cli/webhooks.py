@@ -15,9 +15,16 @@ def show(tenant: str | None, key: str | None, as_json: bool) -> None:
     context.show(found, as_json, _print_endpoints)
 
 
-def create(url: str, description: str, tenant: str | None, key: str | None, as_json: bool) -> None:
+def types(tenant: str | None, key: str | None, as_json: bool) -> None:
+    with context.problems(), context.tenant_client(tenant, key, READ) as client:
+        found = client.get("/v1/webhook-event-types")["items"]
+    context.show(found, as_json, _print_types)
+
+
+def create(url: str, description: str, events: list[str], tenant: str | None, key: str | None, as_json: bool) -> None:
+    form = {"url": url, "description": description} | ({"event_types": events} if events else {})
     with context.problems(), context.tenant_client(tenant, key, WRITE) as client:
-        made = client.post("/v1/webhooks", {"url": url, "description": description})
+        made = client.post("/v1/webhooks", form)
     context.show(made, as_json, lambda one: print(f"{one['id']}\n{one['secret']}\nthe secret is shown only here"))  # noqa: T201
 
 
@@ -57,9 +64,17 @@ def acknowledge(alert: str, note: str, tenant: str | None, key: str | None, as_j
     context.show(made, as_json, lambda one: print(f"seen by {one['by']} at {one['at']}"))  # noqa: T201
 
 
+def _print_types(found: list[dict[str, Any]]) -> None:
+    rows = [(one["type"], "yes" if one["by_default"] else "by name", one["says"]) for one in found]
+    context.table(["type", "told", "when"], rows)
+
+
 def _print_endpoints(found: list[dict[str, Any]]) -> None:
-    rows = [(one["id"], one["url"], one["description"], one["disabled_because"] or "on") for one in found]
-    context.table(["id", "url", "what for", "state"], rows)
+    rows = [
+        (one["id"], one["url"], one["description"], ", ".join(one["event_types"]), one["disabled_because"] or "on")
+        for one in found
+    ]
+    context.table(["id", "url", "what for", "told of", "state"], rows)
 
 
 def _print_deliveries(found: list[dict[str, Any]]) -> None:

@@ -289,12 +289,17 @@ def ask(connection: Connection, run_id: str, *, paused: bool | None = None, canc
     )
 
 
-def note(connection: Connection, run_id: str, *, error: str | None = None, waiting_reason: str | None = None) -> None:
-    """Why a run does not go on: for good, until somebody resumes it, or until a store is back. Neither clears both."""
-    connection.execute(
-        "UPDATE bill_runs SET error = %s, waiting_reason = %s WHERE id = %s AND NOT state = ANY(%s)",
-        (error, waiting_reason, UUID(run_id), list(ENDED)),
+def note(connection: Connection, run_id: str, *, error: str | None = None, waiting_reason: str | None = None) -> bool:
+    """Why a run does not go on: for good, until somebody resumes it, or until a store is back. Neither clears both.
+
+    False if it says so already, or has ended.
+    """
+    result = connection.execute(
+        "UPDATE bill_runs SET error = %(error)s, waiting_reason = %(waits)s WHERE id = %(run)s AND NOT state = ANY(%(ended)s)"
+        " AND (error IS DISTINCT FROM %(error)s OR waiting_reason IS DISTINCT FROM %(waits)s)",
+        {"error": error, "waits": waiting_reason, "run": UUID(run_id), "ended": list(ENDED)},
     )
+    return result.rowcount == 1
 
 
 def stage_begins(connection: Connection, run_id: str, done: int, now: datetime) -> None:

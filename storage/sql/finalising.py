@@ -23,6 +23,7 @@ from billing.document_columns import DocumentColumns
 from billing.json_columns import in_quotes, quoted
 from billing.numbers import number_text
 from billing.usage import INSTANT
+from storage.sql import outbox
 from storage.sql.database import Connection
 
 HEADS_SCHEMA = pl.Schema({
@@ -163,10 +164,11 @@ def number(connection: Connection, staged: Staged) -> list[str]:
     )
     _insert_members(connection, staged)
     connection.execute(
-        "INSERT INTO outbox (tenant_id, at, kind, subject, body)"
-        " SELECT %s, %s, d.type || '.finalised', w.number, w.told"
+        "INSERT INTO outbox (tenant_id, at, kind, subject, body, told_at)"
+        " SELECT %(tenant)s, %(now)s, d.type || '.finalised', w.number, w.told,"
+        " CASE WHEN d.type || '.finalised' = ANY(%(listened)s::text[]) THEN NULL ELSE %(now)s::timestamptz END"
         " FROM draft_invoices d JOIN draft_numbers w USING (id) ORDER BY w.n",
-        (tenant, staged.now),
+        {"tenant": tenant, "now": staged.now, "listened": outbox.listened(connection)},
     )
     drafts = ", ".join(f"draft_{name}" for name in (*_COLUMNS, "kinds", "numbers"))
     connection.execute(f"DROP TABLE {drafts}")

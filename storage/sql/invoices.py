@@ -22,7 +22,7 @@ from billing.errors import NotFound
 from billing.money import parse_number
 from billing.numbers import PATTERNS, check_patterns, number_text
 from billing.settle import BilledDocument
-from storage.sql import finalising
+from storage.sql import finalising, outbox
 from storage.sql.database import Connection, containing
 
 __all__ = ["PATTERNS", "check_patterns", "document_from", "document_json", "number_text"]
@@ -435,6 +435,9 @@ def files_left(connection: Connection, before: datetime) -> list[str]:
 
 def files_made(connection: Connection, outcomes: Sequence[Mapping[str, Any]], now: datetime) -> None:
     """Note what became of documents' files: {id, state, sha256, e_invoice, reason}; an archived one stays archived."""
+    outbox.documents_parked(
+        connection, [(one["id"], one["reason"]) for one in outcomes if one["state"] == "parked"], now
+    )
     with connection.cursor() as cursor:
         cursor.executemany(
             "UPDATE document_files SET state = %s, sha256 = %s, e_invoice = %s, reason = %s, changed_at = %s"

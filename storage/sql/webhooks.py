@@ -28,6 +28,17 @@ class Due:
     secrets: tuple[str, ...]
     body: bytes
     tries: int  # before this one
+    since: datetime  # when it was due; who does not come to try it gives it back
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is told, under an id that follows from what it tells."""
+
+    id: str
+    event_type: str
+    body: bytes
+    happened_at: datetime
 
 
 # --- endpoints
@@ -160,25 +171,67 @@ def add_message(
     return result.rowcount
 
 
+def add_messages(connection: Connection, tenant_id: str, messages: Sequence[Message], now: datetime) -> int:
+    """Many messages and their deliveries at once, in this order, to the endpoints that want them; how many deliveries.
+
+    A message that no endpoint wants is not kept, one that is there already stays as it is.
+    """
+    listening = (
+        " e.deleted_at IS NULL AND e.disabled_at IS NULL AND e.created_at <= m.happened_at + %(differ)s"
+        " AND m.event_type = ANY(e.event_types)"
+    )
+    given = {
+        "tenant": UUID(tenant_id),
+        "ids": [message.id for message in messages],
+        "types": [message.event_type for message in messages],
+        "times": [message.happened_at for message in messages],
+        "bodies": [message.body for message in messages],
+        "differ": CLOCKS_DIFFER,
+        "now": now,
+    }
+    made = connection.execute(
+        "INSERT INTO webhook_messages (tenant_id, id, event_type, made_at, body)"  # noqa: S608 - our own text
+        " SELECT %(tenant)s, m.id, m.event_type, %(now)s, m.body"
+        " FROM unnest(%(ids)s::text[], %(types)s::text[], %(times)s::timestamptz[], %(bodies)s::bytea[])"
+        "   AS m (id, event_type, happened_at, body)"
+        f" WHERE EXISTS (SELECT 1 FROM webhook_endpoints e WHERE {listening})"
+        " ON CONFLICT DO NOTHING RETURNING id",
+        given,
+    ).fetchall()
+    result = connection.execute(
+        "INSERT INTO webhook_deliveries (tenant_id, message_id, endpoint_id, state, next_at)"  # noqa: S608 - our own text
+        " SELECT %(tenant)s, m.id, e.id, 'waiting', %(now)s"
+        " FROM unnest(%(ids)s::text[], %(types)s::text[], %(times)s::timestamptz[])"
+        "   WITH ORDINALITY AS m (id, event_type, happened_at, place)"
+        f" JOIN webhook_endpoints e ON {listening}"
+        " WHERE m.id = ANY(%(made)s::text[]) ORDER BY m.place, e.id",
+        {**given, "made": [row["id"] for row in made]},
+    )
+    return result.rowcount
+
+
 # --- deliveries
 
 
-def claim(connection: Connection, now: datetime, held_for: timedelta, limit: int, each: int) -> list[Due]:
-    """Take due deliveries, at most `each` of an endpoint; nobody else gets them until `held_for` is over."""
+def claim(
+    connection: Connection, now: datetime, held_for: timedelta, each: int, resting: Sequence[str] = ()
+) -> list[Due]:
+    """Take due deliveries in the order in which they are, at most `each` of every endpoint but the `resting` ones;
+    nobody else gets them until `held_for` is over. What waits for one endpoint is never in the way of another's."""
     rows = connection.execute(
-        "WITH due AS (SELECT tenant_id, id FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= %(now)s"
-        "   ORDER BY next_at, id FOR UPDATE SKIP LOCKED LIMIT %(looked)s),"
-        " ranked AS (SELECT d.tenant_id, d.id, row_number() OVER (PARTITION BY w.endpoint_id ORDER BY w.next_at, w.id)"
-        "   AS place FROM due d JOIN webhook_deliveries w USING (tenant_id, id)),"
-        " taken AS (SELECT tenant_id, id FROM ranked WHERE place <= %(each)s LIMIT %(limit)s)"
-        " UPDATE webhook_deliveries w SET next_at = %(until)s FROM taken t, webhook_messages m, webhook_endpoints e"
+        "WITH due AS (SELECT d.* FROM webhook_endpoints e CROSS JOIN LATERAL"
+        "   (SELECT tenant_id, id, next_at FROM webhook_deliveries w WHERE w.tenant_id = e.tenant_id"
+        "     AND w.endpoint_id = e.id AND w.state = 'waiting' AND w.next_at <= %(now)s"
+        "     ORDER BY w.next_at, w.id LIMIT %(each)s FOR UPDATE SKIP LOCKED) d"
+        "   WHERE e.deleted_at IS NULL AND NOT e.id = ANY(%(resting)s::uuid[]))"
+        " UPDATE webhook_deliveries w SET next_at = %(until)s FROM due t, webhook_messages m, webhook_endpoints e"
         " WHERE w.tenant_id = t.tenant_id AND w.id = t.id AND m.tenant_id = w.tenant_id AND m.id = w.message_id"
         "   AND e.tenant_id = w.tenant_id AND e.id = w.endpoint_id"
-        " RETURNING w.id, w.message_id, w.endpoint_id, w.tries, m.body, e.url, e.secret,"
+        " RETURNING w.id, w.message_id, w.endpoint_id, w.tries, m.body, e.url, e.secret, t.next_at AS since,"
         "   CASE WHEN e.old_secret_until > %(now)s THEN e.old_secret END AS old_secret",
-        {"now": now, "until": now + held_for, "looked": 10 * limit, "each": each, "limit": limit},
+        {"now": now, "until": now + held_for, "each": each, "resting": [UUID(one) for one in resting]},
     ).fetchall()
-    return [
+    due = [
         Due(
             row["id"],
             row["message_id"],
@@ -187,9 +240,20 @@ def claim(connection: Connection, now: datetime, held_for: timedelta, limit: int
             tuple(one for one in (row["secret"], row["old_secret"]) if one is not None),
             bytes(row["body"]),
             row["tries"],
+            row["since"],
         )
         for row in rows
     ]
+    return sorted(due, key=lambda one: (one.since, one.id))
+
+
+def give_back(connection: Connection, due: Sequence[Due]) -> None:
+    """Claimed deliveries that nobody has tried are due again, in their old place."""
+    connection.execute(
+        "UPDATE webhook_deliveries w SET next_at = t.since FROM unnest(%s::bigint[], %s::timestamptz[])"
+        " AS t (id, since) WHERE w.id = t.id AND w.state = 'waiting'",
+        ([one.id for one in due], [one.since for one in due]),
+    )
 
 
 def delivered(connection: Connection, id: int, status: int, now: datetime) -> None:
@@ -210,6 +274,18 @@ def failed(
         " done_at = CASE WHEN %s::timestamptz IS NULL THEN %s::timestamptz END WHERE id = %s AND state = 'waiting'",
         (next_at, now, status, error, next_at, next_at, now, id),
     )
+
+
+def give_up(connection: Connection, endpoint_ids: Sequence[str], before: datetime, now: datetime, limit: int) -> int:
+    """Deliveries to these endpoints that wait since before and never had a try are dead; at most so many, how many."""
+    result = connection.execute(
+        "UPDATE webhook_deliveries SET state = 'dead', done_at = %(now)s,"
+        " last_error = 'the endpoint could not be reached in all this time' WHERE id IN"
+        " (SELECT id FROM webhook_deliveries WHERE endpoint_id = ANY(%(endpoints)s::uuid[]) AND state = 'waiting'"
+        "  AND last_at IS NULL AND next_at < %(before)s ORDER BY next_at, id LIMIT %(limit)s)",
+        {"endpoints": [UUID(one) for one in endpoint_ids], "before": before, "now": now, "limit": limit},
+    )
+    return result.rowcount
 
 
 def replay(connection: Connection, ids: Sequence[int] | None, now: datetime, limit: int) -> int:

@@ -36,13 +36,21 @@ def test_an_endpoint_is_added_tested_switched_off_and_removed(platform: Platform
         assert "10.0.0.1 is no public address" in text_of(wrong.text)
         url = "https://hooks.example.org/<b>x</b>"
         assert client.post("/settings/webhooks", data={"url": url, "form_token": "forged"}).status_code == 403
-        made = client.post("/settings/webhooks", data={"url": url, "description": "on-call", "form_token": token})
+        form = {"url": url, "description": "on-call", "form_token": token}
+        nothing = client.post("/settings/webhooks", data=form)
+        assert nothing.status_code == 422
+        assert "Choose one type of event at least" in text_of(nothing.text)
+        assert 'value="bill_run.missed" checked' in page
+        assert 'value="invoice.finalised" checked' not in page
+        chosen = ["bill_run.missed", "invoice.finalised", "no.such_type"]
+        made = client.post("/settings/webhooks", data={**form, "event_types": chosen})
         secret = re.search(r"whsec_[A-Za-z0-9+/=]{44}", html.unescape(made.text))
         assert secret is not None
         assert "<b>x</b>" not in made.text
         assert secret[0] not in client.get("/settings/webhooks").text
         with services.database.tenant(platform.tenant_id) as connection:
             [one] = webhooks.endpoints(connection)
+        assert one["event_types"] == ["bill_run.missed", "invoice.finalised"]
         path = f"/settings/webhooks/{one['id']}"
         assert client.post(f"{path}/test", data={"form_token": token}, follow_redirects=False).status_code == 303
         shown = text_of(client.get("/settings/webhooks").text)

@@ -7,7 +7,7 @@ import typer
 from cluster.cli.context import AsJson, Key, Tenant
 
 webhooks = typer.Typer(
-    no_args_is_help=True, help="Who is told of alerts, and what became of it.", rich_markup_mode=None
+    no_args_is_help=True, help="Who is told of which events, and what became of it.", rich_markup_mode=None
 )
 alerts = typer.Typer(no_args_is_help=True, help="Thresholds that budgets crossed.", rich_markup_mode=None)
 
@@ -24,14 +24,23 @@ def webhooks_list(tenant: str = Tenant, key: str = Key, as_json: bool = AsJson) 
 def webhooks_create(
     address: str = typer.Argument(help="https url that is told."),
     description: str = typer.Option("", help="What it is for."),
+    event: list[str] = typer.Option(None, help="A type of event, several times; none: all but each document's."),
     tenant: str = Tenant,
     key: str = Key,
     as_json: bool = AsJson,
 ) -> None:
-    """Let an endpoint be told of alerts. Its signing secret is shown once."""
+    """Let an endpoint be told of events. Its signing secret is shown once."""
     from cluster.cli import webhooks as commands
 
-    commands.create(address, description, tenant, key, as_json)
+    commands.create(address, description, event or [], tenant, key, as_json)
+
+
+@webhooks.command("types")
+def webhooks_types(tenant: str = Tenant, key: str = Key, as_json: bool = AsJson) -> None:
+    """Types of events that an endpoint may be told of."""
+    from cluster.cli import webhooks as commands
+
+    commands.types(tenant, key, as_json)
 
 
 @webhooks.command("test")

@@ -1,4 +1,4 @@
-"""Webhooks as a page: who is told of alerts, what did not get through, and sending it again."""
+"""Webhooks as a page: who is told of which events, what did not get through, and sending it again."""
 
 import secrets
 from datetime import timedelta
@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Depends, Form, Response
 
 from billing.errors import BillingError, InvalidInput
-from billing.webhooks import EVENT_TYPES, SECRET_BYTES, TEST, message_body, new_secret
+from billing.events import CATALOG, DEFAULT_TYPES, EVENT_TYPES, TEST
+from billing.webhooks import SECRET_BYTES, message_body, new_secret
 from deployments.front.page import Front, Visit
 from storage.gateways.webhook_http import checked_url
 from storage.sql import audit, webhooks
@@ -31,7 +32,8 @@ def routes(front: Front) -> APIRouter:
             counts = webhooks.counts(connection)
         return front.page(
             visit, "settings/webhooks.html", status=status, area="settings", endpoints=endpoints, deliveries=shown,
-            counts=counts, made=made, **{"wrong": "", "url": "", "description": "", **more},
+            counts=counts, made=made, types=CATALOG,
+            **{"wrong": "", "url": "", "description": "", "chosen": DEFAULT_TYPES, "no_type": False, **more},
         )  # fmt: skip
 
     def change(visit: Visit, token: str, action: str, subject: str, work: Any) -> Response:
@@ -53,26 +55,30 @@ def routes(front: Front) -> APIRouter:
         visit: Annotated[Visit, visitor],
         url: Annotated[str, Form(max_length=3_000)] = "",
         description: Annotated[str, Form(max_length=1_000)] = "",
+        event_types: Annotated[list[str] | None, Form(max_length=100)] = None,
         form_token: Token = "",
     ) -> Response:
         visit.need("access:write")
         front.check_form(visit, form_token)
         url, description = url.strip(), description.strip()[:256]
+        chosen = sorted(set(event_types or ()) & set(EVENT_TYPES))
         secret = new_secret(secrets.token_bytes(SECRET_BYTES))
         now = services.clock()
         try:
             checked_url(url, services.outbound)
+            if not chosen:
+                return page(visit, status=422, no_type=True, url=url, description=description, chosen=chosen)
             with services.database.tenant(visit.tenant_id) as connection:
                 one = webhooks.add_endpoint(
-                    connection, visit.tenant_id, url=url, description=description, event_types=EVENT_TYPES,
+                    connection, visit.tenant_id, url=url, description=description, event_types=chosen,
                     secret=secret, actor=visit.user.actor, now=now,
                 )  # fmt: skip
                 audit.record(
                     connection, visit.tenant_id, at=now, actor=visit.user.actor, action="webhook made",
-                    subject=str(one["id"]), after={"url": url},
+                    subject=str(one["id"]), after={"url": url, "event_types": chosen},
                 )  # fmt: skip
         except BillingError as error:
-            return page(visit, status=422, wrong=error.detail, url=url, description=description)
+            return page(visit, status=422, wrong=error.detail, url=url, description=description, chosen=chosen)
         return page(visit, made={"url": url, "secret": secret})
 
     @router.post("/settings/webhooks/{endpoint_id}/test")
