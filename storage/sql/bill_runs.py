@@ -295,7 +295,8 @@ def note(connection: Connection, run_id: str, *, error: str | None = None, waiti
     False if it says so already, or has ended.
     """
     result = connection.execute(
-        "UPDATE bill_runs SET error = %(error)s, waiting_reason = %(waits)s WHERE id = %(run)s AND NOT state = ANY(%(ended)s)"
+        "UPDATE bill_runs SET error = %(error)s, waiting_reason = %(waits)s"
+        " WHERE id = %(run)s AND NOT state = ANY(%(ended)s)"
         " AND (error IS DISTINCT FROM %(error)s OR waiting_reason IS DISTINCT FROM %(waits)s)",
         {"error": error, "waits": waiting_reason, "run": UUID(run_id), "ended": list(ENDED)},
     )
