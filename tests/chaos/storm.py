@@ -2,7 +2,8 @@
 
 `python -m tests.chaos.storm --events 10000000 --kills 20 --http` is what `make chaos` runs; the short form of CI sends
 straight to the shards. It prints its seed, figures as JSON, and ends with 1 if an event is lost or there twice, if a
-sum differs from the oracle in any digit, or if it was not done in its time.
+sum differs from the oracle in any digit, if it was not done in its time, or if a kill, a hang, the loss of a node or
+moves that it was to bear did not happen while it was sending.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from tests.chaos.storm_events import CUSTOMERS, DUPLICATES, TYPE, Batches, Expec
 TENANT = "0198f0aa-0000-7000-8000-00000000cafe"  # of the form without HTTP, where nobody asks for a tenant
 PROBE_TENANT = "0198f0aa-0000-7000-8000-00000000beef"
 BACK_S_MAX = 60.0  # waiting for a lane; more is a failure of its own
+MOVE_S_MAX = 10.0  # one partition a second is tried; kills interrupt some, but so seldom they may not succeed
 ZOMBIE_S = 12.0  # a hung shard is replaced after 5 s without an answer; then it is woken
 
 
@@ -75,7 +77,8 @@ class Storm:
         self.folder = folder
         self.progress = Progress()
         self.backs: list[tuple[str, float]] = []  # what happened, seconds until the lane answered again
-        self.counts: Counter[str] = Counter()
+        self.plan = _plan(settings)
+        self.counts: Counter[str] = Counter()  # what happened
         self.tenant_id, self.key, self.url = TENANT, "", ""
         self._sent: list[Numbers] = []  # acknowledged
         self._sending = True
@@ -252,25 +255,15 @@ class Storm:
 
     # -- Chaos -------------------------------------------------------------------------------------------------------
 
-    def _plan(self) -> list[tuple[float, str]]:
-        """(share of all that is sent at which it happens, what), in order; nothing at the very start and end."""
-        settings, chance = self.settings, random.Random(self.settings.seed)
-        kinds = ["shard"] * settings.kills
-        if settings.http:  # of four kills one is a replica's
-            kinds = ["replica" if number % 4 == 3 else "shard" for number in range(settings.kills)]
-        kinds += ["hang"] * settings.hangs + ["node"] * settings.node_kills
-        chance.shuffle(kinds)
-        slots = len(kinds)
-        return [
-            (0.05 + 0.85 * (place + chance.random() * 0.8) / max(slots, 1), kind) for place, kind in enumerate(kinds)
-        ]
-
     def _make_chaos(self) -> None:
+        """Strike after strike while events are sent: one that comes later would try nothing, and is left out."""
         try:
-            for share, kind in self._plan():
+            for share, kind in self.plan:
                 while self.progress.rows < share * self.settings.events / (1 - DUPLICATES):
-                    if self.progress.stopped.wait(0.05):
+                    if not self._sending or self.progress.stopped.wait(0.05):
                         return
+                if not self._sending:
+                    return
                 self._strike(kind)
         except BaseException as error:  # noqa: BLE001 - a storm without its chaos shows nothing
             self.progress.errors.append(f"chaos: {type(error).__name__}: {error}")
@@ -283,11 +276,9 @@ class Storm:
             self._note("node", max(self._back(lane) for lane in range(self.settings.lanes)))
             return
         if kind == "replica":
-            found = self.nodes.processes(REPLICA)
-            if found:
-                os.kill(random.Random(len(self.backs)).choice(found).pid, signal.SIGKILL)
-                self.counts["replica"] += 1
-                self.say("killed a replica")
+            os.kill(random.Random(len(self.backs)).choice(self._replicas()).pid, signal.SIGKILL)
+            self.counts["replica"] += 1
+            self.say("killed a replica")
             return
         lane = random.Random(f"{self.settings.seed}:{len(self.backs)}").randrange(self.settings.lanes)
         pid = self._pid_of(lane)
@@ -298,6 +289,12 @@ class Storm:
         os.kill(pid, signal.SIGSTOP)
         self._note("hang", self._back(lane))
         threading.Thread(target=self._wake, args=(pid,), name="wake", daemon=True).start()
+
+    def _replicas(self) -> list[psutil.Process]:
+        for _ in waited(BACK_S_MAX):
+            if found := self.nodes.processes(REPLICA):
+                return found
+        raise AssertionError("there is no replica to kill")
 
     def _wake(self, pid: int) -> None:
         """The hung one comes back to life after it was replaced: a zombie that believes it owns its lane."""
@@ -481,6 +478,7 @@ class Storm:
             "seconds": round(sent_s, 1),
             "rows_per_s": round(progress.rows / max(sent_s, 0.001)),
             "slowest_request_s": round(progress.slowest_s, 1),
+            "planned": self._planned(sent_s),
             "happened": dict(self.counts),
             "shard_back_s": {"median": _median(shard), "max": round(max(shard, default=0.0), 2)},
             "move_s": {"median": _median(self.moves_s), "max": round(max(self.moves_s, default=0.0), 2)},
@@ -489,8 +487,25 @@ class Storm:
             "errors": progress.errors,
         }
 
+    def _planned(self, sent_s: float) -> dict[str, int]:
+        """What must have happened, at least."""
+        planned = dict(Counter(kind for _, kind in self.plan))
+        return planned | ({"moves": max(1, int(sent_s / MOVE_S_MAX))} if self.settings.moves else {})
+
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
+
+
+def _plan(settings: Settings) -> list[tuple[float, str]]:
+    """(share of all that is sent at which it happens, what), in order; nothing at the very start and end."""
+    chance = random.Random(settings.seed)
+    kinds = ["shard"] * settings.kills
+    if settings.http:  # of four kills one is a replica's
+        kinds = ["replica" if number % 4 == 3 else "shard" for number in range(settings.kills)]
+    kinds += ["hang"] * settings.hangs + ["node"] * settings.node_kills
+    chance.shuffle(kinds)
+    slots = len(kinds)
+    return [(0.05 + 0.85 * (place + chance.random() * 0.8) / max(slots, 1), kind) for place, kind in enumerate(kinds)]
 
 
 def _median(values: Sequence[float]) -> float:
@@ -536,6 +551,10 @@ def contracts(numbers: Sequence[int]) -> list[dict[str, Any]]:
 def failed(result: dict[str, Any]) -> list[str]:
     """What is wrong with a storm's result, in words."""
     wrong = list(result["errors"])
+    for what, planned in result["planned"].items():
+        happened = result["happened"].get(what, 0)
+        if happened < planned:
+            wrong.append(f"it was no storm: {what} happened {happened} times, not {planned}")
     if result["lost"] or result["doubled"]:
         wrong.append(f"{result['lost']} events lost, {result['doubled']} there twice")
     if result.get("ownerless"):

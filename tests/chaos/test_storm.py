@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.chaos.storm import failed
+from tests.chaos import storm as storm_module
+from tests.chaos.storm import Settings, Storm, failed
 from tests.chaos.storm_events import DUPLICATES, Batches, Expected, events_of
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +37,62 @@ def test_the_events_of_a_storm_are_what_its_oracle_says() -> None:
 
 
 def test_a_storms_result_is_wrong_as_soon_as_one_event_is() -> None:
-    fine = {"errors": [], "lost": 0, "doubled": 0, "sums_equal": True, "unsent": 0}
+    fine = {"errors": [], "lost": 0, "doubled": 0, "sums_equal": True, "unsent": 0, "planned": {}, "happened": {}}
     assert failed(fine) == []
     for change in ({"lost": 1}, {"doubled": 1}, {"sums_equal": False}, {"unsent": 1}, {"errors": ["a sender hangs"]}):
         assert failed(fine | change), change
     for change in ({"complete": False}, {"days_differ": [3]}, {"live_differs": [3]}):
         assert failed(fine | change), change
+
+
+@pytest.mark.parametrize("missing", ["shard", "replica", "hang", "node", "moves"])
+def test_a_storm_in_which_something_did_not_happen_is_none(missing: str, tmp_path: Path) -> None:
+    settings = Settings(
+        events=100, rows=10, senders=1, lanes=3, nodes=3, kills=8, node_kills=1, hangs=2, moves=True, http=True,
+        minutes=1, seed=7,
+    )  # fmt: skip
+    storm = Storm(settings, tmp_path)
+    storm.counts.update({"shard": 6, "replica": 2, "hang": 2, "node": 1, "moves": 12, "moves interrupted": 3})
+    fine = {"errors": [], "lost": 0, "doubled": 0, "sums_equal": True, "unsent": 0, **storm._figures(125.0)}
+    assert failed(fine) == []
+    storm.counts[missing] -= 1
+    assert failed(fine | storm._figures(125.0)) == [
+        f"it was no storm: {missing} happened {storm.counts[missing]} times, not {storm.counts[missing] + 1}"
+    ]
+    del storm.counts[missing]
+    assert failed(fine | storm._figures(125.0))
+
+
+def test_strikes_that_come_when_all_is_sent_do_not_count_and_one_without_a_victim_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        events=700, rows=10, senders=1, lanes=1, nodes=1, kills=4, node_kills=0, hangs=0, moves=False, http=True,
+        minutes=1, seed=7,
+    )  # fmt: skip
+    storm = Storm(settings, tmp_path)
+    struck: list[str] = []
+
+    def strike(kind: str) -> None:
+        struck.append(kind)
+        storm.progress.rows += 300
+        storm._sending = len(struck) < 2
+
+    monkeypatch.setattr(storm, "_strike", strike)
+    storm.progress.rows = 300
+    storm._make_chaos()
+    assert struck == [kind for _, kind in storm.plan][:2]
+
+    class NoReplicas:
+        def processes(self, _: str) -> list[object]:
+            return []
+
+    storm = Storm(settings, tmp_path)
+    storm.nodes = NoReplicas()  # type: ignore[assignment]
+    storm.plan = [(0.0, "replica")]
+    monkeypatch.setattr(storm_module, "BACK_S_MAX", 0.05)
+    storm._make_chaos()
+    assert storm.progress.errors == ["chaos: AssertionError: there is no replica to kill"]
 
 
 @pytest.mark.ray
@@ -60,5 +111,4 @@ def test_a_short_storm_over_two_nodes_loses_nothing_and_doubles_nothing() -> Non
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3_000:]}"
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["stored"] == 200_000
-    assert result["happened"]["shard"] == 2
-    assert result["happened"]["hang"] == 1
+    assert result["planned"] == {"shard": 2, "hang": 1}
