@@ -14,6 +14,7 @@ from billing.einvoice.addresses import id_and_scheme
 from billing.einvoice.model import Address, Contact, Identifier, Party, Transfer
 
 PDF_ONLY, FACTUR_X = "none", "factur-x"  # a customer's `einvoice`
+E_INVOICES = (PDF_ONLY, FACTUR_X)
 
 
 @dataclass(frozen=True)
