@@ -40,6 +40,7 @@ from pipelines.reused_ids import Voider, void_reused_ids, voided_since
 from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves
 from pipelines.run_finalising import Finalising
+from pipelines.run_issuable import not_issuable
 from pipelines.run_issuers import without_issuer
 from pipelines.run_reversal import Reversal
 from pipelines.run_view import end_of, run_view, sum_of_totals, tasks_of, usage_prefix, waits_for_somebody
@@ -329,6 +330,9 @@ class BillRunDriver:
             totals = sum_of_totals([chunk["totals"] for chunk in found if chunk["totals"]])
             checked = check(connection, settings, master, run, totals, map(self._documents_of, found))
             parked += without_issuer(connection, master, lambda: documented)
+            gone = {one["customer"] for one in parked}
+            refused = not_issuable(connection, tenant_id, master, map(self._result_of, found))
+            parked += [one for one in refused if one["customer"] not in gone]
             bill_runs.set_checks(connection, run_id, checked.checks, checked.held)
             self._checkpoint("checked")
             if bill_runs.move(
@@ -343,10 +347,13 @@ class BillRunDriver:
         self._checkpoint("computed")
         return True
 
-    def _documents_of(self, chunk: Mapping[str, Any]) -> tuple[pl.DataFrame, Breakdown]:
+    def _result_of(self, chunk: Mapping[str, Any]) -> bytes:
         data = self._store.get(chunk["result"])
         assert data is not None, "the result of a computed chunk is never deleted"
-        return unpack_heads(data)
+        return data
+
+    def _documents_of(self, chunk: Mapping[str, Any]) -> tuple[pl.DataFrame, Breakdown]:
+        return unpack_heads(self._result_of(chunk))
 
     def _may_approve_itself(self, tenant_id: str, run: Mapping[str, Any], approve: bool | None) -> bool:
         """Whether a computed run goes on without anybody: as planned, unless the look at it or the tenant says wait."""

@@ -23,6 +23,7 @@ from billing.master import MasterData
 from billing.wallets import Wallets, wallets_of
 from pipelines.chunk_results import Result, pack, unpack
 from pipelines.data_versions import check_time_zones
+from pipelines.document_shapes import shapes_of
 from pipelines.run_credit import Billed, Facts, WalletDesk, bill_with_credit, read_credit
 from pipelines.run_usage import ChunkUsage, behind, read_events, read_usage, released, with_cut_of_last_run
 from pipelines.run_usage import Facts as UsageFacts
@@ -155,7 +156,8 @@ def compute_chunk(
     if known is None:
         check_time_zones(task.time_zones)
         found = compute_columns(task, store, database, chain, desk=desk, holds=True)
-        result = Result(found.columns, found.parked, found.holders)
+        shapes = shapes_of(found.columns, chain.at(task.tenant_id, task.master_number))
+        result = Result(found.columns, found.parked, found.holders, shapes)
         # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).
         if not store.create(task.key, pack(result)):
             known = store.get(task.key)

@@ -35,6 +35,7 @@ class Result:
     columns: DocumentColumns
     parked: Sequence[Mapping[str, str]]
     holders: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    shapes: Mapping[str, int] = field(default_factory=dict[str, int])  # `document_shapes.py`, with a document of each
 
 
 def pack(result: Result) -> bytes:
@@ -47,6 +48,7 @@ def pack(result: Result) -> bytes:
     metadata = {
         "parked": msgspec.json.encode(list(result.parked)).decode(),
         "holders": msgspec.json.encode({one: list(keys) for one, keys in result.holders.items()}).decode(),
+        "shapes": msgspec.json.encode(dict(result.shapes)).decode(),
         "breakdown": msgspec.json.encode(by_plan_and_tax(result.columns)).decode(),
         "format": FORMAT,
     }
@@ -64,6 +66,12 @@ def unpack_heads(data: bytes) -> tuple[pl.DataFrame, Breakdown]:
         return columns.documents.drop("body"), by_plan_and_tax(columns)
     heads = pl.read_parquet(io.BytesIO(data), columns=[name for name in DOCUMENTS_SCHEMA if name != "body"])
     return heads, msgspec.json.decode(metadata["breakdown"])
+
+
+def shapes_in(data: bytes) -> dict[str, int]:
+    """The shapes of a result's documents; none of one that an older version computed."""
+    metadata = pl.read_parquet_metadata(io.BytesIO(data))
+    return msgspec.json.decode(metadata["shapes"]) if "shapes" in metadata else {}
 
 
 def unpack(data: bytes) -> Result:

@@ -15,7 +15,7 @@ from typing import Any
 
 from billing.errors import BillingError, Conflict
 from pipelines.document_faults import Refused, tried
-from pipelines.documents import BUILT_IN, FinalDocument, Issuer, Outcome, render_and_archive
+from pipelines.documents import BUILT_IN, FinalDocument, Outcome, issuer_of, render_and_archive
 from pipelines.layout_blocks import Layout, layout_of
 from pipelines.run_finalising import buyer_of
 from storage.archive import Archive
@@ -61,8 +61,7 @@ def make_files(
         else:
             by_entity.setdefault(row["entity"], []).append(_final(row, layout))
     for code, documents in by_entity.items():
-        entity = entities[code]
-        issuer = Issuer(tenant_id, tenant.timezone, entity["country"] or tenant.country or "", entity["form"])
+        issuer = issuer_of(tenant_id, tenant.timezone, tenant.country, entities[code])
         outcomes += render_and_archive(documents, issuer, archive)
     with database.tenant(tenant_id) as connection:
         invoices.files_made(connection, [_noted(outcome) for outcome in outcomes], clock())

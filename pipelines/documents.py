@@ -213,6 +213,11 @@ class Issuer:
     entity: Mapping[str, Any]
 
 
+def issuer_of(tenant_id: str, timezone: str, country: str | None, entity: Mapping[str, Any]) -> Issuer:
+    """A tenant as one of its legal entities (a row of them) signs; `country` is the tenant's."""
+    return Issuer(tenant_id, timezone, entity["country"] or country or "", entity["form"])
+
+
 @dataclass(frozen=True)
 class FinalDocument:
     """A finalised document with its number, and the customer's form as it is printed."""
@@ -377,13 +382,17 @@ def _learned(
     return [(one, alone.get(one.document_id, it)) for one, it in prepared]
 
 
-def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> _Prepared:
+def issuable(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> tuple[Invoice, bytes | None]:
+    """The invoice, and its XML if it is an e-invoice; raises `NotIssuable` or `InvalidInput` if a rule forbids it."""
     invoice, e_invoice = invoice_for(one, issuer, seller)
-    xml = None
     if e_invoice:
-        xml = checked_xml(invoice, gate)
-    else:
-        _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
+        return invoice, checked_xml(invoice, gate)
+    _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
+    return invoice, None
+
+
+def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> _Prepared:
+    invoice, xml = issuable(one, issuer, seller, gate)
     inside = None if invoice.profile == PEPPOL else xml  # UBL goes its own way: a hybrid PDF has CII inside
     data = _page(invoice, one.layout, _language(one.customer), seller, inside)
     return _Prepared(invoice, data, xml, fields_of(data) if _is_built_in(one.layout) else None)

@@ -130,6 +130,9 @@ VATEX: dict[TaxCategory, str] = {  # BT-121; none for E: which exemption it is, 
 }
 
 
+LANGUAGES = tuple(WORDS)
+
+
 def words(language: str) -> Words:
     found = WORDS.get(language)
     if found is None:

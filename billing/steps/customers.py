@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from billing.einvoice.addresses import check_endpoint, check_ids, check_leitweg_id
 from billing.einvoice.debits import mandate_of
+from billing.einvoice.parties import E_INVOICES
+from billing.einvoice.words import LANGUAGES
 from billing.forms import CODE_LENGTH_MAX, Form, Mistakes
 from billing.master import DOCUMENT_PER, PAYERS_MAX, TREATMENTS, Customer, Payer
 from billing.steps.draft import Draft
@@ -51,6 +54,8 @@ def set_customer(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> 
         looked_at = Form(form.fields, form.pointer, mistakes)  # what is kept as it is, looked at without taking it
         check_endpoint(looked_at)
         check_ids(looked_at)
+        _check_known(looked_at, "language", LANGUAGES)  # else his documents would have no words
+        _check_known(looked_at, "einvoice", E_INVOICES)
     per = form.choice("document_per", DOCUMENT_PER, "") if "document_per" in form.fields else None
     more: dict[str, Any] = {"document_per": per} if per is not None else {}
     if "leitweg_id" in form.fields:
@@ -80,6 +85,13 @@ def set_customer(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> 
     draft.customers[code] = Customer(code, name, country, treatments, keys, merged, payers)
     for payer in payers:
         draft.paid_by.setdefault(payer.code, set()).add(code)
+
+
+def _check_known(form: Form, key: str, known: Sequence[str]) -> None:
+    """null and an empty text are as if nothing were said."""
+    value = form.fields.get(key)
+    if value is not None and value != "" and value not in known:
+        form.wrong(key, f"must be one of {', '.join(known)}, not {value!r}")
 
 
 def _payers(draft: Draft, form: Form, code: str, known: Customer | None, at: datetime) -> tuple[Payer, ...]:

@@ -163,7 +163,7 @@ ODD_TEXTS = (
     "tab\there",
     "two\nlines\r\n",
     "\\.\n\\N",
-    " ",
+    " x ",
     "'; --",
     "é🌍\x7f",
 )

@@ -55,6 +55,9 @@ def test_a_legal_entitys_address_reaches_the_seller() -> None:
 @pytest.mark.parametrize(
     ("form", "pointer"),
     [
+        ({"language": "fr"}, "/customer/language"),
+        ({"language": ["de"]}, "/customer/language"),
+        ({"einvoice": "xrechnung"}, "/customer/einvoice"),
         ({"endpoint": "x@y.example"}, "/customer/endpoint"),
         ({"endpoint": {"id": "x"}}, "/customer/endpoint/scheme"),
         ({"endpoint": {"scheme": "EM"}}, "/customer/endpoint/id"),
