@@ -43,7 +43,7 @@ from deployments.manners import (
     uuid_cursor,
 )
 from deployments.services import Services
-from storage.sql import audit, keys, tenants, users
+from storage.sql import audit, bill_runs, keys, tenants, users
 from storage.sql import steps as master_steps
 from storage.sql.database import Connection
 
@@ -540,13 +540,17 @@ _ENTITY_KEYS = [
 
 
 def _check_series(
-    entity: Mapping[str, Any], code: str = "", is_default: bool = True, others: Sequence[Mapping[str, Any]] = ()
+    entity: Mapping[str, Any],
+    code: str = "",
+    is_default: bool = True,
+    others: Sequence[Mapping[str, Any]] = (),
+    given: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     series = entity.get("series") or {}
     if not isinstance(series, dict):
         raise InvalidInput("series: an object is needed", errors=[FieldError("/series", "an object is needed")])
     patterns = {row["code"]: patterns_of(row["code"], row["form"], is_default=row["is_default"]) for row in others}
-    check_patterns(series, code, is_default=is_default, others=patterns)
+    check_patterns(series, code, is_default=is_default, others=patterns, given=given)
 
 
 def _shown_entity(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -583,7 +587,8 @@ def put_legal_entity(
         known = tenants.legal_entities(connection)
         before = next((row for row in known if row["code"] == code), None)
         is_default = before["is_default"] if before else False
-        _check_series(form, code, is_default, [row for row in known if row["code"] != code])
+        given = bill_runs.patterns_given(connection, caller.tenant_id)
+        _check_series(form, code, is_default, [row for row in known if row["code"] != code], given)
         if write.expected is not None and (before is None or before["version"] != write.expected):
             raise PreconditionFailed(f"legal entity {code!r} is not at version {write.expected}: read it again")
         country = form.get("country") or (before or {}).get("country")

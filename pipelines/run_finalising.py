@@ -127,7 +127,9 @@ class Finalising:
             named = str(master.customers[customer].form.get("legal_entity") or "")
             if named not in known:
                 entity = tenants.legal_entity(connection, named or None)
-                patterns = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
+                patterns = run["patterns"].get(entity["code"]) if run["patterns"] else None
+                if patterns is None:  # planned before patterns were fixed, or without this entity
+                    patterns = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
                 known[named] = (entity["code"], patterns)
             code, patterns = known[named]
             buyer = buyer_of(master.customers[customer])

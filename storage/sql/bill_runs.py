@@ -12,6 +12,7 @@ import uuid_utils
 from psycopg.types.json import Jsonb
 
 from billing.errors import Conflict, NotFound
+from billing.numbers import patterns_of
 from storage.sql.database import Connection
 
 ENDED = ("done", "cancelled", "reversed")
@@ -52,6 +53,7 @@ def create(
 ) -> str:
     """Plan a run; `chunks` are the numbers of customers in each. Conflict while another run of the tenant goes on.
 
+    The number patterns of all legal entities are fixed with it: a change midway would split the run's series.
     `request_key` names who asked: `by_request` finds the run of a request that is sent again.
     """
     tenant = UUID(tenant_id)
@@ -61,9 +63,9 @@ def create(
         connection.execute(
             "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"
             " master_number, master_steps, data_versions, state, customers, chunks, auto_approve,"
-            " created_by, started_at, findings, request_key)"
+            " created_by, started_at, findings, request_key, patterns)"
             " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s,"
-            " %s, %s, %s FROM bill_runs",
+            " %s, %s, %s, %s FROM bill_runs",
             (
                 tenant,
                 run,
@@ -82,6 +84,7 @@ def create(
                 now,
                 Jsonb(list(findings)),
                 request_key,
+                Jsonb(_patterns(connection)),
             ),
         )
     except psycopg.errors.UniqueViolation as error:
@@ -98,6 +101,26 @@ def create(
 def goes_on() -> Conflict:
     """What a plan is answered while a run of its tenant has not ended."""
     return Conflict("a bill run of this tenant is going on: wait for it, resume it or cancel it")
+
+
+def _patterns(connection: Connection) -> dict[str, dict[str, str]]:
+    """Those of all legal entities as they are now, by code and type of document."""
+    rows = connection.execute("SELECT code, form, is_default FROM legal_entities").fetchall()
+    return {row["code"]: patterns_of(row["code"], row["form"], is_default=row["is_default"]) for row in rows}
+
+
+def patterns_given(connection: Connection, tenant_id: str) -> list[tuple[str, str, str]]:
+    """(entity, type, pattern) of all numbers that were given, and of those that the run that goes on will give.
+
+    No run begins until this transaction ends, so that none is planned by patterns that are being changed.
+    """
+    keep_out(connection, tenant_id)
+    rows = connection.execute("SELECT entity, series, pattern FROM number_patterns").fetchall()
+    found = {(row["entity"], row["series"], row["pattern"]) for row in rows}
+    run = active(connection)
+    for entity, patterns in ((run or {}).get("patterns") or {}).items():
+        found |= {(entity, series, pattern) for series, pattern in patterns.items()}
+    return sorted(found)
 
 
 def get(connection: Connection, run_id: str, *, lock: bool = False) -> dict[str, Any]:

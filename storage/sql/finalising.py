@@ -204,6 +204,13 @@ def numbers_of(connection: Connection, tenant: UUID, documents: pl.DataFrame) ->
         ).fetchone()
         assert row is not None
         last[entity, series, year] = row["last"] - count
+    # After the counters: who takes a number of the same series waits there, and not here.
+    used = documents.select("entity", "type", "pattern").unique().sort("entity", "type", "pattern")
+    connection.execute(
+        "INSERT INTO number_patterns (tenant_id, entity, series, pattern)"
+        " SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING",
+        ([tenant] * used.height, *(used[name].to_list() for name in used.columns)),
+    )
     found: list[tuple[int, str]] = []
     for series, entity, pattern, year in documents.select("type", "entity", "pattern", "year").iter_rows():
         key = (entity, series, year)

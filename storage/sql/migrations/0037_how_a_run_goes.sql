@@ -26,6 +26,19 @@ CREATE POLICY tenant ON number_patterns TO cloudbilling_app
 CREATE POLICY erasing ON number_patterns TO CURRENT_USER
     USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
 GRANT SELECT, INSERT ON number_patterns TO cloudbilling_app;
+-- Of numbers from before, the patterns that their legal entities have now (billing/numbers.py, `patterns_of`).
+ALTER TABLE number_series NO FORCE ROW LEVEL SECURITY;
+ALTER TABLE legal_entities NO FORCE ROW LEVEL SECURITY;
+ALTER TABLE number_patterns NO FORCE ROW LEVEL SECURITY;
+INSERT INTO number_patterns (tenant_id, entity, series, pattern)
+SELECT DISTINCT e.tenant_id, e.code, s.series, replace(replace(
+           coalesce(nullif(e.form -> 'series' ->> s.series, ''),
+                    CASE WHEN e.is_default THEN '{series}-{yyyy}-{n:06}' ELSE '{series}-{entity}-{yyyy}-{n:06}' END),
+           '{series}', CASE s.series WHEN 'invoice' THEN 'RE' ELSE 'RK' END), '{entity}', translate(e.code, '{}', ''))
+  FROM number_series s JOIN legal_entities e ON e.tenant_id = s.tenant_id AND e.code = s.entity;
+ALTER TABLE number_series FORCE ROW LEVEL SECURITY;
+ALTER TABLE legal_entities FORCE ROW LEVEL SECURITY;
+ALTER TABLE number_patterns FORCE ROW LEVEL SECURITY;
 
 -- The newest signed root of each archive: that it is missing in the store is seen by this alone.
 ALTER TABLE archive_heads
