@@ -55,7 +55,7 @@ def set_customer(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> 
         check_endpoint(looked_at)
         check_ids(looked_at)
         _check_known(looked_at, "language", LANGUAGES)  # else his documents would have no words
-        _check_known(looked_at, "einvoice", E_INVOICES)
+        _check_known(looked_at, "einvoice", tuple(E_INVOICES))
     per = form.choice("document_per", DOCUMENT_PER, "") if "document_per" in form.fields else None
     more: dict[str, Any] = {"document_per": per} if per is not None else {}
     if "leitweg_id" in form.fields:
