@@ -1,18 +1,20 @@
-"""Credit notes by hand and by reissue: the mirror of an invoice, or parts of its lines.
+"""Credit notes by hand and by reissue: the mirror of an invoice, parts of its lines, or an amount of the whole.
 
-Owns what may still be credited. A credit note never changes what counts as billed. Amounts of lines whose price
-contains the tax are asked for, and left, with the tax. Source: docs/rules.md, Credit notes by hand.
+Owns the credit note; what may still be credited, and how an amount spreads, is `billing/credit_spread.py`. A credit
+note never changes what counts as billed. Amounts of lines whose price contains the tax are asked for, and left, with
+the tax. Source: docs/rules.md, Credit notes by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
 from billing.assemble import Group, Pool, pool_of, stated_sums, tax_of, with_net
+from billing.credit_spread import PoolShare, rest_of, spread, tax_in
 from billing.documents import Allowance, Corrects, Document, Line, TaxTotal
 from billing.errors import Conflict, FieldError, InvalidInput
 from billing.money import exact_sums, minor_digits, round_amount, split_by_largest_remainder
@@ -42,31 +44,51 @@ def mirror(billed: BilledDocument, day: date) -> Document:
 
 @exact_sums()
 def credit_note(
-    billed: BilledDocument, day: date, notes: Sequence[Document] = (), lines: Sequence[CreditLine] | None = None
+    billed: BilledDocument,
+    day: date,
+    notes: Sequence[Document] = (),
+    lines: Sequence[CreditLine] | None = None,
+    amount: Decimal | None = None,
 ) -> Document:
-    """A credit note by hand, whole (`lines` None) or over lines. `notes` are the earlier ones of the same invoice.
+    """A credit note by hand: over lines, of an amount with tax of the whole document, or (neither) whole. `notes` are
+    the earlier ones of the same invoice.
 
-    Raises InvalidInput with pointers into `{document, lines: [...]}`, Conflict where nothing is left to credit.
+    Raises InvalidInput with pointers into `{document, amount, lines: [...]}`, Conflict where nothing is left to credit.
     """
     if billed.document.type != "invoice":
         raise InvalidInput(
             f"document {billed.number} is a credit note: only invoices are credited",
             errors=[FieldError("/document", "must be an invoice")],
         )
+    if amount is not None:
+        if lines is not None:
+            detail = "goes without lines: each of them has an amount of its own"
+            raise InvalidInput(f"/amount: {detail}", errors=[FieldError("/amount", detail)])
+        found = spread(billed.document, rest_of(billed.document, notes), amount)
+        note = _by_lines(billed, day, notes, [CreditLine(*one) for one in found.lines.items()], found.shares)
+        assert note.gross == amount, "an amount is spread to the last unit"
+        return note
     if lines is None:
         if notes:
             raise Conflict(
-                f"document {billed.number} is credited in part already: credit the rest by lines",
+                f"document {billed.number} is credited in part already: credit the rest by an amount or by lines",
                 document=billed.number,
             )
         return mirror(billed, day)
-    return _by_lines(billed, day, notes, lines)
+    return _by_lines(billed, day, notes, lines, {})
 
 
-def _by_lines(billed: BilledDocument, day: date, notes: Sequence[Document], wanted: Sequence[CreditLine]) -> Document:
+def _by_lines(
+    billed: BilledDocument,
+    day: date,
+    notes: Sequence[Document],
+    wanted: Sequence[CreditLine],
+    shares: Mapping[Pool, PoolShare],
+) -> Document:
+    """Over lines; `shares` says of pools what they take of allowances and tax, where it does not follow from lines."""
     document = billed.document
     currency = document.currency
-    left = _left(billed, notes)
+    left = dict(rest_of(document, notes).lines)
     errors: list[FieldError] = []
     made: list[Line] = []
     for place, one in enumerate(wanted):
@@ -88,7 +110,10 @@ def _by_lines(billed: BilledDocument, day: date, notes: Sequence[Document], want
         errors.append(FieldError("/lines", "names no line"))
     if errors:
         raise InvalidInput(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
-    parts = [_Part(document, notes, made, pool, _exhausted(document, pool, left)) for pool in stated_sums(made)]
+    parts = [
+        _Part(document, notes, made, pool, _exhausted(document, pool, left), shares.get(pool))
+        for pool in stated_sums(made)
+    ]
     for part in parts:
         for place, line in part.lines():
             made[place] = line
@@ -124,16 +149,6 @@ def _by_lines(billed: BilledDocument, day: date, notes: Sequence[Document], want
     )
 
 
-def _left(billed: BilledDocument, notes: Sequence[Document]) -> dict[int, Decimal]:
-    """What is left of each line, in the terms of its price."""
-    left = {number: line.stated for number, line in enumerate(billed.document.lines, start=1)}
-    for note in notes:
-        for line in note.lines:
-            if line.corrects is not None:
-                left[line.corrects.line] -= line.stated
-    return left
-
-
 def _credited(billed: BilledDocument, one: CreditLine, line: Line, amount: Decimal) -> Line:
     """The credited part: its share of the line's percent discount; the line's quantity unless one is given."""
     allowance = line.stated_allowance
@@ -155,19 +170,6 @@ def _exhausted(document: Document, pool: Pool, left: dict[int, Decimal]) -> bool
     return not any(left[number] for number, line in enumerate(document.lines, start=1) if pool_of(line) == pool)
 
 
-def _tax_in(document: Document, pool: Pool) -> Decimal:
-    """The tax that a document states for a pool of its lines."""
-    group, inclusive = pool[:2], pool[2]
-    within = ZERO
-    for sign, ones in ((1, document.lines), (-1, document.allowances)):
-        for one in ones:
-            if one.gross is not None and (one.tax_category, one.tax_percent) == group:
-                within += sign * (one.gross - one.amount)
-    if inclusive:
-        return within
-    return sum((t.amount for t in document.taxes if (t.category, t.percent) == group), ZERO) - within
-
-
 class _Part:
     """What a credit note by lines takes back of one pool: allowances, tax and base, and the net of its lines.
 
@@ -176,25 +178,33 @@ class _Part:
     """
 
     def __init__(
-        self, document: Document, notes: Sequence[Document], made: Sequence[Line], pool: Pool, exhausted: bool
+        self,
+        document: Document,
+        notes: Sequence[Document],
+        made: Sequence[Line],
+        pool: Pool,
+        exhausted: bool,
+        share: PoolShare | None,
     ) -> None:
         self.document, self.notes, self.pool, self.exhausted = document, notes, pool, exhausted
         self.made = [(place, line) for place, line in enumerate(made) if pool_of(line) == pool]
         self.credited = sum((line.stated for _, line in self.made), ZERO)
-        self.allowances = self._allowances()
+        self.allowances = self._allowances(share)
         rest = self.credited - sum((one.stated for one in self.allowances), ZERO)
-        self.tax = self._tax(rest)
+        self.tax = self._tax(rest) if share is None else share.tax
         self.base = rest - self.tax if pool[2] else rest
         self.net = self.credited
         if pool[2]:
             self.net = self._net_of_lines()
             self.allowances = self._with_nets(self.net - self.base)
 
-    def _allowances(self) -> list[Allowance]:
+    def _allowances(self, part: PoolShare | None) -> list[Allowance]:
         document, pool = self.document, self.pool
         own = [a for a in document.allowances if pool_of(a) == pool]
         if not own:
             return []
+        if part is not None:
+            return _by_entry(self.notes, own, part.allowances)
         given = sum((a.stated for note in self.notes for a in note.allowances if pool_of(a) == pool), ZERO)
         total = sum((a.stated for a in own), ZERO)
         share = rest = total - given
@@ -207,7 +217,7 @@ class _Part:
 
     def _tax(self, rest: Decimal) -> Decimal:
         _, percent, inclusive = self.pool
-        left = _tax_in(self.document, self.pool) - sum((_tax_in(note, self.pool) for note in self.notes), ZERO)
+        left = tax_in(self.document, self.pool) - sum((tax_in(note, self.pool) for note in self.notes), ZERO)
         if self.exhausted:
             return left
         currency = self.document.currency

@@ -177,10 +177,10 @@ class Run:
         if any(note.type == "invoice" for note in notes):
             _refuse(here, f"document {asked.document} was replaced by a new invoice")
         try:
-            note = credit_note(billed, local_date(self.now, self.timezone), notes, asked.lines)
+            note = credit_note(billed, local_date(self.now, self.timezone), notes, asked.lines, asked.amount)
         except InvalidInput as error:
             raise moved(error, "", f"{place}/credit_note") from error
-        if asked.lines is None:
+        if asked.whole:
             self.wallets.give_back(billed.number)
         self.billed.append(BilledDocument(str(len(self.billed) + 1), note, 0, self.now))
 

@@ -55,10 +55,15 @@ class Correction:
 
 @dataclass(frozen=True)
 class Credited:
-    """A credit note by hand: of which document of the run (from 1), whole (`lines` None) or over lines."""
+    """A credit note by hand: of which document of the run (from 1), over lines, of an amount, or (neither) whole."""
 
     document: int
     lines: Sequence[CreditLine] | None
+    amount: Decimal | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.lines is None and self.amount is None
 
 
 @dataclass(frozen=True)
@@ -251,8 +256,9 @@ def _credited(form: Form) -> Credited:
             )
             one.done()
     form.raw("lines")
+    amount = form.decimal("amount", required=False)
     form.done()
-    return Credited(number, lines)
+    return Credited(number, lines, amount)
 
 
 # -- What is expected --------------------------------------------------------------------------------------------------

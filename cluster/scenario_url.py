@@ -244,6 +244,8 @@ class RestPlayer:
             detail = f"there is no document {credited.document}"
             raise InvalidInput(detail, errors=[FieldError("/document", detail)])
         body: dict[str, Any] = {"document": numbers[credited.document - 1]}
+        if credited.amount is not None:
+            body["amount"] = str(credited.amount)
         if credited.lines is not None:
             body["lines"] = [
                 {

@@ -1,9 +1,11 @@
-"""Bill runs, invoices and credit notes over REST. The work is done by pipelines/ and storage/."""
+"""Bill runs over REST, and reading invoices and credit notes. The work is done by pipelines/ and storage/.
+
+Credit notes by hand are written by `deployments/credit_notes.py`.
+"""
 
 import logging
 from collections.abc import Mapping
 from datetime import date, datetime
-from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID
 
@@ -11,16 +13,12 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from billing.credit_notes import CreditLine, credit_note
 from billing.documents import Document, Line
-from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotFound
-from billing.forms import decimal_of
-from billing.numbers import patterns_of
+from billing.errors import BillingError, FieldError, InvalidInput, NotFound
 from billing.periods import TimeInvalid, parse_moment, zone
-from billing.settle import BilledDocument
 from deployments.access import Caller, may
 from deployments.archive import reader as archive_reader
-from deployments.bodies import json_form, known_keys, text_of
+from deployments.bodies import json_form, known_keys
 from deployments.manners import (
     Answer,
     PageOf,
@@ -31,22 +29,19 @@ from deployments.manners import (
     page_of,
     paging,
     plain,
-    tenant_now,
     uuid_cursor,
 )
 from deployments.services import Services
 from pipelines.bill_run import BillRunDriver
 from pipelines.bill_run_chunk import CUSTOMERS
 from pipelines.document_files import make_files, want_again
-from pipelines.run_credit import bring_moves, restoring
 from pipelines.run_view import run_view
 from pipelines.verify_invoices import verify_run
-from storage.sql import audit, bill_runs, invoices, tenants, wallet_moves
+from storage.sql import audit, bill_runs, invoices
 from storage.sql.database import Connection
 
 router = APIRouter(prefix="/v1", tags=["Billing"])
-_WRITE_ERRORS = (400, 404, 409, 413, 415, 422)
-CREDIT_LINES_MAX = 10_000
+WRITE_ERRORS = (400, 404, 409, 413, 415, 422)
 LOG = logging.getLogger("cloudbilling.billing")
 
 # --- bill runs
@@ -104,7 +99,7 @@ def shown_run(run: Mapping[str, Any]) -> dict[str, Any]:
 @router.post(
     "/bill-runs",
     summary="Start a bill run",
-    **described(request={"up_to": "2026-02-01"}, answer=_RUN, status=202, also=_WRITE_ERRORS),
+    **described(request={"up_to": "2026-02-01"}, answer=_RUN, status=202, also=WRITE_ERRORS),
 )
 def start_bill_run(
     request: Request, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
@@ -274,7 +269,7 @@ def _steered(path: str, word: str, summary: str) -> None:
 
     router.add_api_route(
         path, post, methods=["POST"], summary=summary, name=f"bill_run_{word}",
-        **described(request={}, answer=_RUN, status=202, also=_WRITE_ERRORS),
+        **described(request={}, answer=_RUN, status=202, also=WRITE_ERRORS),
     )  # fmt: skip
 
 
@@ -284,7 +279,7 @@ _steered("/bill-runs/{run_id}/resume", "resume", "Let a paused or interrupted bi
 _steered("/bill-runs/{run_id}/cancel", "cancel", "Give up a bill run that is not approved")
 
 
-# --- invoices and credit notes
+# --- invoices and credit notes, as they are read
 
 _ROW = {
     "id": "0192f3c0-8a51-7c3e-9a54-2f0d1c6b7e11",
@@ -305,7 +300,7 @@ _ROW = {
     "file": "archived",
     "file_reason": None,
 }
-_INVOICE = _ROW | {
+INVOICE_EXAMPLE = _ROW | {
     "lines": [
         {
             "line": 1,
@@ -342,7 +337,7 @@ _INVOICE = _ROW | {
 }
 
 
-def _shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
     fields = {
         key: row[key]
         for key in ("id", "number", "type", "customer", "customer_name", "currency", "due_on", "net", "tax", "gross")
@@ -465,7 +460,7 @@ def list_invoices(
             search=search,
             file_state=file,
         )
-    return page_of(rows, page, lambda row: str(row["id"]), _shown_row)
+    return page_of(rows, page, lambda row: str(row["id"]), shown_row)
 
 
 def _file(request: Request, caller: Caller, number: str, kind: str, media: str) -> Response:
@@ -506,7 +501,7 @@ def invoice_xml(request: Request, number: str, caller: Caller = Depends(may("bil
 @router.post(
     "/invoices/{number:path}/files",
     summary="Make the files of a document that could not be made",
-    **described(request={}, answer=_ROW | {"file": "wanted"}, status=202, also=_WRITE_ERRORS),
+    **described(request={}, answer=_ROW | {"file": "wanted"}, status=202, also=WRITE_ERRORS),
 )
 def post_files(
     request: Request, number: str, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
@@ -523,7 +518,7 @@ def post_files(
         want_again(connection, caller.tenant_id, number, now)
         audit.record(connection, caller.tenant_id, at=now, actor=caller.actor, action="files made again",
                      subject=number)  # fmt: skip
-        return Answer(_shown_row(invoices.get(connection, number)), 202)
+        return Answer(shown_row(invoices.get(connection, number)), 202)
 
     answer = write.run(caller, work)
     make_wanted_files(write.services, caller.tenant_id, msgspec.json.decode(answer.body)["id"])
@@ -541,7 +536,7 @@ def make_wanted_files(services: Services, tenant_id: str, document_id: str) -> N
 @router.get(
     "/invoices/{number:path}",
     summary="Read an invoice or credit note with its lines",
-    **described(answer=_INVOICE, also=(404,)),
+    **described(answer=INVOICE_EXAMPLE, also=(404,)),
 )
 def read_invoice(request: Request, number: str, caller: Caller = Depends(may("billing:read"))) -> Response:
     """Each line explains its amount: events, tiers, proration, rounding. `rests_on` names the versions of master data,
@@ -550,103 +545,7 @@ def read_invoice(request: Request, number: str, caller: Caller = Depends(may("bi
     with services.database.tenant(caller.tenant_id) as connection:
         row = invoices.get(connection, number)
         run = bill_runs.get(connection, str(row["run_id"])) if row["run_id"] is not None else None
-    body = _shown_row(row) | shown_document(row["document"], caller.timezone)
+    body = shown_row(row) | shown_document(row["document"], caller.timezone)
     body |= {"buyer": plain(row["buyer"]), "referred_by": plain(row["referred_by"])}
     rests_on = {"master": run["master_number"], "data_versions": run["data_versions"]} if run is not None else None
     return json_response(body | {"rests_on": rests_on})
-
-
-@router.post(
-    "/credit-notes",
-    summary="Credit an invoice, whole or by lines",
-    **described(
-        request={"document": "RE-2026-000001", "lines": [{"line": 1, "amount": "5.00"}]},
-        answer=_INVOICE | {"number": "GS-2026-000001", "type": "credit_note", "refers_to": "RE-2026-000001"},
-        status=201,
-        also=_WRITE_ERRORS,
-    ),
-)
-def post_credit_note(
-    request: Request, caller: Caller = Depends(may("billing:write")), form: Any = Depends(json_form)
-) -> Response:
-    """Without `lines` the whole invoice is credited. A line without `amount` is credited with all that is left of it.
-    Of a line whose price contains the tax (it has a `gross`) the amount is with the tax.
-    What was billed stays billed: later corrections of usage compare with the invoice's lines."""
-    write = Write(request)
-    services = write.services
-    form = known_keys(form, ("document", "lines", "reason"), ("document",))
-    number = text_of(form, "document")
-    reason = text_of(form, "reason", length_max=1_000) if form.get("reason") is not None else None
-    wanted = _credit_lines(form.get("lines"))
-
-    def work(connection: Connection) -> Answer:
-        # Two notes on one invoice at once could credit more than there is.
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{caller.tenant_id} {number}",))
-        bill_runs.keep_out(connection, caller.tenant_id)
-        if bill_runs.active(connection) is not None:
-            # One that is reversed, or of a tenant that reissues, may be about to credit the same invoice.
-            raise Conflict("a bill run is going on: credit this when it has ended")
-        row = invoices.get(connection, number)
-        if any(each["type"] == "invoice" for each in row["referred_by"]):
-            detail = f"document {number} was replaced by a new invoice"
-            raise InvalidInput(f"/document: {detail}", errors=[FieldError("/document", detail)])
-        earlier = [each["number"] for each in row["referred_by"] if each["type"] == "credit_note"]
-        notes = [invoices.get(connection, each)["document"] for each in earlier]
-        now = tenant_now(services, connection, caller)
-        day = now.astimezone(zone(caller.timezone)).date()
-        document = credit_note(BilledDocument(number, row["document"]), day, notes, wanted)
-        entity = tenants.legal_entity(connection, row["entity"])
-        patterns = patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])
-        final = invoices.Final(
-            document=document,
-            entity=row["entity"],
-            pattern=patterns["credit_note"],
-            buyer=row["buyer"],
-            made_at=now,
-            reason=reason,
-        )
-        (made,) = invoices.finalise(connection, caller.tenant_id, [final], services.clock())
-        if wanted is None:
-            moves = restoring(made.number, row["document"], number)
-            wallet_moves.add(connection, caller.tenant_id, moves, services.clock())
-        audit.record(connection, caller.tenant_id, at=services.clock(), actor=caller.actor,
-                     action="credit note written", subject=made.number, after={"document": number})  # fmt: skip
-        stored = invoices.get(connection, made.number)
-        return Answer(_shown_row(stored) | shown_document(stored["document"], caller.timezone), 201)
-
-    answer = write.run(caller, work)
-    try:
-        bring_moves(services.database, services.desk, services.masters, caller.tenant_id, services.clock)
-        make_files(services.database, services.archive, caller.tenant_id, services.clock)
-    except BillingError as error:
-        # The note is final; upkeep does the rest (`LeftFiles`, wallet moves). The caller must not try again.
-        LOG.warning("the files or the credit of a credit note wait: %s", error.detail)
-    return answer
-
-
-def _credit_lines(value: Any) -> list[CreditLine] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not 1 <= len(value) <= CREDIT_LINES_MAX:
-        detail = f"a list of 1 to {CREDIT_LINES_MAX:,} lines is needed"
-        raise InvalidInput(f"/lines: {detail}", errors=[FieldError("/lines", detail)])
-    errors: list[FieldError] = []
-    found: list[CreditLine] = []
-    for place, entry in enumerate(value):
-        pointer = f"/lines/{place}"
-        if not isinstance(entry, dict) or set(entry) - {"line", "amount", "quantity"}:
-            errors.append(FieldError(pointer, "an object of line, amount, quantity is needed"))
-            continue
-        line = decimal_of(entry.get("line"))
-        numbers: dict[str, Decimal | None] = {}
-        for key in ("amount", "quantity"):
-            numbers[key] = decimal_of(entry[key]) if entry.get(key) is not None else None
-            if entry.get(key) is not None and numbers[key] is None:
-                errors.append(FieldError(f"{pointer}/{key}", "a decimal number as text is needed"))
-        if line is None or line != line.to_integral_value() or not 1 <= line <= 1_000_000:
-            errors.append(FieldError(f"{pointer}/line", "the number of a line is needed, from 1"))
-            continue
-        found.append(CreditLine(int(line), numbers["amount"], numbers["quantity"]))
-    if errors:
-        raise InvalidInput(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
-    return found

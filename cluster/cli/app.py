@@ -144,6 +144,27 @@ def bill_run(
     billing.bill_run(wanted, body, customer, tenant, key, url, as_json)
 
 
+@app.command(name="credit-note")
+def credit_note(
+    invoice: str = typer.Argument(..., help="Number of the invoice."),
+    line: list[str] = typer.Option(
+        [], help="A line: its number, or `3=5.00` for a part of it; without an amount all that is left. Repeatable."
+    ),
+    amount: str = typer.Option(None, help="An amount with tax, spread over the whole invoice."),
+    reason: str = typer.Option(..., help="Why; kept with the credit note."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only show what would be written."),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Credit an invoice: whole, by lines or by an amount; never more than was billed. A credit note is final."""
+    from cluster.cli import credit_notes
+
+    wish = {"document": invoice, "reason": reason, **credit_notes.wanted(line, amount)}
+    credit_notes.write(wish, dry_run, tenant, key, url, as_json)
+
+
 @app.command(name="billing-settings")
 def billing_settings(
     file: Path = typer.Argument(None, help="JSON to set; without it the settings are shown."),

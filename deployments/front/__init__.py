@@ -14,6 +14,7 @@ from deployments.front.contracts.references import routes as reference_routes
 from deployments.front.contracts.routes import routes as contracts_routes
 from deployments.front.documents.archive import routes as archive_routes
 from deployments.front.documents.bill_runs import routes as bill_run_routes
+from deployments.front.documents.credit import routes as credit_routes
 from deployments.front.documents.layouts import routes as layout_routes
 from deployments.front.documents.line import routes as line_routes
 from deployments.front.documents.routes import routes as documents_routes
@@ -60,7 +61,8 @@ def front_router(services: Services) -> APIRouter:
         contracts_routes,
         prices_routes,
         simulation_routes,
-        line_routes,  # before the documents, whose path takes every longer one
+        line_routes,  # both before the documents, whose path takes every longer one
+        credit_routes,
         documents_routes,
         bill_run_routes,
         layout_routes,

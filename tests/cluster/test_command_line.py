@@ -35,7 +35,7 @@ def test_help_lists_every_command_and_needs_no_heavy_import() -> None:
     assert done.returncode == 0, done.stderr
     shown = call("--help").stdout
     for command in (
-        "up", "down", "status", "doctor", "demo", "import", "usage", "bill-run", "scenario",
+        "up", "down", "status", "doctor", "demo", "import", "usage", "bill-run", "credit-note", "scenario",
         "invoices", "export", "verify", "keys", "tenants",
     ):  # fmt: skip
         assert f"\n  {command} " in shown, f"{command} is not in --help"

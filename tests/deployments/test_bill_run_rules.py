@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deployments import billing_documents
+from deployments import credit_notes
 from pipelines.bill_run import BillRunDriver
 
 pytestmark = pytest.mark.postgres
@@ -99,14 +99,14 @@ def test_a_reversal_or_a_run_waits_for_a_credit_note_by_hand_that_is_being_writt
     run = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}).json()
     (invoice,) = tenant.get("/v1/invoices").json()["items"]
     writing, go = Event(), Event()
-    write = billing_documents.credit_note
+    write = credit_notes.credit_note
 
     def slowly(*given: Any) -> Any:
         writing.set()  # it has looked: no run goes on
         assert go.wait(60)
         return write(*given)
 
-    monkeypatch.setattr(billing_documents, "credit_note", slowly)
+    monkeypatch.setattr(credit_notes, "credit_note", slowly)
     wanted = {"document": invoice["number"], "lines": [{"line": 1, "amount": "0.20"}]}
     path = f"/v1/bill-runs/{run['id']}/reverse" if other == "reverse" else "/v1/bill-runs"
     body = {} if other == "reverse" else {"up_to": "2026-02-01"}

@@ -71,9 +71,10 @@ def test_a_mistake_in_the_file_is_found_before_anything_is_sent(platform: Platfo
     [
         ({"credit_note": {"document": "9"}}, "credit_note/document"),
         ({"credit_note": {"document": "1", "lines": [{"line": "1"}, {"line": "7"}]}}, "credit_note/lines/1/line"),
+        ({"credit_note": {"document": "1", "amount": "9999"}}, "credit_note/amount"),
         ({"correct": {"source": "a", "id": "e1", "data": {}}}, "correct"),
     ],
-    ids=["no such document", "no such line", "an event that is not in suspense"],
+    ids=["no such document", "no such line", "more than is left", "an event that is not in suspense"],
 )
 def test_a_step_that_is_refused_is_named_by_its_place_in_the_file_both_ways(
     platform: Platform, step: Any, place: str

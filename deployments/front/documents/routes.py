@@ -1,6 +1,6 @@
 """Pages of invoices and credit notes, and their files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -159,6 +159,7 @@ def routes(front: Front) -> APIRouter:
         number: str,
         explain: int | None = None,
         format: str = "",
+        credited: Annotated[str, Query(max_length=256)] = "",
     ) -> Response:
         visit.need("billing:read")
         with services.database.tenant(visit.tenant_id) as connection:
@@ -187,7 +188,9 @@ def routes(front: Front) -> APIRouter:
             xml=files.get("xml"),
             parked=found["parked"] if found["files"] == "parked" else None,
             related=related,
-            timeline=_timeline(found["made_at"], files, visit.texts),
+            credited=credited if any(one.number == credited for one in related) else "",
+            creditable=_creditable(row, related),
+            timeline=_timeline(row, found["made_at"], files, visit.texts),
         )
 
     return router
@@ -220,8 +223,13 @@ def _invoice_view(row: overview.InvoiceRow, found: Mapping[str, Any]) -> dict[st
         "city": (buyer.get("address") or {}).get("city") or "",
         "due_on": row.due_on,
         "run": row.run,
+        "reason": found["reason"] or "",
         "run_name": found["run_number"],
     }
+
+
+def _creditable(row: overview.InvoiceRow, related: Sequence[overview.InvoiceRow]) -> bool:
+    return row.type == "invoice" and row.state != "credited" and all(one.type != "invoice" for one in related)
 
 
 def groups_of(document: Document, master: MasterData, wanted: int | None, t: Texts, f: Formats) -> list[Group]:
@@ -300,8 +308,10 @@ def tax_words_of(document: Document, t: Texts, f: Formats) -> str:
     return ", ".join(dict.fromkeys(words)) or t("invoice.tax_none")
 
 
-def _timeline(made_at: datetime, files: Mapping[str, Archived], t: Texts) -> list[tuple[datetime, str]]:
-    moments = [(made_at, t("invoice.made_final"))]
+def _timeline(
+    row: overview.InvoiceRow, made_at: datetime, files: Mapping[str, Archived], t: Texts
+) -> list[tuple[datetime, str]]:
+    moments = [(made_at, t("invoice.made_final" if row.run else "invoice.made_final_alone"))]
     moments += [
         (file.archived_at, t(f"invoice.{kind}_archived")) for kind, file in files.items() if kind in ("pdf", "xml")
     ]
