@@ -91,7 +91,9 @@ def test_a_second_run_up_to_the_same_day_makes_nothing(world: World) -> None:
         before = world.outcome(tenant_id)
         again = driver.drive(tenant_id, driver.plan(tenant_id, MARCH, "test")["id"])
     assert (again["state"], again["documents"]["made"]) == ("done", 0)
-    assert world.outcome(tenant_id) == before
+    after = world.outcome(tenant_id)
+    after["told"].remove({"kind": "bill_run.done", "subject": str(again["number"])})  # of this run itself, nothing else
+    assert after == before
 
 
 def test_two_processes_that_drive_one_run_end_with_the_same_invoices(world: World, undisturbed: dict[str, Any]) -> None:
