@@ -18,7 +18,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from billing.errors import FieldError, InvalidInput, Malformed, NotFound
+from billing.errors import Conflict, FieldError, InvalidInput, Malformed, NotFound
 from billing.forms import decimal_of
 from billing.money import MINOR_DIGITS
 from deployments.access import Caller, may
@@ -37,7 +37,7 @@ from storage import pdf_text
 from storage.archive import Archived, Entry, retention, rights
 from storage.archive import deletion as deletions
 from storage.archive.rights import Reader
-from storage.sql import audit
+from storage.sql import audit, invoices
 
 router = APIRouter(prefix="/v1/archive", tags=["Archive"])
 LOG = logging.getLogger("cloudbilling.archive")
@@ -147,7 +147,8 @@ async def put_document(
     caller: Caller = Depends(may("archive:write")),
 ) -> Response:
     """The body is the file. The same again (same bytes) answers the entry that is there; other bytes under the same
-    `document_id`, `kind` and `version` are refused. Text in PDF, XML, CSV and plain text is found by its words."""
+    `document_id`, `kind` and `version` are refused, and so is the id of an invoice or credit note that the platform
+    issues: its files come from the document itself. Text in PDF, XML, CSV and plain text is found by its words."""
     services: Services = request.app.state.services
     if currency and currency not in MINOR_DIGITS:
         raise InvalidInput("there is no such currency", errors=[FieldError("query:currency", "is no currency")])
@@ -171,6 +172,10 @@ async def put_document(
     )
 
     def put() -> Archived:
+        with services.database.tenant(caller.tenant_id) as connection:
+            if invoices.is_document(connection, document_id):
+                # Else a foreign file would be what a bill run finds archived, and the invoice's own never made.
+                raise Conflict(f"{document_id} is a document that the platform issues: take another document_id")
         found = services.archive.put(caller.tenant_id, replace(entry, text=pdf_text.words(data, mime)))
         with services.database.tenant(caller.tenant_id) as connection:
             rights.record(connection, caller.tenant_id, at=services.clock(), actor=caller.actor, action="put",

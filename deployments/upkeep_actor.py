@@ -1,8 +1,9 @@
 """Ray's shell around what nobody asks for by a request: one detached actor, `upkeep`, that looks in rounds.
 
 It carries usage between lanes (budgets see it one second later), delivers webhooks, checks once a day that every
-tenant's log is complete, brings erasures on their way, begins bill runs that are due, and drives on what a process
-that is gone left half done. It may die at any time: what it does is in the log and in SQL; two of them do no harm.
+tenant's log is complete, signs the days of the archives, brings erasures on their way, begins bill runs that are due,
+and drives on what a process that is gone left half done. It may die at any time: what it does is in the log and in SQL;
+two of them do no harm.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from deployments.left_behind import LeftBehind
 from deployments.simulation_actor import SIMULATION, start_simulation
 from deployments.wiring import PlatformAddress, Stores, utc_now
 from pipelines.bill_run import BillRunDriver
+from pipelines.daily_roots import DailyRoots
 from pipelines.document_files import LeftFiles
 from pipelines.forgetting import Erasures
 from pipelines.retention import Retention
@@ -39,6 +41,7 @@ from storage.sql import tenants
 EVERY_S = 1.0
 PAUSE_S = 10.0  # after a fault
 COMPLETENESS_S = 60.0  # between two looks whether a tenant's daily check is due
+ROOTS_S = 900.0  # between two looks whether a day of the archive is to be signed, or a stamp is missing
 ERASURES_S = 5.0  # between two looks whether an erasure has a step to do
 DUE_S = 15.0  # between two looks for bill runs that are due
 LEFT_S = 15.0  # between two looks for bill runs that nobody drives, and files that nobody makes
@@ -81,6 +84,7 @@ class UpkeepActor:
             ("erasures", erasing_rounds(forgetting), ERASURES_S),
             ("tenants", ending.round, ERASURES_S),
             ("retention", retention.round, COMPLETENESS_S),
+            ("archive roots", DailyRoots(stores.database, stores.archive).round, ROOTS_S),
             ("due bill runs", lambda: begin_due(stores, runs, begin_run), DUE_S),
             ("wallet moves", runs.bring_waiting_moves, LEFT_S),
             ("left bill runs", left_runs.round, LEFT_S),

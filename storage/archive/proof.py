@@ -14,7 +14,7 @@ from datetime import date
 from storage.archive import retention
 from storage.archive.entries import DELETION, GENESIS, Archived, Finding, archived, chain_findings
 from storage.archive.packs import Place, alone_key, is_whole
-from storage.archive.roots import Roots
+from storage.archive.roots import Roots, newest_root
 from storage.archive.vault import Vault
 from storage.object_store import ObjectStore
 from storage.sql.database import Database
@@ -69,6 +69,10 @@ def prove(
     # Listed before the register is read: bytes are put before their entry, so what is archived meanwhile is either not
     # listed here or registered by then (a put just now, without its entry, shows once and never again).
     present = list(store.list(f"archive/{tenant_id}/"))
+    with database.tenant(tenant_id) as connection:
+        newest = newest_root(
+            connection, tenant_id
+        )  # before the roots are listed: one that is signed now is none too many
     signed = roots.all(tenant_id) if roots is not None else []
     expected = {root.position: root for root in signed}
     walk = _Walk(tenant_id, known_head, passed=known_head in (None, GENESIS.hex()))
@@ -94,7 +98,7 @@ def prove(
     walk.findings += [Finding("added", "nothing in the register names this object", key) for key in present
                       if key not in walk.listed]  # fmt: skip
     if roots is not None:
-        walk.findings += roots.findings(signed, walk.entries)
+        walk.findings += roots.findings(signed, walk.entries, newest)
     findings = tuple(walk.findings[:FINDINGS_MAX])
     return Proof(walk.entries, walk.bytes, walk.chain.hex(), findings, walk.confirmed, len(signed))
 

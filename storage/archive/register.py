@@ -25,7 +25,7 @@ from storage.archive.entries import COLUMNS, DELETION, GENESIS, Archived, Entry,
 from storage.archive.packs import Packed, Place, alone_key, is_whole, pack
 from storage.archive.proof import Proof, locks_wanted, prove
 from storage.archive.rights import Reader
-from storage.archive.roots import Roots
+from storage.archive.roots import Roots, newest_root, note_root
 from storage.archive.vault import PlainVault, Vault
 from storage.object_store import ObjectStore
 from storage.sql.database import Connection, Database
@@ -184,7 +184,8 @@ class Archive:
         return answers
 
     def close_day(self, tenant_id: str) -> None:
-        """Sign the chain as it stands before the first entry of a new day; nothing to do on the same day again."""
+        """Sign the chain as it stands before the first entry of a new day, if anything was added since the root before;
+        nothing to do on the same day again."""
         if self.roots is None:
             return
         today = self.clock().astimezone(UTC).date()
@@ -192,8 +193,11 @@ class Archive:
             return
         with self.database.tenant(tenant_id) as connection:
             position, chain = head(connection, tenant_id)
-        if position:
-            self.roots.sign(tenant_id, today, position, chain, self.clock())
+            known = newest_root(connection, tenant_id)
+        if position and (known is None or (known.day < today and known.position < position)):
+            newest = self.roots.sign(tenant_id, today, position, chain, self.clock(), known)
+            with self.database.tenant(tenant_id) as connection:
+                note_root(connection, tenant_id, newest)
         self._closed[tenant_id] = today
 
     # -- Reading -------------------------------------------------------------------------------------------------------

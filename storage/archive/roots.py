@@ -1,8 +1,11 @@
 """Signed roots: what each tenant's chain ended with before the first entry of a day, signed with the archive's own key.
 
+A day on which nothing was added has none: the root before it says the same.
+
 The register could be written anew by somebody who owns the database, links and all; not so that the roots still agree.
 A root names the one before (its hash), and can be stamped by a time-stamping authority of RFC 3161, who never sees more
-than a hash. A root that could not be stamped (authority away) is stamped later.
+than a hash. A root that could not be stamped (authority away) is stamped later. The register knows the newest root: if
+it is gone from the store, this alone tells, and the next one names it all the same.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 from billing.errors import Unavailable
 from storage.archive.entries import Finding
 from storage.object_store import ObjectStore
+from storage.sql.database import Connection
 
 LOG = logging.getLogger("cloudbilling.archive")
 STAMP_LATER_MAX = 31  # roots without a stamp that are tried again at a time
@@ -46,6 +50,15 @@ class Timestamper(Protocol):
     def stamped_at(self, data: bytes, response: bytes) -> datetime:
         """When the authority says that it saw the hash of `data`. Raises ValueError if it does not say so."""
         ...
+
+
+@dataclass(frozen=True)
+class NewestRoot:
+    """What the register knows of a tenant's newest root."""
+
+    day: date
+    position: int
+    hash: bytes
 
 
 @dataclass(frozen=True)
@@ -119,24 +132,48 @@ class Roots:
         """The key that signs now, hexadecimal: hand it to whoever shall check the roots."""
         return self._key.public
 
-    def sign(self, tenant_id: str, day: date, position: int, chain: bytes, now: datetime) -> None:
-        """The root of a day: the chain as it stands before the day's first entry. The first one to sign has decided."""
+    def sign(
+        self,
+        tenant_id: str,
+        day: date,
+        position: int,
+        chain: bytes,
+        now: datetime,
+        known: NewestRoot | None = None,
+    ) -> NewestRoot:
+        """The root of a day: the chain as it stands before the day's first entry. The first one to sign has decided.
+
+        `known` is the newest one by the register: the new one names it, although somebody took it out of the store.
+        """
         key = _root_key(tenant_id, day)
-        if self._store.exists(key):
-            return
-        earlier = self.all(tenant_id)
-        previous = hashlib.sha256(_stored(earlier[-1])).hexdigest() if earlier else ""
-        body = _body(tenant_id, day.isoformat(), position, chain.hex(), previous, now, self._key.public)
-        root = json.dumps({"body": body.decode(), "signature": self._key.sign(body)}).encode()
-        self._store.create(key, root)
+        stored = self._store.get(key)
+        if stored is None:
+            earlier = self.all(tenant_id)
+            previous = hashlib.sha256(_stored(earlier[-1])).hexdigest() if earlier else ""
+            # Whoever signed last may have died before the register heard of it: then the store knows more.
+            if known is not None and not (earlier and earlier[-1].day > known.day.isoformat()):
+                previous = known.hash.hex()
+            body = _body(tenant_id, day.isoformat(), position, chain.hex(), previous, now, self._key.public)
+            self._store.create(key, json.dumps({"body": body.decode(), "signature": self._key.sign(body)}).encode())
+            stored = self._store.get(key)
+            if stored is None:
+                raise Unavailable(f"the signed root {key} was just stored and is not there")
         self.stamp_missing(tenant_id)
+        root = _root(key, stored, None)
+        return NewestRoot(day, root.position, hashlib.sha256(_stored(root)).digest())
 
     def stamp_missing(self, tenant_id: str) -> int:
         """Ask the authority for the stamps that are missing; how many came. One that is away is asked again later."""
         if self._timestamper is None:
             return 0
         made = 0
-        for root in [one for one in self.all(tenant_id) if one.stamp is None][:STAMP_LATER_MAX]:
+        keys = set(self._store.list(f"archive-roots/{tenant_id}/"))
+        missing = sorted(key for key in keys if key.endswith(".json") and _stamp_key(key) not in keys)
+        for key in missing[:STAMP_LATER_MAX]:
+            data = self._store.get(key)
+            if data is None:  # taken away meanwhile, with the tenant
+                continue
+            root = _root(key, data, None)
             try:
                 made += self._store.create(_stamp_key(root.key), self._timestamper.stamp(_stored(root)))
             except Unavailable as error:
@@ -152,8 +189,9 @@ class Roots:
                 found.append(_root(key, data, self._store.get(_stamp_key(key))))
         return found
 
-    def findings(self, signed: Sequence[Root], entries: int) -> Iterable[Finding]:
-        """What is wrong with the roots themselves, and those beyond the end of the chain."""
+    def findings(self, signed: Sequence[Root], entries: int, newest: NewestRoot | None = None) -> Iterable[Finding]:
+        """What is wrong with the roots themselves, and those beyond the end of the chain. `newest` is the one that the
+        register knew before `signed` were listed."""
         before: Root | None = None
         for root in signed:
             if root.signer not in self._trusted:
@@ -170,6 +208,14 @@ class Roots:
                 yield Finding("root", detail, root.key, root.position)
             yield from self._stamp_findings(root)
             before = root
+        if newest is not None:
+            day = newest.day.isoformat()
+            found = next((root for root in signed if root.day == day), None)
+            if found is None:
+                detail = f"the root of {day} was signed and is gone, and with it maybe earlier ones"
+                yield Finding("root", detail, "", newest.position)
+            elif hashlib.sha256(_stored(found)).digest() != newest.hash:
+                yield Finding("root", f"the root of {day} is another one than was signed", found.key, newest.position)
 
     def _stamp_findings(self, root: Root) -> Iterable[Finding]:
         if root.stamp is None or self._timestamper is None:
@@ -184,6 +230,24 @@ class Roots:
         if root.stamp is None or self._timestamper is None:
             return None
         return self._timestamper.stamped_at(_stored(root), root.stamp)
+
+
+def newest_root(connection: Connection, tenant_id: str) -> NewestRoot | None:
+    """The newest root that the register knows; None before the first one."""
+    row = connection.execute(
+        "SELECT root_day, root_position, root_hash FROM archive_heads WHERE tenant_id = %s AND root_day IS NOT NULL",
+        (tenant_id,),
+    ).fetchone()
+    return None if row is None else NewestRoot(row["root_day"], int(row["root_position"]), bytes(row["root_hash"]))
+
+
+def note_root(connection: Connection, tenant_id: str, newest: NewestRoot) -> None:
+    """Let the register know a root that is signed and stored."""
+    connection.execute(
+        "UPDATE archive_heads SET root_day = %s, root_position = %s, root_hash = %s"
+        " WHERE tenant_id = %s AND (root_day IS NULL OR root_day < %s)",
+        (newest.day, newest.position, newest.hash, tenant_id, newest.day),
+    )
 
 
 def _root_key(tenant_id: str, day: date) -> str:

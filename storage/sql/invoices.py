@@ -309,6 +309,15 @@ def cancelled(connection: Connection, numbers: Sequence[str]) -> dict[str, dict[
     return {row["number"]: _read(row) for row in rows}
 
 
+def is_document(connection: Connection, document_id: str) -> bool:
+    """Whether this is the id of an invoice or credit note, as the archive has it."""
+    try:
+        known = UUID(document_id)
+    except ValueError:
+        return False
+    return connection.execute("SELECT 1 FROM invoices WHERE id = %s", (known,)).fetchone() is not None
+
+
 def reversed_count(connection: Connection, run_id: str) -> int:
     """How many documents of a run are taken back."""
     row = connection.execute("SELECT count(*) AS n FROM invoices WHERE reverses_run = %s", (UUID(run_id),)).fetchone()

@@ -1,8 +1,8 @@
 """The end of tenants in SQL: closed, to be erased at a time, erased. What is deleted when is
 `pipelines/tenant_erasing.py`.
 
-`close`, `reopen`, `plan_erasure`, `due`, `begin`, `note` and `remember` take a connection of the system role;
-`delete_rows` one of the tables' owner.
+`close`, `reopen`, `plan_erasure`, `standing`, `due`, `begin`, `note` and `remember` take a connection of the system
+role; `delete_rows` one of the tables' owner.
 """
 
 from __future__ import annotations
@@ -70,6 +70,12 @@ def plan_erasure(connection: Connection, code: str, rule: str, at: datetime) -> 
     if row is None:
         raise Conflict("the tenant is being erased already")
     return state(connection, code)
+
+
+def standing(connection: Connection) -> list[str]:
+    """Tenants whose erasure has not begun."""
+    rows = connection.execute("SELECT id FROM tenants WHERE erasing_since IS NULL ORDER BY id").fetchall()
+    return [str(row["id"]) for row in rows]
 
 
 def due(connection: Connection, now: datetime) -> list[str]:

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from test_billing_routes import EVENTS
 
+from billing.errors import Unavailable
+from pipelines import bill_run
+
 pytestmark = pytest.mark.postgres
 
 
@@ -175,6 +178,33 @@ def test_roots_are_signed_and_can_be_checked_elsewhere(api: Any, tenant: Any, tm
     public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(answer["public_key"]))
     public.verify(bytes.fromhex(root["signature"]), root["body"].encode())
     assert root["position"] == 1
+
+
+def test_nobody_puts_a_file_in_the_place_of_an_invoice_s_own(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is cut off between its numbers and its files, and somebody who may write to the archive comes first."""
+    tenant = api.tenant()
+    tenant.catalog()
+    assert tenant.usage(EVENTS).status_code == 200
+
+    def away(*_: Any, **__: Any) -> int:
+        raise Unavailable("the store is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bill_run, "make_files", away)
+        tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"})
+    run = tenant.get("/v1/bill-runs").json()["items"][0]
+    assert run["state"] == "finalised"
+    item = tenant.get("/v1/invoices").json()["items"][0]
+    for name in (item["id"], item["id"].upper()):
+        for kind in ("pdf", "scan"):
+            refused = put(tenant, b"%PDF- of somebody", "application/pdf", document_id=name, kind=kind)
+            assert refused.status_code == 409, refused.text
+    assert put(tenant, b"%PDF- of somebody", document_id="0192f3c0-8a51-7c3e-9a54-2f0d1c6b7e11").status_code == 201
+    tenant.post(f"/v1/bill-runs/{run['id']}/resume", {})
+    assert tenant.get(f"/v1/bill-runs/{run['id']}").json()["state"] == "done"
+    page = tenant.get(f"/v1/invoices/{item['number']}/pdf").content
+    assert page != b"%PDF- of somebody"
+    assert len(page) > 10_000
 
 
 def test_files_of_invoices_are_under_the_same_rights_and_on_record(billed: Any) -> None:

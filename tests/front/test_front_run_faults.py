@@ -54,8 +54,8 @@ def test_the_page_says_how_long_the_stage_takes_why_it_waits_and_lets_it_go_on(
     words, source = page()
     assert "0.1 a second 10 s left" in words
     assert f"{path}/pause" in source
-    words, source = page(waiting_reason="no space is left on the disk")
-    assert "Waits, and goes on by itself: no space is left on the disk" in words
+    words, source = page(waiting_reason="the disk is full")
+    assert "Waits, and goes on by itself: the disk is full" in words
     assert "s left" not in words
     assert 'role="alert"' not in source
     words, source = page(error="the chunk breaks")

@@ -8,6 +8,7 @@ import random
 import subprocess
 import tarfile
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -17,14 +18,15 @@ import psycopg
 import pytest
 from test_archive import as_owner, entry, kinds, object_path
 
-from billing.errors import Conflict, InvalidInput, NotFound
+from billing.errors import Conflict, InvalidInput, NotFound, Unavailable
+from pipelines.daily_roots import DailyRoots
 from storage.archive import Archive, Archived, Entry
 from storage.archive import retention as rules
 from storage.archive.deletion import ORPHAN_AGE, delete, expired, sweep
 from storage.archive.packs import pack
 from storage.archive.rights import Reader, accesses, reader_of, set_right
 from storage.archive.roots import Roots, SigningKey
-from storage.object_store import LocalObjectStore
+from storage.object_store import LocalObjectStore, StoreUnavailable
 from storage.sql.database import Database
 
 pytestmark = pytest.mark.postgres
@@ -369,6 +371,131 @@ def test_a_root_that_was_tampered_with_is_found(
         forger = Roots(store, SigningKey.of_file(tmp_path / "other.key"))
         forger.sign(tenant, date.fromisoformat(key[-15:-5]), 1, bytes(32), NOW)
     assert {one.kind for one in archive.verify(tenant).findings} == {"root"}
+
+
+class Authority:
+    """Of time stamps: away at first."""
+
+    away = True
+
+    def stamp(self, data: bytes) -> bytes:
+        if self.away:
+            raise Unavailable("the authority is away")
+        return b"stamp of " + hashlib.sha256(data).digest()
+
+    def stamped_at(self, data: bytes, response: bytes) -> datetime:
+        return NOW
+
+
+class PartlyAway(LocalObjectStore):
+    """It answers nothing about the roots of one tenant."""
+
+    tenant = ""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        if self.tenant and self.tenant in prefix:
+            raise StoreUnavailable("the store is away")
+        return super().list(prefix)
+
+
+def test_days_are_signed_and_stamped_by_rounds_although_nobody_comes(
+    clock: Clock, database: Database, tmp_path: Path, tenant: str, other_tenant: str
+) -> None:
+    store, authority = PartlyAway(tmp_path / "objects"), Authority()
+    roots = Roots(store, SigningKey.of_file(tmp_path / "signing.key"), timestamper=authority)
+    archive = Archive(database, store, clock=clock, roots=roots)
+    days = DailyRoots(database, archive)
+    assert DailyRoots(database, Archive(database, store)).round() == 0
+    for each in (tenant, other_tenant):
+        archive.put_many(each, [entry(number) for number in (1, 2, 3)])  # as a monthly run does
+    days.round()
+    assert roots.all(tenant) == []
+    store.tenant = other_tenant
+    clock.now += timedelta(days=1)
+    days.round()
+    store.tenant = ""
+    (root,) = roots.all(tenant)
+    assert (root.day, root.position, root.stamp) == (clock.now.date().isoformat(), 3, None)
+    assert roots.all(other_tenant) == []
+    authority.away = False
+    days.round()
+    assert len(roots.all(other_tenant)) == 1
+    assert all(one.stamp for each in (tenant, other_tenant) for one in roots.all(each))
+    clock.now += timedelta(days=1)
+    days.round()
+    assert len(roots.all(tenant)) == 1  # nothing was added: the root before says the same
+    archive.put(tenant, entry(4))
+    clock.now += timedelta(days=1)
+    days.round()
+    assert [one.position for one in roots.all(tenant)] == [3, 4]
+    assert archive.verify(tenant).intact
+
+
+def test_a_tenant_that_is_being_erased_gets_no_new_root(
+    server: str, archive: Archive, clock: Clock, database: Database, roots: Roots, tenant: str
+) -> None:
+    archive.put(tenant, entry(1))
+    as_owner(server, "UPDATE tenants SET closed_at = now(), erasing_since = now() WHERE id = %s", tenant)
+    clock.now += timedelta(days=1)
+    DailyRoots(database, archive).round()
+    assert roots.all(tenant) == []
+
+
+@pytest.mark.parametrize("gone", ["newest", "all"])
+def test_roots_that_are_taken_out_of_the_store_are_missed_for_ever(
+    gone: str, archive: Archive, clock: Clock, store: LocalObjectStore, tenant: str
+) -> None:
+    for number in (1, 2, 3):
+        archive.put(tenant, entry(number))
+        clock.now += timedelta(days=1)
+    assert archive.verify(tenant).findings == ()
+    keys = list(store.list(f"archive-roots/{tenant}/"))
+    assert len(keys) == 3
+    for key in keys if gone == "all" else keys[-1:]:
+        store.delete(key)
+    (found,) = archive.verify(tenant).findings
+    assert (found.kind, found.position) == ("root", 3)
+    assert keys[-1][-15:-5] in found.detail
+    restarted = Archive(archive.database, store, clock=clock, roots=archive.roots)
+    assert restarted.verify(tenant).findings == (found,)  # on the same day it is not signed again
+    archive.put(tenant, entry(4))
+    clock.now += timedelta(days=1)
+    (later,) = archive.verify(tenant).findings  # the next root names the one that is gone
+    assert "does not follow the one before it" in later.detail
+
+
+def test_a_root_that_was_replaced_by_another_is_found(
+    archive: Archive, clock: Clock, store: LocalObjectStore, tenant: str, roots: Roots
+) -> None:
+    archive.put(tenant, entry(1))
+    clock.now += timedelta(days=1)
+    archive.put(tenant, entry(2))
+    (key,) = store.list(f"archive-roots/{tenant}/")
+    store.delete(key)
+    with archive.database.tenant(tenant) as connection:
+        chain = connection.execute("SELECT chain FROM archive_entries WHERE position = 1").fetchone()
+    assert chain is not None
+    roots.sign(tenant, clock.now.date(), 1, bytes(chain["chain"]), clock.now + timedelta(hours=1))
+    (found,) = archive.verify(tenant).findings
+    assert "is another one than was signed" in found.detail
+
+
+def test_a_root_whose_signer_died_before_the_register_knew_it_is_followed(
+    archive: Archive, clock: Clock, store: LocalObjectStore, tenant: str, roots: Roots
+) -> None:
+    archive.put(tenant, entry(1))
+    clock.now += timedelta(days=1)
+    archive.put(tenant, entry(2))
+    clock.now += timedelta(days=1)
+    with archive.database.tenant(tenant) as connection:
+        head = connection.execute("SELECT chain FROM archive_heads").fetchone()
+    assert head is not None
+    roots.sign(tenant, clock.now.date(), 2, bytes(head["chain"]), clock.now)  # and dead
+    clock.now += timedelta(days=1)
+    archive.put(tenant, entry(3))
+    clock.now += timedelta(days=1)
+    proof = archive.verify(tenant)
+    assert (proof.findings, proof.roots) == ((), 4)
 
 
 def test_the_signing_key_is_made_once_and_read_by_nobody_else(tmp_path: Path) -> None:
