@@ -1,5 +1,6 @@
-"""The ledger of completeness, looked at by itself: once a day each tenant's log is read again and compared with what
-was counted when it was stored. A difference is an alarm: in the platform's log, to the tenant's endpoints, on pages.
+"""The ledger of completeness, looked at by itself: once a day each tenant's log is read again from its first number on
+and compared with what was written and counted then. A difference is an alarm: in the platform's log, to the tenant's
+endpoints, on pages.
 """
 
 import logging
@@ -10,7 +11,8 @@ from datetime import datetime, timedelta
 from billing.errors import BillingError, NotFound
 from billing.events import COMPLETENESS_BROKEN
 from billing.webhooks import message_body
-from pipelines.usage_queries import Proof, UsageQueries
+from pipelines.usage_proof import Proof
+from pipelines.usage_queries import UsageQueries
 from storage.master_chain import MasterChain
 from storage.sql import completeness, webhooks
 from storage.sql.database import Database
@@ -18,6 +20,7 @@ from storage.sql.database import Database
 LOG = logging.getLogger("cloudbilling.completeness")
 EVERY = timedelta(hours=24)
 AT_ONCE = 5  # tenants of one round
+TOLD_MAX = 10  # places that a message names
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class CompletenessCheck:
         try:
             _, master = self.masters.newest(tenant_id)
         except NotFound:  # made a moment ago: it has nothing yet
-            proof = Proof(0, 0, 0, 0)
+            proof = Proof(0, 0)
         else:
             proof = self.queries.prove(tenant_id, master, now)
         with self.database.tenant(tenant_id) as connection:
@@ -56,13 +59,17 @@ class CompletenessCheck:
                 tenant_id,
                 at=now,
                 stored=proof.stored,
+                rated=proof.rated,
                 suspended=proof.suspended,
                 voided=proof.voided,
                 counted=proof.counted,
                 complete=proof.complete,
+                found=proof.found,
+                differences=proof.shown_differences(),
             )
             if not proof.complete:
                 told = {"stored": proof.stored, "counted": proof.counted, "rated": proof.rated, "at": now}
+                told |= {"found": proof.found, "differences": proof.shown_differences()[:TOLD_MAX]}
                 webhooks.add_message(
                     connection,
                     tenant_id,
@@ -74,10 +81,12 @@ class CompletenessCheck:
                 )
         if not proof.complete:
             LOG.error(
-                "completeness is broken: tenant %s has %s events where %s were counted; nothing was changed, "
-                "run `cloudbilling verify usage` and keep the store as it is",
+                "completeness is broken: tenant %s has %s events where %s were counted, and %s objects are not as they "
+                "were written (%s); nothing was changed, run `cloudbilling verify usage` and keep the store as it is",
                 tenant_id,
                 proof.stored,
                 proof.counted,
+                proof.found,
+                "; ".join(f"{one.key}: {one.detail}" for one in proof.differences[:TOLD_MAX]),
             )
         return proof

@@ -21,7 +21,8 @@ from deployments.billing_documents import local_moment
 from deployments.manners import PageOf, described, json_response, page_of, paging, plain, rfc3339
 from deployments.services import Services
 from deployments.suspense_filter import SuspenseFilter, suspense_filter
-from pipelines.usage_queries import SoFar, UsageQueries, local_today
+from pipelines.usage_proof import Proof
+from pipelines.usage_queries import DayCount, SoFar, UsageQueries, local_today
 from storage.sql import completeness, tenants
 from storage.usage_log.counting import scan_counting
 from storage.usage_log.reader import SCAN_SCHEMA
@@ -200,7 +201,16 @@ def check_days(since: date, until: date) -> None:
         answer={
             "totals": {"stored": 3, "rated": 2, "suspended": 1, "voided": 0},
             "days": [{"day": "2026-01-20", "stored": 3, "rated": 2, "suspended": 1, "voided": 0}],
-            "proof": {"stored": 3, "counted": 3, "complete": True},
+            "proof": {
+                "stored": 3,
+                "counted": 3,
+                "rated": 2,
+                "suspended": 1,
+                "voided": 0,
+                "complete": True,
+                "found": 0,
+                "differences": [],
+            },
             "checked": {
                 "at": "2026-01-21T00:00:00Z",
                 "stored": 3,
@@ -208,7 +218,17 @@ def check_days(since: date, until: date) -> None:
                 "suspended": 1,
                 "voided": 0,
                 "counted": 3,
-                "complete": True,
+                "complete": False,
+                "found": 1,
+                "differences": [
+                    {
+                        "day": "2026-01-20",
+                        "lane": 1,
+                        "number": 27,
+                        "object": "log/lanes/0001/000000/000000000027.parquet",
+                        "detail": "its bytes are not those that number 28 follows",
+                    }
+                ],
             },
         },
         also=(422,),
@@ -222,29 +242,36 @@ def read_completeness(
     caller: Caller = Depends(may("usage:read")),
 ) -> Response:
     """`totals` are over everything ever stored, `days` over the days that were asked for. An amended event counts
-    once, as it is now; a voided one stays stored and is rated no more. `proof` (with `prove=true`, else null) holds the
-    events that were read against those that the writers of the log counted: it looks at every segment there is. The
-    platform does so by itself once a day: `checked` is the last time, null before the first. A difference is an alarm
-    (webhook `usage.completeness_broken`)."""
+    once, as it is now; a voided one stays stored and is rated no more. `proof` (with `prove=true`, else null) reads
+    every segment and sealed file of the tenant again: the events that are there against those that the writers of the
+    log counted, all bytes against their digests. `differences` name the day of reception, lane, number and object where
+    something is not as it was written, at most 100 of `found`; `rated`, `suspended` and `voided` are null where the log
+    cannot be read through. The platform does so by itself once a day: `checked` is the last time, null before the
+    first. A difference is an alarm (webhook `usage.completeness_broken`)."""
     services: Services = request.app.state.services
     now, _, master = now_and_master(services, caller)
     last = until or local_today(master, now)
     first = since or last - timedelta(days=30)
     check_days(first, last)
     queries = queries_of(request)
-    stored = queries.stored(caller.tenant_id, master, now)
-    suspended = sum(each.events for each in queries.suspense(caller.tenant_id, master, now))
-    voided = queries.voided(caller.tenant_id, master, now)
-    rated = stored - suspended - voided
-    days = queries.completeness(caller.tenant_id, master, first, last, now)
     proof = queries.prove(caller.tenant_id, master, now) if prove else None
+    if proof is not None and proof.rated is None:  # nobody can read it through: the proof says where it is broken
+        totals: dict[str, int | None] = {"stored": proof.stored, "rated": None, "suspended": None, "voided": None}
+        days: list[DayCount] = []
+    else:
+        stored = queries.stored(caller.tenant_id, master, now)
+        suspended = sum(each.events for each in queries.suspense(caller.tenant_id, master, now))
+        voided = queries.voided(caller.tenant_id, master, now)
+        rated = stored - suspended - voided
+        totals = {"stored": stored, "rated": rated, "suspended": suspended, "voided": voided}
+        days = queries.completeness(caller.tenant_id, master, first, last, now)
     with services.database.tenant(caller.tenant_id) as connection:
         checked = completeness.newest(connection)
     return json_response(
         {
             "checked": checked and plain(checked),
-            "proof": proof and {"stored": proof.stored, "counted": proof.counted, "complete": proof.complete},
-            "totals": {"stored": stored, "rated": rated, "suspended": suspended, "voided": voided},
+            "proof": proof and _shown_proof(proof),
+            "totals": totals,
             "days": [
                 {
                     "day": each.day.isoformat(),
@@ -257,6 +284,11 @@ def read_completeness(
             ],
         }
     )
+
+
+def _shown_proof(proof: Proof) -> dict[str, Any]:
+    counts = {name: getattr(proof, name) for name in ("stored", "counted", "rated", "suspended", "voided")}
+    return counts | {"complete": proof.complete, "found": proof.found, "differences": proof.shown_differences()}
 
 
 @router.get(

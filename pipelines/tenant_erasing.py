@@ -150,7 +150,8 @@ class TenantErasing:
     def _objects(self, tenant_id: str) -> int:
         """What else lies in the object store: results of bill runs, simulations, marks and passes of the log."""
         count = 0
-        for prefix in (f"runs/{tenant_id}/", simulation.folder(tenant_id), f"log/reused/{tenant_id}/"):
+        passes = (f"log/reused/{tenant_id}/", f"log/reused-runs/{tenant_id}/")
+        for prefix in (f"runs/{tenant_id}/", simulation.folder(tenant_id), *passes):
             for key in list(self.store.list(prefix)):
                 self.store.delete(key)
                 count += 1

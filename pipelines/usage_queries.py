@@ -28,13 +28,13 @@ from billing.meters import MeterState, finish, regroup
 from billing.periods import midnight
 from billing.usage_now import UsageNow, needed_from, says_all, usage_now, usage_now_live
 from pipelines.bill_run_chunk import rateable
+from pipelines.usage_proof import Proof, prove_usage
 from pipelines.usage_ranking import Question, Ranking, ranking
 from storage.sql import invoices
 from storage.sql.database import Database
-from storage.usage_log.backfills import backfills_at, changed_backfills
+from storage.usage_log.backfills import changed_backfills
 from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import Cut, UsageLogReader
-from storage.usage_log.segment import RowKind
 
 TENANTS_MAX = 32  # whose views a process keeps
 ANSWERS_MAX = 256  # "so far" of customers that are kept until the log or the master data moves
@@ -66,24 +66,6 @@ class DayCount:
     @property
     def rated(self) -> int:
         return self.stored - self.suspended - self.voided
-
-
-@dataclass(frozen=True)
-class Proof:
-    """All events of a tenant at one cut, and how many its lanes' writers counted when they stored them."""
-
-    stored: int
-    suspended: int
-    voided: int
-    counted: int
-
-    @property
-    def rated(self) -> int:
-        return self.stored - self.suspended - self.voided
-
-    @property
-    def complete(self) -> bool:
-        return self.stored == self.counted and self.rated >= 0
 
 
 @dataclass(frozen=True)
@@ -204,12 +186,8 @@ class UsageQueries:
         return int(self._view(tenant_id, master, now).counts["voided"].sum())
 
     def prove(self, tenant_id: str, master: MasterData, now: datetime) -> Proof:
-        """Compare the events that were read with what the writers counted. Reads the head of every segment there is."""
-        view = self._view(tenant_id, master, now)
-        sums = [int(view.counts[name].sum()) for name in ("stored", "suspended", "voided")]
-        counted = int(self._reader.counters(view.cut, tenant_id)["stored"].sum())
-        counted -= sum(one.rows for one in self._reader.erased(view.cut, tenant_id) if one.kind == int(RowKind.USAGE))
-        return Proof(*sums, counted=counted + backfills_at(self._reader, tenant_id, view.cut).events)
+        """Read the tenant's whole log again, whatever was folded of it before (`pipelines/usage_proof.py`)."""
+        return prove_usage(self._reader, tenant_id, master, now)
 
     def months(self, tenant_id: str, master: MasterData, now: datetime) -> list[date]:
         """The first days of the months that have events, newest first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +192,20 @@ def verify(
             answer = client.get("/v1/usage/completeness?prove=true")
             totals, proof = answer["totals"], answer["proof"]
             good = proof["complete"]
-            good = good and totals["stored"] == sum(totals[name] for name in ("rated", "suspended", "voided"))
-            result = {"complete": good, **totals, "counted when stored": proof["counted"]}
+            result = {"complete": good, **totals, "counted when stored": proof["counted"], "found": proof["found"]}
+            result["differences"] = [_place_of(one) for one in proof["differences"]]
         else:
             result = _verify_invoices(client, run)
             good = not result["findings"]
     context.show(result, as_json, _print_proof)
     if not good:
         raise typer.Exit(context.NO)
+
+
+def _place_of(one: Mapping[str, Any]) -> str:
+    """A difference of the usage log in one line."""
+    place = "" if one["number"] is None else f"lane {one['lane']} number {one['number']}, "
+    return f"{one['day'] or 'day unknown'}, {place}{one['object']}: {one['detail']}"
 
 
 def _verify_invoices(client: Any, run: str | None) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
+
+from psycopg.types.json import Jsonb
 
 from storage.sql.database import Connection
 
@@ -15,23 +18,38 @@ def record(
     *,
     at: datetime,
     stored: int,
-    suspended: int,
-    voided: int,
+    rated: int | None,
+    suspended: int | None,
+    voided: int | None,
     counted: int,
     complete: bool,
+    found: int,
+    differences: Sequence[Mapping[str, Any]],
 ) -> None:
     """Add a check; two of one moment are one."""
     connection.execute(
-        "INSERT INTO completeness_checks (tenant_id, at, stored, suspended, voided, counted, complete)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-        (UUID(tenant_id), at, stored, suspended, voided, counted, complete),
+        "INSERT INTO completeness_checks"
+        " (tenant_id, at, stored, rated, suspended, voided, counted, complete, found, differences)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        (
+            UUID(tenant_id),
+            at,
+            stored,
+            rated,
+            suspended,
+            voided,
+            counted,
+            complete,
+            found,
+            Jsonb(list(differences)),
+        ),
     )
 
 
 def newest(connection: Connection) -> dict[str, Any] | None:
     """The last check of the transaction's tenant."""
     row = connection.execute(
-        "SELECT at, stored, stored - suspended - voided AS rated, suspended, voided, counted, complete"
+        "SELECT at, stored, rated, suspended, voided, counted, complete, found, differences"
         " FROM completeness_checks ORDER BY at DESC LIMIT 1"
     ).fetchone()
     return None if row is None else dict(row)

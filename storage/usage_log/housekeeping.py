@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from storage.object_store import ObjectStore
 from storage.usage_log.clock import Clock, SystemClock
-from storage.usage_log.deleting import announce_orphans, delete_announced
+from storage.usage_log.deleting import announce_orphans, delete_announced, sweep_replaced_runs
 from storage.usage_log.formats import raise_formats
 from storage.usage_log.manifest import ManifestChain
 from storage.usage_log.merging import merge_some, to_merge
@@ -47,4 +47,5 @@ class Housekeeping:
         delete_announced(self.store, clock)
         if self.now_s() - self._swept_s >= SWEEP_EVERY_S:
             announce_orphans(self.store, clock)
+            sweep_replaced_runs(self.store, clock)
             self._swept_s = self.now_s()

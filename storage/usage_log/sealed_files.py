@@ -19,7 +19,7 @@ from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.usage_log.manifest import SealedFile
 from storage.usage_log.row_order import ORDER, in_order
-from storage.usage_log.segment import microseconds_of
+from storage.usage_log.segment import digest_of, microseconds_of
 
 FORMAT = 2
 FILE_ROWS = 2_000_000  # about 50 MB
@@ -48,11 +48,11 @@ def known_reads(chain: MasterChain, tenants: Iterable[str]) -> dict[str, Reads]:
 
 
 def _write(store: ObjectStore, rows: pl.DataFrame, reads: Mapping[str, Reads]) -> SealedFile:
-    key = f"log/sealed/{uuid4().hex}.parquet"
     counted = rows.group_by("tenant", maintain_order=True).len()
     tenants = dict(zip(counted["tenant"].to_list(), counted["len"].to_list(), strict=True))
     typed = typed_columns(rows, {tenant: reads.get(tenant, NO_READS) for tenant in tenants})
     data = encode_sealed(rows.with_columns(typed), tenants)
+    key = f"log/sealed/{uuid4().hex}-{digest_of(data)}.parquet"
     store.put(key, data)
     partitions, times = rows["partition"], rows["time"]
     return SealedFile(
@@ -66,6 +66,11 @@ def _write(store: ObjectStore, rows: pl.DataFrame, reads: Mapping[str, Reads]) -
         first_us=microseconds_of(times.min()),  # type: ignore[arg-type]
         last_us=microseconds_of(times.max()),  # type: ignore[arg-type]
     )
+
+
+def digest_in(key: str) -> str:
+    """The digest of a file's bytes, as its name has it; "" of files of versions that did not name it."""
+    return key.removesuffix(".parquet").rpartition("/")[2].partition("-")[2]
 
 
 def encode_sealed(rows: pl.DataFrame, tenants: Mapping[str, int]) -> bytes:

@@ -54,21 +54,39 @@ def test_a_log_that_is_whole_is_noted_once_a_day(api: Api) -> None:
     assert checked(tenant)["stored"] == 4
 
 
+def erase_by_hand(api: Api, erasure: Erasure) -> None:
+    """Rows go out of the segments at once, also of those above the last checkpoint."""
+    store = api.services.store
+    genesis = read_genesis(store)
+    assert genesis is not None
+    for lane in range(3):
+        for segment in walk(store, lane, 0):
+            if erasure.tenant_id in segment.head.counters and segment.rows().filter(erasure.chosen()).height:
+                key = segment_key(lane, segment.head.number)
+                store.put(key, without(segment, erasure, genesis.seed, NO_READS, 1))
+
+
 def test_rows_that_were_erased_with_a_proof_are_no_difference(api: Api) -> None:
     tenant = api.tenant()
     tenant.catalog()
     send(tenant, *[event(f"kept{n}") for n in range(3)], *[event(f"gone{n}", customer="nobody") for n in range(2)])
-    store = api.services.store
-    genesis = read_genesis(store)
-    assert genesis is not None
-    erasure = Erasure(tenant.id, "GDPR 17", ("nobody",))
-    for lane in range(3):
-        for segment in walk(store, lane, 0):
-            if tenant.id in segment.head.counters and segment.rows().filter(erasure.chosen()).height:
-                key = segment_key(lane, segment.head.number)
-                store.put(key, without(segment, erasure, genesis.seed, NO_READS, 1))
+    erase_by_hand(api, Erasure(tenant.id, "GDPR 17", ("nobody",)))
     found = checker(api, [datetime.now(UTC)]).check(tenant.id)
     assert (found.stored, found.counted, found.complete) == (3, 3, True)
+
+
+def test_a_voided_event_whose_own_row_was_erased_by_its_age_is_no_difference(api: Api) -> None:
+    """What voids it stays in the log; it excuses as many events as were erased, and no more."""
+    tenant = api.tenant()
+    tenant.catalog()
+    send(tenant, event("old", time="2026-01-01T00:00:00Z"), event("new"), event("other"))
+    for id_ in ("old", "other"):
+        void = {"amendments": [{"source": "a", "id": id_, "void": True}], "reason": "read twice"}
+        assert tenant.post("/v1/usage/amendments", void).is_success
+    erase_by_hand(api, Erasure(tenant.id, "traffic data", before=datetime(2026, 1, 2, tzinfo=UTC)))
+    found = checker(api, [datetime.now(UTC)]).check(tenant.id)
+    assert (found.stored, found.counted, found.rated, found.voided, found.of_erased) == (2, 2, 1, 2, 1)
+    assert found.complete, found
 
 
 def test_a_row_that_is_gone_is_an_alarm_in_log_api_and_webhook(api: Api, caplog: pytest.LogCaptureFixture) -> None:
@@ -94,7 +112,10 @@ def test_a_row_that_is_gone_is_an_alarm_in_log_api_and_webhook(api: Api, caplog:
         proof = checker(api, now).check(tenant.id)
     assert (proof.stored, proof.counted, proof.complete) == (4, 5, False)
     assert "completeness is broken" in caplog.text
-    assert checked(tenant)["complete"] is False
+    assert key in caplog.text
+    noted = checked(tenant)
+    assert (noted["complete"], noted["found"]) == (False, len(noted["differences"]))
+    assert key in {one["object"] for one in noted["differences"]}
     checker(api, now).check(tenant.id)  # told once a day
     with api.services.database.tenant(tenant.id) as connection:
         [delivery] = webhooks.page(connection, state=None, endpoint_id=None, after=None, limit=10)
@@ -102,4 +123,31 @@ def test_a_row_that_is_gone_is_an_alarm_in_log_api_and_webhook(api: Api, caplog:
     with api.services.database.tenant(tenant.id) as connection:
         row = connection.execute("SELECT body FROM webhook_messages").fetchone()
     assert row is not None
-    assert json.loads(bytes(row["body"]))["data"]["counted"] == 5
+    told = json.loads(bytes(row["body"]))["data"]
+    assert (told["counted"], told["differences"]) == (5, noted["differences"])
+    asked = tenant.get("/v1/usage/completeness?prove=true").json()["proof"]
+    assert (asked["complete"], asked["differences"]) == (False, noted["differences"])
+
+
+def test_a_log_that_cannot_be_read_through_is_an_alarm_and_its_proof_says_where(api: Api) -> None:
+    tenant = api.tenant()
+    tenant.catalog()
+    send(tenant, event("a"), event("b"))
+    store = api.services.store
+    (key,) = [
+        segment_key(lane, segment.head.number)
+        for lane in range(3)
+        for segment in walk(store, lane, 0)
+        if tenant.id in segment.head.counters and segment.head.counters[tenant.id].stored
+    ]
+    whole = store.get(key)
+    assert whole is not None
+    store.put(key, whole[:100])
+    try:
+        found = checker(api, [datetime.now(UTC)]).check(tenant.id)
+        assert (found.complete, found.rated) == (False, None)
+        answer = tenant.get("/v1/usage/completeness?prove=true").json()
+        assert (answer["totals"]["rated"], answer["proof"]["rated"], answer["checked"]["rated"]) == (None, None, None)
+        assert key in {one["object"] for one in answer["proof"]["differences"]}
+    finally:
+        store.put(key, whole)  # other tests share the log

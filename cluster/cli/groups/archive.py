@@ -165,7 +165,7 @@ def verify_archive(tenant: str = Tenant, key: str = Key, url: str = Url, as_json
 
 @verify.command("usage")
 def verify_usage(tenant: str = Tenant, key: str = Key, url: str = Url, as_json: bool = AsJson) -> None:
-    """Everything stored is rated, suspended or voided, by re-reading the log."""
+    """Everything stored is rated, suspended or voided, and is as it was written, by re-reading the log."""
     _verify("usage", tenant, key, url, as_json)
 
 

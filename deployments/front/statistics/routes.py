@@ -368,7 +368,8 @@ def _attention(
     with front.services.database.tenant(visit.tenant_id) as connection:
         checked = checks.newest(connection)
     if checked is not None and not checked["complete"]:
-        text = t("home.incomplete_text", stored=f.number(checked["stored"]), counted=f.number(checked["counted"]))
+        said = {name: f.number(checked[name]) for name in ("stored", "counted", "found")}
+        text = t("home.incomplete_text", **said)
         found.insert(0, Attention("/statistics/completeness", t("home.incomplete"), "failed", text))
     now = visit.user.test_clock or visit.now
     suspense = front.usage.suspense(visit.tenant_id, master, now)

@@ -208,6 +208,7 @@ def test_whatever_crashes_at_whatever_step_readers_at_every_step_have_all_rows(
 def test_a_round_of_housekeeping_merges_deletes_and_sweeps_once_a_day(store: ObjectStore, tmp_path: Path) -> None:
     world = sealed_world(store, 8, tmp_path / "cache")
     world.store.put("log/sealed/orphan.parquet", b"left behind")
+    world.store.put("log/reused-runs/t/replaced.run", b"merged away by a pass")
     now_s = 0.0
     keeping = Housekeeping(world.store, clock=world.time, now_s=lambda: now_s)
     keeping.round()
@@ -216,8 +217,10 @@ def test_a_round_of_housekeeping_merges_deletes_and_sweeps_once_a_day(store: Obj
     keeping.round()
     assert world.newest().leaving == ()
     assert store.exists("log/sealed/orphan.parquet"), "the sweep is not due yet"
+    assert store.exists("log/reused-runs/t/replaced.run")
     now_s = 90_000.0
     keeping.round()
+    assert not store.exists("log/reused-runs/t/replaced.run")
     world.time.us += 2 * HOUR_US
     keeping.round()
     left = [key for prefix in SWEPT for key in store.list(prefix)]

@@ -14,12 +14,14 @@ from actors.backfill_desk import BackfillDesk
 from actors.local_router import LocalUsageRouter
 from actors.rating_shard import RatingShard
 from billing.usage import Verdict
-from storage.object_store import LocalObjectStore
+from storage.object_store import LocalObjectStore, StoreUnavailable
 from storage.usage_log import reused_ids
 from storage.usage_log.counting import scan_counting
+from storage.usage_log.deleting import ORPHAN_AGE_US, sweep_replaced_runs
 from storage.usage_log.genesis import IdForm
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.reused_ids import ReusedIds
+from tests.storage.usage_log.housekeeping_world import MadeUpTime
 from tests.usage_log_support import OTHER_TENANT, TENANT, keys_of_one_partition, logged_ids, make_events, make_log, send
 
 
@@ -68,6 +70,62 @@ def test_an_id_under_another_key_is_found_in_the_pass_in_which_it_comes(
     assert sum(run.ids for run in last.before.runs) == 12 * 80 + len(expected)
     for shard in shards:
         shard.stop()
+
+
+def test_runs_that_were_merged_away_go_and_the_next_pass_finds_all_the_same(
+    store: LocalObjectStore, tmp_path: Path
+) -> None:
+    shard = RatingShard(0, store)
+    shard.start()
+    reader = UsageLogReader(store)
+    passes = ReusedIds(store, reader, tmp_path / "runs")
+    clock = MadeUpTime()
+
+    def there() -> set[str]:
+        return {key for key in store.list("log/reused-runs/") if key.endswith(".run")}
+
+    for number in range(reused_ids.RUNS_MAX + 1):  # the last one merges all before it
+        send(shard, make_events(5, 5 * number))
+        passes.note(TENANT, passes.look(TENANT, reader.now()))
+    clock.us += ORPHAN_AGE_US // 2
+    assert sweep_replaced_runs(store, clock) == 0, "a run may be of a pass that is not noted yet"
+    clock.us += ORPHAN_AGE_US
+    before = there()
+    assert sweep_replaced_runs(store, clock) == 2, "the run that the merge took in before it was ever named"
+    assert len(there()) == len(before) - 1 == reused_ids.RUNS_MAX + 1, "somebody may read by the pass before"
+    send(shard, make_events(5, 1_000))
+    passes.note(TENANT, passes.look(TENANT, reader.now()))
+    assert sweep_replaced_runs(store, clock) == 2 * reused_ids.RUNS_MAX
+    assert len(there()) == 2
+    send(shard, under(make_events(1, 3), "another"))
+    send(shard, under(make_events(1, 1_003), "another"))
+    assert sorted(passes.look(TENANT, reader.now()).names) == [("gateway", "event-1003"), ("gateway", "event-3")]
+    shard.stop()
+
+
+def test_a_pass_whose_run_was_swept_while_it_slept_is_not_noted(store: LocalObjectStore, tmp_path: Path) -> None:
+    shard = RatingShard(0, store)
+    shard.start()
+    send(shard, make_events(5))
+    reader = UsageLogReader(store)
+    clock = MadeUpTime()
+
+    class Sleeper(LocalObjectStore):
+        """Weeks go by behind each run that it writes."""
+
+        def put(self, key: str, data: bytes) -> None:
+            super().put(key, data)
+            if key.endswith(".bloom"):
+                clock.us += 2 * ORPHAN_AGE_US
+                assert sweep_replaced_runs(store, clock) == 2
+
+    asleep = ReusedIds(Sleeper(tmp_path / "store"), reader, tmp_path / "runs")
+    with pytest.raises(StoreUnavailable, match="swept before its pass"):
+        asleep.note(TENANT, asleep.look(TENANT, reader.now()))
+    passes = ReusedIds(store, reader, tmp_path / "runs")
+    passes.note(TENANT, passes.look(TENANT, reader.now()))
+    assert passes.look(TENANT, reader.now()).nothing_new
+    shard.stop()
 
 
 def test_a_pass_that_was_not_noted_finds_the_same_again_and_sources_of_their_own_are_left_out(
