@@ -17,7 +17,7 @@ from actors.webhook_reconciler import EVENTS_KEPT, GIVEN_UP_AFTER, RESTS, TIDY_E
 from billing import events
 from billing.errors import InvalidInput
 from billing.webhooks import is_signed
-from pipelines import bill_run, document_files
+from pipelines import bill_run, document_files, run_schedule
 from pipelines.bill_run import BillRunDriver
 from pipelines.run_schedule import start_due
 from storage.gateways.webhook_http import NotReachable
@@ -249,7 +249,11 @@ def scheduled(api: Api) -> Iterator[World]:
     assert tenant.put("/v1/billing-settings", {}).status_code == 200  # for the tests after this one
 
 
-def test_that_no_bill_run_happened_reaches_an_endpoint_once(scheduled: World, endpoint: Endpoint) -> None:
+def test_that_no_bill_run_happened_reaches_an_endpoint_once(
+    scheduled: World, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(run_schedule, "_missed", SimpleNamespace(set=measured.append))
     world = scheduled
     world.hook(endpoint.url)
     services = world.api.services
@@ -263,6 +267,8 @@ def test_that_no_bill_run_happened_reaches_an_endpoint_once(scheduled: World, en
         start_due(services.database, driver_of(world.api), services.clock)
         world.now = datetime.now(UTC)
         world.reconciler().round()
+    assert len(measured) == 2
+    assert min(measured) >= len(missed)  # other tests leave schedules, too
     found = [one for one in told(endpoint) if one["type"] == "bill_run.missed"]
     assert [one["data"]["up_to"] for one in sorted(found, key=lambda one: one["data"]["sequence"])] == [
         one["up_to"] for one in missed
