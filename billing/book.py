@@ -39,7 +39,7 @@ def rating_book(master: MasterData) -> RatingBook:
             for moment in (start, end):
                 if moment != FOREVER and midnight(local_date(moment, timezone), timezone) != moment:
                     cuts.append((subscription.customer, moment))
-    rejects = master.tenant.late_usage == "reject"
+    closing = master.closing_runs
     keys = list(master.key_owners.items())
     return RatingBook(
         meters=tuple(master.meters.values()),
@@ -48,9 +48,11 @@ def rating_book(master: MasterData) -> RatingBook:
         plans=tuple(plans),
         timezone=timezone,
         future_limit=master.tenant.future_limit,
-        rejects_late=rejects,
+        rejects_late=bool(closing),
         pauses=pl.DataFrame(_pauses(master), schema=PAUSES_SCHEMA, orient="row"),
-        billed=pl.DataFrame(_billed_until(master) if rejects else [], schema=BILLED_SCHEMA, orient="row"),
+        billed=pl.DataFrame(
+            _billed_until(replace(master, runs=closing)) if closing else [], schema=BILLED_SCHEMA, orient="row"
+        ),
         cuts=pl.DataFrame(sorted(set(cuts)), schema=CUTS_SCHEMA, orient="row"),
     )
 
@@ -110,10 +112,10 @@ def usage_charges(plan: Plan) -> tuple[Charge, ...]:
 
 
 def book_after(master: MasterData, runs: int) -> RatingBook:
-    """The book of a tenant that rejects late usage as if only the first `runs` finalised bill runs had been."""
+    """The book of a tenant as if only the first `runs` of those that let no usage come late had been."""
     books: dict[int, RatingBook] = master.__dict__.setdefault("_books_after", {})  # a cache beside the frozen fields
     if runs not in books:
-        known = replace(master, runs=master.runs[:runs])
+        known = replace(master, runs=master.closing_runs[:runs])
         billed = pl.DataFrame(_billed_until(known), schema=BILLED_SCHEMA, orient="row")
         books[runs] = replace(master.rating_book(), billed=billed)
     return books[runs]

@@ -248,7 +248,7 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         keys = [key for one in customers for key in watch.keys[one] if key in state.watch.owners]
         came = history(keys) if keys else NO_EVENTS
         came = came.join(before_waiting, on=_ID, how="anti", maintain_order="left")
-        if came.height and watch.master.tenant.late_usage == "reject":
+        if came.height and watch.master.closing_runs:
             reasons = _reasons_of_past(came, watch.master, step.now).cast(pl.String)
             came = came.filter(~(reasons == Reason.LATE.value).fill_null(False))
         return came.select(EVENT_SCHEMA.names())
@@ -359,9 +359,9 @@ def _none_new(events: pl.DataFrame) -> pl.Series:
 def _reasons_of_past(events: pl.DataFrame, master: MasterData, now: datetime) -> pl.Series:
     """Why earlier events are in suspense now; late is what came after its time was billed, by the runs of that day."""
     book = master.rating_book()
-    if not book.rejects_late or not master.runs or events.height == 0:
+    if not master.closing_runs or events.height == 0:
         return classify(events, book, now, new=_none_new(events))
-    runs = sorted(master.runs, key=lambda mark: mark.at)
+    runs = sorted(master.closing_runs, key=lambda mark: mark.at)
     reasons = classify(events, book, now, new=_none_new(events)).cast(pl.String).to_frame("reason")
     reasons = reasons.with_columns(events["received_at"], events["counts_late"]).with_row_index("place")
     bounds: Iterable[tuple[datetime, datetime | None]] = [*pairwise(mark.at for mark in runs), (runs[-1].at, None)]

@@ -55,6 +55,8 @@ class Tenant:
     future_limit: timedelta
     form: Mapping[str, Any]
     document_per: DocumentPer = "customer"  # of customers who say nothing else
+    unique_within_customer: tuple[str, ...] = ()  # sources that number their events for each customer anew
+    has_reissued: bool = False  # late usage was billed by making invoices again before, and is no more
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class RunMark:
     steps: int
     parked: frozenset[str] = frozenset()  # customers that it left out
     cut: Mapping[int, int] | None = None  # lane -> last number that it read of the usage log; None: not known here
+    closes: bool = False  # late usage was rejected then: what comes after the cut for what is billed by it, is late
 
     def covers(self, customer: str, due: datetime, step: int) -> bool:
         return due <= self.up_to and step <= self.steps and customer not in self.parked
@@ -215,6 +218,12 @@ class MasterData:
             raise NotFound(f"there is no plan {code!r}", plan=code)
         return self.plans[code][-1]
 
+    @cached_property
+    def closing_runs(self) -> tuple[RunMark, ...]:
+        """The runs that let no usage come late, in order. What a run closed stays closed, whatever the tenant wants
+        later: so no event that counted is ever late, and none that was late counts."""
+        return tuple(mark for mark in self.runs if mark.closes)
+
     def covered(self, customer: str, due: datetime, step: int) -> RunMark | None:
         """The first finalised run that billed what is due then and was made by that step."""
         for mark in self.runs:
@@ -266,7 +275,7 @@ class MasterData:
 
     def needs_all_documents(self, customer: str) -> bool:
         """Whether a bill run must be given all earlier documents of the customer's family, not only the recent ones."""
-        if self.tenant.late_usage == "reissue":
+        if self.tenant.late_usage == "reissue" or self.tenant.has_reissued:
             return True
         family = self.families.get(customer)
         if family is None:

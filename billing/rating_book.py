@@ -42,7 +42,7 @@ class RatingBook:
     plans: tuple[tuple[Charge, ...], ...] = ()  # the usage charges of each plan, with a subscription's own prices
     timezone: str = "UTC"
     future_limit: timedelta = timedelta(hours=1)
-    rejects_late: bool = False
+    rejects_late: bool = False  # whether a run has closed what it billed
     billed: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=BILLED_SCHEMA))
     cuts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CUTS_SCHEMA))
     pauses: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PAUSES_SCHEMA))  # `meter` by its place

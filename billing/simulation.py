@@ -265,6 +265,7 @@ class Replay:
         self._customers = list(customers)
         self._bounds = [midnight(day, timezone) for day in (*months, following(months[-1]))]
         self._months = list(months)
+        self._closes = master.tenant.late_usage == "reject"
         self._billed: list[BilledDocument] = []
         self._marks: list[RunMark] = []
         self._place = 0
@@ -272,7 +273,7 @@ class Replay:
         start = self._bounds[0]
         # Everything before the first moment of the months: the run at that moment bills what is due in advance then.
         before = start - INSTANT
-        self._marks.append(RunMark(0, before, before, known_at(master, before)[1]))
+        self._marks.append(RunMark(0, before, before, known_at(master, before)[1], closes=self._closes))
 
     @property
     def runs(self) -> int:
@@ -307,7 +308,7 @@ class Replay:
         )
         for one in result.parked:
             self.parked.setdefault(one.customer, one)
-        mark = RunMark(place + 1, up_to, up_to, last)
+        mark = RunMark(place + 1, up_to, up_to, last, closes=self._closes)
         self._marks.append(mark)
         self._billed += [
             BilledDocument(f"{place}-{number}", document, mark.number, up_to)

@@ -98,7 +98,7 @@ def says_all(master: MasterData, live: LiveState, now: datetime, since: datetime
         return False
     if live.state.small.filter(pl.col("last") > now).height:
         return False
-    late = master.rating_book().rejects_late and any(since is None or run.up_to > since for run in master.runs)
+    late = any(since is None or run.up_to > since for run in master.closing_runs)
     return not late
 
 

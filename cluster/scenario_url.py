@@ -39,6 +39,7 @@ EVENTS_OF_CONTRACTS = {
     "add_on": "/v1/subscriptions/add-on",
     "remove_add_on": "/v1/subscriptions/remove-add-on",
     "documents": "/v1/document-setting",
+    "settings": "/v1/tenant-settings",
     "references": "/v1/subscriptions/references",
     **{kind: f"/v1/subscriptions/{kind}" for kind in ("change", "quantity", "override", "cancel", "pause", "resume")},
 }

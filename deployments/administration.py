@@ -11,9 +11,11 @@ from starlette.responses import Response
 
 from billing.einvoice.addresses import check_seller
 from billing.errors import FieldError, InvalidInput, NotFound, PreconditionFailed
+from billing.forms import Form, Mistakes
 from billing.master import MasterData
 from billing.numbers import check_patterns, patterns_of
 from billing.periods import TimeInvalid, parse_moment
+from billing.steps.tenant import read_sources
 from deployments.access import (
     PLATFORM_SCOPE_TEXTS,
     PLATFORM_SCOPES,
@@ -126,6 +128,7 @@ async def post_tenant(
     master = MasterData.start(form)
     form["currency"], form["timezone"] = master.tenant.currency, master.tenant.timezone
     form["country"] = master.tenant.country
+    _check_settings(form.get("settings"))
     entity = form.get("legal_entity") or {}
     if not isinstance(entity, dict):
         raise InvalidInput("an object is needed", errors=[FieldError("/legal_entity", "an object is needed")])
@@ -190,6 +193,13 @@ _TENANT_KEYS = (
     "generated",
     "test_clock",
 )
+
+
+def _check_settings(settings: Any) -> None:
+    if isinstance(settings, dict) and "unique_within_customer" in settings:
+        mistakes = Mistakes()
+        read_sources(Form(settings, "/settings", mistakes))
+        mistakes.check()
 
 
 def _moment(value: Any, timezone: str, pointer: str) -> datetime:

@@ -38,6 +38,7 @@ from deployments import (
     simulations,
     suspense,
     tenant_ends,
+    tenant_settings,
     usage_export,
     usage_ingest,
     usage_queries,
@@ -85,7 +86,7 @@ PARTS = (
         layouts,
         archive,
     ),
-    *(tenant_ends, retention, administration, lanes, health),
+    *(tenant_ends, retention, tenant_settings, administration, lanes, health),
 )
 _ABOUT = """Usage to cash: send usage, keep catalog and contracts, run bills, fetch invoices.
 

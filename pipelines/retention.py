@@ -24,6 +24,7 @@ from billing.running import piece_at
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import retention_rules
+from storage.sql import steps as master_steps
 from storage.sql.database import Connection, Database
 from storage.usage_log.counting import scan_counting
 from storage.usage_log.erasing import Erasure, erase, note
@@ -103,6 +104,9 @@ class Retention:
         _, master = self.masters.newest(tenant_id)
         now = self.clock()
         kept = min(needed(master, billed, now), default=(billed, ""))
+        closed = (mark.up_to for mark in master.closing_runs if not mark.parked)
+        until = max(closed, default=datetime.min.replace(tzinfo=UTC))
+        kept = min(kept, (until, "late usage of it would be billed yet"))
         reader = UsageLogReader(self.store)
         cut = reader.now()
         for frame in scan_counting(reader, tenant_id, cut, end=min(billed, kept[0])):
@@ -130,8 +134,8 @@ def needed(master: MasterData, billed: datetime, now: datetime) -> Iterator[tupl
 
 def check_late_usage(connection: Connection, tenant_id: str) -> None:
     """Conflict where usage that comes late is billed: it would be compared with what is gone."""
-    row = connection.execute("SELECT form->>'late_usage' AS late FROM tenants WHERE id = %s", (tenant_id,)).fetchone()
-    if row is None or row["late"] != "reject":
+    _, master = master_steps.current(connection, tenant_id)
+    if master.tenant.late_usage != "reject":
         raise Conflict(
             "usage can go by its age only where late usage is rejected (`late_usage: reject` of the tenant): "
             "an event that comes for a billed period would be billed against usage that is gone"

@@ -45,7 +45,7 @@ def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: 
     if stuck := voider.finish_amendments(tenant_id, reader):
         findings.append({"code": "amendments_pending", "events": len(stuck), "listed": stuck[:LISTED_MAX]})
     passes = ReusedIds(store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
-    found = passes.look(tenant_id, reader.now(), but_sources=_unique_within_customer(master))
+    found = passes.look(tenant_id, reader.now(), but_sources=master.tenant.unique_within_customer)
     if found.too_many:  # not noted: each run says so again until the source is named in the settings
         return [*findings, _reused_often(found.too_many)]
     if found.names:
@@ -81,12 +81,6 @@ def _reused_often(counts: Sequence[tuple[str, int]]) -> dict[str, Any]:
         "ids": sum(count for _, count in counts),
         "sources": [{"source": source, "ids": count} for source, count in counts[:LISTED_MAX]],
         "detail": "so many ids came under several customers that nothing was voided: all these events count. If a "
-        "source numbers its events per customer, name it in the tenant's settings as unique_within_customer",
+        "source numbers its events per customer, name it in the tenant's settings as unique_within_customer "
+        "(POST /v1/tenant-settings)",
     }
-
-
-def _unique_within_customer(master: MasterData) -> list[str]:
-    """Sources that number their events per customer, as the tenant's settings say."""
-    settings = master.tenant.form.get("settings")
-    named = settings.get("unique_within_customer") if isinstance(settings, dict) else None
-    return [str(source) for source in named] if isinstance(named, list) else []

@@ -17,7 +17,7 @@ from billing.steps.references import set_references
 from billing.steps.runs import mark_run, take_back_run
 from billing.steps.subscription_changes import cancel, change_plan, override_price, pause, resume, set_quantity
 from billing.steps.subscriptions import subscribe
-from billing.steps.tenant import set_documents
+from billing.steps.tenant import set_documents, set_settings
 
 Step = Callable[[Draft, Form, datetime, Mistakes], None]
 
@@ -40,6 +40,7 @@ STEPS: Mapping[str, Step] = {
     "ad_hoc": add_ad_hoc,
     "references": set_references,
     "documents": set_documents,
+    "settings": set_settings,
     "bill_run": mark_run,
 }
 STEPS_OF_MASTER_DATA = frozenset(STEPS)

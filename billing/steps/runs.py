@@ -25,7 +25,8 @@ def mark_run(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> None
         form.wrong("up_to", "must not lie after the clock")
     if mistakes.errors:
         return
-    draft.runs.append(RunMark(draft.step_count, at, up_to, steps, parked, cut))
+    closes = draft.tenant.late_usage == "reject"
+    draft.runs.append(RunMark(draft.step_count, at, up_to, steps, parked, cut, closes))
 
 
 def take_back_run(draft: Draft, form: Form, at: datetime, mistakes: Mistakes) -> None:

@@ -55,8 +55,8 @@ def subject_of(step: Mapping[str, Any]) -> tuple[str, str]:
         return "subscription", str(form["subscription"])
     if kind in ("top_up", "ad_hoc"):
         return "customer", str(form["customer"])
-    if kind == "documents":
-        return "tenant", "documents"
+    if kind in ("documents", "settings"):
+        return "tenant", kind
     if kind == "bill_run_reversed":
         return "bill_run", str(form["id"])
     if kind == "bill_run":

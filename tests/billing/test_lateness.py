@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
+import pytest
 
+from billing.errors import InvalidInput
 from billing.lateness import behind, reasons_of, runs_before
 from billing.master import MasterData
+from billing.steps.tenant import settings_form
 from billing.usage import EVENT_SCHEMA
 
 STEPS: list[dict[str, Any]] = [
@@ -54,6 +57,55 @@ def test_an_event_is_late_if_a_run_with_its_cut_before_it_billed_its_period() ->
 
 def test_only_tenants_that_reject_late_usage_have_any() -> None:
     assert reasons_of(at((0, 21, 1)), tenant("delta"), NOW).to_list() == [None]
+
+
+def test_what_a_run_closed_stays_closed_and_what_was_open_is_not_closed_by_a_change_of_the_setting() -> None:
+    """So no event that counted is late afterwards, and none that was late counts: bills that were made stay right."""
+    start = MasterData.start({"currency": "EUR", "timezone": "UTC", "country": "DE"})
+    rejects = {"at": "2026-02-10", "settings": {"late_usage": "reject"}}
+    after_run = (0, 11, 1), (0, 21, 1), (0, 21, 2), (0, 31, 3)
+    opened = start.apply_all([*STEPS, RUNS[0], rejects])
+    assert reasons_of(at(*after_run), opened, NOW).to_list() == [None] * 4, "the run before let late usage in"
+    closed = opened.apply(RUNS[1])
+    assert [mark.closes for mark in closed.runs] == [False, True]
+    assert reasons_of(at(*after_run), closed, NOW).to_list() == [None, "late", "late", None]
+    third = {"at": "2026-04-01", "bill_run": {"id": "r3", "up_to": "2026-04-01", "cut": {"0": 30, "1": 19}}}
+    again = closed.apply_all([{"at": "2026-03-10", "settings": {"late_usage": "reissue"}}, third])
+    assert reasons_of(at(*after_run), again, NOW).to_list() == [None, "late", "late", None]
+    assert MasterData.from_bytes(again.to_bytes()) == again
+    assert MasterData.from_bytes(again.subset(["acme"]).to_bytes()).closing_runs == closed.closing_runs
+
+
+def test_settings_change_what_they_name_and_every_mistake_has_its_place() -> None:
+    start = MasterData.start({"currency": "EUR", "timezone": "UTC", "country": "DE",
+                              "settings": {"unique_within_customer": ["old", 7]}})  # fmt: skip
+    assert settings_form(start.tenant) == {
+        "late_usage": "delta", "future_limit": "1h", "unique_within_customer": ["old"]
+    }  # fmt: skip
+    one = start.apply({"at": NOW.isoformat(), "settings": {"future_limit": "90m"}})
+    two = one.apply({"at": NOW.isoformat(), "settings": {"unique_within_customer": ["a", "b", "a"]}})
+    assert settings_form(two.tenant) == {
+        "late_usage": "delta", "future_limit": "90m", "unique_within_customer": ["a", "b"]
+    }  # fmt: skip
+    assert two.rating_book().future_limit == timedelta(minutes=90)
+    with pytest.raises(InvalidInput) as wrong:
+        two.apply({"at": NOW.isoformat(), "settings": {
+            "late_usage": "never", "future_limit": "400d", "unique_within_customer": ["x", ""], "currency": "USD",
+        }})  # fmt: skip
+    assert [error.pointer for error in wrong.value.errors] == [
+        "/settings/late_usage", "/settings/future_limit", "/settings/unique_within_customer/1", "/settings/currency"
+    ]  # fmt: skip
+    for form in ({}, {"unique_within_customer": "gateway"}, {"future_limit": "soon"}, []):
+        with pytest.raises(InvalidInput):
+            two.apply({"at": NOW.isoformat(), "settings": form})
+
+
+def test_who_has_made_invoices_again_is_given_all_documents_for_ever() -> None:
+    master = tenant("reissue")
+    assert master.needs_all_documents("acme")
+    delta = master.apply({"at": NOW.isoformat(), "settings": {"late_usage": "delta"}})
+    assert delta.needs_all_documents("acme"), "what was cancelled and made again lies among the older ones"
+    assert not tenant("delta").needs_all_documents("acme")
 
 
 def test_what_somebody_decided_counts_although_it_is_late() -> None:

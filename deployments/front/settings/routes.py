@@ -29,7 +29,7 @@ def routes(front: Front) -> APIRouter:
         return front.page(
             visit, "settings/settings.html", area="settings", new_key=new_key,
             keys=[{**key, "state": _state(key, visit.now)} for key in reversed(found)],
-            facts=_facts(visit, tenant, entity["form"]),
+            facts=_facts(visit, tenant, entity["form"], front.master(visit).tenant.late_usage),
         )  # fmt: skip
 
     @router.get("/settings")
@@ -119,7 +119,7 @@ def _state(key: Mapping[str, Any], now: datetime) -> str:
     return "expired" if key["expires_at"] is not None and key["expires_at"] <= now else "active"
 
 
-def _facts(visit: Visit, tenant: tenants.Tenant, entity: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(visit: Visit, tenant: tenants.Tenant, entity: Mapping[str, Any], late_usage: str) -> list[tuple[str, str]]:
     t = visit.texts
     facts = [
         (t("settings.company"), str(entity.get("name") or tenant.name)),
@@ -129,7 +129,7 @@ def _facts(visit: Visit, tenant: tenants.Tenant, entity: Mapping[str, Any]) -> l
         (t("settings.currency"), tenant.currency),
         (t("settings.timezone"), tenant.timezone),
         (t("settings.country"), tenant.country or ""),
-        (t("settings.late_usage"), t(f"late_usage.{tenant.form.get('late_usage', 'delta')}")),
+        (t("settings.late_usage"), t(f"late_usage.{late_usage}")),
         (t("settings.generated"), t("settings.generated_yes") if tenant.generated else ""),
     ]
     return [(label, value) for label, value in facts if value]
