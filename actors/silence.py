@@ -67,7 +67,9 @@ class NamedActor:
     def answers(self) -> bool | None:
         try:
             actor = ray.get_actor(self._name, namespace=self._namespace)
-            return bool(ray.get(actor.is_there.remote(), timeout=ASK_TIMEOUT_S))
+            # Without retries: a question that nobody answered in time is not asked of the successor.
+            answer = actor.is_there.options(max_task_retries=0).remote()
+            return bool(ray.get(answer, timeout=ASK_TIMEOUT_S))
         except (GetTimeoutError, ActorUnavailableError):  # the latter: the way to it is broken, it may live
             return False
         except (ValueError, RayError):

@@ -126,7 +126,7 @@ class World:
 
 
 def key_of(alert: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return alert["budget"], alert["from"], alert["threshold"], alert["spent"]
+    return alert["budget"], alert["from"], str(alert["threshold"]), alert["spent"]
 
 
 def recorded(store: LocalObjectStore) -> Counter[str]:

@@ -57,7 +57,7 @@ def test_a_legal_entitys_address_reaches_the_seller() -> None:
     [
         ({"language": "fr"}, "/customer/language"),
         ({"language": ["de"]}, "/customer/language"),
-        ({"einvoice": "xrechnung"}, "/customer/einvoice"),
+        ({"einvoice": "xrechnug"}, "/customer/einvoice"),
         ({"endpoint": "x@y.example"}, "/customer/endpoint"),
         ({"endpoint": {"id": "x"}}, "/customer/endpoint/scheme"),
         ({"endpoint": {"scheme": "EM"}}, "/customer/endpoint/id"),
