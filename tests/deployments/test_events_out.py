@@ -297,14 +297,14 @@ def test_a_run_that_goes_on_by_itself_asks_nobody(world: World, endpoint: Endpoi
     assert [row["kind"] for row in rows(world)] == ["invoice.finalised", "bill_run.done"]
 
 
-def test_a_run_that_stops_is_told_once_for_each_reason(
+def test_each_time_that_a_run_stops_is_told_with_its_reason(
     world: World, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.hook(endpoint.url)
     assert world.tenant.usage(USAGE).status_code == 200
     driver = driver_of(world.api)
     run = driver.plan(world.tenant.id, datetime(2026, 2, 1, tzinfo=UTC), "ann")
-    for reason in ("a rate is missing", "a rate is missing", "a meter is missing"):
+    for reason in ("a rate is missing", "a rate is missing", "a meter is missing"):  # each time somebody resumes it
         with monkeypatch.context() as patched:
             patched.setattr(bill_run, "check", _raises(reason))
             with pytest.raises(InvalidInput):
@@ -313,6 +313,7 @@ def test_a_run_that_stops_is_told_once_for_each_reason(
     world.reconciler().round()
     found = sorted(told(endpoint), key=lambda one: one["data"]["sequence"])
     assert [(one["type"], one["data"]["error"]) for one in found] == [
+        ("bill_run.failed", "a rate is missing"),
         ("bill_run.failed", "a rate is missing"),
         ("bill_run.failed", "a meter is missing"),
     ]

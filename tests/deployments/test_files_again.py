@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-import deployments.billing_documents as routes
+import deployments.credit_notes as routes
 from billing.errors import Unavailable
 from cluster.cli import billing, context
 from cluster.client import Client
