@@ -329,7 +329,9 @@ def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Inv
     if invoice.records and _text(one.customer, "usage_record") == "csv":  # for this customer's own sums
         invoice = with_usage_record(invoice, _language(one.customer))
     profile = profile_of(one.customer, seller.party, buyer, decimals_of(one.document.currency))
-    if profile is None:
+    if (
+        profile is None or not one.document.lines
+    ):  # a cancelled invoice that is made again of nothing: BR-16 wants a line
         return invoice, False
     if profile != "en16931" and one.document.type == "credit_note":  # how to pay is asked for there, too (BR-DE-1)
         invoice = replace(invoice, payment=Payment(code=NO_INSTRUMENT))

@@ -79,7 +79,7 @@ def _all(invoice: Invoice, e_invoice: bool, minor_digits: int, slack: Slack) -> 
     for index, line in enumerate(invoice.lines):
         yield from _line(line, f"/lines/{index}", step, slack.line)
     yield from _totals(invoice)
-    yield from _taxes(invoice, Decimal(1).scaleb(-minor_digits), slack.tax)
+    yield from _taxes(invoice, e_invoice, Decimal(1).scaleb(-minor_digits), slack.tax)
 
 
 def _header(invoice: Invoice) -> Iterator[Violation]:
@@ -232,8 +232,8 @@ def _totals(invoice: Invoice) -> Iterator[Violation]:
             yield Violation(rule, f"total {name} is {is_so}, the invoice says {said}", f"/totals/{name}")
 
 
-def _taxes(invoice: Invoice, step: Decimal, off: Decimal) -> Iterator[Violation]:
-    if not invoice.taxes:
+def _taxes(invoice: Invoice, e_invoice: bool, step: Decimal, off: Decimal) -> Iterator[Violation]:
+    if not invoice.taxes and (e_invoice or invoice.lines or invoice.allowances or invoice.charges):
         yield Violation("BR-CO-18", "an invoice needs a VAT breakdown", "/taxes")
     bases: dict[tuple[TaxCategory, Decimal], Decimal] = {}
     for line in invoice.lines:

@@ -83,6 +83,14 @@ def test_each_customer_gets_the_e_invoice_that_he_asked_for(asked: str, credit: 
     assert inside == ({named: [found["xml"]]} if named else {})
 
 
+@pytest.mark.parametrize("asked", ["factur-x", "xrechnung", "peppol"])
+def test_a_document_without_lines_is_a_pdf_whatever_was_asked_for(asked: str) -> None:
+    final = FinalDocument("1", "RE-1", document([]), {**PEPPOL_CUSTOMER, "einvoice": asked})
+    ((_, files),) = made_together([final], PEPPOL_ISSUER, PEPPOL_SELLER, ShapeGate())
+    assert not isinstance(files, Refused), files
+    assert [one.kind for one in files] == ["pdf"]
+
+
 def test_an_e_invoice_that_nobody_knows_is_named() -> None:
     with pytest.raises(InvalidInput, match="'xrechnug' is no e-invoice; there are none, factur-x, xrechnung, peppol"):
         made({**BUYER, "einvoice": "xrechnug"})

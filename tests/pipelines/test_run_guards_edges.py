@@ -57,17 +57,17 @@ def database(world: World) -> Iterator[Database]:
 
 def test_a_plan_on_master_data_that_know_a_reversed_run_as_final_is_refused(world: World, database: Database) -> None:
     tenant_id, run_id, driver = plain_world(world, database)
-    driver.reverse(tenant_id, run_id, "ann")
     late = world.driver(database)
 
     def clock() -> datetime:
-        # It has read the master data, with the run's mark in them; now the reversal comes to its end.
+        # It has read the master data, with the run's mark in them; now the run is reversed, from beginning to end.
         late._clock = lambda: NOW
+        driver.reverse(tenant_id, run_id, "ann")
         assert driver.drive(tenant_id, run_id)["state"] == "reversed"
         return NOW
 
     late._clock = clock
-    with pytest.raises(Conflict, match="reversed meanwhile"):
+    with pytest.raises(Conflict, match="ended meanwhile"):
         late.plan(tenant_id, JANUARY_ENDS, "bob")
     with database.tenant(tenant_id) as connection:
         assert bill_runs.active(connection) is None

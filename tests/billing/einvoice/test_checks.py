@@ -217,6 +217,8 @@ def test_what_cannot_be_read_from_json_is_found_in_a_value_too() -> None:
         Violation("BR-16", "an invoice needs a line", "/lines"),
         Violation("BR-CO-18", "an invoice needs a VAT breakdown", "/taxes"),
     ]
+    assert check(empty, e_invoice=False) == []
+    assert [one.rule for one in check(replace(good, taxes=()), e_invoice=False)][:1] == ["BR-CO-14"]
 
 
 AMOUNTS = [
