@@ -58,8 +58,6 @@ class Platform:
 
     def start(self) -> None:
         """All up to the first answer. Errors: Conflict if the port is taken, Unavailable if a part stays away."""
-        from deployments.upkeep_actor import start_upkeep
-
         self._write()
         if self._instance.end_leftovers():
             self._say("ended what an earlier platform on this folder had left behind")
@@ -70,6 +68,8 @@ class Platform:
         address = self._start_ray(dsn)
         self._start_shards_and_http(address)
         self._wait_until_ready()
+        from deployments.upkeep_actor import start_upkeep  # behind the start of Ray, whose environment is read at once
+
         start_upkeep(address)
         self._step("platform answers")
         self._set(state="serving", ready=True)

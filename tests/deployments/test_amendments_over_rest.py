@@ -220,11 +220,11 @@ def test_one_id_under_two_customers_is_billed_once_and_told_with_the_run(tenant:
     assert newest["findings"] == []
 
 
-def with_one_id_of_two_customers(tenant: Tenant) -> list[dict[str, Any]]:
-    """Usage of acme and globex, the second of which sends an id that the first has; the finding that this gives."""
+def with_one_id_of_two_customers(tenant: Tenant, later: str = "2026-01-11") -> list[dict[str, Any]]:
+    """Usage of acme and, `later`, globex, who sends an id that acme has; the finding that this gives."""
     assert tenant.post("/v1/customers", {"code": "globex", "name": "Globex", "country": "DE"}).status_code == 201
     send(tenant, event("d1"), event("d2"))
-    tenant.post("/v1/test-clock/advance", {"to": "2026-01-11"})
+    assert tenant.post("/v1/test-clock/advance", {"to": later}).status_code == 200
     send(tenant, event("d1", customer="globex"))
     return [{"code": "id_reused", "events": 1, "listed": [{"source": "a", "id": "d1", "customer": "globex"}]}]
 
@@ -236,7 +236,7 @@ def findings_of_newest(tenant: Tenant) -> Any:
 def test_while_a_run_goes_on_another_plan_voids_nothing(tenant: Tenant) -> None:
     assert tenant.post("/v1/test-clock/advance", {"to": "2026-02-01"}).status_code == 200
     waiting = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01", "approve": False}).json()
-    finding = with_one_id_of_two_customers(tenant)
+    finding = with_one_id_of_two_customers(tenant, "2026-02-02")
     refused = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01", "approve": True})
     assert (refused.status_code, "is going on" in refused.json()["detail"]) == (409, True)
     assert totals(tenant)["voided"] == 0
