@@ -241,7 +241,7 @@ def test_while_a_run_goes_on_another_plan_voids_nothing(tenant: Tenant) -> None:
     assert (refused.status_code, "is going on" in refused.json()["detail"]) == (409, True)
     assert totals(tenant)["voided"] == 0
     assert tenant.post(f"/v1/bill-runs/{waiting['id']}/cancel", {}).status_code < 300
-    run(tenant, "2026-02-01")
+    run(tenant, "2026-02-03")
     assert findings_of_newest(tenant) == finding
 
 
