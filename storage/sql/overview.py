@@ -27,7 +27,7 @@ INVOICE_SORTS = {
     "number": "i.number",
     "customer": "i.customer_name",
     "issued": "i.issued_on",
-    "due": "coalesce(i.due_on, 'infinity'::date)",
+    "due": "coalesce(i.due_on, '9999-12-31'::date)",  # credit notes last; 'infinity' is no date of Python
     "gross": "i.gross",
 }
 _CASTS = {"number": "text", "customer": "text", "issued": "date", "due": "date", "gross": "numeric"}
