@@ -8,6 +8,7 @@ its end at once and has a warm one take the lane (actors/spares.py), which a res
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from storage.master_chain import MasterChain
 from storage.object_store import StoreAddress
 from storage.usage_log.manifest import ManifestChain
 
+LOG = logging.getLogger("cloudbilling.lanes")
 CALLS_MAX = 16  # threads; a waiting call holds one
 WAIT_S = 4.0  # for a lane that is being recovered: its caller then asks again (actors/router.py)
 OUTLIVE_S = 60.0
@@ -176,8 +178,10 @@ class RatingShardActor:
 
 def _warm_up(address: StoreAddress) -> None:
     """Do once what a lane's first seconds need. A spare is of use without it, so nothing here may keep one away."""
-    with contextlib.suppress(BillingError, OSError):
+    try:
         rehearse()
+    except Exception:
+        LOG.exception("the rehearsal of a spare failed: its first seconds with a lane will be slower")
     telemetry.load()
     with contextlib.suppress(BillingError, OSError):
         ManifestChain(address.open()).newest()  # the store's client, and the driver of SQL where that decides

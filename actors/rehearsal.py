@@ -7,6 +7,7 @@ and code paths of Polars and Arrow. Nothing of a rehearsal leaves its folder.
 from __future__ import annotations
 
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from storage.object_store import LocalObjectStore
 from storage.usage_log.partitions import event_ids, partitions_of
 
 ROWS = 1_000
+KEEPING_S_MAX = 5.0
 _TENANT = "rehearsal"
 
 
@@ -46,8 +48,10 @@ def rehearse() -> None:
                 partitions = partitions_of(log.seed, _TENANT, events["customer"])
                 ids = event_ids(log.seed, _TENANT, events, partitions, log.ids)
                 shard.ingest(encode_batch([Block(_TENANT, events.height)], events, partitions, ids))
-                if (keeping := shard.state.checkpoint_thread) is not None:
-                    keeping.join(5.0)
+                # Not joined: it is noted before it is started, and forgets itself when it is through.
+                deadline = time.monotonic() + KEEPING_S_MAX
+                while shard.state.checkpoint_thread is not None and time.monotonic() < deadline:
+                    time.sleep(0.01)
             finally:
                 shard.stop()
 

@@ -177,7 +177,7 @@ async def close_lane(
 async def leave_node(
     request: Request, caller: Caller = Depends(may("tenants:create")), form: Any = Depends(json_form)
 ) -> Response:
-    """A warm process on another node takes one lane after the other; each pauses for about a second. The node is free
+    """A warm process on another node takes one lane after the other; each is away for a few seconds. The node is free
     when no lane names it any more (GET /v1/lanes). Nothing is begun there until it has gone or `leaves: false` says
     that it stays. 404 for a node that has no shards to come, 409 if it is the last one."""
     mistakes = Mistakes()
