@@ -119,6 +119,10 @@ def test_what_is_wrong_is_said_at_its_field_and_nothing_typed_is_lost(platform: 
         ({"kind": "lines"}, "lines", "Choose at least one line"),
         ({"kind": "lines", "amounts": ["9999999"]}, "line-1", "Line 1: at most"),
         ({"kind": "lines", "amounts": ["x"]}, "line-1", "Enter an amount, such as 12.50"),
+        ({"kind": "whole", "amount": "5"}, "amount", "An amount is entered, but not chosen"),
+        ({"kind": "lines", "picked": ["1"], "amount": "5"}, "amount", "An amount is entered, but not chosen"),
+        ({"kind": "whole", "amounts": ["", "5"]}, "lines", "lines are not chosen above"),
+        ({"kind": "amount", "amount": "5", "picked": ["1"]}, "lines", "lines are not chosen above"),
     ):
         answer = client.post(f"{path}/credit", data=form_of(client, path, **said))
         assert answer.status_code == 422

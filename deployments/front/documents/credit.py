@@ -146,6 +146,11 @@ def _wish(visit: Visit, invoice: Creditable, said: Said, mistakes: Mistakes) -> 
     t = visit.texts
     if not said.reason or len(said.reason) > REASON_LENGTH_MAX or not said.reason.isprintable():
         mistakes.add("reason", t("credit.reason_wrong"))
+    # Money that somebody typed is never left out without a word, whatever is chosen above it.
+    if said.kind != "amount" and said.amount:
+        mistakes.add("amount", t("credit.amount_not_chosen"))
+    if said.kind != "lines" and (said.picked or any(text.strip() for text in said.amounts)):
+        mistakes.add("lines", t("credit.lines_not_chosen"))
     amount = None
     if said.kind == "amount":
         amount = decimal_of(visit.formats.exact(said.amount))
