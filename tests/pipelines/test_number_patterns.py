@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,22 +10,9 @@ from billing.errors import InvalidInput
 from billing.numbers import check_patterns
 from storage.sql import bill_runs, invoices, tenants
 from storage.sql.database import Database
-from storage.sql.embedded import EmbeddedPostgres
-from storage.sql.migrate import migrate
 from tests.chaos.bill_run_world import MARCH, NOW, World
 
 pytestmark = pytest.mark.postgres
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with TemporaryDirectory(prefix="cb-sql-") as directory:
-        server = EmbeddedPostgres(Path(directory) / "sql")
-        try:
-            migrate(server.start())
-            yield World(server.dsn, tmp_path_factory.mktemp("store"))
-        finally:
-            server.stop()
 
 
 def test_a_run_keeps_the_patterns_of_its_plan_and_no_other_series_gets_them(world: World) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,28 +18,9 @@ from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore, StoreRefused, StoreUnavailable
 from storage.sql import overview
 from storage.sql.database import Database
-from storage.sql.embedded import EmbeddedPostgres
-from storage.sql.migrate import migrate
 from tests.chaos.bill_run_world import CUSTOMERS, MARCH, NOW, World
 
 pytestmark = pytest.mark.postgres
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with TemporaryDirectory(prefix="cb-sql-") as directory:
-        server = EmbeddedPostgres(Path(directory) / "sql")
-        try:
-            migrate(server.start())
-            yield World(server.dsn, tmp_path_factory.mktemp("store"))
-        finally:
-            server.stop()
-
-
-@pytest.fixture
-def database(world: World) -> Iterator[Database]:
-    with Database(world.dsn) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

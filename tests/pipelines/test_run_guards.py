@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,28 +16,9 @@ from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
 from storage.sql import bill_runs, billing_settings, invoices, overview, steps, tenants
 from storage.sql.database import Connection, Database
-from storage.sql.embedded import EmbeddedPostgres
-from storage.sql.migrate import migrate
 from tests.chaos.bill_run_world import CUSTOMERS, MARCH, NOW, World, _tenant
 
 pytestmark = pytest.mark.postgres
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with TemporaryDirectory(prefix="cb-sql-") as directory:
-        server = EmbeddedPostgres(Path(directory) / "sql")
-        try:
-            migrate(server.start())
-            yield World(server.dsn, tmp_path_factory.mktemp("store"))
-        finally:
-            server.stop()
-
-
-@pytest.fixture
-def database(world: World) -> Iterator[Database]:
-    with Database(world.dsn) as one:
-        yield one
 
 
 def settle(database: Database, tenant_id: str, form: dict[str, Any]) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
@@ -30,29 +27,10 @@ from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
 from storage.sql import bill_runs, finalising, invoices, steps, tenants
 from storage.sql.database import Database
-from storage.sql.embedded import EmbeddedPostgres
-from storage.sql.migrate import migrate
 from tests.chaos.bill_run_world import CUSTOMERS, FEBRUARY, MARCH, NOW, World, _tenant
 
 pytestmark = pytest.mark.postgres
 JANUARY_ENDS = datetime(2026, 1, 31, 23, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with TemporaryDirectory(prefix="cb-sql-") as directory:
-        server = EmbeddedPostgres(Path(directory) / "sql")
-        try:
-            migrate(server.start())
-            yield World(server.dsn, tmp_path_factory.mktemp("store"))
-        finally:
-            server.stop()
-
-
-@pytest.fixture
-def database(world: World) -> Iterator[Database]:
-    with Database(world.dsn) as one:
-        yield one
 
 
 def test_a_plan_on_master_data_that_know_a_reversed_run_as_final_is_refused(world: World, database: Database) -> None:

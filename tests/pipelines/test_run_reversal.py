@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -28,31 +26,12 @@ from pipelines.verify_invoices import verify_run
 from storage.object_store import LocalObjectStore
 from storage.sql import bill_runs, invoices, receivables, steps
 from storage.sql.database import Database
-from storage.sql.embedded import EmbeddedPostgres
-from storage.sql.migrate import migrate
 from tests.chaos.bill_run_world import NOW, World, _tenant
 
 pytestmark = pytest.mark.postgres
 ZERO = Decimal(0)
 CUSTOMERS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
 UP_TO = (date(2026, 2, 1), date(2026, 2, 15), date(2026, 3, 1))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with TemporaryDirectory(prefix="cb-sql-") as directory:
-        server = EmbeddedPostgres(Path(directory) / "sql")
-        try:
-            migrate(server.start())
-            yield World(server.dsn, tmp_path_factory.mktemp("store"))
-        finally:
-            server.stop()
-
-
-@pytest.fixture
-def database(world: World) -> Iterator[Database]:
-    with Database(world.dsn) as one:
-        yield one
 
 
 @dataclass
