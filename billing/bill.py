@@ -14,7 +14,7 @@ from decimal import Decimal
 import polars as pl
 
 from billing.assemble import AmountDiscount, Credit, CreditKind, NoCredit, assemble
-from billing.contracts import Contract, Subscription
+from billing.contracts import Contract, Piece, Subscription
 from billing.cost_centres import with_cost_centres, with_cost_centres_again
 from billing.credit_notes import mirror
 from billing.document_groups import grouped
@@ -296,12 +296,21 @@ def events_needed_from(
         starts += [start for one in found.contracts for start in first_unbilled_use(master, one, up_to)]
         # An instant earlier: a one-off line of the same start counts for the minimum, and ends when it begins.
         starts += [part.start - INSTANT for part in found.parts if part.billed is None]
+        starts += [start - INSTANT for _, piece in found.fees for start in _part_of_fee(piece)]
         for one in found.contracts:
             starts += _unseen_changes(master, one)
             if late_since is not None:
                 starts += _late_periods(one, late_since)
         needed = min((needed, *starts))
     return needed
+
+
+def _part_of_fee(piece: Piece) -> Iterator[datetime]:
+    """Where the part of the plan's minimum begins that a fee counts for (nothing without a minimum): it may have been
+    billed long before the fee is due, as when a phase ended in the middle of a month."""
+    segment = piece.span.segment
+    if segment.plan.minimum is not None:
+        yield max(segment.start, segment.grid.at(piece.start).start)
 
 
 def _unseen_changes(master: MasterData, one: Contract) -> list[datetime]:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import METER, NO_TAX, TAX, documents, flat, life, plan, run, subscribe, usage, used
@@ -386,3 +387,19 @@ def test_what_the_engine_says_it_needs_is_enough(
         rest = [step for step in form["timeline"] if "usage" not in step]
         form["timeline"] = [*rest[:-1], *usage_steps, rest[-1]]
     assert as_the_platform_bills(form) == [b.document for b in documents_of(form)]
+
+
+@pytest.mark.parametrize("amount", ["0.00", "10.00"])
+def test_a_fee_that_is_due_long_after_the_part_whose_minimum_it_counts_for_is_set_against_what_was_billed(
+    amount: str,
+) -> None:
+    """The minimum of a phase of five days is billed on its last day, the month's fee in arrears at the month's end: the
+    run then has to know the document with the minimum, or it bills the minimum again."""
+    fee = {**flat(amount, "f0"), "timing": "arrears", "proration": "none"}
+    form = life(
+        [plan(fee, phases=[{"for": "5 days", "minimum": "20"}, {}])], [subscribe(day(0)), run(day(5)), run(day(90))]
+    )
+    made = as_the_platform_bills(form)
+    assert made == [b.document for b in documents_of(form)]
+    owed = [line.amount for one in made for line in one.lines if line.kind == "minimum"]
+    assert owed == [Decimal("3.23"), *([Decimal("-3.23")] if amount != "0.00" else [])]

@@ -1,6 +1,7 @@
 """The API over real parts: embedded PostgreSQL, a local object store, shards in this process."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,6 +121,21 @@ class Tenant:
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
+
+
+def spread_over(api: Api, lanes: list[int]) -> Any:
+    """Let exactly these lanes have partitions, and wait until it is done: a slow machine answers before."""
+    answer = api.http.post("/v1/lanes/spread", json={"lanes": lanes}, headers=bearer(api.platform_key))
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    deadline = time.monotonic() + 120
+    while not made["done"]:
+        assert time.monotonic() < deadline, made
+        time.sleep(0.1)
+        made = api.http.get("/v1/lanes", headers=bearer(api.platform_key)).json()["spread"]
+        assert made["lanes"] == lanes
+    assert not made["error"], made
+    return made
 
 
 @pytest.fixture(scope="session")

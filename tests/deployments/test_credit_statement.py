@@ -14,7 +14,7 @@ from cluster.cli import context
 from cluster.cli import documents as commands
 from cluster.client import Client
 from storage.sql.database import Database
-from tests.deployments.conftest import Api, Tenant, bearer
+from tests.deployments.conftest import Api, Tenant, bearer, spread_over
 from tests.deployments.test_accompanying_routes import event, made, pdf_of
 
 pytestmark = pytest.mark.postgres
@@ -190,12 +190,12 @@ def test_a_customer_whose_partition_moved_has_all_of_his_rows(api: Api) -> None:
     active = sorted(lane for lane, owned in before.items() if owned)
     try:
         for lanes, day, amount in ((active[:1], "2026-01-25", "3.00"), (active[-1:], "2026-02-05", None)):
-            platform(api, "POST", "/v1/lanes/spread", {"lanes": lanes})
+            spread_over(api, lanes)
             assert tenant.post("/v1/test-clock/advance", {"to": day}).status_code == 200
             if amount:
                 assert tenant.post("/v1/reservations/r1/commit", {"amount": amount}).json()["committed"] == amount
     finally:
-        platform(api, "POST", "/v1/lanes/spread", {"lanes": active})
+        spread_over(api, active)
     assert moved(statement(tenant, "01")["entries"]) == [
         ("2026-01-05", "purchased", "20"),
         ("2026-01-20", "expired", "-12"),

@@ -10,7 +10,7 @@ import typer
 from cluster.cli import context
 from cluster.cli import lanes as commands
 from cluster.client import Client
-from tests.deployments.conftest import Api, bearer
+from tests.deployments.conftest import Api, bearer, spread_over
 from tests.deployments.test_amendments_over_rest import event, quantity, send
 
 
@@ -131,10 +131,10 @@ def test_an_empty_lane_is_closed_for_good_and_its_number_is_not_used_again(
     assert call(api, "POST", "/v1/lanes/closings", {"lane": active[0]}, key=tenant.key).status_code == 403
     assert call(api, "POST", "/v1/lanes/closings", {"lane": -1}).status_code == 422
     new = max(lanes(api)) + 1
-    spread = call(api, "POST", "/v1/lanes/spread", {"lanes": [*active, new]}).json()
+    spread = spread_over(api, [*active, new])
     assert (spread["left"], spread["done"], spread["moved"] > 0) == (0, True, True)
     assert call(api, "GET", "/v1/lanes").json()["spread"] == spread
-    call(api, "POST", "/v1/lanes/spread", {"lanes": active})
+    spread_over(api, active)
     commands.close(new, None, False)
     assert f"lane {new} is closed\n" in capsys.readouterr().out
     assert call(api, "POST", "/v1/lanes/closings", {"lane": new}).json() == {"lane": new, "closed": True}
