@@ -3,6 +3,8 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 NAME ?= all
 ARGS ?=
+# Test files go to so many processes; those with Ray all go to one of them.
+WORKERS ?= 2
 # One thread per Polars process: tests and shards share few cores, and a pool per process fights the others.
 TEST_ENVIRONMENT := POLARS_MAX_THREADS=1 RAY_USAGE_STATS_ENABLED=0 PYTHONDONTWRITEBYTECODE=1
 
@@ -20,7 +22,7 @@ run: setup ## Start the platform with the demo and stay in the foreground; Ctrl-
 
 test: setup ## Run the tests (half an hour on two cores)
 	@sh .ci/system-packages
-	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "not services" $(ARGS)
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -m "not services" -n $(WORKERS) --no-loadscope-reorder --durations 25 $(ARGS)
 
 check: setup ## Lint, types of the core, layers, known vulnerabilities; seconds
 	$(PYTHON) -m ruff check .
