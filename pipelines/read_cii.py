@@ -17,6 +17,7 @@ from pipelines.invoice_tree import (
 )
 
 CII = "urn:un:unece:uncefact:data:standard:CrossIndustryInvoice:100"
+_NOT_DEFINED = "1"  # BT-81 of what says how to refer to a payment (BT-83), or whose debit it is, and not how to pay
 _CODE_OF = {value: key for key, value in TAX_POINT_CODES.items()}
 
 
@@ -222,9 +223,7 @@ class CiiInvoice(InvoiceTree):
 
     def _payment(self, settlement: Any, terms: list[Any]) -> Form | None:
         means = self.all(settlement, "SpecifiedTradeSettlementPaymentMeans")
-        if not means:
-            return None
-        first = means[0]
+        first = means[0] if means else None
         transfer: list[Form] = []
         for one in means:
             account = self.one(one, "PayeePartyCreditorFinancialAccount")
@@ -238,11 +237,14 @@ class CiiInvoice(InvoiceTree):
             "creditor_id": self.text(settlement, "CreditorReferenceID"),
             "iban": self.text(first, "PayerPartyDebtorFinancialAccount/IBANID"),
         }
+        reference = self.text(settlement, "PaymentReference")
+        if first is None and not reference and not any(debit.values()):
+            return None
         return put_down(
             {},
-            code=self.text(first, "TypeCode"),
+            code=_NOT_DEFINED if first is None else self.text(first, "TypeCode"),
             text=self.text(first, "Information"),
-            reference=self.text(settlement, "PaymentReference"),
+            reference=reference,
             transfer=transfer,
             card=put_down({}, pan_last=self.text(card, "ID"), holder=self.text(card, "CardholderName")),
             debit=put_down({}, **debit),

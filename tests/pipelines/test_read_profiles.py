@@ -17,7 +17,7 @@ import pytest
 from lxml import etree
 
 from billing.einvoice.cii import to_cii
-from billing.einvoice.model import EN_16931, Address, Invoice
+from billing.einvoice.model import EN_16931, Address, Invoice, Payment
 from pipelines.documents import NotIssuable
 from pipelines.invoice_files import render_files
 from pipelines.invoice_rules import rule_violations, schema_violations
@@ -193,3 +193,12 @@ def test_a_pdf_inside_the_pdf_does_not_hide_its_metadata() -> None:
     assert set(reader.attachments) == {"factur-x.xml", "contract.pdf"}
     metadata = reader.trailer["/Root"]["/Metadata"].get_object().get_data()
     assert metadata.count(b"<fx:ConformanceLevel>EN 16931</fx:ConformanceLevel>") == 1
+
+
+def test_a_reference_of_payment_is_read_where_nothing_says_how_to_pay() -> None:
+    xml = without(profile("extended").decode(), "SpecifiedTradeSettlementPaymentMeans").encode()
+    assert b"PaymentReference>" in xml
+    found = read_invoice(xml)
+    assert found.payment == Payment("1", reference=EXAMPLE["payment"]["reference"])
+    assert read_invoice(to_cii(found)).payment == found.payment
+    assert read_invoice(without(xml.decode(), "PaymentReference").encode()).payment is None
