@@ -7,7 +7,7 @@ them right, and each document is checked in full again when its files are made.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import polars as pl
 
 from billing.document_columns import DocumentColumns
 from billing.master import Customer, MasterData
+from pipelines.printable import unprintable
 
 # Of a customer's form: what his documents say of him.
 _PRINTED = frozenset(
@@ -47,17 +48,24 @@ def keys_of(columns: DocumentColumns, master: MasterData) -> pl.Series:
     taxed = columns.taxes.select("document", pl.concat_str("category", "percent", separator=" ").alias("taxes"))
     taxed = taxed.group_by("document").agg(pl.col("taxes").sort().str.join(","))
     shared = pl.col("document").is_in(columns.members["document"].unique().to_list())
+    names = columns.lines["name"].unique()
+    odd = {one: letters for one in names if one is not None and (letters := unprintable(one))}
+    unseen = columns.lines.filter(pl.col("name").is_in(list(odd))).select(
+        "document", pl.col("name").replace_strict(odd, default=None, return_dtype=pl.String).alias("unseen")
+    )
+    unseen = unseen.group_by("document").agg(pl.col("unseen").unique().sort().str.join(""))
     blank = columns.lines.filter(pl.col("name").str.strip_chars() == "")  # BR-25
     unnamed = pl.col("document").is_in(blank["document"].unique().to_list())
     return (
         documents.select("document", "customer", "type", "currency", "prepaid", "due", "refers_to")
         .join(shapes, on="customer", how="left", maintain_order="left")
         .join(taxed, on="document", how="left", maintain_order="left")
+        .join(unseen, on="document", how="left", maintain_order="left")
         .select(
             pl.concat_str(
                 "type", "currency", _sign("prepaid"), _sign("due"),
                 pl.col("refers_to").is_null().cast(pl.String), shared.cast(pl.String), unnamed.cast(pl.String),
-                pl.col("taxes").fill_null(""), "buyer",
+                pl.col("taxes").fill_null(""), pl.col("unseen").fill_null(""), "buyer",
                 separator="|",
             )
         )
@@ -74,7 +82,20 @@ def _sign(column: str) -> pl.Expr:
 
 def _of_customer(customer: Customer) -> str:
     said = _shape({key: value for key, value in customer.form.items() if key in _PRINTED})
-    return _named(customer.country, not customer.name.strip(), said)
+    return _named(customer.country, not customer.name.strip(), said, unprintable("".join(_texts(customer))))
+
+
+def _texts(customer: Customer) -> Iterator[str]:
+    yield customer.name
+    waiting: list[object] = [value for key, value in customer.form.items() if key in _PRINTED]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            waiting += cast("Mapping[str, object]", one).values()
+        elif isinstance(one, list):
+            waiting += cast("list[object]", one)
 
 
 @lru_cache(maxsize=10_000)

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.layout_engines import CannotDraw, HtmlEngine, LayoutEngine, TypstEngine, missing_glyphs, unprintable
+from pipelines.layout_engines import CannotDraw, HtmlEngine, LayoutEngine, TypstEngine, missing_glyphs
+from pipelines.printable import unprintable
 
 MEMORY_MAX = 1_200_000_000  # bytes of address space beyond what the engine took to start
 CPU_S_MAX = 3_600  # of its whole life; what one page may take is the parent's clock

@@ -7,7 +7,6 @@ clock, no database. Both make PDF/A-3a with the XML attached; the Factur-X metad
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import logging
@@ -21,11 +20,11 @@ from typing import Any, Literal, Protocol
 import typst
 
 from pipelines.factur_x import in_packet
+from pipelines.printable import font_folders, unprintable
 
 Output = Literal["pdf", "png", "html"]
 LAYOUTS = Path(__file__).parent / "layouts"
 STANDARDS = ["a-3a", "ua-1"]
-FONT_PACKAGES = ("fontpkg_inter", "manimgx_fonts", "cvttf_NotoSansCJK_Regular")
 PAGES_MAX = 2_000  # of a preview or a document drawn by a tenant's own source
 PREVIEW_PAGES = 4
 PREVIEW_PPI = 110
@@ -48,17 +47,6 @@ class LayoutEngine(Protocol):
     def draw(self, source: str | None, data: Mapping[str, Any], output: Output) -> list[bytes]:
         """The PDF (or the HTML) as the only element, or one PNG a page. Raises `CannotDraw`."""
         ...
-
-
-@cache
-def font_folders() -> list[str]:
-    """Folders of the font wheels: the same fonts on every machine, whatever the system has."""
-    folders: list[str] = []
-    for name in FONT_PACKAGES:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None, f"the font package {name} is not installed"
-        folders += [str(Path(one)) for one in spec.submodule_search_locations or ()]
-    return folders
 
 
 def missing_glyphs(text: str) -> str:
@@ -186,7 +174,7 @@ class HtmlEngine:
         attached = _attachments(data, Attachment)
         for name in ("weasyprint", "fontTools"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        unseen = unprintable(page)
+        unseen = unprintable_on(page)
         if unseen:
             names = missing_glyphs(unseen)
             raise CannotDraw(f"no font has the character {names}: change the text or add a font", missing=names)
@@ -308,33 +296,11 @@ def _picture(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-@cache
-def _characters() -> frozenset[int]:
-    """All characters that the fonts have; reading their tables takes a second, once a process."""
-    from fontTools.ttLib import TTCollection, TTFont
-
-    found: set[int] = set()
-    for folder in font_folders():
-        for path in sorted(Path(folder).rglob("*")):
-            if path.suffix.lower() not in (".ttf", ".otf", ".ttc"):
-                continue
-            fonts = (
-                TTCollection(path, lazy=True).fonts[:1] if path.suffix.lower() == ".ttc" else [TTFont(path, lazy=True)]
-            )
-            for font in fonts:
-                found.update(font.getBestCmap() or ())
-    return frozenset(found)
-
-
 _TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
-_SILENT = frozenset(map(ord, "\t\n\r\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad\ufe0e\ufe0f"))
 
 
-def unprintable(page: str) -> str:
-    """Characters of a page that no font has: WeasyPrint would draw a box for each."""
+def unprintable_on(page: str) -> str:
+    """Characters of a page in HTML that no font has: WeasyPrint would draw a box for each."""
     import html
 
-    shown = {one for one in set(html.unescape(_TAGS.sub(" ", page))) if ord(one) > 126 and ord(one) not in _SILENT}
-    if not shown:
-        return ""
-    return "".join(sorted(one for one in shown if ord(one) not in _characters()))
+    return unprintable(html.unescape(_TAGS.sub(" ", page)))

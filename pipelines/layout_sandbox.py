@@ -27,7 +27,8 @@ from typing import IO, Any
 
 from pipelines.layout_blocks import Layout
 from pipelines.layout_child import FINE, MEMORY_MAX, OUTPUT_BYTES_MAX
-from pipelines.layout_engines import TYPST_HEAD, TYPST_MAIN, CannotDraw, Output, font_folders
+from pipelines.layout_engines import TYPST_HEAD, TYPST_MAIN, CannotDraw, Output
+from pipelines.printable import font_folders
 
 PAGE_S = 15.0  # of one document, by the clock on the wall: a page of ten lines takes 0.05 to 0.5 s
 START_S = 60.0  # until the child is ready: fonts are read once

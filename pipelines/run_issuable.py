@@ -6,6 +6,7 @@ shape (`document_shapes.py`). Who is parked is billed by the next run once his d
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,12 +14,13 @@ from typing import Any
 
 from billing.document_columns import DocumentColumns
 from billing.document_json import document_from, unpacked
-from billing.einvoice.parties import seller_of
+from billing.einvoice.parties import Seller, seller_of
 from billing.master import MasterData
 from pipelines.chunk_results import Result, shapes_in, unpack
 from pipelines.document_faults import Refused, tried
 from pipelines.document_shapes import keys_of
-from pipelines.documents import FinalDocument, NotIssuable, issuable, issuer_of, shared_gate
+from pipelines.documents import FinalDocument, Issuer, NotIssuable, issuable, issuer_of, render_pdf, shared_gate
+from pipelines.printable import unprintable
 from pipelines.run_finalising import buyer_of
 from storage.sql import invoices, tenants
 from storage.sql.database import Connection
@@ -100,5 +102,12 @@ class _Look:
         final = FinalDocument(row["key"], NUMBER, document, buyer, due_on)
         issuer = issuer_of(self.tenant_id, self.tenant.timezone, self.tenant.country, entity)
         seller = seller_of(issuer.entity, issuer.country)
-        made = tried(partial(issuable, final, issuer, seller, shared_gate()), "a document of a bill run")
+        made = tried(partial(_tried_out, final, issuer, seller), "a document of a bill run")
         return made if isinstance(made, Refused) else None
+
+
+def _tried_out(final: FinalDocument, issuer: Issuer, seller: Seller) -> None:
+    """Raises what keeps a document from being issued; it is drawn only if it has characters that no font has."""
+    invoice, _ = issuable(final, issuer, seller, shared_gate())
+    if unprintable(json.dumps(invoice.to_json(), ensure_ascii=False)):
+        render_pdf(invoice, language=str(final.customer.get("language") or "de"), seller=seller)

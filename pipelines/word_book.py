@@ -16,8 +16,9 @@ from itertools import product
 
 import typst
 
-from pipelines.layout_engines import LAYOUTS, font_folders
+from pipelines.layout_engines import LAYOUTS
 from pipelines.pdf_parts import OtherForm, Run, fonts_of, objects_of, pages_of, reference, runs_of, stream_of, widths_of
+from pipelines.printable import font_folders
 
 Style = tuple[int, bool]  # weight, and whether figures stand under each other (tabular)
 WEIGHTS = (400, 700, 600, 650)  # in the order of the repertoire: the first one is font 0

@@ -275,7 +275,7 @@ CODES = ("a", "b", "c", "d")
 
 @pytest.mark.parametrize("moves", [0, 20])
 def test_fifty_callers_never_overdraw_while_shards_die_and_partitions_move(here: Place, moves: int) -> None:
-    seed = int(os.environ.get("CLOUDBILLING_TEST_SEED") or random.SystemRandom().randrange(10**9))
+    seed = int(os.environ.get("CLOUDBILLING_SEED") or random.SystemRandom().randrange(10**9))
     """At every row of a customer: credit - what left it - open reservations >= 0, by the rows of all lanes alone."""
     print(f"seed {seed}")
     chance = random.Random(seed)

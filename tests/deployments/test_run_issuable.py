@@ -97,6 +97,30 @@ def test_a_line_without_a_name_parks_whose_it_is(api: Api) -> None:
     assert [customer for customer, _ in documents] == ["a", "c"]
 
 
+def test_a_character_that_no_font_has_parks_whose_document_would_show_it_before_it_has_a_number(api: Api) -> None:
+    unseen = "\U00012000"  # cuneiform
+    tenant = tenant_of(
+        api, a={}, b={"name": f"Sumer {unseen}"}, c={"address": {**ADDRESS, "city": unseen}}, d={"name": "東京 Ελλάς"},
+        e={"buyer_reference": unseen, "einvoice": "none"}, f={},
+    )  # fmt: skip
+    charge = {"code": "extra", "kind": "recurring", "timing": "advance", "tax": "vat", "name": f"Tablets {unseen}",
+              "price": {"model": "flat", "amount": "5"}}  # fmt: skip
+    plan = {"code": "q", "currency": "EUR", "interval": "month", "charges": [charge]}
+    steps = [{"publish": {"plan": plan}}, {"subscribe": {"code": "s-q", "customer": "f", "plan": "q"}}]
+    assert tenant.post("/v1/steps", [{"at": "2026-01-01", **step} for step in steps]).status_code == 201
+    run, documents = billed(tenant)
+    parked = {one["customer"]: one["reason"] for one in run["parked"]}
+    assert [("U+12000" in reason, "/buyer/name" in reason) for reason in (parked["f"], parked["b"])] == [
+        (True, False),
+        (True, True),
+    ]
+    assert "/lines/1/name" in parked["f"]
+    assert set(parked) | {customer for customer, _ in documents} == set("abcdef")
+    assert run["documents"]["archived"] == len(documents)
+    assert run["documents"]["parked"] == 0, "none that has a number stays without its files"
+    assert {customer for customer, _ in documents} >= {"a", "d"}
+
+
 @contextmanager
 def watched(monkeypatch: pytest.MonkeyPatch, refused: frozenset[str] = frozenset()) -> Iterator[list[str]]:
     """The customers whose documents are looked at in the run; those in `refused` break a rule of their own."""
