@@ -14,7 +14,8 @@ from cluster.cli import context
 from cluster.cli import documents as commands
 from cluster.client import Client
 from storage.sql.database import Database
-from tests.deployments.conftest import Api, Tenant, bearer, spread_over
+from storage.usage_log.partitions import partition_of
+from tests.deployments.conftest import Api, Tenant, bearer
 from tests.deployments.test_accompanying_routes import event, made, pdf_of
 
 pytestmark = pytest.mark.postgres
@@ -186,16 +187,16 @@ def test_a_customer_whose_partition_moved_has_all_of_his_rows(api: Api) -> None:
     tenant.catalog()
     top_up(tenant, "20.00", "purchased", "2026-01-05", "2026-01-20")
     assert tenant.post("/v1/reservations", {"customer": "acme", "id": "r1", "amount": "8.00"}).status_code == 200
-    before = {one["lane"]: one["owned"] for one in platform(api, "GET", "/v1/lanes")["items"]}
-    active = sorted(lane for lane, owned in before.items() if owned)
-    try:
-        for lanes, day, amount in ((active[:1], "2026-01-25", "3.00"), (active[-1:], "2026-02-05", None)):
-            spread_over(api, lanes)
-            assert tenant.post("/v1/test-clock/advance", {"to": day}).status_code == 200
-            if amount:
-                assert tenant.post("/v1/reservations/r1/commit", {"amount": amount}).json()["committed"] == amount
-    finally:
-        spread_over(api, active)
+    partition = partition_of(api.services.router._genesis.seed, tenant.id, "acme")  # type: ignore[attr-defined]
+    owners = {one["lane"]: one["owned"] for one in platform(api, "GET", "/v1/lanes")["items"]}
+    [home] = [lane for lane, owned in owners.items() if partition in owned]
+    away, further = [lane for lane in owners if lane != home][:2]
+    for lane, day, amount in ((away, "2026-01-25", "3.00"), (further, "2026-02-05", None)):
+        assert platform(api, "POST", "/v1/lanes/moves", {"partition": partition, "lane": lane})["moved"]
+        assert tenant.post("/v1/test-clock/advance", {"to": day}).status_code == 200
+        if amount:
+            assert tenant.post("/v1/reservations/r1/commit", {"amount": amount}).json()["committed"] == amount
+    platform(api, "POST", "/v1/lanes/moves", {"partition": partition, "lane": home})
     assert moved(statement(tenant, "01")["entries"]) == [
         ("2026-01-05", "purchased", "20"),
         ("2026-01-20", "expired", "-12"),
