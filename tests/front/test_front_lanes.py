@@ -238,3 +238,19 @@ def test_a_move_needs_its_own_two_lanes_only(platform: Platform, monkeypatch: py
         for silent in (0, target):
             without(silent)
             assert client.post(PATH, data=form).status_code == 422
+
+
+def test_on_a_cluster_the_page_says_on_which_node_each_lane_is_and_which_is_to_leave(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, look = platform.services.router, platform.services.router.status
+
+    async def status() -> Any:
+        return replace(await look(), nodes={0: "4f1c0e77aa12bb34cc56"}, leaving=frozenset({"4f1c0e77aa12bb34cc56"}))
+
+    with closing(platform.client()) as client:
+        assert "on node" not in text_of(client.get(PATH).text), "one machine has no nodes to tell apart"
+        monkeypatch.setattr(router, "status", status)
+        page = text_of(client.get(PATH).text)
+    assert "on node 4f1c0e77aa12 " in page
+    assert "A node is to leave" in page

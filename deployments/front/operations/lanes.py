@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import logging
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ ACTIONS = ("move", "drain", "spread")
 SCOPE = "tenants:create"
 ERRORS = ("stopped_because", "clock_error", "checkpoint_error", "figures_error", "followers_error")
 SHOWN_PARTITIONS = 256
+NODE_SHOWN = 12  # characters of a node's id, enough for `lanes leave`
 MOVES_SHOWN = 100  # of one change in the trail
 FOLLOW_EVERY_S, FOLLOWED_S = 2, 3_600
 log = logging.getLogger("cloudbilling.http")
@@ -59,6 +61,8 @@ class State:
     wrong: str = ""
     spread: Spread | None = None  # that is under way
     closed: tuple[int, ...] = ()
+    nodes: Mapping[int, str] = field(default_factory=dict[int, str])  # by lane, on a cluster
+    leaving: tuple[str, ...] = ()
 
     @property
     def next_lane(self) -> int:
@@ -81,7 +85,10 @@ def routes(front: Front) -> APIRouter:
             return State(wrong=str(error) or visit.texts("operations.no_shard"))
         known = tuple(sorted(status.lanes, key=lambda one: one.lane))
         spread = status.spread if status.spread is not None and not status.spread.done else None
-        return State(known, status.unreachable, plan, manifest, spread=spread, closed=status.closed)
+        return State(
+            known, status.unreachable, plan, manifest, spread=spread, closed=status.closed,
+            nodes=status.nodes, leaving=tuple(sorted(status.leaving)),
+        )  # fmt: skip
 
     async def page(visit: Visit, status: int = 200, **view: Any) -> Response:
         state = await look(visit)
@@ -261,6 +268,7 @@ def _lane_view(one: Any, state: State, visit: Visit) -> dict[str, Any]:
     heard = datetime.fromtimestamp(one.log_time_us // 1_000_000, UTC) if one.log_time_us > 0 else None
     return {
         "lane": one.lane,
+        "node": (state.nodes.get(one.lane) or "")[:NODE_SHOWN],
         "facts": facts,
         "heard": heard,
         "ok": bool(one.serving),
