@@ -58,3 +58,21 @@ def list_tenants(as_json: bool) -> None:
 def _print_tenants(found: list[dict[str, Any]]) -> None:
     rows = [(one["code"], one["name"], one["kind"], one["currency"], one["timezone"]) for one in found]
     context.table(["code", "name", "kind", "currency", "time zone"], rows)
+
+
+def tenant_settings(change: dict[str, object], tenant: str | None, key: str | None, as_json: bool) -> None:
+    """Read them, or change what is named; what is not named stays."""
+    scopes = ["access:read", *(["access:write"] if change else [])]
+    with context.problems(), context.tenant_client(tenant, key, scopes) as client:
+        found = client.post("/v1/tenant-settings", change) if change else client.get("/v1/tenant-settings")
+    context.show(found, as_json, _print_settings)
+
+
+def _print_settings(found: dict[str, Any]) -> None:
+    sources = ", ".join(found["unique_within_customer"]) or "none"
+    rows = [
+        ("usage for billed periods", found["late_usage"]),
+        ("events may be ahead by", found["future_limit"]),
+        ("sources with ids of each customer", sources),
+    ]
+    context.table(["setting", "now"], rows)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli import context
+from cluster.cli.app import app
+from cluster.client import Client
 from storage.usage_log import reused_ids
 from storage.usage_log.genesis import open_log
 from tests.deployments.conftest import Api, Tenant
@@ -155,3 +160,24 @@ def test_while_usage_goes_by_its_age_late_usage_stays_rejected(api: Api) -> None
     change(tenant, future_limit="2h")
     assert tenant.put("/v1/retention", {"usage": None}).status_code == 200
     change(tenant, late_usage="delta")
+
+
+def test_the_command_line_reads_and_changes_them(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context, "tenant_client", lambda *_: Client("", tenant.key, http=tenant.api.http))
+    said = ["tenants", "settings"]
+    called = CliRunner().invoke(app, [*said, "--late-usage", "reject", "--unique-within-customer", "a, b"])
+    assert called.exit_code == 0, called.output
+    assert "a, b" in called.output
+    now = tenant.get("/v1/tenant-settings").json()
+    assert (now["late_usage"], now["unique_within_customer"]) == ("reject", ["a", "b"])
+    called = CliRunner().invoke(app, [*said, "--unique-within-customer", ""])
+    assert called.exit_code == 0, called.output
+    assert tenant.get("/v1/tenant-settings").json()["unique_within_customer"] == []
+    called = CliRunner().invoke(app, [*said, "--json"])
+    shown = re.search(r"^\{$.*?^\}$", called.output, re.DOTALL | re.MULTILINE)  # the server's log is beside it
+    assert shown is not None
+    assert json.loads(shown[0]) == tenant.get("/v1/tenant-settings").json()
+    refused = CliRunner().invoke(app, [*said, "--future-limit", "400d"])
+    assert refused.exit_code == context.WRONG_CALL

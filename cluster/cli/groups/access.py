@@ -82,6 +82,27 @@ def tenants_list(as_json: bool = AsJson) -> None:
     access.list_tenants(as_json)
 
 
+@tenants.command("settings")
+def tenants_settings(
+    late_usage: str = typer.Option(None, "--late-usage", help="For billed periods: delta, reissue or reject."),
+    future_limit: str = typer.Option(None, "--future-limit", help="How far ahead an event may be: 30m, 1h, 1d."),
+    unique_within_customer: str = typer.Option(
+        None, "--unique-within-customer", help='Sources whose ids are unique for a customer only: a,b ("": none).'
+    ),
+    tenant: str = Tenant,
+    key: str = Key,
+    as_json: bool = AsJson,
+) -> None:
+    """What a tenant that lives may change of itself; with options it is set, from now on."""
+    from cluster.cli import access
+
+    said = {"late_usage": late_usage, "future_limit": future_limit}
+    change: dict[str, object] = {name: text for name, text in said.items() if text is not None}
+    if unique_within_customer is not None:
+        change["unique_within_customer"] = [one.strip() for one in unique_within_customer.split(",") if one.strip()]
+    access.tenant_settings(change, tenant, key, as_json)
+
+
 @tenants.command("close")
 def tenants_close(code: str, as_json: bool = AsJson) -> None:
     """Nothing changes in the tenant any more; what is there may be read and exported. `reopen` takes it back."""
