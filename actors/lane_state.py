@@ -393,6 +393,8 @@ class LaneState:
         self.rows_since_checkpoint += sum(len(ids) for ids in luggage.ids)
         self._packed.pop(partition, None)
         self.owned[partition], self.lane_of[partition], self.generation[partition] = True, self.lane, generation
+        if self.figures is not None:  # before anybody is told that it is here: who asks meanwhile folds it first
+            self.figures.arrive(partition)
         self._place()
         self.followers.arrive(luggage.parts, in_order(parting_rows(luggage)), moment)
         if self.figures is not None:
