@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +34,7 @@ from storage.usage_log.lane import LaneWriter, walk
 from storage.usage_log.manifest import Manifest, ManifestChain
 from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
+from storage.usage_log.run_cache import RunCache
 from storage.usage_log.segment import ROW_SCHEMA, Control, SegmentHead, StoredSegment
 
 RECOVERIES_MAX = 100  # a newer manifest each time; more says that something deletes faster than it is read
@@ -51,7 +51,7 @@ class LaneState:
         *,
         master: MasterSource | None,
         followers: Sequence[LaneFollower],
-        cache: Path,
+        cache: RunCache,
     ) -> None:
         self.lane = lane
         self._store = store
