@@ -62,7 +62,7 @@ from actors.lane_past import LanePast, NotRead
 from actors.live_figures import MasterSource
 from billing.amendments import fold_amendments_of_lane, states_before
 from billing.budget_state import NO_EVENTS, History, Planned, Step, TenantBudgets, Watch
-from billing.budgets import Alert
+from billing.budgets import Alert, Key
 from billing.errors import Conflict, NotFound, Unavailable
 from billing.live_state import LiveState
 from billing.master import Budget, MasterData
@@ -310,6 +310,12 @@ class BudgetWatch:
                 self._past.drop(tenant_id)
                 self._looked_s[tenant_id] = self._now_s()
             self._record(tenant_id, state, own, moment)
+            missing = _unraised(state, planned.alerts)
+            if missing - self._tried.get(tenant_id, set()):
+                self._owed.add(tenant_id)
+                self._tried.setdefault(tenant_id, set()).update(missing)
+            elif int(RowKind.MASTER_SEEN) in kinds:
+                self._owed.discard(tenant_id)
 
     def freeze(self) -> Callable[[], bytes]:
         # Packed at once: what the next group changes in place must not show.
@@ -334,6 +340,9 @@ class BudgetWatch:
                 return self._watch_of(tenant_id, master_number, self._master.at(tenant_id, master_number))
 
             state = self._tenants[tenant_id] = TenantBudgets.from_bytes(packed, watch_at)
+            budgets = [one for of_customer in state.watch.budgets.values() for one in of_customer]
+            if state.looked_at is not None and state.spending.budgets.reached(budgets, state.looked_at):
+                self._owed.add(tenant_id)
             self._alerts[tenant_id] = [
                 RecordedAlert(alert, *place)
                 for alert, place in zip(state.spending.budgets.alerts, places.get(tenant_id, []), strict=True)
@@ -346,6 +355,11 @@ class BudgetWatch:
         self._last: dict[str, int] = {}  # number in which the tenant had rows last
         self._open: dict[str, tuple[int, list[pl.DataFrame]]] = {}  # rows of the newest group, in the log or not yet
         self._turns: dict[str, dict[str, bool]] = {}  # backfills that count by this lane's notes, or no more
+        # Reached by a look that could raise nothing (beside an arrival, or of an older version): the next one does.
+        self._owed: set[str] = set()
+        self._tried: dict[
+            str, set[Key]
+        ] = {}  # owed before: an id that the log has under no row of ours is asked for once
         self._looked_s: dict[str, float] = {}
         self._due_at_s = 0.0
         self._pending: dict[str, _Pending] = {}
@@ -360,7 +374,7 @@ class BudgetWatch:
             return found
         self._due_at_s = now_s + DUE_EVERY_S
         for tenant_id, state in self._tenants.items():
-            waits = differing(self._turns.get(tenant_id, {}), state.shown)
+            waits = tenant_id in self._owed or differing(self._turns.get(tenant_id, {}), state.shown)
             if waits or now_s - self._looked_s.get(tenant_id, -LOOK_EVERY_S) >= LOOK_EVERY_S:
                 self._looked_s[tenant_id] = now_s  # asked for; what comes of it is in the log
                 found.append((tenant_id, LOOK))
@@ -402,6 +416,8 @@ class BudgetWatch:
         if watch is None or state is None:
             return watch
         if moved or watch.number != state.watch.number or self._turned(tenant_id, rows):
+            return watch
+        if tenant_id in self._owed:
             return watch
         now = instant_of(moment.now_us(tenant_id))
         waited = state.looked_at is None or (now - state.looked_at).total_seconds() >= LOOK_EVERY_S
@@ -676,7 +692,7 @@ class BudgetWatch:
             return Decided(NO_ROWS, b"done")
         turned = self._turned(tenant_id)
         is_known = state is not None and watch.number == state.watch.number and not turned
-        if state is not None and is_known and state.looked_at is not None:
+        if state is not None and is_known and state.looked_at is not None and tenant_id not in self._owed:
             now = instant_of(moment.now_us(tenant_id))
             aged_s = (now - state.looked_at).total_seconds()
             moves = bool(watch.level_types) or state.waiting.height > 0
@@ -727,6 +743,12 @@ class BudgetWatch:
             if len(forms) >= min(asked.limit, ALERTS_MAX):
                 break
         return Decided(NO_ROWS, msgspec.json.encode(forms))
+
+
+def _unraised(state: TenantBudgets, reached: Sequence[Alert]) -> set[Key]:
+    """The thresholds that were reached and are in no row of the log."""
+    raised = state.spending.budgets.raised
+    return {alert.key for alert in reached if alert.key not in raised.get(alert.budget, ())}
 
 
 def _being_read(what: str) -> Unavailable:

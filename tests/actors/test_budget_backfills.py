@@ -325,6 +325,34 @@ def test_a_backfill_that_was_committed_before_its_partition_came_to_a_younger_la
     scene_of(world, scene)
 
 
+def test_a_customer_who_goes_before_his_lane_took_a_backfill_on_has_it_where_he_comes(tmp_path: Path) -> None:
+    """The lane that he comes to is younger than the commit: it has no note of it."""
+    chain = Chain([*catalog(), *customer("acme"), *customer("bolt"), budget("b", "acme", "20", "50")])
+    world = World(tmp_path, chain)
+
+    async def scene() -> None:
+        await world.router.ingest(TENANT, events(("1", "acme", DAY, "4"), ("2", "bolt", DAY, "1")))
+        await look(world.router)
+        await world.send("b1", ("3", "acme", DAY, "7"))
+        world.watches[0]._past.inline_max = 0  # its past is read by a thread, which never comes to it
+        world.watches[0]._past._start_reading = lambda *_: None  # type: ignore[method-assign]
+        await world.commit("b1")
+        assert await world.spent() == "4.00"
+        world.router.add_lane()
+        world.lanes = 2
+        world.move("acme", 1)
+        await look(world.router)  # as its own ticking asks for within a second
+        assert (await world.spent(), crossed(await alerts(world.router))) == ("11.00", [("b", "50")])
+        await world.again()
+        await world.compare()
+        await world.revert("b1")
+        await world.compare()
+        assert (await world.spent(), crossed(await alerts(world.router))) == ("4.00", [("b", "50")])
+
+    scene_of(world, scene)
+    assert set(world.recorded().values()) == {1}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_spent_live_and_billed_are_one_number_while_backfills_come_and_go(tmp_path: Path, seed: int) -> None:
     """Random lives: live events, backfills, amendments, new budgets, restarts, with odd seeds moves of partitions."""
