@@ -31,7 +31,7 @@ from actors.backfills import (
     encode_rows,
 )
 from actors.router import DEADLINE_S, UsageRouter
-from billing.backfills import HOME_KEY, Backfill
+from billing.backfills import HOME_KEY, REVERTED_MAX, Backfill
 from billing.errors import Conflict, Unavailable
 from billing.usage import EVENT_SCHEMA
 from storage.object_store import ObjectStore
@@ -141,6 +141,9 @@ class BackfillDesk:
             one = _opened(await self._router.decide(tenant_id, HOME_KEY, COMMIT, payload)).backfill
         if one.state == "reverted":
             raise Conflict(f"the backfill {name} was reverted")
+        # One whose ids this may have taken over ceases to count first, if a crash left it half hidden.
+        reverted = [other for other in await self._listed(tenant_id, "") if other.state == "reverted"]
+        await self.finish(tenant_id, sorted(reverted, key=lambda other: other.reverted_us)[-REVERTED_MAX:])
         await self._show(tenant_id, one)
         return one
 

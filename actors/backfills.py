@@ -58,7 +58,7 @@ class _Share:
 
     events: int = 0
     closed: int = -1
-    shown: bool = False  # its events count in what this lane shows live
+    shown: bool | None = None  # whether its events count in what this lane shows live, as it noted; None: nothing yet
     reverted: tuple[str, ...] = ()  # reverted before it was opened: their ids are free for it
 
 
@@ -66,7 +66,7 @@ class Backfills:
     """A follower: of the tenant's backfills what this lane has, and all about those whose home lies here."""
 
     name = "backfills"
-    version = 1
+    version = 2
 
     def __init__(self) -> None:
         self.decisions: Mapping[str, Decision] = {
@@ -161,7 +161,7 @@ class Backfills:
 
         What was decided while the lane had no partitions it could not note; then it stays, empty.
         """
-        return any(one.events and not one.shown for known in self._shares.values() for one in known.values())
+        return any(one.events and one.shown is None for known in self._shares.values() for one in known.values())
 
     def leave(self, lies_in: LiesIn) -> None:
         """What was decided at home goes with the home partition; what this lane has stays its own."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 
 from actors.followers import LogMoment, LogRow, Parts, log_rows
-from billing.budget_state import ARRIVED, Planned, Watch
+from billing.budget_state import ARRIVED, Planned
 from billing.live_state import LiveState
 from billing.meters import MeterState
 from billing.money import decimal_text, shown_quantity
@@ -50,15 +50,15 @@ def corrected_events(events: pl.DataFrame) -> pl.DataFrame:
     return events.select(pl.col(places.get(name, name)).cast(dtype).alias(name) for name, dtype in ARRIVED.items())
 
 
-def seen_row(lane: int, watch: Watch, moment: LogMoment) -> LogRow:
-    return LogRow(
-        RowKind.MASTER_SEEN, SOURCE, f"{lane}/{moment.number}", "", moment.log_time_us, {"master": watch.number}, "look"
-    )
+def seen_row(lane: int, number: int, turned: Mapping[str, bool], moment: LogMoment) -> LogRow:
+    """A look at these master data, from which on events of backfills that `turned` count (True) or no more."""
+    detail = {"master": number} | ({"backfills": dict(turned)} if turned else {})
+    return LogRow(RowKind.MASTER_SEEN, SOURCE, f"{lane}/{moment.number}", "", moment.log_time_us, detail, "look")
 
 
-def proposed_rows(tenant_id: str, watch: Watch | None, planned: Planned, moment: LogMoment) -> pl.DataFrame:
+def proposed_rows(tenant_id: str, seen: LogRow | None, planned: Planned, moment: LogMoment) -> pl.DataFrame:
     master = planned.watch.master
-    rows = [] if watch is None else [seen_row(moment.lane, watch, moment)]
+    rows = [] if seen is None else [seen]
     for place, alert in enumerate(planned.alerts):
         budget = master.budgets[alert.budget]
         start = alert.period.start.isoformat()

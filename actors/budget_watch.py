@@ -1,8 +1,9 @@
 """Budgets of a lane: what customers who live in it spent, and the alerts that stand in the segment that crosses.
 
-Owns the tie between the lane's rows and `billing/budget_state.py`. A look (MASTER_SEEN row) takes on newer master data,
-and looks at levels and suspense; all else follows from the rows, so a replay gives the same. A tenant without budgets
-costs nothing per event: it is not watched. Usage that lies in other lanes counts as they tell it (FOREIGN_STATE rows).
+Owns the tie between the lane's rows and `billing/budget_state.py`. A look (MASTER_SEEN row) takes on newer master data
+and backfills that begin or cease to count, and looks at levels and suspense; all else follows from the rows, so a
+replay gives the same. A tenant without budgets costs nothing per event: it is not watched. Usage that lies in other
+lanes counts as they tell it (FOREIGN_STATE rows).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
 from typing import Any
@@ -21,6 +22,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from actors.budget_backfills import (
+    after_turns,
+    begun_events,
+    changes_of,
+    differing,
+    events_in,
+    merged,
+    rows_of,
+    turns_in,
+    turns_seen,
+)
 from actors.budget_forms import (
     ALERTS_MAX,
     RecordedAlert,
@@ -49,8 +61,8 @@ from actors.foreign_usage import KIND as FOREIGN_KIND
 from actors.lane_past import LanePast, NotRead
 from actors.live_figures import MasterSource
 from billing.amendments import fold_amendments_of_lane, states_before
-from billing.budget_state import NO_EVENTS, Planned, Step, TenantBudgets, Watch
-from billing.budgets import Alert
+from billing.budget_state import NO_EVENTS, History, Planned, Step, TenantBudgets, Watch
+from billing.budgets import Alert, Key
 from billing.errors import Conflict, NotFound, Unavailable
 from billing.live_state import LiveState
 from billing.master import Budget, MasterData
@@ -75,6 +87,7 @@ STATES_MAX = 1_000
 _CHANGING = frozenset(
     int(kind) for kind in (RowKind.USAGE, RowKind.AMENDED, RowKind.VOIDED, RowKind.CLOCK_SET, RowKind.FOREIGN_STATE)
 )
+_NOTED = int(RowKind.BACKFILL_NOTED)
 _ALERTING = frozenset({int(RowKind.THRESHOLD_CROSSED)})
 
 
@@ -98,7 +111,7 @@ class BudgetWatch:
     """The follower of one lane."""
 
     name = "budgets"
-    version = 3
+    version = 4
 
     def __init__(
         self,
@@ -178,6 +191,7 @@ class BudgetWatch:
             "master": copy.watch.number,
             "state": base64.b64encode(copy.to_bytes()).decode(),
             "places": places,
+            "backfills": self._turns.get(tenant_id, {}),
         }
         id_ = f"{customer}/{self._lane}/{moment.number}"
         return LogRow(RowKind.BUDGETS_MOVED, SOURCE, id_, customer, moment.now_us(tenant_id), detail, "moved")
@@ -198,21 +212,25 @@ class BudgetWatch:
 
     def coming(self, tenant_id: str, parting: Parts, moment: LogMoment) -> pl.DataFrame:
         """A look with the acquisition: from there on the customers who come rest on this lane's master data."""
-        numbers = [master_in(row) for row, _ in moved_in(parting)]
+        moved = [row for row, _ in moved_in(parting)]
+        numbers = [master_in(row) for row in moved]
         state = self._tenants.get(tenant_id)
         if not numbers:
             return NO_ROWS
         least = max([*numbers, -1 if state is None else state.watch.number])
         number, _ = self._master.newest(tenant_id, at_least=least)
-        id_ = f"{self._lane}/{moment.number}"
-        row = LogRow(RowKind.MASTER_SEEN, SOURCE, id_, "", moment.log_time_us, {"master": number}, "look")
-        return log_rows(tenant_id, [row])
+        turns: Mapping[str, bool] = self._turns.get(tenant_id, {})
+        for row in moved:
+            turns = merged(turns, json.loads(row).get("backfills", {}))
+        turned = differing(turns, () if state is None else state.shown)
+        return log_rows(tenant_id, [seen_row(self._lane, number, turned, moment)])
 
     def arrive(self, tenant_id: str, parts: Parts, parting: Parts, moment: LogMoment) -> None:
         for rows, at in parts:
             self._foreign.take(tenant_id, rows, at)
         for row, customer in moved_in(parting):
             form = json.loads(row)
+            self._turns[tenant_id] = merged(self._turns.get(tenant_id, {}), form.get("backfills", {}))
 
             def watch_at(number: int, customer: str = customer) -> Watch:
                 return Watch.of(number, self._master.at(tenant_id, number), {customer}, lambda of, key: key == of)
@@ -245,16 +263,19 @@ class BudgetWatch:
             if watch is None and (tenant_id not in self._tenants or kinds.isdisjoint(_CHANGING)):
                 continue
             is_asked = int(RowKind.MASTER_SEEN) in kinds
-            if watch is not None and not is_asked and not self._is_read(tenant_id, watch, moment):
+            turned = turns_seen(part) if is_asked else self._turned(tenant_id, part)
+            if watch is not None and not is_asked and not self._is_read(tenant_id, watch, turned, moment):
                 watch = None  # it is taken on when what came before has been read; until then all stays as it is
                 if tenant_id not in self._tenants or kinds.isdisjoint(_CHANGING):
                     continue
-            step = self._step(tenant_id, part, moment, watch)
+            step = self._step(tenant_id, part, moment, watch, turned)
             planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number))
             self._pending[tenant_id] = _Pending(
                 moment.number, part.height - of_kind(part, RowKind.MASTER_SEEN).height, planned
             )
-            found.append(proposed_rows(tenant_id, None if is_asked else watch, planned, moment))
+            is_look = watch is not None and not is_asked
+            seen = seen_row(self._lane, planned.watch.number, turned, moment) if is_look else None
+            found.append(proposed_rows(tenant_id, seen, planned, moment))
         return pl.concat(found) if found else NO_ROWS
 
     def apply(self, rows: pl.DataFrame, moment: LogMoment) -> None:
@@ -262,6 +283,8 @@ class BudgetWatch:
             kinds = frozenset(part["kind"].to_list())
             if FOREIGN_KIND in kinds:
                 self._foreign.take(tenant_id, part, moment)
+            if _NOTED in kinds:
+                self._turns[tenant_id] = merged(self._turns.get(tenant_id, {}), turns_in(part))
             is_known = tenant_id in self._tenants and not kinds.isdisjoint(_CHANGING | _ALERTING)
             if int(RowKind.MASTER_SEEN) not in kinds and not is_known:
                 continue
@@ -273,7 +296,7 @@ class BudgetWatch:
                 watch = self._watch_in(tenant_id, own)
                 if watch is None and tenant_id not in self._tenants:
                     continue
-                step = self._step(tenant_id, part, moment, watch)
+                step = self._step(tenant_id, part, moment, watch, turns_seen(own))
                 planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number))
             state = self._tenants.get(tenant_id)
             if state is None:
@@ -287,6 +310,12 @@ class BudgetWatch:
                 self._past.drop(tenant_id)
                 self._looked_s[tenant_id] = self._now_s()
             self._record(tenant_id, state, own, moment)
+            missing = _unraised(state, planned.alerts)
+            if missing - self._tried.get(tenant_id, set()):
+                self._owed.add(tenant_id)
+                self._tried.setdefault(tenant_id, set()).update(missing)
+            elif int(RowKind.MASTER_SEEN) in kinds:
+                self._owed.discard(tenant_id)
 
     def freeze(self) -> Callable[[], bytes]:
         # Packed at once: what the next group changes in place must not show.
@@ -294,15 +323,16 @@ class BudgetWatch:
         alerts = {tenant_id: list(recorded) for tenant_id, recorded in self._alerts.items()}
         last = dict(self._last)
         foreign = self._foreign.freeze()
+        turns = {tenant_id: dict(known) for tenant_id, known in self._turns.items()}
 
         def packed() -> bytes:
             places = {tenant_id: [one.position for one in recorded] for tenant_id, recorded in alerts.items()}
-            return msgspec.msgpack.encode([states, places, last, foreign])
+            return msgspec.msgpack.encode([states, places, last, foreign, turns])
 
         return packed
 
     def thaw(self, data: bytes, number: int) -> None:
-        states, places, last, foreign = msgspec.msgpack.decode(data, type=_Frozen)
+        states, places, last, foreign, self._turns = msgspec.msgpack.decode(data, type=_Frozen)
         self._foreign.thaw(foreign)
         for tenant_id, packed in states.items():
 
@@ -310,6 +340,9 @@ class BudgetWatch:
                 return self._watch_of(tenant_id, master_number, self._master.at(tenant_id, master_number))
 
             state = self._tenants[tenant_id] = TenantBudgets.from_bytes(packed, watch_at)
+            budgets = [one for of_customer in state.watch.budgets.values() for one in of_customer]
+            if state.looked_at is not None and state.spending.budgets.reached(budgets, state.looked_at):
+                self._owed.add(tenant_id)
             self._alerts[tenant_id] = [
                 RecordedAlert(alert, *place)
                 for alert, place in zip(state.spending.budgets.alerts, places.get(tenant_id, []), strict=True)
@@ -321,6 +354,12 @@ class BudgetWatch:
         self._alerts: dict[str, list[RecordedAlert]] = {}
         self._last: dict[str, int] = {}  # number in which the tenant had rows last
         self._open: dict[str, tuple[int, list[pl.DataFrame]]] = {}  # rows of the newest group, in the log or not yet
+        self._turns: dict[str, dict[str, bool]] = {}  # backfills that count by this lane's notes, or no more
+        # Reached by a look that could raise nothing (beside an arrival, or of an older version): the next one does.
+        self._owed: set[str] = set()
+        self._tried: dict[
+            str, set[Key]
+        ] = {}  # owed before: an id that the log has under no row of ours is asked for once
         self._looked_s: dict[str, float] = {}
         self._due_at_s = 0.0
         self._pending: dict[str, _Pending] = {}
@@ -328,14 +367,15 @@ class BudgetWatch:
         self._foreign.clear()
 
     def due(self) -> Sequence[tuple[str, str]]:
-        """A look at each tenant with budgets that nobody has looked at for a while."""
+        """A look at each tenant with budgets that nobody has looked at for a while, or with backfills to take on."""
         now_s = self._now_s()
         found: list[tuple[str, str]] = []
         if now_s < self._due_at_s:
             return found
         self._due_at_s = now_s + DUE_EVERY_S
-        for tenant_id in self._tenants:
-            if now_s - self._looked_s.get(tenant_id, -LOOK_EVERY_S) >= LOOK_EVERY_S:
+        for tenant_id, state in self._tenants.items():
+            waits = tenant_id in self._owed or differing(self._turns.get(tenant_id, {}), state.shown)
+            if waits or now_s - self._looked_s.get(tenant_id, -LOOK_EVERY_S) >= LOOK_EVERY_S:
                 self._looked_s[tenant_id] = now_s  # asked for; what comes of it is in the log
                 found.append((tenant_id, LOOK))
         return found
@@ -348,8 +388,8 @@ class BudgetWatch:
             watch = self._newest(tenant_id, fresh=True)
             if watch is None or budget.customer not in watch.budgets:
                 raise Unavailable(f"Budget {budget.code!r} is not known in lane {self._lane} yet; try again.")
-            step = Step(now, watch=watch)
             try:
+                step = self._look_step(tenant_id, watch, self._turned(tenant_id), now, None)
                 planned = self._state(tenant_id, step).plan(step, self._history(tenant_id, None, wait=False))
             except NotRead as error:
                 raise _being_read(budget.code) from error
@@ -375,7 +415,9 @@ class BudgetWatch:
         state = self._tenants.get(tenant_id)
         if watch is None or state is None:
             return watch
-        if moved or watch.number != state.watch.number:
+        if moved or watch.number != state.watch.number or self._turned(tenant_id, rows):
+            return watch
+        if tenant_id in self._owed:
             return watch
         now = instant_of(moment.now_us(tenant_id))
         waited = state.looked_at is None or (now - state.looked_at).total_seconds() >= LOOK_EVERY_S
@@ -389,14 +431,74 @@ class BudgetWatch:
         number = max(json.loads(detail)["master"] for detail in seen)
         return self._watch_of(tenant_id, number, self._master.at(tenant_id, number))
 
-    def _step(self, tenant_id: str, rows: pl.DataFrame, moment: LogMoment, watch: Watch | None) -> Step:
+    def _turned(self, tenant_id: str, rows: pl.DataFrame | None = None) -> dict[str, bool]:
+        """The backfills that a look takes on now, with rows that are about to be put."""
+        turns: Mapping[str, bool] = self._turns.get(tenant_id, {})
+        if rows is not None and _NOTED in rows["kind"]:
+            turns = merged(turns, turns_in(rows))
+        state = self._tenants.get(tenant_id)
+        return differing(turns, () if state is None else state.shown)
+
+    def _look_step(
+        self,
+        tenant_id: str,
+        watch: Watch,
+        turned: Mapping[str, bool],
+        now: datetime,
+        before: int | None,
+        rows: pl.DataFrame | None = None,
+        *,
+        wait: bool = False,
+    ) -> Step:
+        """A look: at newer master data, and at the events of backfills that begin or cease to count with it.
+
+        `rows` are those of the look's own segment, as far as they change such events. Raises NotRead as `_history`.
+        """
+        state = self._tenants.get(tenant_id)
+        if state is None:
+            return Step(now, watch=watch, shown=after_turns(frozenset(), turned))
+        shown = after_turns(state.shown, turned)
+        ceased: list[pl.DataFrame] = [NO_EVENTS]
+        begun: list[pl.DataFrame] = [NO_EVENTS]
+        keys_of: dict[frozenset[str], list[str]] = {}  # by what has counted for them
+        for customer, keys in state.watch.keys.items():
+            keys_of.setdefault(state.backfills_of(customer), []).extend(keys)
+        for counted, keys in keys_of.items():
+            names = counted ^ shown
+            if not names:
+                continue
+            found = self._past.of_backfills(tenant_id, names, keys, before, self._wandered(tenant_id, keys), wait=wait)
+            number, open_rows = self._open.get(tenant_id, (-1, []))
+            if number == before:
+                found += [rows_of(one, names).filter(pl.col("customer").is_in(keys)) for one in open_rows]
+            if not found:
+                continue
+            there = pl.concat(found, how="diagonal_relaxed")
+            ceased.append(begun_events(there, counted - shown))
+            if rows is not None:
+                there = pl.concat([there, rows_of(rows, names)], how="diagonal_relaxed")
+            begun.append(begun_events(there, shown - counted).filter(pl.col("customer").is_in(keys)))
+        return Step(now, watch=watch, shown=shown, removed=pl.concat(ceased), begun=pl.concat(begun))
+
+    def _step(
+        self, tenant_id: str, rows: pl.DataFrame, moment: LogMoment, watch: Watch | None, turned: Mapping[str, bool]
+    ) -> Step:
         now_us = moment.now_us(tenant_id)
         now = instant_of(now_us)
+        state = self._tenants.get(tenant_id)
+        counting = frozenset() if state is None else state.shown
+        look = Step(now)
         usage = of_kind(rows, RowKind.USAGE)
         events = removed = corrected = NO_EVENTS
         if usage.height:
             events = arrived_events(placed_rows(usage, moment.number, now_us))
         changes = of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
+        if watch is not None:
+            placed = placed_rows(changes, moment.number, now_us) if changes.height else None
+            look = self._look_step(tenant_id, watch, turned, now, moment.number, placed, wait=True)
+            counting &= look.shown or frozenset()
+        # Changes of events of a backfill that does not count are there for the look that lets it count.
+        changes = changes_of(changes, counting)
         if changes.height:
             # Of several changes of one event here, the first says what it was and the newest what it is.
             was = states_before(changes).unique(["customer", "source", "id"], keep="first", maintain_order=True)
@@ -404,7 +506,14 @@ class BudgetWatch:
             corrected = corrected_events(fold_amendments_of_lane(placed_rows(changes, moment.number, now_us)).events)
         moved = of_kind(rows, RowKind.CLOCK_SET)["time"].max()
         then = moved if isinstance(moved, datetime) and moved > now else None
-        return Step(now, events, watch, then, removed, corrected, self._foreign_in(tenant_id, rows, watch))
+        return replace(
+            look,
+            events=events,
+            then=then,
+            removed=pl.concat([look.removed, removed]),
+            corrected=corrected,
+            foreign=self._foreign_in(tenant_id, rows, watch),
+        )
 
     def _foreign_in(self, tenant_id: str, rows: pl.DataFrame, watch: Watch | None) -> dict[str, LiveState]:
         """What other lanes have told: of customers of whom these rows tell it, or newer master data may."""
@@ -478,15 +587,14 @@ class BudgetWatch:
         assert step.watch is not None, "a tenant is watched from its first look on"
         return TenantBudgets.empty(step.watch)
 
-    def _history(
-        self, tenant_id: str, before: int | None, *, wait: bool = True
-    ) -> Callable[[Sequence[str]], pl.DataFrame]:
-        """Usage of customer keys in this lane, below a number (None: all that is committed).
+    def _history(self, tenant_id: str, before: int | None, *, wait: bool = True) -> History:
+        """Usage of customer keys in this lane, with that of backfills that are named, below a number (None: all that is
+        committed).
 
         Without `wait` a long lane is read by a thread: NotRead until that is done.
         """
 
-        def history(keys: Sequence[str]) -> pl.DataFrame:
+        def history(keys: Sequence[str], shown: frozenset[str]) -> pl.DataFrame:
             found = self._past.rows(tenant_id, keys, before, wait=wait)
             wandered = self._wandered(tenant_id, keys)
             if wandered:  # what these keys had in other lanes came before all that they have here
@@ -496,14 +604,7 @@ class BudgetWatch:
                 found += [rows.filter(pl.col("customer").is_in(list(keys))) for rows in open_rows]
             if not found:
                 return NO_EVENTS
-            rows = pl.concat(found, how="diagonal_relaxed")
-            usage, changes = of_kind(rows, RowKind.USAGE), of_kind(rows, RowKind.AMENDED, RowKind.VOIDED)
-            if changes.height == 0:
-                return arrived_events(usage)
-            known = fold_amendments_of_lane(changes)
-            return pl.concat([arrived_events(known.without(usage)), corrected_events(known.events)]).sort(
-                "number", "row"
-            )
+            return events_in(pl.concat(found, how="diagonal_relaxed"), shown)
 
         return history
 
@@ -520,13 +621,14 @@ class BudgetWatch:
             assert self._genesis is not None, "a lane is served only where there is a log"
         return self._genesis.seed
 
-    def _is_read(self, tenant_id: str, watch: Watch, moment: LogMoment) -> bool:
-        """Whether master data can be taken on without reading a long lane on the thread that commits."""
+    def _is_read(self, tenant_id: str, watch: Watch, turned: Mapping[str, bool], moment: LogMoment) -> bool:
+        """Whether a look can take all on without reading a long lane on the thread that commits."""
         state = self._tenants.get(tenant_id)
-        if moment.number <= self._past.inline_max or (state is not None and state.watch.number == watch.number):
+        is_known = state is not None and state.watch.number == watch.number and not turned
+        if moment.number <= self._past.inline_max or is_known:
             return True
-        step = Step(instant_of(moment.now_us(tenant_id)), watch=watch)
         try:
+            step = self._look_step(tenant_id, watch, turned, instant_of(moment.now_us(tenant_id)), moment.number)
             self._state(tenant_id, step).plan(step, self._history(tenant_id, moment.number, wait=False))
         except NotRead:
             return False
@@ -588,7 +690,9 @@ class BudgetWatch:
         state = self._tenants.get(tenant_id)
         if watch is None:
             return Decided(NO_ROWS, b"done")
-        if state is not None and watch.number == state.watch.number and state.looked_at is not None:
+        turned = self._turned(tenant_id)
+        is_known = state is not None and watch.number == state.watch.number and not turned
+        if state is not None and is_known and state.looked_at is not None and tenant_id not in self._owed:
             now = instant_of(moment.now_us(tenant_id))
             aged_s = (now - state.looked_at).total_seconds()
             moves = bool(watch.level_types) or state.waiting.height > 0
@@ -596,9 +700,9 @@ class BudgetWatch:
                 return Decided(NO_ROWS, b"done")
         if self._last.get(tenant_id) == moment.number:
             return Decided(NO_ROWS, b"again")
-        if not self._is_read(tenant_id, watch, moment):
+        if not self._is_read(tenant_id, watch, turned, moment):
             raise _being_read("of this tenant")
-        return Decided(log_rows(tenant_id, [seen_row(self._lane, watch, moment)]), b"done")
+        return Decided(log_rows(tenant_id, [seen_row(self._lane, watch.number, turned, moment)]), b"done")
 
     def _hear(self, tenant_id: str, payload: bytes, moment: LogMoment) -> Decided:
         """Another lane tells of usage under a customer's key (actors/foreign_carrier.py)."""
@@ -641,12 +745,22 @@ class BudgetWatch:
         return Decided(NO_ROWS, msgspec.json.encode(forms))
 
 
+def _unraised(state: TenantBudgets, reached: Sequence[Alert]) -> set[Key]:
+    """The thresholds that were reached and are in no row of the log."""
+    raised = state.spending.budgets.raised
+    return {alert.key for alert in reached if alert.key not in raised.get(alert.budget, ())}
+
+
 def _being_read(what: str) -> Unavailable:
     return Unavailable(f"What was spent before is being read from the log for the budget {what}; try again.")
 
 
 _Frozen = tuple[
-    dict[str, bytes], dict[str, list[tuple[int, int, int, int]]], dict[str, int], list[tuple[str, str, int, Told]]
+    dict[str, bytes],
+    dict[str, list[tuple[int, int, int, int]]],
+    dict[str, int],
+    list[tuple[str, str, int, Told]],
+    dict[str, dict[str, bool]],
 ]
 
 

@@ -18,9 +18,10 @@ from actors.foreign_usage import FOREIGN, Told, ToldCustomer, foreign_keys
 from actors.live_figures import MasterSource
 from actors.router import GroupingRouter
 from billing.errors import BillingError, NotFound
-from billing.live_state import LiveState
+from billing.live_state import LiveState, fold_days
 from billing.master import MasterData
 from billing.meters import MeterState
+from billing.usage import EVENT_SCHEMA
 
 LOG = logging.getLogger("cloudbilling.foreign")
 KEYS_MAX = 2_000  # of one question to a lane
@@ -31,6 +32,7 @@ class _Tenant:
     number: int
     owners: Sequence[tuple[int, int]]  # (lane, generation) of all keys of customers who have several
     owner: dict[str, str]  # customer by key, of keys that are told of
+    nothing: LiveState  # the state of a key without usage
     sent: dict[str, bytes] = field(default_factory=dict[str, bytes])  # by key: digest of what its home lane has
 
 
@@ -70,9 +72,12 @@ class ForeignCarrier:
             for first in range(0, len(mine), KEYS_MAX):
                 part = dict(mine[first : first + KEYS_MAX])
                 figures = await self.router.figures_of(lane, tenant_id, list(part), tenant.number)
-                if figures.live is None:
+                if figures.master_number < 0:  # nothing is folded there without master data
                     continue
-                for key, live in _by_key(figures.live).items():
+                folded = {} if figures.live is None else _by_key(figures.live)
+                # A key whose usage counts no more is told of, too: what it had cost was booked.
+                gone = self.router.those_in(figures, tenant_id, [key for key in part if key not in folded])
+                for key, live in {**folded, **dict.fromkeys(gone, tenant.nothing)}.items():
                     state = live.to_bytes()
                     digest = hashlib.blake2b(state, digest_size=16).digest()
                     if tenant.sent.get(key) != digest:
@@ -102,7 +107,8 @@ class ForeignCarrier:
             owner = {key: customer for customer, of_customer in found.items() for key in of_customer}
             # Other master data may ask for other cells: everything is told again, and taken where it differs. After a
             # move, too: whoever is at home elsewhere now may not have been told.
-            self._known[tenant_id] = known = _Tenant(number, owners, owner)
+            nothing = fold_days(pl.DataFrame(schema=EVENT_SCHEMA), master.rating_book())
+            self._known[tenant_id] = known = _Tenant(number, owners, owner, nothing)
         return known if known.owner else None
 
 

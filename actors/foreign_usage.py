@@ -41,6 +41,11 @@ class Told(msgspec.Struct, frozen=True):
         """What is newer; the same rows folded by newer master data may have other cells."""
         return self.generation, self.number, self.master
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there is no usage under the key: it never came, or counts no more."""
+        return LiveState.from_bytes(self.state).state.small.height == 0
+
 
 class ToldCustomer(msgspec.Struct, frozen=True):
     """What is carried to a customer's home lane in one call."""
@@ -76,6 +81,9 @@ class ForeignUsage:
                     continue
                 if moment.log_time_us - before.at_us < EVERY_US:
                     continue  # it is told again
+            elif told.is_nothing:
+                settled.append(told.key)
+                continue
             settled.append(told.key)
             if len(told.state) > STATE_BYTES_MAX:
                 continue

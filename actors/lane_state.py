@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +34,7 @@ from storage.usage_log.lane import LaneWriter, walk
 from storage.usage_log.manifest import Manifest, ManifestChain
 from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
+from storage.usage_log.run_cache import RunCache
 from storage.usage_log.segment import ROW_SCHEMA, Control, SegmentHead, StoredSegment
 
 RECOVERIES_MAX = 100  # a newer manifest each time; more says that something deletes faster than it is read
@@ -51,7 +51,7 @@ class LaneState:
         *,
         master: MasterSource | None,
         followers: Sequence[LaneFollower],
-        cache: Path,
+        cache: RunCache,
     ) -> None:
         self.lane = lane
         self._store = store
@@ -393,6 +393,8 @@ class LaneState:
         self.rows_since_checkpoint += sum(len(ids) for ids in luggage.ids)
         self._packed.pop(partition, None)
         self.owned[partition], self.lane_of[partition], self.generation[partition] = True, self.lane, generation
+        if self.figures is not None:  # before anybody is told that it is here: who asks meanwhile folds it first
+            self.figures.arrive(partition)
         self._place()
         self.followers.arrive(luggage.parts, in_order(parting_rows(luggage)), moment)
         if self.figures is not None:

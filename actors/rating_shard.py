@@ -59,6 +59,7 @@ from storage.usage_log.clock import SKEW_ALARM_US, SKEW_MAX_US, Clock, SystemClo
 from storage.usage_log.genesis import Genesis
 from storage.usage_log.lane import LaneClosed, write_hint
 from storage.usage_log.partitions import EventIds
+from storage.usage_log.run_cache import BYTES_MAX, RunCache
 from storage.usage_log.segment import Control, Counters, RowKind, SegmentHead
 from storage.usage_log.sizes import SEGMENT_BYTES_MAX
 
@@ -86,6 +87,7 @@ class ShardSettings:
     checkpoint_s: float = 300.0
     recent_ids_max: int = 8_000_000  # beyond it the shard refuses: ids leave memory only by a checkpoint
     hint_every: int = 64  # numbers
+    id_cache_bytes_max: int = BYTES_MAX  # of id runs on this machine that no process has open, with a remote store
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class RatingShard:
         self.settings = settings or ShardSettings()
         self._store = store
         self._clock = clock or SystemClock()
-        cache = cache_directory or Path("/tmp/cloudbilling-id-runs")  # noqa: S108 - only used with remote stores
+        directory = cache_directory or Path("/tmp/cloudbilling-id-runs")  # noqa: S108 - only used with remote stores
+        cache = RunCache(directory, self.settings.id_cache_bytes_max)
         self.state = LaneState(lane, store, self._clock, master=master, followers=followers, cache=cache)
         self._refold_at_s = 0.0
         self._condition = threading.Condition()

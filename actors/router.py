@@ -381,6 +381,14 @@ class GroupingRouter(ABC):
         self._learn_moves(figures)
         return figures
 
+    def those_in(self, figures: Figures, tenant_id: str, keys: Sequence[str]) -> list[str]:
+        """Of these keys those whose partitions the figures are of: what such figures lack, there is not."""
+        if not keys or not figures.owned:
+            return list(keys)
+        owned = np.unpackbits(np.frombuffer(figures.owned, np.uint8)).astype(np.bool_)
+        partitions = partitions_of(self._genesis.seed, tenant_id, pl.Series(keys, dtype=pl.String))
+        return [key for key, at in zip(keys, partitions.tolist(), strict=True) if owned[at]]
+
     async def look_around(self) -> None:
         """Ask all lanes who has which partition: for whoever must know of moves that no call of his has met."""
         lanes = await self._open_lanes()

@@ -20,6 +20,7 @@ from storage.usage_log.id_runs import IdRuns, merge_runs, sort_ids, to_merge, wr
 from storage.usage_log.manifest import IdRun
 from storage.usage_log.partitions import EventIds
 from storage.usage_log.recent_ids import RecentIds, stamp_of
+from storage.usage_log.run_cache import RunCache
 
 IDS = {"small": 400_000, "normal": 20_000_000, "long": 100_000_000}
 BATCH = 10_000
@@ -51,8 +52,8 @@ def run(size: str, say: Callable[[str], None]) -> dict[str, object]:
                 held, _ = recent.export()
                 runs.append(write_run(store, sort_ids(held)))
                 while group := to_merge(runs):
-                    runs = [run for run in runs if run not in group] + [merge_runs(store, group, directory)]
-                opened = opened.with_runs(store, runs, directory)
+                    runs = [run for run in runs if run not in group] + [merge_runs(store, group, RunCache(directory))]
+                opened = opened.with_runs(store, runs, RunCache(directory))
                 recent = RecentIds()
                 checkpoints_s += time.perf_counter() - began
                 peak_mb = max(peak_mb, _own_mb(process) - base_mb)

@@ -39,8 +39,9 @@ ARRIVED = pl.Schema(
 NO_EVENTS = pl.DataFrame(schema=ARRIVED)
 _ID = ("customer", "source", "id")  # ids are unique within a customer key
 
-# All events of customer keys that came before the step, corrected as far as they were (ARRIVED, in order).
-History = Callable[[Sequence[str]], pl.DataFrame]
+# All events of customer keys that came before the step, corrected as far as they were, with those of the backfills
+# that are named (ARRIVED, in order).
+History = Callable[[Sequence[str], frozenset[str]], pl.DataFrame]
 
 
 def _anything(_: str, __: str) -> bool:
@@ -111,6 +112,9 @@ class TenantBudgets:
     levels: dict[str, pl.DataFrame] = field(default_factory=dict[str, pl.DataFrame])
     looked_at: datetime | None = None  # the tenant's time of the newest look
     levels_from: datetime | None = None  # a level event of that time came after the newest look
+    shown: frozenset[str] = frozenset()  # the backfills whose events count, as the newest look took them on
+    # Of customers who came from another lane since then: the backfills that had counted for them there.
+    shown_to: dict[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
 
     @classmethod
     def empty(cls, watch: Watch) -> TenantBudgets:
@@ -150,7 +154,12 @@ class TenantBudgets:
             {customer: self.levels[customer]} if customer in self.levels else {},
             self.looked_at,
             self.levels_from,
+            self.backfills_of(customer),
         )
+
+    def backfills_of(self, customer: str) -> frozenset[str]:
+        """The backfills whose events are in what this customer spent."""
+        return self.shown_to.get(customer, self.shown)
 
     def leave(self, customer: str) -> None:
         """A customer is looked after elsewhere from now on."""
@@ -159,6 +168,7 @@ class TenantBudgets:
         self.watch = self.watch.without((customer,), ())
         self.spending.let_go(customer, codes)
         self.levels.pop(customer, None)
+        self.shown_to.pop(customer, None)
 
     def join(self, other: TenantBudgets) -> None:
         """Take on what another place followed of its customers; a look at master data not older than both follows."""
@@ -171,6 +181,7 @@ class TenantBudgets:
         came = other.waiting.with_columns(number=pl.lit(0, pl.Int64), row=pl.int_range(other.waiting.height))
         self.waiting = pl.concat([self.waiting, came.cast(ARRIVED)])
         self.levels.update(other.levels)
+        self.shown_to.update((one, other.shown) for one in other.watch.budgets if other.shown != self.shown)
         since = [one for one in (self.levels_from, other.levels_from, other.looked_at) if one is not None]
         self.looked_at, self.levels_from = self.looked_at or other.looked_at, min(since, default=None)
 
@@ -185,6 +196,8 @@ class TenantBudgets:
         self.waiting = planned.waiting
         self.levels = {**self.levels, **planned.levels}
         self.looked_at, self.levels_from = planned.looked_at, planned.levels_from
+        if planned.shown is not None:
+            self.shown, self.shown_to = planned.shown, {}
 
 
 @dataclass(frozen=True)
@@ -197,6 +210,10 @@ class Step:
     then: datetime | None = None  # the clock moves to this time after the step, and is looked at again
     removed: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # by corrections: the events as they were
     corrected: pl.DataFrame = field(default_factory=NO_EVENTS.clone)  # and as they are now
+    # The backfills that count from this look on (None: as before), and their events under keys that were watched
+    # before: those that begin to count; those that cease to are among `removed`.
+    shown: frozenset[str] | None = None
+    begun: pl.DataFrame = field(default_factory=NO_EVENTS.clone)
     # By customer: all usage under his keys that other lanes have told of, in the cells of the master data in force.
     foreign: Mapping[str, LiveState] = field(default_factory=dict[str, LiveState])
 
@@ -210,10 +227,12 @@ class Planned:
     looked_at: datetime | None
     levels_from: datetime | None
     alerts: tuple[Alert, ...]
+    shown: frozenset[str] | None = None
 
 
 def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
-    """Taking on master data comes first, then corrections, what waited, the new events, levels; alerts at the end."""
+    """Taking on master data and backfills comes first, then corrections, what waited, the new events, levels; alerts
+    at the end."""
     watch = step.watch or state.watch
     is_look = step.watch is not None
     before_waiting = state.waiting
@@ -222,7 +241,7 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
     waiting = before_waiting.join(removed, on=_ID, how="anti", maintain_order="left")
     new_keys = [key for key, owner in watch.owners.items() if state.watch.owners.get(key) != owner] if is_look else []
     if new_keys:
-        old = history(new_keys)
+        old = history(new_keys, state.shown if step.shown is None else step.shown)
         reasons = _reasons_of_past(old, watch.master, step.now)
         fresh.append(old.filter(reasons.is_null()))
         waiting = pl.concat([waiting, old.filter(_waits(reasons))])
@@ -230,7 +249,9 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         reasons = classify(waiting, watch.master.rating_book(), step.now, new=_none_new(waiting))
         fresh.append(waiting.filter(reasons.is_null()))
         waiting = waiting.filter(~reasons.is_null())
-    corrected = step.corrected.filter(pl.col("customer").is_in(list(watch.owners)))
+    # Of a key that is watched from now on all is old, whatever began to count just now.
+    begun = step.begun.filter(~pl.col("customer").is_in(new_keys))
+    corrected = pl.concat([begun, step.corrected]).filter(pl.col("customer").is_in(list(watch.owners)))
     if corrected.height:
         reasons = classify(corrected, watch.master.rating_book(), step.now, new=~corrected["counts_late"])
         fresh.append(corrected.filter(reasons.is_null()))
@@ -245,8 +266,12 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
 
     def counted(customers: Sequence[str]) -> pl.DataFrame:
         """What counted before: all that came, less what waited and what came too late."""
-        keys = [key for one in customers for key in watch.keys[one] if key in state.watch.owners]
-        came = history(keys) if keys else NO_EVENTS
+        by_backfills: dict[frozenset[str], list[str]] = {}  # a single one, but for who came from another lane
+        for one in customers:
+            known = [key for key in watch.keys[one] if key in state.watch.owners]
+            if known:
+                by_backfills.setdefault(state.backfills_of(one), []).extend(known)
+        came = pl.concat([NO_EVENTS, *(history(keys, shown) for shown, keys in by_backfills.items())])
         came = came.join(before_waiting, on=_ID, how="anti", maintain_order="left")
         if came.height and watch.master.closing_runs:
             reasons = _reasons_of_past(came, watch.master, step.now).cast(pl.String)
@@ -312,7 +337,7 @@ def _plan(state: TenantBudgets, step: Step, history: History) -> Planned:
         since = None if state.looked_at is None else min(state.looked_at, levels_from or state.looked_at)
         _look_at_levels(watch, levels, part.budgets, step.now, levels, since)
         alerts = part.budgets.reached(watch.in_order(touched), step.now)
-    return Planned(watch, part, waiting, levels, looked_at, levels_from, tuple(alerts))
+    return Planned(watch, part, waiting, levels, looked_at, levels_from, tuple(alerts), step.shown)
 
 
 def _owners(watch: Watch, events: pl.DataFrame) -> set[str]:
@@ -398,6 +423,8 @@ def _packed(state: TenantBudgets) -> bytes:
             for one in budgets.alerts
         ],
         "level_customers": list(state.levels),
+        "shown": sorted(state.shown),
+        "shown_to": {customer: sorted(names) for customer, names in state.shown_to.items()},
         "foreign": [customer for customer, one in spending.followed.items() if one.foreign is not None],
         "booked": [[customer, _days(one.booked), _days(one.owed)] for customer, one in spending.followed.items()],
     }
@@ -431,7 +458,17 @@ def _unpacked(data: bytes, watch_at: Callable[[int], Watch]) -> TenantBudgets:
         followed[customer].booked, followed[customer].owed = _read_days(booked), _read_days(owed)
     levels = dict(zip(head.level_customers, frames[1:], strict=True))
     watch = watch_at(head.master)
-    return TenantBudgets(watch, Spending(budgets, followed), frames[0], levels, head.looked_at, head.levels_from)
+    shown_to = {customer: frozenset(names) for customer, names in head.shown_to.items()}
+    return TenantBudgets(
+        watch,
+        Spending(budgets, followed),
+        frames[0],
+        levels,
+        head.looked_at,
+        head.levels_from,
+        frozenset(head.shown),
+        shown_to,
+    )
 
 
 class _Head(msgspec.Struct):
@@ -447,6 +484,8 @@ class _Head(msgspec.Struct):
     level_customers: list[str]
     foreign: list[str]
     booked: list[tuple[str, list[tuple[str, str]], list[tuple[str, str]]]]
+    shown: list[str] = []
+    shown_to: dict[str, list[str]] = {}
 
 
 def _days(costs: Mapping[date, Fraction]) -> list[tuple[str, str]]:

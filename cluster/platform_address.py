@@ -43,10 +43,12 @@ def platform_address(settings: Settings, dsn: str, *, dashboard: str = "", direc
 def usage_log_settings(settings: Settings) -> Any:
     """What supervisor and shards are told (actors.supervisor_actor.UsageLogSettings)."""
     from actors.lane_scaling import ScalingBounds
+    from actors.rating_shard import ShardSettings
     from actors.supervisor_actor import UsageLogSettings
 
     cache = str(settings.data_dir / "cache")
     scaling = ScalingBounds(settings.lanes_min, settings.lanes_max)
+    shard = ShardSettings(id_cache_bytes_max=settings.id_cache_bytes_max)
     return UsageLogSettings(
-        settings.store_address(), NAMESPACE, cache, settings.shards, settings.spares, scaling=scaling
+        settings.store_address(), NAMESPACE, cache, settings.shards, settings.spares, shard, scaling=scaling
     )

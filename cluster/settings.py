@@ -69,6 +69,12 @@ class Settings(BaseSettings):
         description="Processes that wait, warm, for the lane of a shard that dies, on each node with shards; 230 MB"
         " each. 0: none, a new one is started when it is needed.",
     )
+    id_cache_bytes_max: int = Field(
+        8 * 1024**3,
+        ge=0,
+        description="With usage in S3: bytes of id runs (14 an event) kept in `cache` of the data folder, on each"
+        " machine with shards. What is open stays, also beyond it; of the rest the least recently used goes.",
+    )
     lanes_min: int = Field(1, ge=1, le=256, description="With scaling by load: lanes that have partitions at least.")
     lanes_max: int = Field(
         0, ge=0, le=256, description="Add and empty lanes by load, up to so many. 0: only when somebody asks for it."

@@ -20,6 +20,7 @@ from storage.object_store import ObjectStore
 from storage.usage_log.counting import amendments_at
 from storage.usage_log.reader import Cut, UsageLogReader
 from storage.usage_log.reused_ids import ReusedIds
+from storage.usage_log.run_cache import RunCache
 
 LISTED_MAX = 100  # events that a run's finding names
 
@@ -44,7 +45,7 @@ def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: 
     findings: list[dict[str, Any]] = []
     if stuck := voider.finish_amendments(tenant_id, reader):
         findings.append({"code": "amendments_pending", "events": len(stuck), "listed": stuck[:LISTED_MAX]})
-    passes = ReusedIds(store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
+    passes = ReusedIds(store, reader, RunCache(Path(tempfile.gettempdir()) / "cloudbilling-id-runs"))
     found = passes.look(tenant_id, reader.now(), but_sources=master.tenant.unique_within_customer)
     if found.too_many:  # not noted: each run says so again until the source is named in the settings
         return [*findings, _reused_often(found.too_many)]

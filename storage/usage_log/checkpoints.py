@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from uuid import uuid4
 
 from billing.errors import BillingError
@@ -19,6 +18,7 @@ from storage.usage_log.id_runs import merge_runs, sort_ids, to_merge, write_run
 from storage.usage_log.lane import LanePosition
 from storage.usage_log.manifest import Manifest, ManifestChain, Snapshot
 from storage.usage_log.partitions import EventIds
+from storage.usage_log.run_cache import RunCache
 
 FORMAT = 2
 
@@ -113,12 +113,12 @@ def announce(
         raise
 
 
-def merge_id_runs(store: ObjectStore, chain: ManifestChain, directory: Path) -> Manifest | None:
+def merge_id_runs(store: ObjectStore, chain: ManifestChain, cache: RunCache) -> Manifest | None:
     """Replace four runs of a size by one. The old files go an hour later: a shard that has them open reads on."""
     group = to_merge(chain.newest().runs)
     if not group:
         return None
-    merged = merge_runs(store, group, directory)
+    merged = merge_runs(store, group, cache)
 
     def change(base: Manifest) -> Manifest | None:
         if not set(group) <= set(base.runs):

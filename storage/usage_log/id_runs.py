@@ -19,6 +19,7 @@ from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.formats import check_readable
 from storage.usage_log.manifest import IdRun
 from storage.usage_log.partitions import EventIds
+from storage.usage_log.run_cache import Lease, RunCache
 
 Mask = npt.NDArray[np.bool_]
 _BUCKET_IDS = 256
@@ -56,9 +57,9 @@ def write_run(store: ObjectStore, ids: EventIds, *, folder: str = "log/ids") -> 
     return run
 
 
-def merge_runs(store: ObjectStore, runs: Sequence[IdRun], directory: Path, *, folder: str = "log/ids") -> IdRun:
+def merge_runs(store: ObjectStore, runs: Sequence[IdRun], cache: RunCache, *, folder: str = "log/ids") -> IdRun:
     """One run with the ids of all."""
-    opened = [open_run(store, run, directory) for run in runs]
+    opened = [open_run(store, run, cache) for run in runs]
     high = np.concatenate([run.high for run in opened])
     low = np.concatenate([run.low for run in opened])
     return write_run(store, sort_ids(EventIds(high, low)), folder=folder)
@@ -84,6 +85,7 @@ class OpenRun:
     buckets: npt.NDArray[np.uint64]
     words: npt.NDArray[np.uint64]
     bucket_shift: int
+    leases: tuple[Lease, ...] = ()  # of files that a cache must keep while they are mapped
 
     def maybe(self, ids: EventIds, bits: npt.NDArray[np.uint64]) -> Mask:
         """What the filter lets through: all that are there, and about one in 300 of the others."""
@@ -129,8 +131,8 @@ class IdRuns:
     def count(self) -> int:
         return len(self._runs)
 
-    def with_runs(self, store: ObjectStore, runs: Iterable[IdRun], directory: Path) -> IdRuns:
-        return IdRuns(self._runs.get(run.key) or open_run(store, run, directory) for run in runs)
+    def with_runs(self, store: ObjectStore, runs: Iterable[IdRun], cache: RunCache) -> IdRuns:
+        return IdRuns(self._runs.get(run.key) or open_run(store, run, cache) for run in runs)
 
     def contains(self, ids: EventIds) -> Mask:
         found = np.zeros(len(ids), np.bool_)
@@ -144,9 +146,11 @@ class IdRuns:
         return found
 
 
-def open_run(store: ObjectStore, run: IdRun, directory: Path) -> OpenRun:
-    """Map a run's files; where the store has none on this machine they are fetched once into `directory`."""
-    ids_path, filter_path = _local(store, run.key, directory), _local(store, run.filter_key, directory)
+def open_run(store: ObjectStore, run: IdRun, cache: RunCache) -> OpenRun:
+    """Map a run's files; where the store has none on this machine they are fetched into the cache."""
+    ids_path, ids_lease = _local(store, run.key, cache)
+    filter_path, filter_lease = _local(store, run.filter_key, cache)
+    leases = tuple(lease for lease in (ids_lease, filter_lease) if lease is not None)
     count, _, _ = _read_header(ids_path)
     assert count == run.ids, f"{run.key} holds {count} ids, its manifest entry says {run.ids}"
     high = np.memmap(ids_path, np.uint64, "r", _HEADER, (count,))
@@ -154,25 +158,29 @@ def open_run(store: ObjectStore, run: IdRun, directory: Path) -> OpenRun:
     _, bits, words = _read_header(filter_path)
     buckets = np.memmap(filter_path, np.uint64, "r", _HEADER, ((1 << bits) + 1,))
     filter_words = np.memmap(filter_path, np.uint64, "r", _HEADER + 8 * ((1 << bits) + 1), (words,))
-    return OpenRun(run, high, low, buckets, filter_words, 64 - bits)
+    return OpenRun(run, high, low, buckets, filter_words, 64 - bits, leases)
 
 
-def _local(store: ObjectStore, key: str, directory: Path) -> Path:
+def _local(store: ObjectStore, key: str, cache: RunCache) -> tuple[Path, Lease | None]:
+    """A file with the object's bytes, and what keeps it there if it is a cache's."""
     path = store.local_path(key)
     if path is not None:
         if not path.exists():
-            raise StoreUnavailable(f"{key} is named by the manifest and not there: a newer entry may know more.")
-        return path
-    path = directory / key.replace("/", "_")
-    if not path.exists():
+            raise _gone(key)
+        return path, None
+
+    def fetch() -> bytes:
         data = store.get(key)
         if data is None:
-            raise StoreUnavailable(f"{key} is named by the manifest and not there: a newer entry may know more.")
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{uuid4().hex}")
-        draft.write_bytes(data)
-        draft.replace(path)
-    return path
+            raise _gone(key)
+        return data
+
+    lease = cache.open(key, fetch)
+    return lease.path, lease
+
+
+def _gone(key: str) -> StoreUnavailable:
+    return StoreUnavailable(f"{key} is named by the manifest and not there: a newer entry may know more.")
 
 
 def _bucket_bits(ids: int) -> int:

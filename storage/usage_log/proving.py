@@ -1,7 +1,8 @@
 """Proving the log: every number of every lane and every sealed file of a tenant read again, and what differs named.
 
 Owns what is compared. Of lanes: each number's bytes with the digest that the next number has of them, the order of
-epochs and log times, one writer between two epochs, rows with the counters of their head. Of sealed files: the bytes
+epochs and log times, one writer between two epochs, rows with the counters of their head, and that each row lies in
+the lane that had its partition then, by the records of all moves. Of sealed files: the bytes
 with the digest in the file's name, rows by lane and number with those of the segments, which are the truth. Nothing is
 taken from memory, nothing is changed. The very last number of a lane has nobody who names its digest yet: of it the
 rows are counted.
@@ -14,17 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 
+import numpy as np
 import polars as pl
 
 from storage.object_store import ObjectStore, StoreUnavailable
 from storage.usage_log.formats import check_readable
+from storage.usage_log.genesis import PARTITIONS, Genesis, read_genesis
 from storage.usage_log.lane import LogBroken, count_lanes, last_number, read_hint, read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, SealedFile
+from storage.usage_log.partitions import partitions_of
 from storage.usage_log.reader import READINGS_MAX, Cut
 from storage.usage_log.sealed_files import digest_in
 from storage.usage_log.segment import ROW_SCHEMA, RowKind, StoredSegment, digest_of, segment_key, with_positions
+from storage.usage_log.tenures import Moves, Owned
 
 FOUND_MAX = 100  # that are named; one is enough for an alarm
+LISTED_MAX = 8  # partitions of one finding
 # What reading damaged Parquet raises. Polars panics where its checks of a file end; that is no Exception.
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 _PLACED = (*ROW_SCHEMA.names(), "lane", "number", "row")
@@ -61,11 +67,15 @@ def ends_of_lanes(store: ObjectStore) -> Cut:
 
 def prove_log(store: ObjectStore, tenant_id: str, cut: Cut) -> LogProof:
     """Read all that a tenant has at or below a cut. Raises StoreUnavailable where the store does not answer."""
+    genesis = read_genesis(store)
+    if genesis is None:
+        raise StoreUnavailable("The usage log has no genesis: nothing can be said of it.")
     for _ in range(READINGS_MAX):
         manifest = ManifestChain(store).newest()
-        look = _Look(store, tenant_id, cut, manifest)
+        look = _Look(store, tenant_id, cut, manifest, genesis)
         for lane, last in sorted(cut.positions.items()):
             look.at_lane(lane, last)
+        look.owners()
         gone = [file.key for file in manifest.files if tenant_id in file.tenants and not look.at_file(file)]
         if gone and ManifestChain(store).newest().number != manifest.number:
             continue  # merged meanwhile
@@ -84,6 +94,7 @@ class _Look:
     tenant_id: str
     cut: Cut
     manifest: Manifest
+    genesis: Genesis
     events: int = 0
     counted: int = 0
     erased: int = 0
@@ -94,6 +105,12 @@ class _Look:
     in_segments: list[pl.DataFrame] = field(default_factory=list[pl.DataFrame])
     in_files: list[pl.DataFrame] = field(default_factory=list[pl.DataFrame])
     all_files_read: bool = True
+    moves: Moves = field(init=False)
+    lying: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict[int, list[tuple[int, bytes]]])
+    all_numbers_read: bool = True
+
+    def __post_init__(self) -> None:
+        self.moves = Moves(self.genesis)
 
     def note(self, day: date | None, lane: int | None, number: int | None, key: str, detail: str) -> None:
         self.found += 1
@@ -117,8 +134,11 @@ class _Look:
                     self.note(None, lane, number, key, "is not there")
             if segment is None:
                 self.uncompared.add((lane, number))
+                self.all_numbers_read = self.all_numbers_read and number > last
                 before = None
                 continue
+            if number <= last:
+                self.moves.add(segment.head)
             for detail, of in _breaks(before, segment):
                 if of.head.number <= last and self._concerns(of):
                     at = of.head
@@ -166,12 +186,48 @@ class _Look:
             self.uncompared.add(place)
             return
         self.events += events
+        self._places(mine, day, place, key)
         if rows.height != head.rows:
             self.note(day, *place, key, f"it holds {rows.height} rows where {head.rows} were written")
         if events + erased != stored:
             self.note(day, *place, key, f"{events} events were read where {stored - erased} were counted")
         if head.number <= self.manifest.sealed_to(head.lane):
             self.in_segments.append(prints)
+
+    def _places(self, mine: pl.DataFrame, day: date, place: tuple[int, int], key: str) -> None:
+        """Remember the partitions of a segment's rows: by their customer keys, whatever stands beside them."""
+        written = mine["partition"].to_numpy()
+        # Of an erased row the key is gone; what a lane notes of itself is nobody's, and lies anywhere.
+        is_of_key = ((mine["kind"] != int(RowKind.ERASED)) & (mine["customer"] != "")).to_numpy()
+        keys = mine["customer"].filter(pl.Series(is_of_key))
+        hashed = partitions_of(self.genesis.seed, self.tenant_id, keys)
+        wrong = int((hashed != written[is_of_key]).sum())
+        if wrong:
+            self.note(day, *place, key, f"{wrong} rows stand under another partition than their customer's key has")
+        there = np.zeros(PARTITIONS, np.bool_)
+        there[written[~is_of_key]] = True
+        there[hashed] = True
+        self.lying.setdefault(place[0], []).append((place[1], np.packbits(there).tobytes()))
+
+    def owners(self) -> None:
+        """Each segment with rows of a partition that its lane did not have then, and moves that nothing leads to."""
+        if not self.all_numbers_read:
+            return  # what was let go or taken in the others is not known, and that they are damaged is said already
+        tenures, stray = self.moves.tenures()
+        for record in stray:
+            taken = record.control.what == "acquired"
+            what = "takes" if taken else "lets go"
+            why = "was not let go to it" if taken else "it did not have"
+            detail = f"it {what} partition {record.control.partition}, which {why}"
+            self.note(None, record.lane, record.number, segment_key(record.lane, record.number), detail)
+        for lane, segments in sorted(self.lying.items()):
+            owned = Owned(tenures, lane)
+            for number, bits in segments:
+                there = np.unpackbits(np.frombuffer(bits, np.uint8)).astype(np.bool_)
+                foreign = np.flatnonzero(there & ~owned.at(number)).tolist()
+                if foreign:
+                    detail = f"it has rows of {_named(foreign)} that lane {lane} did not have then"
+                    self.note(self.days.get((lane, number)), lane, number, segment_key(lane, number), detail)
 
     # -- sealed files -------------------------------------------------------------------------------------------------
 
@@ -223,6 +279,13 @@ class _Look:
             keys = ", ".join(row["key"] or ()) or segment_key(*place)
             has = f"{row['rows_sealed'] or 0} sealed rows beside {row['rows'] or 0} of the segment"
             self.note(self.days.get(place), *place, keys, f"sealed rows are not those of the segment: {has}")
+
+
+def _named(partitions: list[int]) -> str:
+    if len(partitions) == 1:
+        return f"partition {partitions[0]}"
+    more = " ..." if len(partitions) > LISTED_MAX else ""
+    return f"{len(partitions)} partitions ({', '.join(map(str, partitions[:LISTED_MAX]))}{more})"
 
 
 def _breaks(before: StoredSegment | None, segment: StoredSegment) -> Iterator[tuple[str, StoredSegment]]:

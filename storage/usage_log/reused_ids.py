@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from storage.usage_log.id_runs import merge_runs, open_run, sort_ids, write_run
 from storage.usage_log.manifest import IdRun
 from storage.usage_log.partitions import NO_IDS, EventIds, event_ids, key_hashes
 from storage.usage_log.reader import NOTHING, Cut, UsageLogReader
+from storage.usage_log.run_cache import RunCache
 
 RUNS_MAX = 8  # of a tenant; then they are merged
 SUSPECTS_MAX = 10_000  # of one pass; more is no slip but a sender that numbers per customer: that is told, not voided
@@ -63,10 +63,10 @@ class Reused:
 
 
 class ReusedIds:
-    def __init__(self, store: ObjectStore, reader: UsageLogReader, directory: Path) -> None:
+    def __init__(self, store: ObjectStore, reader: UsageLogReader, cache: RunCache) -> None:
         self._store = store
         self._reader = reader
-        self._directory = directory
+        self._cache = cache
         self._log = open_log(store)
         self._has_keys = self._log.ids is IdForm.OF_CUSTOMER
         self._key_bits = np.uint64(0 if self._has_keys else _PARTITION_BITS)  # of `high`
@@ -115,7 +115,7 @@ class ReusedIds:
             return
         runs = (*found.before.runs, write_run(self._store, sort_ids(found.ids), folder=_folder(tenant_id)))
         if len(runs) > RUNS_MAX:
-            runs = (merge_runs(self._store, runs, self._directory, folder=_folder(tenant_id)),)
+            runs = (merge_runs(self._store, runs, self._cache, folder=_folder(tenant_id)),)
         gone = [run.key for run in runs if not self._store.exists(run.key)]
         if gone:  # swept while this process slept for days (storage/usage_log/deleting.py): a pass never names it
             raise StoreUnavailable(f"{gone[0]} was swept before its pass was noted; the pass begins again.")
@@ -157,7 +157,7 @@ class ReusedIds:
         first = (high >> self._key_bits) << self._key_bits
         last = first | ((np.uint64(1) << self._key_bits) - np.uint64(1))
         for run in runs:
-            opened = open_run(self._store, run, self._directory)
+            opened = open_run(self._store, run, self._cache)
             at = np.searchsorted(opened.high, first)
             end = np.searchsorted(opened.high, last, side="right")
             active = np.flatnonzero(at < end)

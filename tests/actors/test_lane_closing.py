@@ -19,6 +19,7 @@ from billing.usage import Verdict
 from storage.object_store import LocalObjectStore
 from storage.usage_log.clock import SystemClock
 from storage.usage_log.lane import LaneClosed, LaneWriter, LogBroken, is_closed, read_segment
+from storage.usage_log.proving import prove_log
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.segment import SegmentHead, encode_segment, microseconds_of, segment_key
 from tests.actors.test_lane_moves import chain
@@ -145,6 +146,7 @@ def test_what_is_released_to_a_lane_that_is_being_closed_goes_back_and_stays(sto
         again = LocalUsageRouter.open(store, master=chain())
         assert len(again.shards[0].status().owned) == 256, "the log says the same"
         assert ((await again.ingest(TENANT, make_events(600))).verdicts == Verdict.DUPLICATE).all()
+        assert prove_log(store, TENANT, UsageLogReader(store).now()).found == 0, "taken back is no theft"
         await again.spread([0, 2])
         assert ((await again.ingest(TENANT, make_events(600))).verdicts == Verdict.DUPLICATE).all()
         await again.close()

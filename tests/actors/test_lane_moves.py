@@ -28,6 +28,7 @@ from billing.usage import Verdict
 from storage.object_store import LocalObjectStore
 from storage.usage_log.counting import scan_counting
 from storage.usage_log.genesis import IdForm
+from storage.usage_log.proving import prove_log
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.sealing import seal
 from tests.actors.test_amendments import amendment, look
@@ -153,6 +154,7 @@ def test_partitions_that_wander_among_lanes_keep_every_event_once_and_every_figu
         owned = [partition for shard in router.shards.values() for partition in shard.status().owned]
         assert sorted(owned) == list(range(256)), "each partition has one owner"
         await router.close()
+        assert prove_log(store, TENANT, UsageLogReader(store).now()).found == 0, "and always had"
 
     asyncio.run(last())
 

@@ -61,6 +61,7 @@ def test_what_is_set_reaches_the_processes_of_a_platform(tmp_path: Path, monkeyp
     """On a machine and on a cluster: there key limits, networks of webhooks and scaling by load were once left out."""
     given = {"DATA_DIR": str(tmp_path), "OBJECT_STORE": "s3://usage/log", "ARCHIVE_STORE": "s3://kept",
              "ARCHIVE_LOCK": "compliance", "LANES_MIN": "2", "LANES_MAX": "5", "SHARDS": "3", "SPARES": "2",
+             "ID_CACHE_BYTES_MAX": "12345",
              "REPLICAS": "4",
              "KEY_REQUESTS_PER_S": "70", "KEY_EVENTS_PER_S": "9000", "WEBHOOK_NETWORKS": "10.1.0.0/16"}  # fmt: skip
     for name, value in given.items():
@@ -74,6 +75,7 @@ def test_what_is_set_reaches_the_processes_of_a_platform(tmp_path: Path, monkeyp
     assert (limits.key_requests_per_s, limits.key_events_per_s, limits.api_processes) == (70, 9000, 4)
     assert address.outbound == OutboundRules.of("10.1.0.0/16")
     assert (log.address, log.shards, log.spares, log.scaling) == (address.store, 3, 2, ScalingBounds(2, 5))
+    assert log.shard.id_cache_bytes_max == 12_345
     assert log.cache_directory == str(tmp_path / "cache")
 
 

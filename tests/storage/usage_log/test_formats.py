@@ -28,6 +28,7 @@ from storage.usage_log.lane import read_segment
 from storage.usage_log.manifest import Manifest, ManifestChain, manifest_key
 from storage.usage_log.merging import merge_sealed
 from storage.usage_log.reader import UsageLogReader
+from storage.usage_log.run_cache import RunCache
 from storage.usage_log.sealed_totals import Wanted, sealed_totals
 from storage.usage_log.sealing import seal
 from storage.usage_log.segment import SegmentHead, encode_segment, segment_key
@@ -82,7 +83,7 @@ def test_each_kind_of_object_of_a_newer_version_is_refused_and_nothing_is_change
     run = manifest.runs[0]
     rewritten(store, run.key, b"CBIDS001", b"CBIDS002")
     with pytest.raises(FormatTooNew, match="run of the usage log"):
-        open_run(store, run, tmp_path)
+        open_run(store, run, RunCache(tmp_path))
 
     file = replace(manifest.files[0], format=3)
     with pytest.raises(FormatTooNew, match="sealed of the usage log"):

@@ -17,6 +17,7 @@ from storage.usage_log.id_runs import IdRuns, merge_runs, sort_ids, to_merge, wr
 from storage.usage_log.manifest import IdRun
 from storage.usage_log.partitions import FEW, EventIds, event_ids, partition_of, partitions_of
 from storage.usage_log.recent_ids import RecentIds, lane_and_number, stamp_of
+from storage.usage_log.run_cache import RunCache
 
 # Few values of each half: ids share slots, words, buckets and even `high`.
 pairs = st.tuples(
@@ -83,11 +84,11 @@ def test_runs_and_their_merges_hold_exactly_their_ids(
     everything = {one for batch in batches for one in batch}
     probes = [*everything, (1 << 40, 5), (0, 77), (2**64 - 1, 2**32 - 1)]
     expected = [one in everything for one in probes]
-    opened = IdRuns().with_runs(store, runs, directory)
+    opened = IdRuns().with_runs(store, runs, RunCache(directory))
     assert opened.contains(ids_of(probes)).tolist() == expected
     if len(runs) > 1:
-        merged = merge_runs(store, runs, directory)
-        assert opened.with_runs(store, [merged], directory).contains(ids_of(probes)).tolist() == expected
+        merged = merge_runs(store, runs, RunCache(directory))
+        assert opened.with_runs(store, [merged], RunCache(directory)).contains(ids_of(probes)).tolist() == expected
 
 
 def test_a_run_of_many_buckets_finds_all_and_its_filter_lets_few_others_through(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_run_of_many_buckets_finds_all_and_its_filter_lets_few_others_through(
     ids = EventIds(dice.integers(0, 2**64, 100_000, np.uint64), dice.integers(0, 2**32, 100_000, np.uint32))
     others = EventIds(dice.integers(0, 2**64, 100_000, np.uint64), dice.integers(0, 2**32, 100_000, np.uint32))
     store = LocalObjectStore(tmp_path)
-    runs = IdRuns().with_runs(store, [write_run(store, sort_ids(ids))], tmp_path)
+    runs = IdRuns().with_runs(store, [write_run(store, sort_ids(ids))], RunCache(tmp_path))
     assert runs.contains(ids).all()
     assert not runs.contains(others).any()
     (run,) = runs._runs.values()

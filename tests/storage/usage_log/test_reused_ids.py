@@ -21,6 +21,7 @@ from storage.usage_log.deleting import ORPHAN_AGE_US, sweep_replaced_runs
 from storage.usage_log.genesis import IdForm
 from storage.usage_log.reader import UsageLogReader
 from storage.usage_log.reused_ids import ReusedIds
+from storage.usage_log.run_cache import RunCache
 from tests.storage.usage_log.housekeeping_world import MadeUpTime
 from tests.usage_log_support import OTHER_TENANT, TENANT, keys_of_one_partition, logged_ids, make_events, make_log, send
 
@@ -45,7 +46,7 @@ def test_an_id_under_another_key_is_found_in_the_pass_in_which_it_comes(
     for shard in shards:
         shard.start()
     reader = UsageLogReader(store)
-    passes = ReusedIds(store, reader, tmp_path / "runs")
+    passes = ReusedIds(store, reader, RunCache(tmp_path / "runs"))
     sent, found, expected = 0, list[tuple[str, str]](), list[tuple[str, str]]()
     for number in range(12):
         fresh = [make_events(40, sent), make_events(40, sent, source="second")]
@@ -78,7 +79,7 @@ def test_runs_that_were_merged_away_go_and_the_next_pass_finds_all_the_same(
     shard = RatingShard(0, store)
     shard.start()
     reader = UsageLogReader(store)
-    passes = ReusedIds(store, reader, tmp_path / "runs")
+    passes = ReusedIds(store, reader, RunCache(tmp_path / "runs"))
     clock = MadeUpTime()
 
     def there() -> set[str]:
@@ -119,10 +120,10 @@ def test_a_pass_whose_run_was_swept_while_it_slept_is_not_noted(store: LocalObje
                 clock.us += 2 * ORPHAN_AGE_US
                 assert sweep_replaced_runs(store, clock) == 2
 
-    asleep = ReusedIds(Sleeper(tmp_path / "store"), reader, tmp_path / "runs")
+    asleep = ReusedIds(Sleeper(tmp_path / "store"), reader, RunCache(tmp_path / "runs"))
     with pytest.raises(StoreUnavailable, match="swept before its pass"):
         asleep.note(TENANT, asleep.look(TENANT, reader.now()))
-    passes = ReusedIds(store, reader, tmp_path / "runs")
+    passes = ReusedIds(store, reader, RunCache(tmp_path / "runs"))
     passes.note(TENANT, passes.look(TENANT, reader.now()))
     assert passes.look(TENANT, reader.now()).nothing_new
     shard.stop()
@@ -137,7 +138,7 @@ def test_a_pass_that_was_not_noted_finds_the_same_again_and_sources_of_their_own
         send(shard, make_events(5, source=source))
         send(shard, under(make_events(2, source=source), "another"))
     reader = UsageLogReader(store)
-    passes = ReusedIds(store, reader, tmp_path / "runs")
+    passes = ReusedIds(store, reader, RunCache(tmp_path / "runs"))
     own = {"numbers-per-customer"}
     for _ in range(2):
         found = passes.look(TENANT, reader.now(), but_sources=own)
@@ -156,7 +157,7 @@ def test_more_than_a_slip_is_told_by_source_and_what_is_voided_is_not_counted(
 
     async def scene() -> None:
         reader = UsageLogReader(store)
-        desk, passes = AmendmentDesk(router, reader), ReusedIds(store, reader, tmp_path / "runs")
+        desk, passes = AmendmentDesk(router, reader), ReusedIds(store, reader, RunCache(tmp_path / "runs"))
         await router.ingest(TENANT, make_events(8, customers=1))
         passes.note(TENANT, passes.look(TENANT, reader.now()))  # from now on they are met in the runs
         await router.ingest(TENANT, under(make_events(3), "another"))
@@ -195,7 +196,7 @@ def test_two_keys_of_one_partition_may_both_have_an_id_and_the_pass_voids_the_la
 
     async def scene() -> None:
         reader = UsageLogReader(store)
-        desk, passes = AmendmentDesk(router, reader), ReusedIds(store, reader, tmp_path / "runs")
+        desk, passes = AmendmentDesk(router, reader), ReusedIds(store, reader, RunCache(tmp_path / "runs"))
         for key in (first, second):
             for source in ("gateway", "per-customer"):
                 stored = await router.ingest(TENANT, under(make_events(40, source=source), key))
@@ -246,7 +247,7 @@ def test_what_is_sent_again_after_its_backfill_was_reverted_is_no_reuse(
 
     async def scene() -> None:
         reader, desk = UsageLogReader(store), BackfillDesk(router, store)
-        passes = ReusedIds(store, reader, tmp_path / "runs")
+        passes = ReusedIds(store, reader, RunCache(tmp_path / "runs"))
         for name in ("b1", "b2"):
             await desk.open(TENANT, name, "somebody")
             assert (await desk.send(TENANT, name, make_events(60)) == Verdict.ACCEPTED).all()
