@@ -1,7 +1,7 @@
 """The Invoice Factory over REST: an invoice in JSON becomes files, a file becomes that JSON. It works alone.
 
-Nothing is stored and no number is given: what comes in is checked by the rules of each format and written. The work is
-done by `pipelines/invoice_files.py` and `pipelines/read_invoice.py`.
+Nothing is stored and no number is given (`invoice_issuing.py` does that): what comes in is checked by the rules of each
+format and written. The work is done by `pipelines/invoice_files.py` and `pipelines/read_invoice.py`.
 """
 
 import base64
@@ -25,7 +25,7 @@ from pipelines.read_invoice import read_invoice
 router = APIRouter(prefix="/v1", tags=["Invoice Factory"])
 READ_BYTES_MAX = 16 * 1024 * 1024
 _READABLE = ("application/pdf", "application/xml", "text/xml", "application/octet-stream")
-_INVOICE = {
+INVOICE = {
     "number": "RE-2026-0042",
     "issued_on": "2026-11-01",
     "type_code": "380",
@@ -87,7 +87,7 @@ def read_schema(caller: Caller = Depends(may("billing:read", "billing:write"))) 
 @router.post(
     "/invoices/render",
     summary="Make the files of an invoice",
-    **described(request=_INVOICE, answer=_FILES, also=(400, 413, 415, 422)),
+    **described(request=INVOICE, answer=_FILES, also=(400, 413, 415, 422)),
 )
 def render_invoice(
     request: Request,
@@ -142,7 +142,7 @@ def _name(invoice: Invoice, one: RenderedFile) -> str:
             "application/pdf": "%PDF-1.7 ... (the bytes of the file)",
             "application/xml": "<rsm:CrossIndustryInvoice ...>",
         },
-        answer={"invoice": _INVOICE},
+        answer={"invoice": INVOICE},
         also=(400, 413, 415, 422),
     ),
 )

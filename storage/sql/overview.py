@@ -20,6 +20,7 @@ from billing.errors import InvalidInput
 from storage.sql.bill_runs import held_back
 from storage.sql.database import Connection, containing
 from storage.sql.invoices import CONCERNS, stored_form
+from storage.sql.issued_invoices import IS_ISSUED
 
 ZERO = Decimal(0)
 LIMIT_MAX = 200_000
@@ -242,7 +243,8 @@ def documents_of(connection: Connection, customer: str, *, limit: int) -> Invoic
     count = connection.execute(f"SELECT count(*) AS n FROM invoices i WHERE {CONCERNS}", given).fetchone()
     prepaid = connection.execute(  # from his own wallet: a payer's document uses that of his children, too
         f"SELECT u.currency, sum(u.used) AS used FROM ("
-        f" SELECT i.currency, {_SIGN} * i.prepaid AS used FROM invoices i WHERE i.customer = %(customer)s UNION ALL"
+        f" SELECT i.currency, {_SIGN} * i.prepaid AS used FROM invoices i WHERE i.customer = %(customer)s"
+        f" AND NOT {IS_ISSUED} UNION ALL"
         f" SELECT i.currency, -{_SIGN} * m.prepaid FROM invoices i JOIN invoice_members m ON m.invoice_id = i.id"
         f" WHERE i.customer = %(customer)s UNION ALL"
         f" SELECT i.currency, {_SIGN} * m.prepaid FROM invoices i JOIN invoice_members m ON m.invoice_id = i.id"
