@@ -23,10 +23,11 @@ from deployments.access import Caller, may
 from deployments.billing_documents import INVOICE_EXAMPLE, WRITE_ERRORS, make_wanted_files, shown_document, shown_row
 from deployments.bodies import json_form
 from deployments.invoice_factory import INVOICE
-from deployments.manners import Answer, Write, described, tenant_now
+from deployments.manners import Answer, Write, described, json_response, plain, tenant_now
 from deployments.services import Services
 from pipelines.documents import issuer_of
 from pipelines.issuing import tried_document
+from pipelines.verify_issued import verify_numbers
 from storage.sql import audit, invoices, issued_invoices, layouts, tenants
 from storage.sql.database import Connection
 
@@ -78,6 +79,40 @@ def post_invoice(
     answer = write.run(caller, work)
     make_wanted_files(services, caller.tenant_id, msgspec.json.decode(answer.body)["id"])
     return answer
+
+
+@router.get(
+    "/number-series/verify",
+    summary="Prove the numbers, and what was issued from outside",
+    **described(
+        answer={
+            "proven": True,
+            "series": [
+                {"entity": "default", "series": "invoice", "year": 2026, "last": 42, "documents": 42, "outside": 3}
+            ],
+            "gaps": [],
+            "outside": 3,
+            "erased": 0,
+            "findings": [],
+        },
+    ),
+)
+def verify_number_series(request: Request, caller: Caller = Depends(may("billing:read"))) -> Response:
+    """Each series has as many documents as its last number says, and no gap. Documents that were issued from outside
+    (`outside` of them) have a number of the series like all others; they are compared with the JSON that they came as,
+    for no usage gives them again. Of `erased` it is gone, with a customer who was forgotten."""
+    services: Services = request.app.state.services
+    proof = verify_numbers(services.database, caller.tenant_id)
+    return json_response(
+        {
+            "proven": proof.proven,
+            "series": plain(proof.series),
+            "gaps": plain(proof.gaps),
+            "outside": proof.outside,
+            "erased": proof.erased,
+            "findings": [plain(vars(each)) for each in proof.findings],
+        }
+    )
 
 
 def issue(services: Services, connection: Connection, sender: Sender, form: Any, language: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import msgspec
@@ -345,8 +345,25 @@ def reversed_count(connection: Connection, run_id: str) -> int:
 
 def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> list[dict[str, Any]]:
     """A run's documents of some customers in the order made, as stored, with the sums of their rows elsewhere."""
+    chosen = "SELECT id FROM invoices WHERE run_id = %(run)s AND customer = ANY(%(some)s)"
+    return _as_stored(connection, chosen, {"run": run_id, "some": list(customers)})
+
+
+def issued(connection: Connection, after: UUID | None, limit: int) -> list[dict[str, Any]]:
+    """The same of documents that were made elsewhere, by id and behind `after`, each with its `form`."""
+    chosen = (
+        "SELECT invoice_id AS id FROM issued_invoices WHERE %(after)s::uuid IS NULL OR invoice_id > %(after)s"
+        " ORDER BY invoice_id LIMIT %(limit)s"
+    )
+    rows = _as_stored(connection, chosen, {"after": after, "limit": limit})
+    forms = issued_invoices.forms(connection, [row["id"] for row in rows])
+    return [{**row, "form": forms[row["id"]]} for row in rows]
+
+
+def _as_stored(connection: Connection, chosen: LiteralString, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Documents that a query of this module chooses by id."""
     rows = connection.execute(
-        "WITH chosen AS MATERIALIZED (SELECT id FROM invoices WHERE run_id = %(run)s AND customer = ANY(%(some)s)),"
+        f"WITH chosen AS MATERIALIZED ({chosen}),"  # noqa: S608 - text of this module
         " lines AS (SELECT invoice_id, sum(amount) AS amount FROM invoice_lines"
         "  WHERE invoice_id = ANY(ARRAY(SELECT id FROM chosen)) GROUP BY invoice_id),"
         " taxes AS (SELECT invoice_id, sum(amount) AS amount FROM invoice_taxes"
@@ -354,13 +371,13 @@ def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> lis
         " booked AS (SELECT invoice_id, sum(CASE WHEN debit = 'receivables' THEN amount WHEN credit = 'receivables'"
         "  THEN -amount ELSE 0 END) AS amount FROM postings"
         "  WHERE invoice_id = ANY(ARRAY(SELECT id FROM chosen)) GROUP BY invoice_id)"
-        " SELECT i.number, i.customer, i.net, i.tax, i.gross, i.prepaid, i.due, i.document, i.packed,"
+        " SELECT i.id, i.number, i.customer, i.net, i.tax, i.gross, i.prepaid, i.due, i.document, i.packed,"
         " coalesce(lines.amount, 0) AS lines_amount, coalesce(taxes.amount, 0) AS taxes_amount,"
         " coalesce(booked.amount, 0) AS receivable"
         " FROM invoices i LEFT JOIN lines ON lines.invoice_id = i.id LEFT JOIN taxes ON taxes.invoice_id = i.id"
         " LEFT JOIN booked ON booked.invoice_id = i.id"
         " WHERE i.id = ANY(ARRAY(SELECT id FROM chosen)) ORDER BY i.id",
-        {"run": run_id, "some": list(customers)},
+        given,
     ).fetchall()
     return [dict(row) for row in rows]
 
@@ -388,6 +405,18 @@ def totals(connection: Connection, run_id: str | None = None) -> list[dict[str, 
         " sum(due) AS due FROM invoices WHERE (%s::uuid IS NULL OR run_id = %s) GROUP BY currency, type"
         " ORDER BY currency, type",
         (run_id, run_id),
+    ).fetchall()
+    return [dict(row) for row in rows]
+
+
+def number_series(connection: Connection) -> list[dict[str, Any]]:
+    """Every series: entity, series, year, its last number, its documents, and how many of them were made elsewhere."""
+    rows = connection.execute(
+        "SELECT s.entity, s.series, s.year, s.last, count(i.n) AS documents, count(x.invoice_id) AS outside"
+        " FROM number_series s LEFT JOIN invoices i ON i.tenant_id = s.tenant_id AND i.entity = s.entity"
+        " AND i.series = s.series AND i.year = s.year"
+        " LEFT JOIN issued_invoices x ON x.tenant_id = i.tenant_id AND x.invoice_id = i.id"
+        " GROUP BY s.entity, s.series, s.year, s.last ORDER BY s.year, s.entity, s.series"
     ).fetchall()
     return [dict(row) for row in rows]
 

@@ -33,6 +33,14 @@ def form_of(connection: Connection, document_id: str) -> dict[str, Any] | None:
     return None if row is None else row["form"]
 
 
+def forms(connection: Connection, document_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+    """The forms of some documents by their ids."""
+    rows = connection.execute(
+        "SELECT invoice_id, form FROM issued_invoices WHERE invoice_id = ANY(%s)", (list(document_ids),)
+    ).fetchall()
+    return {row["invoice_id"]: row["form"] for row in rows}
+
+
 def known(connection: Connection, numbers: Sequence[str]) -> list[dict[str, Any]]:
     """Those of the numbers that are documents here: number, type, outside, entity, customer, currency, issued_on,
     gross, `credited` (gross of its credit notes) and `replaced` (by which number)."""

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import deployments.billing_documents as documents
 import deployments.invoice_issuing as routes
 from billing.errors import Unavailable
+from cluster.cli import billing, context
+from cluster.cli import invoice_factory as commands
+from cluster.client import Client
 from pipelines.demo_generator import TENANT
 from pipelines.document_files import LeftFiles
 from pipelines.read_invoice import read_invoice
-from storage.sql import invoices
+from storage.sql import invoices, tenants
 from tests.deployments.conftest import Api, Tenant
 
 pytestmark = pytest.mark.postgres
@@ -176,6 +180,44 @@ def test_no_bill_run_knows_of_it(api: Api) -> None:
     assert (note.status_code, "POST /v1/invoices" in note.json()["detail"]) == (422, True), note.text
     explained = tenant.get(f"/v1/invoices/{made['number']}/lines/1/explanation")
     assert explained.status_code == 404, explained.text
+
+
+def test_the_proof_tells_it_from_what_usage_gives_and_finds_what_was_changed(tenant: Tenant) -> None:
+    one = tenant.post("/v1/invoices", example()).json()
+    tenant.post("/v1/invoices", example("credit-note"))
+    with tenant.api.services.database.tenant(tenant.id) as connection:
+        code = tenants.legal_entity(connection)["code"]
+    series = [
+        {"entity": code, "series": kind, "year": 2026, "last": 1, "documents": 1, "outside": 1}
+        for kind in ("credit_note", "invoice")
+    ]
+    proof = tenant.get("/v1/number-series/verify").json()
+    assert proof == {"proven": True, "series": series, "gaps": [], "outside": 2, "erased": 0, "findings": []}
+    client = Client("", tenant.key, http=tenant.api.http)
+    found = billing._verify_invoices(client, None)
+    assert (found["issued from outside"], found["summed"], found["numbers"], found["findings"]) == (
+        2, 0, "looked at", [],
+    )  # fmt: skip
+
+    def change(statement: str) -> None:
+        with tenant.api.services.database.owner(tenant.id) as connection:
+            connection.execute(statement, {"id": one["id"]})
+
+    def findings() -> list[str]:
+        proof = tenant.get("/v1/number-series/verify").json()
+        assert proof["proven"] is False
+        return [each["detail"] for each in proof["findings"] if each["number"] == one["number"]]
+
+    change("UPDATE invoices SET net = net - 1, gross = gross - 1, due = due - 1 WHERE id = %(id)s")
+    assert findings() == ["the columns net, gross, due are not what the document says"]
+    change("UPDATE invoices SET net = net + 1, gross = gross + 1, due = due + 1 WHERE id = %(id)s")
+    change("""UPDATE issued_invoices SET form = jsonb_set(form, '{lines,0,name}', '"x"') WHERE invoice_id = %(id)s""")
+    assert findings() == ["differs from the JSON that it came as in: lines"]
+    change("UPDATE issued_invoices SET form = form - 'lines' WHERE invoice_id = %(id)s")
+    assert ["cannot be read" in each for each in findings()] == [True]
+    change("UPDATE number_series SET last = 2 WHERE series = 'invoice'")
+    assert [gap["last"] for gap in tenant.get("/v1/number-series/verify").json()["gaps"]] == [2]
+    assert any("gap" in each for each in billing._verify_invoices(client, None)["findings"])
 
 
 def test_what_it_owes_is_in_the_ledger_to_the_cent(tenant: Tenant) -> None:
@@ -378,3 +420,31 @@ def test_legal_entities_have_their_own_series(tenant: Tenant) -> None:
     assert tenant.post("/v1/invoices", example()).json()["number"] == "RE-2026-000001"
     other = tenant.post("/v1/invoices", example(seller={key: one for key, one in seller.items() if one}))
     assert (other.status_code, other.json().get("number")) == (201, "RE-at-2026-000001"), other.text
+
+
+def test_the_terminal_issues_a_file(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def client(*given: Any) -> Client:
+        asked.append(given[2])
+        return Client("", tenant.key, http=tenant.api.http)
+
+    monkeypatch.setattr(context, "tenant_client", client)
+    access = commands.Access(None, None, None)
+    with pytest.raises(typer.Exit) as refused:
+        commands.issue(EXAMPLES / "invoice.json", "de", False, None, access, False)
+    assert refused.value.exit_code == context.WRONG_CALL
+    assert "/number: is given here" in capsys.readouterr().err
+    for _ in range(2):  # called again, as after a time-out
+        commands.issue(EXAMPLES / "invoice.json", "de", True, "october", access, False)
+        assert "RE-2026-000001  487.27 EUR  archived\n" in capsys.readouterr().out
+    file = tmp_path / "note.json"
+    file.write_text(json.dumps(example("credit-note", preceding=[{"number": "RE-2026-000001"}])), "utf-8")
+    commands.issue(file, "en", False, None, access, True)
+    out = capsys.readouterr().out
+    shown = json.loads(out[out.index("\n{") :])  # behind what this process logs
+    assert (shown["number"], shown["refers_to"], shown["file"]) == ("RK-2026-000001", "RE-2026-000001", "archived")
+    assert asked[0] == ["billing:read", "billing:write"]
+    assert numbers(tenant) == ["RE-2026-000001", "RK-2026-000001"]
