@@ -20,8 +20,9 @@ from cluster.client import Client
 from pipelines.demo_generator import TENANT
 from pipelines.document_files import LeftFiles
 from pipelines.read_invoice import read_invoice
+from storage.pdf_text import words
 from storage.sql import invoices, tenants
-from tests.deployments.conftest import Api, Tenant
+from tests.deployments.conftest import Api, Tenant, bearer
 
 pytestmark = pytest.mark.postgres
 EXAMPLES = Path(__file__).parents[2] / "examples" / "invoices"
@@ -448,3 +449,17 @@ def test_the_terminal_issues_a_file(
     assert (shown["number"], shown["refers_to"], shown["file"]) == ("RK-2026-000001", "RE-2026-000001", "archived")
     assert asked[0] == ["billing:read", "billing:write"]
     assert numbers(tenant) == ["RE-2026-000001", "RK-2026-000001"]
+
+
+def test_a_layout_is_tried_on_it_as_it_came(tenant: Tenant) -> None:
+    note = "Nobody but this invoice says so"
+    made = tenant.post("/v1/invoices", example(notes=[{"text": note}])).json()["number"]
+    drawn = tenant.post("/v1/layouts/preview", {"draft": {}, "document": made})
+    assert drawn.status_code == 200, drawn.text
+    assert note in words(drawn.content, "application/pdf")
+
+
+def test_a_closed_tenant_issues_nothing(api: Api, tenant: Tenant) -> None:
+    closed = api.http.post(f"/v1/tenants/{tenant.code}/close", json={}, headers=bearer(api.platform_key))
+    assert closed.status_code == 200, closed.text
+    assert tenant.post("/v1/invoices", example()).status_code == 403
