@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipelines.demo_generator import TENANT
 from pipelines.document_files import LeftFiles
 from pipelines.read_invoice import read_invoice
 from storage.pdf_text import words
-from storage.sql import invoices, tenants
+from storage.sql import credit_documents, invoices, overview, receivables, tenants
 from tests.deployments.conftest import Api, Tenant, bearer
 
 pytestmark = pytest.mark.postgres
@@ -463,3 +463,16 @@ def test_a_closed_tenant_issues_nothing(api: Api, tenant: Tenant) -> None:
     closed = api.http.post(f"/v1/tenants/{tenant.code}/close", json={}, headers=bearer(api.platform_key))
     assert closed.status_code == 200, closed.text
     assert tenant.post("/v1/invoices", example()).status_code == 403
+
+
+def test_what_was_paid_before_is_no_credit_of_a_wallet(tenant: Tenant) -> None:
+    form = [{"at": "2026-12-01", "customer": {"code": "acme", "name": "ACME AG", "country": "DE"}}]
+    assert tenant.post("/v1/steps", form).status_code == 201
+    totals = {**example()["totals"], "prepaid": "87.27", "due": "400.00"}
+    buyer = {**example()["buyer"], "ids": [{"id": "acme"}]}
+    assert tenant.post("/v1/invoices", example(totals=totals, buyer=buyer)).status_code == 201
+    with tenant.api.services.database.tenant(tenant.id) as connection:
+        page = overview.documents_of(connection, "acme", limit=10)
+        assert ([one.number for one in page.items], dict(page.prepaid)) == (["RE-2026-000001"], {})
+        assert credit_documents.of_customer(connection, "acme", "EUR", wallet=True) == []
+        assert str(receivables.owed_before(connection, "acme", "EUR", date(2027, 1, 1))) == "400.00"
