@@ -445,6 +445,9 @@ def list_invoices(
         None, pattern="^(wanted|archived|parked)$", description="Only those whose files are `wanted` and the like."
     ),
     order: str = Query("newest", pattern="^(newest|oldest)$", description="`newest` first, or `oldest`: as made."),
+    origin: str | None = Query(
+        None, pattern="^(platform|outside)$", description="Only those that were made by the `platform`, or `outside`."
+    ),
     caller: Caller = Depends(may("billing:read")),
 ) -> Response:
     services: Services = request.app.state.services
@@ -461,6 +464,7 @@ def list_invoices(
             until=until,
             search=search,
             file_state=file,
+            outside=None if origin is None else origin == "outside",
         )
     return page_of(rows, page, lambda row: str(row["id"]), shown_row)
 

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from billing.einvoice.model import Invoice
-from billing.einvoice.terms import invoice_schema
+from billing.einvoice.terms import invoice_schema, issue_schema
 from billing.errors import FieldError, InvalidInput, UnsupportedMediaType
 from deployments.access import Caller, may
 from deployments.bodies import json_form, read_body
@@ -79,9 +79,14 @@ _FILES = {
     summary="The JSON schema of an invoice",
     **described(answer={"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An invoice"}),
 )
-def read_schema(caller: Caller = Depends(may("billing:read", "billing:write"))) -> Response:
+def read_schema(
+    use: str = Query(
+        "render", pattern="^(render|issue)$", description="`issue`: as `POST /v1/invoices` takes it, without number."
+    ),
+    caller: Caller = Depends(may("billing:read", "billing:write")),
+) -> Response:
     """JSON schema (2020-12) of what `POST /v1/invoices/render` takes; each member names its business term (BT-n)."""
-    return json_response(invoice_schema())
+    return json_response(issue_schema() if use == "issue" else invoice_schema())
 
 
 @router.post(

@@ -164,10 +164,12 @@ def page(
     until: date | None = None,
     search: str | None = None,
     file_state: str | None = None,
+    outside: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Invoices and credit notes in the order made (newest first), behind the id `after`. `until` is inclusive.
 
-    Of a customer: those that he got, and those of his payer with lines of his.
+    Of a customer: those that he got, and those of his payer with lines of his. `outside`: only those that were made
+    elsewhere, or only the others.
     """
     assert 0 < limit <= LIMIT_MAX
     order, compare = ("DESC", "<") if descending else ("ASC", ">")
@@ -181,6 +183,7 @@ def page(
         " AND (%(since)s::date IS NULL OR i.issued_on >= %(since)s)"
         " AND (%(until)s::date IS NULL OR i.issued_on <= %(until)s)"
         " AND (%(state)s::text IS NULL OR f.state = %(state)s)"
+        f" AND (%(outside)s::boolean IS NULL OR {IS_ISSUED} = %(outside)s)"
         " AND (%(search)s::text IS NULL OR lower(i.number || ' ' || i.customer || ' ' || i.customer_name)"
         "      LIKE %(search)s)"
         f" ORDER BY i.id {order} LIMIT %(limit)s",
@@ -192,6 +195,7 @@ def page(
             "since": since,
             "until": until,
             "state": file_state,
+            "outside": outside,
             "search": pattern,
             "limit": limit,
         },

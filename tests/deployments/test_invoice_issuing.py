@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import typer
 
@@ -171,7 +172,9 @@ def test_no_bill_run_knows_of_it(api: Api) -> None:
     run = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}).json()
     billed = tenant.get(f"/v1/invoices?bill_run={run['id']}").json()["items"]
     assert [(one["number"], one["net"], one["origin"]) for one in billed] == [("RE-2026-000002", "1.20", "platform")]
-    assert tenant.get("/v1/invoices?customer=acme").json()["items"][1]["origin"] == "outside"
+    for origin, number in (("outside", "RE-2026-000001"), ("platform", "RE-2026-000002")):
+        listed = tenant.get(f"/v1/invoices?customer=acme&origin={origin}").json()["items"]
+        assert [(one["number"], one["origin"]) for one in listed] == [(number, origin)]
     assert tenant.get(f"/v1/bill-runs/{run['id']}/verify").json()["proven"] is True
     with tenant.api.services.database.tenant(tenant.id) as connection:
         (last,) = invoices.highest_of_last(connection, ["acme"])
@@ -449,6 +452,17 @@ def test_the_terminal_issues_a_file(
     assert (shown["number"], shown["refers_to"], shown["file"]) == ("RK-2026-000001", "RE-2026-000001", "archived")
     assert asked[0] == ["billing:read", "billing:write"]
     assert numbers(tenant) == ["RE-2026-000001", "RK-2026-000001"]
+
+
+def test_the_schema_of_what_is_issued_is_published(tenant: Tenant) -> None:
+    schema = tenant.get("/v1/schemas/invoice?use=issue").json()
+    undated = example(issued_on=None, due_on="2027-01-01")
+    for form in (example(), undated):
+        jsonschema.validate(form, schema)
+        assert tenant.post("/v1/invoices", form).status_code == 201
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**example(), "number": "RE-1"}, schema)
+    assert tenant.get("/v1/invoices").json()["items"][0]["date"] == "2026-12-15"
 
 
 def test_a_layout_is_tried_on_it_as_it_came(tenant: Tenant) -> None:
