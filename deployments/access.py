@@ -26,7 +26,7 @@ SCOPES: dict[str, str] = {
     "contracts:read": "customers, subscriptions, budgets, wallets",
     "contracts:write": "change customers, subscriptions, budgets, wallets",
     "billing:read": "bill runs, invoices, credit notes, and their files in the archive",
-    "billing:write": "start and cancel bill runs, write credit notes, amend and void events that count",
+    "billing:write": "start and cancel bill runs, issue invoices, write credit notes, amend and void events that count",
     "layouts:write": "change layouts of documents, publish them, put them to use",
     "archive:read": "find and read what is archived",
     "archive:write": "put files into the archive, hold them, delete them after their time",

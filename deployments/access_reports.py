@@ -25,6 +25,7 @@ _OF_TABLES = {
     "idempotency_keys": "deleted",
     "erasures": "forgets what it looked for when it has found it",
     **dict.fromkeys(("invoices", "invoice_lines", "invoice_taxes", "invoice_members", "postings", "outbox"), _BILLS),
+    "issued_invoices": "emptied: the archive has the document",
     **dict.fromkeys(("document_files", "wallet_moves", "bill_run_chunks", "bill_runs"), _BILLS),
 }
 _KEPT = "written anew without what names him (`cloudbilling customer erase`)"

@@ -299,6 +299,7 @@ _ROW = {
     "bill_run": None,
     "file": "archived",
     "file_reason": None,
+    "origin": "platform",
 }
 INVOICE_EXAMPLE = _ROW | {
     "lines": [
@@ -345,6 +346,7 @@ def shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
     fields |= {key: row[key] for key in ("prepaid", "due", "refers_to", "reason", "sha256", "e_invoice")}
     fields |= {"date": row["issued_on"], "bill_run": row["run_id"], "file": row["file_state"]}
     fields["file_reason"] = row["file_reason"]
+    fields["origin"] = "outside" if row["outside"] else "platform"  # outside: issued here, made elsewhere
     return cast("dict[str, Any]", plain(fields))
 
 
@@ -443,6 +445,9 @@ def list_invoices(
         None, pattern="^(wanted|archived|parked)$", description="Only those whose files are `wanted` and the like."
     ),
     order: str = Query("newest", pattern="^(newest|oldest)$", description="`newest` first, or `oldest`: as made."),
+    origin: str | None = Query(
+        None, pattern="^(platform|outside)$", description="Only those that were made by the `platform`, or `outside`."
+    ),
     caller: Caller = Depends(may("billing:read")),
 ) -> Response:
     services: Services = request.app.state.services
@@ -459,6 +464,7 @@ def list_invoices(
             until=until,
             search=search,
             file_state=file,
+            outside=None if origin is None else origin == "outside",
         )
     return page_of(rows, page, lambda row: str(row["id"]), shown_row)
 
@@ -540,7 +546,8 @@ def make_wanted_files(services: Services, tenant_id: str, document_id: str) -> N
 )
 def read_invoice(request: Request, number: str, caller: Caller = Depends(may("billing:read"))) -> Response:
     """Each line explains its amount: events, tiers, proration, rounding. `rests_on` names the versions of master data,
-    time zones, currencies and tax codes of its bill run (null for a credit note by hand)."""
+    time zones, currencies and tax codes of its bill run (null for a credit note by hand). Of `origin` `outside` are
+    invoices that were made elsewhere and issued here: their lines explain nothing, and no bill run knows of them."""
     services: Services = request.app.state.services
     with services.database.tenant(caller.tenant_id) as connection:
         row = invoices.get(connection, number)

@@ -88,8 +88,11 @@ class Creditable:
 
 
 def creditable(connection: Connection, number: str) -> Creditable:
-    """Raises NotFound, and InvalidInput for an invoice that another one has replaced."""
+    """Raises NotFound, and InvalidInput for an invoice that another one has replaced, or that was made elsewhere."""
     row = invoices.get(connection, number)
+    if row["outside"]:  # its lines are as somebody else computed them: whoever did knows what is taken back
+        detail = f"document {number} was made elsewhere: credit it by POST /v1/invoices (type 381)"
+        raise InvalidInput(f"/document: {detail}", errors=[FieldError("/document", detail)])
     if any(each["type"] == "invoice" for each in row["referred_by"]):
         detail = f"document {number} was replaced by a new invoice"
         raise InvalidInput(f"/document: {detail}", errors=[FieldError("/document", detail)])

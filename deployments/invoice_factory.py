@@ -1,7 +1,7 @@
 """The Invoice Factory over REST: an invoice in JSON becomes files, a file becomes that JSON. It works alone.
 
-Nothing is stored and no number is given: what comes in is checked by the rules of each format and written. The work is
-done by `pipelines/invoice_files.py` and `pipelines/read_invoice.py`.
+Nothing is stored and no number is given (`invoice_issuing.py` does that): what comes in is checked by the rules of each
+format and written. The work is done by `pipelines/invoice_files.py` and `pipelines/read_invoice.py`.
 """
 
 import base64
@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from billing.einvoice.model import Invoice
-from billing.einvoice.terms import invoice_schema
+from billing.einvoice.terms import invoice_schema, issue_schema
 from billing.errors import FieldError, InvalidInput, UnsupportedMediaType
 from deployments.access import Caller, may
 from deployments.bodies import json_form, read_body
@@ -25,7 +25,7 @@ from pipelines.read_invoice import read_invoice
 router = APIRouter(prefix="/v1", tags=["Invoice Factory"])
 READ_BYTES_MAX = 16 * 1024 * 1024
 _READABLE = ("application/pdf", "application/xml", "text/xml", "application/octet-stream")
-_INVOICE = {
+INVOICE = {
     "number": "RE-2026-0042",
     "issued_on": "2026-11-01",
     "type_code": "380",
@@ -79,15 +79,20 @@ _FILES = {
     summary="The JSON schema of an invoice",
     **described(answer={"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An invoice"}),
 )
-def read_schema(caller: Caller = Depends(may("billing:read", "billing:write"))) -> Response:
+def read_schema(
+    use: str = Query(
+        "render", pattern="^(render|issue)$", description="`issue`: as `POST /v1/invoices` takes it, without number."
+    ),
+    caller: Caller = Depends(may("billing:read", "billing:write")),
+) -> Response:
     """JSON schema (2020-12) of what `POST /v1/invoices/render` takes; each member names its business term (BT-n)."""
-    return json_response(invoice_schema())
+    return json_response(issue_schema() if use == "issue" else invoice_schema())
 
 
 @router.post(
     "/invoices/render",
     summary="Make the files of an invoice",
-    **described(request=_INVOICE, answer=_FILES, also=(400, 413, 415, 422)),
+    **described(request=INVOICE, answer=_FILES, also=(400, 413, 415, 422)),
 )
 def render_invoice(
     request: Request,
@@ -142,7 +147,7 @@ def _name(invoice: Invoice, one: RenderedFile) -> str:
             "application/pdf": "%PDF-1.7 ... (the bytes of the file)",
             "application/xml": "<rsm:CrossIndustryInvoice ...>",
         },
-        answer={"invoice": _INVOICE},
+        answer={"invoice": INVOICE},
         also=(400, 413, 415, 422),
     ),
 )

@@ -32,7 +32,7 @@ from deployments.services import Services
 from pipelines.accompanying import document_id
 from pipelines.layout_blocks import DOCUMENT_KINDS, ISSUED_KINDS, Layout, layout_of
 from pipelines.layout_preview import Issued, preview
-from storage.sql import audit, invoices, layouts, tenants
+from storage.sql import audit, invoices, issued_invoices, layouts, tenants
 from storage.sql.database import Connection
 
 router = APIRouter(prefix="/v1", tags=["Layouts"])
@@ -364,4 +364,5 @@ def issued(services: Services, tenant_id: str, number: str) -> Issued:
         row = invoices.get(connection, number)
         entities = {one["code"]: one for one in tenants.legal_entities(connection)}
         tenant = tenants.by_id(connection, tenant_id)
-    return Issued(row, tenant, entities[row["entity"]])
+        form = issued_invoices.form_of(connection, str(row["id"])) if row["outside"] else None
+    return Issued(row, tenant, entities[row["entity"]], form)

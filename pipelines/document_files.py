@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from billing.einvoice.issued import numbered
 from billing.errors import BillingError, Conflict
 from pipelines.document_faults import Refused, tried
 from pipelines.documents import BUILT_IN, FinalDocument, Outcome, issuer_of, render_and_archive
@@ -84,7 +85,10 @@ def _layout(used: layouts.Used) -> Layout:
 
 def _final(row: Mapping[str, Any], layout: Layout) -> FinalDocument:
     refers = {row["refers_to"]: row["refers_on"]} if row["refers_to"] and row["refers_on"] else {}
-    return FinalDocument(str(row["id"]), row["number"], row["document"], row["buyer"], row["due_on"], refers, layout)
+    issued = None if row["issued"] is None else numbered(row["issued"], row["number"])
+    return FinalDocument(
+        str(row["id"]), row["number"], row["document"], row["buyer"], row["due_on"], refers, layout, issued
+    )
 
 
 def want_again(connection: Connection, tenant_id: str, number: str, now: datetime) -> str:
@@ -100,7 +104,7 @@ def want_again(connection: Connection, tenant_id: str, number: str, now: datetim
     document_id = str(row["id"])
     _, master = steps.current(connection, tenant_id)
     customer = master.customers.get(row["customer"])
-    known = customer is not None and "erased" not in customer.form
+    known = customer is not None and "erased" not in customer.form and not row["outside"]
     buyer = buyer_of(customer) if customer is not None and known else None
     if invoices.files_again(connection, document_id, row["customer"], buyer, now):
         layouts.pin_again(connection, tenant_id, document_id, row["type"])

@@ -229,6 +229,7 @@ class FinalDocument:
     due_on: date | None = None
     issued_on_of: Mapping[str, date] = field(default_factory=dict[str, date])  # of the invoices that it refers to
     layout: Layout = BUILT_IN
+    issued: Invoice | None = None  # made elsewhere: it is written as it is, and `document` only sums it up
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,8 @@ def _parked(one: FinalDocument, refused: Refused) -> Outcome:
 
 def invoice_for(one: FinalDocument, issuer: Issuer, seller: Seller) -> tuple[Invoice, bool]:
     """The invoice of a finalised document, in its customer's profile, and whether it is an e-invoice."""
+    if one.issued is not None:
+        return one.issued, True
     buyer = buyer_of(one.customer, issuer.country)
     group = one.document.group
     per_subscription = group is not None and group.per == "subscription"
@@ -391,6 +394,12 @@ def issuable(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate
         return invoice, checked_xml(invoice, gate)
     _refuse(check(invoice, e_invoice=False, minor_digits=decimals_of(invoice.currency)))
     return invoice, None
+
+
+def files_of(one: FinalDocument, issuer: Issuer, gate: ShapeGate) -> list[Entry]:
+    """The files of one document, the PDF last; raises what stands in the way of them."""
+    seller = seller_of(issuer.entity, issuer.country)
+    return _files(one, _prepared(one, issuer, seller, gate), issuer)
 
 
 def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> _Prepared:

@@ -102,8 +102,10 @@ class LineExplainer:
         self._desk = desk  # what the lanes recorded of wallet credit; without it that is replayed from the documents
 
     def explain(self, tenant_id: str, number: str, place: int) -> ExplainedLine:
-        """The line `place` (from 1) of a document. NotFound where there is none."""
+        """The line `place` (from 1) of a document. NotFound where there is none, and for what was made elsewhere."""
         row, line = self._line(tenant_id, number, place)
+        if row["outside"]:
+            raise NotFound(f"document {number!r} was made elsewhere: nothing here explains its lines", number=number)
         base, base_place = row, place
         while base["run_id"] is None:  # a credit note by hand: its lines are those of its invoice
             corrects = base["document"].lines[base_place - 1].corrects

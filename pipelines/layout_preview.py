@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from billing.accompanying import Accompanying
+from billing.einvoice.issued import numbered
 from billing.einvoice.model import Invoice
 from billing.einvoice.parties import Seller, seller_of
 from pipelines import accompanying_view
@@ -32,6 +33,7 @@ class Issued:
     row: Mapping[str, Any]
     tenant: Tenant
     entity: Mapping[str, Any]
+    form: Mapping[str, Any] | None = None  # what it came as, if it was made elsewhere
 
 
 @cache
@@ -79,5 +81,6 @@ def _issued(owner: str, document: Issued | None) -> tuple[Invoice, Seller]:
     row, tenant, entity = document.row, document.tenant, document.entity
     country = entity["country"] or tenant.country or ""
     seller = seller_of(entity["form"], country)
-    final = FinalDocument(str(row["id"]), row["number"], row["document"], row["buyer"], row["due_on"])
+    made = None if not document.form else numbered(document.form, row["number"])
+    final = FinalDocument(str(row["id"]), row["number"], row["document"], row["buyer"], row["due_on"], issued=made)
     return invoice_for(final, Issuer(owner, tenant.timezone, country, entity["form"]), seller)[0], seller

@@ -134,7 +134,7 @@ def verify_run(
     with database.tenant(tenant_id) as connection:
         rows = invoices.of_run(connection, run_id, of_nobody) if of_nobody else []
     count += len(rows)
-    findings.extend(finding for row in rows for finding in _own_faults(row))
+    findings.extend(finding for row in rows for finding in own_faults(row))
     wrong = {one.number for one in findings}
     known = {one.number: one for one in (*without_usage, *erased) if one.number not in wrong}
     named = sorted(known.values(), key=lambda one: one.number)[:ERASED_MAX]
@@ -186,26 +186,27 @@ def _compared(
             continue
         numbers = {one.number for one in differences}
         for row in there:
-            findings.extend(_own_faults(row))
+            findings.extend(own_faults(row))
         erased.extend(Erased(number, customer, rule) for number in sorted(numbers))
     return sum(len(rows) for rows in stored.values()), findings, erased
 
 
 def _explained(usage: ErasedUsage, expected: list[dict[str, Any]], stored: list[dict[str, Any]]) -> str | None:
     """The rule of an erasure that is the reason for the differences of a customer's documents."""
-    documents = [document for document in map(_readable, stored) if document is not None]
+    documents = [document for document in map(readable, stored) if document is not None]
     if len(documents) < len(stored):
         return None
     return usage.explains([document_from(unpacked(row["body"])) for row in expected], documents)
 
 
-def _own_faults(row: Mapping[str, Any]) -> list[Finding]:
-    document = _readable(row)
+def own_faults(row: Mapping[str, Any]) -> list[Finding]:
+    """Where a stored document (a row of `invoices.of_run`) does not agree with itself."""
+    document = readable(row)
     faults = [UNREADABLE] if document is None else faults_of(row, document)
     return [Finding(row["number"], row["customer"], fault) for fault in faults]
 
 
-def _readable(row: Mapping[str, Any]) -> Document | None:
+def readable(row: Mapping[str, Any]) -> Document | None:
     """The stored document; None for bytes that no version wrote, which must not end the search for others."""
     try:
         return invoices.stored_document(row)
@@ -222,7 +223,7 @@ def _differences(customer: str, expected: list[dict[str, Any]], stored: list[dic
         row = stored[place]
         number = row["number"]
         if row["packed"] is None or bytes(row["packed"]) != should["body"]:
-            document = _readable(row)
+            document = readable(row)
             if document is None:
                 yield Finding(number, customer, UNREADABLE)
                 continue

@@ -25,6 +25,7 @@ from billing.errors import FieldError, InvalidInput
 EN_16931 = "urn:cen.eu:en16931:2017"  # BT-24 of the core and of Factur-X's profile EN 16931
 ERRORS_MAX = 100  # of one reading; a file that is wholly wrong needs no longer list
 ITEMS_MAX = 100_000  # of one list: lines, attributes
+DIGITS_MAX, DECIMALS_MAX = 18, 30  # before and behind the point of one number: 1E+999 could not be computed with
 NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # XML 1.0, production 2
 
 
@@ -495,6 +496,9 @@ def _read_leaf(annotation: object, value: object, pointer: str, errors: list[Fie
             number = Decimal(value)
             if not number.is_finite():
                 raise InvalidOperation
+            if number.adjusted() > DIGITS_MAX or cast(int, number.as_tuple().exponent) < -DECIMALS_MAX:
+                errors.append(FieldError(pointer, "has too many digits"))
+                return None
             return number
         if annotation is date:
             return date.fromisoformat(value)

@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 from billing.einvoice.model import ITEMS_MAX, Invoice, fields_of
 
 SCHEMA_ID = "urn:cloudbilling:invoice:1"
+ISSUE_SCHEMA_ID = "urn:cloudbilling:invoice-to-issue:1"
 _ADDRESS = "street line_two city post_code subdivision country line_three"
 _ALLOWANCE = "amount base percent tax_category tax_percent reason reason_code"
 # Names in the order of their numbers, from the first number on.
@@ -130,6 +131,14 @@ def schema_of(kind: type, said: Mapping[str, str]) -> dict[str, Any]:
 def invoice_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of the form that `Invoice.from_json` reads; each member names its term."""
     return _schema()
+
+
+def issue_schema() -> dict[str, Any]:
+    """The same of the form of an invoice that gets its number here: without number, and with or without a date."""
+    whole = _schema()
+    left = {name: member for name, member in whole["properties"].items() if name != "number"}
+    needed = [name for name in whole["required"] if name not in ("number", "issued_on")]
+    return {**whole, "$id": ISSUE_SCHEMA_ID, "required": needed, "properties": left}
 
 
 def _of(annotation: object, path: str, said: Mapping[str, str]) -> dict[str, Any]:

@@ -210,7 +210,8 @@ def _place_of(one: Mapping[str, Any]) -> str:
 
 def _verify_invoices(client: Any, run: str | None) -> dict[str, Any]:
     """Documents of bill runs (of one, or of all that stand) against the log, and the numbers of all series. Without
-    `run` the documents that no run made, too: of them the sums."""
+    `run` the documents that no run made, too: those issued from outside against what they came as, of others the
+    sums."""
     from cluster.client import path_part
 
     findings: list[str] = []
@@ -229,30 +230,40 @@ def _verify_invoices(client: Any, run: str | None) -> dict[str, Any]:
             findings.append(f"run {one['number']}, {named}: {found['detail']}")
         erased += [f"run {one['number']}, {gone['number']}: {gone['rule']}" for gone in proof["erased"]]
         erased_count += proof["erased_count"]
-        gaps |= {f"series {gap['series']} of {gap['year']}: the numbers have a gap" for gap in proof["gaps"]}
+        gaps |= _gaps(proof)
     if standing:
         say("bill runs derived again", len(standing), len(standing))
+    outside = 0
+    if not run:
+        proof = client.prove("/v1/number-series/verify")
+        outside, gaps = proof["outside"], gaps | _gaps(proof)
+        findings += [f"{found['number']}, issued from outside: {found['detail']}" for found in proof["findings"]]
     summed, wrong = (0, []) if run else _own_sums(client, {one["id"] for one in standing})
     return {
         "runs": len(standing),
         "derived": derived - erased_count,
         "summed": summed,
-        "numbers": "looked at" if standing else "not looked at: no bill run stands",
+        "issued from outside": outside,
+        "numbers": "looked at" if standing or not run else "not looked at: the bill run does not stand",
         "erased": erased,
         **({"erased, not named": erased_count - len(erased)} if erased_count > len(erased) else {}),
         "findings": [*findings, *wrong, *sorted(gaps)],
     }
 
 
+def _gaps(proof: Mapping[str, Any]) -> set[str]:
+    return {f"series {gap['series']} of {gap['year']}: the numbers have a gap" for gap in proof["gaps"]}
+
+
 def _own_sums(client: Any, proven: set[str]) -> tuple[int, list[str]]:
-    """How many documents are of no proven run, and which of them do not add up."""
+    """How many documents of the platform are of no proven run, and which of them do not add up."""
     from decimal import Decimal
 
     from cluster.client import path_part
 
     count, findings = 0, list[str]()
     for item in client.pages("/v1/invoices"):
-        if item.get("bill_run") in proven:
+        if item.get("bill_run") in proven or item["origin"] == "outside":
             continue
         count += 1
         whole = client.get(f"/v1/invoices/{path_part(item['number'])}")

@@ -1,15 +1,28 @@
-"""`cloudbilling invoice render` and `invoice read`: JSON to files and the way back; no platform needed."""
+"""`cloudbilling invoice render` and `invoice read`: JSON to files and the way back; no platform needed. `invoice issue`
+sends one to the platform, which gives it a number."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from cluster.cli import context
 
 FILE_BYTES_MAX = 100_000_000
+
+
+@dataclass(frozen=True)
+class Access:
+    """Which platform, which tenant, with which key."""
+
+    tenant: str | None
+    key: str | None
+    url: str | None
 
 
 def render(file: Path, out: Path, formats: str, language: str, strict: bool, record: bool, as_json: bool) -> None:
@@ -61,6 +74,31 @@ def read(file: Path, as_json: bool) -> None:
             raise
         form = read_invoice(data).to_json()
     context.show(form, as_json, _print_invoice)
+
+
+def issue(
+    file: Path, language: str, renumber: bool, idempotency_key: str | None, access: Access, as_json: bool
+) -> None:
+    """Exit 0 if the invoice has its number and its files are archived. With the same key it is the same document."""
+    from cluster.client import path_part
+
+    form = form_of(file)
+    if renumber and isinstance(form, dict):
+        form = {name: value for name, value in form.items() if name != "number"}
+        if isinstance(payment := form.get("payment"), dict):  # the old number is no reference of the new invoice
+            form["payment"] = {name: value for name, value in payment.items() if name != "reference"}
+    scopes = ["billing:read", "billing:write"]
+    with context.problems(), context.tenant_client(access.tenant, access.key, scopes, access.url) as client:
+        made = client.post("/v1/invoices", form, idempotency_key=idempotency_key, language=language)
+        invoice = client.get(f"/v1/invoices/{path_part(made['number'])}")
+    context.show(invoice, as_json, _print_issued)
+    if invoice["file"] != "archived":
+        raise typer.Exit(context.NO)
+
+
+def _print_issued(invoice: dict[str, Any]) -> None:
+    reason = f": {invoice['file_reason']}" if invoice["file_reason"] else ""
+    print(f"{invoice['number']}  {invoice['gross']} {invoice['currency']}  {invoice['file']}{reason}")  # noqa: T201
 
 
 def _print_written(result: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from billing.credit_history import CreditDocument
 from billing.wallets import mirrors
 from storage.sql.database import Connection
 from storage.sql.invoices import CONCERNS, stored_document
+from storage.sql.issued_invoices import IS_ISSUED
 
 DOCUMENTS_MAX = 20_000  # of one question
 
@@ -23,7 +24,7 @@ def of_customer(connection: Connection, customer: str, currency: str, *, wallet:
         "SELECT i.number, i.made_at, i.run_id, i.refers_to, i.document, i.packed,"  # noqa: S608 - words of modules
         " EXISTS (SELECT 1 FROM wallet_moves w WHERE w.tenant_id = i.tenant_id AND w.kind = 'restore'"
         "  AND w.subject = i.number AND w.customer = %(customer)s) AS told"
-        f" FROM invoices i WHERE {CONCERNS} AND i.currency = %(currency)s"
+        f" FROM invoices i WHERE {CONCERNS} AND i.currency = %(currency)s AND NOT {IS_ISSUED}"
         " AND (%(wallet)s OR i.type = 'credit_note') ORDER BY i.id LIMIT %(limit)s",
         {"customer": customer, "currency": currency, "wallet": wallet, "limit": DOCUMENTS_MAX + 1},
     ).fetchall()

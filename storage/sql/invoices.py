@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import msgspec
@@ -22,13 +22,22 @@ from billing.errors import NotFound
 from billing.money import parse_number
 from billing.numbers import PATTERNS, check_patterns, number_text
 from billing.settle import BilledDocument
-from storage.sql import finalising, outbox
+from storage.sql import finalising, issued_invoices, outbox
 from storage.sql.database import Connection, containing
+from storage.sql.issued_invoices import IS_ISSUED
 
 __all__ = ["PATTERNS", "check_patterns", "document_from", "document_json", "number_text"]
 
 PAYMENT_DAYS = 14
 LIMIT_MAX = 1_000
+
+
+@dataclass(frozen=True)
+class Issued:
+    """What a document that was made elsewhere has beside its sums: the JSON that it came as, without its number."""
+
+    form: Mapping[str, Any]
+    due_on: date | None
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,12 @@ class Final:
     reason: str | None = None
     reverses_run: str | None = None
     stands_for: str | None = None  # id of the invoice in whose place this one counts as billed
+    issued: Issued | None = None  # None: the platform made the document
 
     @property
     def due_on(self) -> date | None:
+        if self.issued is not None:
+            return self.issued.due_on
         return due_on(self.document.date, self.document.type, self.buyer)
 
 
@@ -80,6 +92,9 @@ def finalise(connection: Connection, tenant_id: str, finals: Sequence[Final], no
     columns = columns_of([final.document for final in finals])
     staged = finalising.stage(connection, tenant_id, finalising.new_ids(columns.count), columns, heads, now)
     numbers = finalising.number(connection, staged)
+    forms = [(str(id_), final.issued.form) for id_, final in zip(staged.ids, finals, strict=True) if final.issued]
+    if forms:
+        issued_invoices.add(connection, tenant_id, forms)
     return [
         Numbered(str(id_), number, final.document)
         for id_, number, final in zip(staged.ids, numbers, finals, strict=True)
@@ -125,7 +140,8 @@ def _read(row: Mapping[str, Any]) -> dict[str, Any]:
 _LIST = (
     "i.id, i.number, i.type, i.customer, i.customer_name, i.currency, i.issued_on, i.due_on, i.period_start,"
     " i.period_end, i.net, i.tax, i.gross, i.prepaid, i.due, i.run_id, i.refers_to, i.reason, i.entity,"
-    " f.state AS file_state, f.reason AS file_reason, f.e_invoice, f.sha256"
+    " f.state AS file_state, f.reason AS file_reason, f.e_invoice, f.sha256,"
+    f" {IS_ISSUED} AS outside"
 )
 # Documents that a customer got, or that have lines of his: both by their index, whatever else is asked.
 CONCERNS = (
@@ -148,10 +164,12 @@ def page(
     until: date | None = None,
     search: str | None = None,
     file_state: str | None = None,
+    outside: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Invoices and credit notes in the order made (newest first), behind the id `after`. `until` is inclusive.
 
-    Of a customer: those that he got, and those of his payer with lines of his.
+    Of a customer: those that he got, and those of his payer with lines of his. `outside`: only those that were made
+    elsewhere, or only the others.
     """
     assert 0 < limit <= LIMIT_MAX
     order, compare = ("DESC", "<") if descending else ("ASC", ">")
@@ -165,6 +183,7 @@ def page(
         " AND (%(since)s::date IS NULL OR i.issued_on >= %(since)s)"
         " AND (%(until)s::date IS NULL OR i.issued_on <= %(until)s)"
         " AND (%(state)s::text IS NULL OR f.state = %(state)s)"
+        f" AND (%(outside)s::boolean IS NULL OR {IS_ISSUED} = %(outside)s)"
         " AND (%(search)s::text IS NULL OR lower(i.number || ' ' || i.customer || ' ' || i.customer_name)"
         "      LIKE %(search)s)"
         f" ORDER BY i.id {order} LIMIT %(limit)s",
@@ -176,6 +195,7 @@ def page(
             "since": since,
             "until": until,
             "state": file_state,
+            "outside": outside,
             "search": pattern,
             "limit": limit,
         },
@@ -240,13 +260,14 @@ def highest_of_last(
     Runs are counted, not invoices: who gets ten a run, by order or cost centre, is still compared with three runs.
     """
     rows = connection.execute(
-        "SELECT c.code, w.currency, max(w.highest) AS highest, max(w.total) AS total"
+        "SELECT c.code, w.currency, max(w.highest) AS highest, max(w.total) AS total"  # noqa: S608 - words of modules
         " FROM unnest(%s::text[]) AS c (code) CROSS JOIN LATERAL (SELECT i.currency,"
         "  max(i.gross) FILTER (WHERE i.type = 'invoice') AS highest,"
         "  sum(CASE WHEN i.type = 'invoice' THEN i.gross ELSE -i.gross END) AS total,"
         "  row_number() OVER (PARTITION BY i.currency ORDER BY coalesce(i.run_id, i.id) DESC) AS place"
         "  FROM invoices i WHERE i.customer = c.code AND i.reverses_run IS NULL"
         "  AND (i.type = 'invoice' OR i.run_id IS NOT NULL)"  # what somebody credits by hand is no run's
+        f"  AND NOT {IS_ISSUED}"
         "  AND NOT EXISTS (SELECT 1 FROM bill_runs r WHERE r.id = i.run_id AND r.state IN ('reversing', 'reversed'))"
         "  GROUP BY i.currency, coalesce(i.run_id, i.id) HAVING bool_or(i.type = 'invoice')) w"
         " WHERE w.place <= %s GROUP BY c.code, w.currency",
@@ -256,8 +277,10 @@ def highest_of_last(
 
 
 def countries(connection: Connection) -> set[str]:
-    """Where invoices went so far."""
-    rows = connection.execute("SELECT DISTINCT buyer->>'country' AS country FROM invoices").fetchall()
+    """Where invoices of the platform went so far."""
+    rows = connection.execute(
+        f"SELECT DISTINCT i.buyer->>'country' AS country FROM invoices i WHERE NOT {IS_ISSUED}"  # noqa: S608 - ours
+    ).fetchall()
     return {row["country"] for row in rows if row["country"]}
 
 
@@ -326,8 +349,25 @@ def reversed_count(connection: Connection, run_id: str) -> int:
 
 def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> list[dict[str, Any]]:
     """A run's documents of some customers in the order made, as stored, with the sums of their rows elsewhere."""
+    chosen = "SELECT id FROM invoices WHERE run_id = %(run)s AND customer = ANY(%(some)s)"
+    return _as_stored(connection, chosen, {"run": run_id, "some": list(customers)})
+
+
+def issued(connection: Connection, after: UUID | None, limit: int) -> list[dict[str, Any]]:
+    """The same of documents that were made elsewhere, by id and behind `after`, each with its `form`."""
+    chosen = (
+        "SELECT invoice_id AS id FROM issued_invoices WHERE %(after)s::uuid IS NULL OR invoice_id > %(after)s"
+        " ORDER BY invoice_id LIMIT %(limit)s"
+    )
+    rows = _as_stored(connection, chosen, {"after": after, "limit": limit})
+    forms = issued_invoices.forms(connection, [row["id"] for row in rows])
+    return [{**row, "form": forms[row["id"]]} for row in rows]
+
+
+def _as_stored(connection: Connection, chosen: LiteralString, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Documents that a query of this module chooses by id."""
     rows = connection.execute(
-        "WITH chosen AS MATERIALIZED (SELECT id FROM invoices WHERE run_id = %(run)s AND customer = ANY(%(some)s)),"
+        f"WITH chosen AS MATERIALIZED ({chosen}),"  # noqa: S608 - text of this module
         " lines AS (SELECT invoice_id, sum(amount) AS amount FROM invoice_lines"
         "  WHERE invoice_id = ANY(ARRAY(SELECT id FROM chosen)) GROUP BY invoice_id),"
         " taxes AS (SELECT invoice_id, sum(amount) AS amount FROM invoice_taxes"
@@ -335,13 +375,13 @@ def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> lis
         " booked AS (SELECT invoice_id, sum(CASE WHEN debit = 'receivables' THEN amount WHEN credit = 'receivables'"
         "  THEN -amount ELSE 0 END) AS amount FROM postings"
         "  WHERE invoice_id = ANY(ARRAY(SELECT id FROM chosen)) GROUP BY invoice_id)"
-        " SELECT i.number, i.customer, i.net, i.tax, i.gross, i.prepaid, i.due, i.document, i.packed,"
+        " SELECT i.id, i.number, i.customer, i.net, i.tax, i.gross, i.prepaid, i.due, i.document, i.packed,"
         " coalesce(lines.amount, 0) AS lines_amount, coalesce(taxes.amount, 0) AS taxes_amount,"
         " coalesce(booked.amount, 0) AS receivable"
         " FROM invoices i LEFT JOIN lines ON lines.invoice_id = i.id LEFT JOIN taxes ON taxes.invoice_id = i.id"
         " LEFT JOIN booked ON booked.invoice_id = i.id"
         " WHERE i.id = ANY(ARRAY(SELECT id FROM chosen)) ORDER BY i.id",
-        {"run": run_id, "some": list(customers)},
+        given,
     ).fetchall()
     return [dict(row) for row in rows]
 
@@ -373,6 +413,18 @@ def totals(connection: Connection, run_id: str | None = None) -> list[dict[str, 
     return [dict(row) for row in rows]
 
 
+def number_series(connection: Connection) -> list[dict[str, Any]]:
+    """Every series: entity, series, year, its last number, its documents, and how many of them were made elsewhere."""
+    rows = connection.execute(
+        "SELECT s.entity, s.series, s.year, s.last, count(i.n) AS documents, count(x.invoice_id) AS outside"
+        " FROM number_series s LEFT JOIN invoices i ON i.tenant_id = s.tenant_id AND i.entity = s.entity"
+        " AND i.series = s.series AND i.year = s.year"
+        " LEFT JOIN issued_invoices x ON x.tenant_id = i.tenant_id AND x.invoice_id = i.id"
+        " GROUP BY s.entity, s.series, s.year, s.last ORDER BY s.year, s.entity, s.series"
+    ).fetchall()
+    return [dict(row) for row in rows]
+
+
 def number_gaps(connection: Connection) -> list[dict[str, Any]]:
     """Series whose numbers are not 1, 2, 3 ... up to their counter: always empty, or somebody changed the tables."""
     rows = connection.execute(
@@ -394,8 +446,10 @@ def files_wanted(
     rows = connection.execute(
         "SELECT i.id, i.number, i.document, i.packed, coalesce(f.buyer, i.buyer) AS buyer, i.due_on, i.entity,"
         " i.refers_to,"
-        " (SELECT r.issued_on FROM invoices r WHERE r.tenant_id = i.tenant_id AND r.number = i.refers_to) AS refers_on"
+        " (SELECT r.issued_on FROM invoices r WHERE r.tenant_id = i.tenant_id AND r.number = i.refers_to) AS refers_on,"
+        " x.form AS issued"
         " FROM document_files f JOIN invoices i ON i.tenant_id = f.tenant_id AND i.id = f.invoice_id"
+        " LEFT JOIN issued_invoices x ON x.tenant_id = i.tenant_id AND x.invoice_id = i.id"
         " WHERE f.state = 'wanted' AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s)"
         " AND (%(document)s::uuid IS NULL OR i.id = %(document)s) ORDER BY i.id LIMIT %(limit)s",
         {"run": run_id, "document": document_id, "limit": limit},

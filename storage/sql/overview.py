@@ -20,6 +20,7 @@ from billing.errors import InvalidInput
 from storage.sql.bill_runs import held_back
 from storage.sql.database import Connection, containing
 from storage.sql.invoices import CONCERNS, stored_form
+from storage.sql.issued_invoices import IS_ISSUED
 
 ZERO = Decimal(0)
 LIMIT_MAX = 200_000
@@ -220,7 +221,7 @@ def invoice(connection: Connection, number: str) -> dict[str, Any] | None:
         return None
     more = connection.execute(
         "SELECT i.document, i.packed, coalesce(d.buyer, i.buyer) AS buyer, i.made_at, i.reason, r.number AS run_number,"
-        " d.state AS files, d.reason AS parked"
+        f" d.state AS files, d.reason AS parked, {IS_ISSUED} AS outside"
         " FROM invoices i LEFT JOIN bill_runs r ON r.id = i.run_id LEFT JOIN document_files d ON d.invoice_id = i.id"
         " WHERE i.number = %s",
         (number,),
@@ -242,7 +243,8 @@ def documents_of(connection: Connection, customer: str, *, limit: int) -> Invoic
     count = connection.execute(f"SELECT count(*) AS n FROM invoices i WHERE {CONCERNS}", given).fetchone()
     prepaid = connection.execute(  # from his own wallet: a payer's document uses that of his children, too
         f"SELECT u.currency, sum(u.used) AS used FROM ("
-        f" SELECT i.currency, {_SIGN} * i.prepaid AS used FROM invoices i WHERE i.customer = %(customer)s UNION ALL"
+        f" SELECT i.currency, {_SIGN} * i.prepaid AS used FROM invoices i WHERE i.customer = %(customer)s"
+        f" AND NOT {IS_ISSUED} UNION ALL"
         f" SELECT i.currency, -{_SIGN} * m.prepaid FROM invoices i JOIN invoice_members m ON m.invoice_id = i.id"
         f" WHERE i.customer = %(customer)s UNION ALL"
         f" SELECT i.currency, {_SIGN} * m.prepaid FROM invoices i JOIN invoice_members m ON m.invoice_id = i.id"
@@ -300,13 +302,14 @@ class PlanTotal:
 
 
 def billed_by_plan(connection: Connection, *, month: date | None = None, run: str | None = None) -> list[PlanTotal]:
-    """Net of the lines by plan and currency, of a month's or a run's documents; most money first."""
+    """Net of the lines by plan and currency, of a month's or a run's documents; most money first. Lines that were made
+    elsewhere are of no plan."""
     rows = connection.execute(
         f"SELECT l.plan, i.currency, count(DISTINCT l.subscription) AS subscriptions, count(*) AS lines,"
         f" sum({_SIGN} * l.amount) AS net FROM invoices i JOIN invoice_lines l ON l.invoice_id = i.id"
         " WHERE (%(month)s::date IS NULL OR (i.issued_on >= %(month)s::date"
         " AND i.issued_on < %(month)s::date + interval '1 month'))"
-        " AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s::uuid)"
+        f" AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s::uuid) AND NOT {IS_ISSUED}"
         " GROUP BY l.plan, i.currency ORDER BY net DESC, l.plan LIMIT 100",
         {"month": month, "run": run},
     ).fetchall()

@@ -79,6 +79,8 @@ def test_the_published_schema_takes_the_example(tenant: Any) -> None:
         ("format=cii", {"lines": "none"}, "/lines"),
         ("format=cii", {"issued_on": "1.11.2026"}, "/issued_on"),
         ("format=cii", {"totals": {**EXAMPLE["totals"], "due": "1"}}, "/totals/due"),
+        ("format=cii", {"totals": {**EXAMPLE["totals"], "due": "1E+999"}}, "/totals/due"),
+        ("format=cii", {"totals": {**EXAMPLE["totals"], "due": "1E-999"}}, "/totals/due"),
         ("format=xrechnung", {"buyer_reference": None}, "/buyer_reference"),
     ],
 )

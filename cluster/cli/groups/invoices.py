@@ -77,6 +77,27 @@ def invoice_render(
     invoice_factory.render(file, out, formats, language, strict, record, as_json)
 
 
+@invoice.command("issue")
+def invoice_issue(
+    file: Path = typer.Argument(..., help="An invoice as JSON, without a number (docs/invoice-factory.md)."),
+    language: str = typer.Option("de", help="Of the page: de or en."),
+    renumber: bool = typer.Option(
+        False, "--renumber", help="Leave out the number that the file has, also as reference of the payment."
+    ),
+    idempotency_key: str = typer.Option(
+        None, help="Any text: called again with the same one and the same file, nothing is issued twice."
+    ),
+    tenant: str = Tenant,
+    key: str = Key,
+    url: str = Url,
+    as_json: bool = AsJson,
+) -> None:
+    """Check an invoice, give it the next number of its series, archive it; what is wrong uses no number."""
+    from cluster.cli import invoice_factory as work
+
+    work.issue(file, language, renumber, idempotency_key, work.Access(tenant, key, url), as_json)
+
+
 @invoice.command("read")
 def invoice_read(
     file: Path = typer.Argument(..., help="ZUGFeRD or Factur-X (PDF), XRechnung, CII, UBL, Peppol (XML)."),

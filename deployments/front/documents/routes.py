@@ -189,8 +189,10 @@ def routes(front: Front) -> APIRouter:
             parked=found["parked"] if found["files"] == "parked" else None,
             related=related,
             credited=credited if any(one.number == credited for one in related) else "",
-            creditable=_creditable(row, related),
-            timeline=_timeline(row, found["made_at"], files, visit.texts),
+            creditable=_creditable(row, related) and not found["outside"],
+            outside=found["outside"],
+            known=document.customer in master.customers,
+            timeline=_timeline(row, found["made_at"], files, visit.texts, outside=found["outside"]),
         )
 
     return router
@@ -309,9 +311,10 @@ def tax_words_of(document: Document, t: Texts, f: Formats) -> str:
 
 
 def _timeline(
-    row: overview.InvoiceRow, made_at: datetime, files: Mapping[str, Archived], t: Texts
+    row: overview.InvoiceRow, made_at: datetime, files: Mapping[str, Archived], t: Texts, *, outside: bool
 ) -> list[tuple[datetime, str]]:
-    moments = [(made_at, t("invoice.made_final" if row.run else "invoice.made_final_alone"))]
+    how = "invoice.issued_outside" if outside else "invoice.made_final" if row.run else "invoice.made_final_alone"
+    moments = [(made_at, t(how))]
     moments += [
         (file.archived_at, t(f"invoice.{kind}_archived")) for kind, file in files.items() if kind in ("pdf", "xml")
     ]
