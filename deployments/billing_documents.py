@@ -77,7 +77,8 @@ _RUN = {
 }
 RUN_EXAMPLE = _RUN
 # What a run keeps for itself: positions in the log are of no use to a caller.
-_INNER = frozenset({"tenant_id", "cut", "previous_cut", "request_key", "held", "patterns", "stage_since", "stage_from"})
+_INNER = frozenset({"tenant_id", "cut", "previous_cut", "request_key", "held", "patterns", "stage_since", "stage_from",
+                    "stage_seconds"})  # fmt: skip
 
 
 def driver(services: Services) -> BillRunDriver:

@@ -42,15 +42,17 @@ class KeptWork:
     def folder(self, tenant_id: str, id_: str = "") -> str:
         return f"{self.root}/{tenant_id}/{id_}/" if id_ else f"{self.root}/{tenant_id}/"
 
+    def _named(self, id_: str) -> dict[str, Any]:
+        return {self.name: id_}
+
     # -- Plan ----------------------------------------------------------------------------------------------------------
 
     def make_room(self, known: Sequence[Mapping[str, Any]]) -> None:
         """Conflict while one of a tenant's pieces (`known` has their states) goes on, or when too many are kept."""
         going = next((one for one in known if one["state"] in GOING_ON), None)
         if going is not None:
-            raise Conflict(
-                f"a {self.name} of this tenant goes on: wait for it or cancel it", **{self.name: going["id"]}
-            )
+            words = f"a {self.name} of this tenant goes on: wait for it or cancel it"
+            raise Conflict(words, **self._named(going["id"]))
         if len(known) >= self.kept_max:
             raise Conflict(f"{self.kept_max} {self.name}s are kept: delete one first")
 
@@ -76,9 +78,11 @@ class KeptWork:
             self.note(tenant_id, id_, "failed", 0, f"{type(error).__name__}: {error}")
             raise
 
-    def note(self, tenant_id: str, id_: str, state: str, done: int, error: str | None = None) -> None:
-        """How far it is; `done` is in chunks."""
-        note = {"state": state, "done": done, "error": error, "updated_at": self.clock().isoformat()}
+    def note(
+        self, tenant_id: str, id_: str, state: str, done: int, error: str | None = None, **more: str | None
+    ) -> None:
+        """How far it is; `done` is in chunks. `more` is what the kind of work says besides."""
+        note = {"state": state, "done": done, "error": error, "updated_at": self.clock().isoformat(), **more}
         self.store.put(f"{self.folder(tenant_id, id_)}progress.json", json.dumps(note).encode())
 
     def has_chunk(self, tenant_id: str, id_: str, chunk: int) -> bool:
@@ -106,7 +110,7 @@ class KeptWork:
     def facts(self, tenant_id: str, id_: str) -> dict[str, Any]:
         data = self.store.get(f"{self.folder(tenant_id, id_)}facts.json")
         if data is None:
-            raise NotFound(f"there is no {self.name} {id_!r}", **{self.name: id_})
+            raise NotFound(f"there is no {self.name} {id_!r}", **self._named(id_))
         return msgspec.json.decode(data)
 
     def state(self, tenant_id: str, id_: str) -> dict[str, Any]:
