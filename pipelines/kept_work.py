@@ -70,12 +70,13 @@ class KeptWork:
         except NotFound:
             raise
         except BillingError as error:
-            if not error.retryable:
+            if not error.retryable and not self.was_deleted(tenant_id, id_):
                 self.note(tenant_id, id_, "failed", 0, error.detail)
             raise
         except Exception as error:
             # Nobody waits for this call: the piece itself must say it.
-            self.note(tenant_id, id_, "failed", 0, f"{type(error).__name__}: {error}")
+            if not self.was_deleted(tenant_id, id_):
+                self.note(tenant_id, id_, "failed", 0, f"{type(error).__name__}: {error}")
             raise
 
     def note(
