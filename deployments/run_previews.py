@@ -106,7 +106,7 @@ def post_plan(
     request: Request, caller: Caller = Depends(may("billing:read")), form: Any = Depends(json_form)
 ) -> Response:
     """Begins nothing and reads no usage. `customers_due` have something due by contract that is not billed (`exact`:
-    all were looked at, which is so up to 100,000); late usage comes on top. `documents`, `totals` and `seconds` are
+    all were looked at, which is so up to 20,000); late usage comes on top. `documents`, `totals` and `seconds` are
     reckoned from the last `runs` that made documents, null while there is none. `next_due_at` is told where nothing is
     due. `preview` is the newest preview up to the same time, if no run ended since: not reckoned but computed.
     `usage_may_come_until` and `going_on` are what a run would have to wait for."""

@@ -240,6 +240,10 @@ class RunPreviews:
         """All previews of a tenant, newest first; at most KEPT_MAX and those planned at the same moment."""
         return [self.get(tenant_id, id_) for id_ in self._kept.ids(tenant_id)]
 
+    def newest(self, tenant_id: str, count: int) -> list[dict[str, Any]]:
+        """The last ones that were begun, newest first."""
+        return [self.get(tenant_id, id_) for id_ in self._kept.ids(tenant_id)[:count]]
+
     def cancel(self, tenant_id: str, preview_id: str) -> dict[str, Any]:
         """Stop after the chunks that are computed now. Conflict where it has ended."""
         self._kept.cancel(tenant_id, preview_id, self.get(tenant_id, preview_id)["state"])
