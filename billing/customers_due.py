@@ -48,6 +48,6 @@ def _owes(master: MasterData, customer: str, up_to: datetime) -> bool:
     return bool(
         found.fees
         or found.ad_hoc
-        or any(use.billed is None for use in found.uses)
+        or found.uses  # of those that are billed none begins after `up_to`
         or any(part.billed is None for part in found.parts)
     )
