@@ -50,7 +50,15 @@ async def _serve(settings: Settings, database: Database, store: LocalObjectStore
     router = LocalUsageRouter.open(store, shards=settings.shards or 1, master=masters)
     archive, log = Archive(database, store), UsageLogReader(store)
     services = Services(
-        database, router, store, log, masters, archive, start_bill_run=_no_runs, start_simulation=_no_runs
+        database,
+        router,
+        store,
+        log,
+        masters,
+        archive,
+        start_bill_run=_no_runs,
+        start_simulation=_no_runs,
+        start_preview=_no_runs,
     )
     config = uvicorn.Config(build_app(services, front=False), host="127.0.0.1", port=settings.port, log_level="warning")
     try:

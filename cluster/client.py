@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -84,6 +84,18 @@ class Client:
     def get_bytes(self, path: str) -> bytes:
         """A resource that is no JSON (a PDF, an XML file)."""
         return self._send("GET", path).content
+
+    def save(self, path: str, file: BinaryIO, **parameters: str | int | None) -> None:
+        """Write a resource that may be large to a file as it comes; asked for once."""
+        try:
+            with self._http.stream("GET", path, headers=self._key, params=_given(parameters)) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise problem(answer)
+                for part in answer.iter_bytes():
+                    file.write(part)
+        except httpx.TransportError as error:
+            raise Unavailable(f"{self.url} does not answer: {error}") from error
 
     def get_part(self, path: str, **parameters: str | int | None) -> tuple[bytes, str | None]:
         """A file of several, and the cursor of the next one."""

@@ -34,7 +34,7 @@ _NOT_READ = [
     "packed bytes of documents and archived texts: the rows of their tables that name the customer are shown",
     "files of the archive: the entries above name those of the customer",
     "objects under master/: the history of catalog and contracts, the same as the tables steps and master_records",
-    "objects under runs/ and simulations/: what bill runs computed, the same as the invoices",
+    "objects under runs/, run-previews/ and simulations/: what bill runs computed, the same as the invoices",
     "snapshots of lanes: figures by customer key, folded from the rows that are counted here",
     "log/ids: keyed hashes of ids, which say nothing",
     "logs of the processes, backups, and what was exported",

@@ -74,10 +74,20 @@ _RUN = {
     "findings": [],
     "error": None,
     "waiting_reason": None,
+    "estimate": {
+        "customers": 42,
+        "customers_due": 40,
+        "exact": True,
+        "documents": 39,
+        "totals": {"EUR": {"net": "1200.00", "gross": "1428.00"}},
+        "seconds": 2.4,
+        "runs": [2, 1],
+    },
 }
 RUN_EXAMPLE = _RUN
 # What a run keeps for itself: positions in the log are of no use to a caller.
-_INNER = frozenset({"tenant_id", "cut", "previous_cut", "request_key", "held", "patterns", "stage_since", "stage_from"})
+_INNER = frozenset({"tenant_id", "cut", "previous_cut", "request_key", "held", "patterns", "stage_since", "stage_from",
+                    "stage_seconds"})  # fmt: skip
 
 
 def driver(services: Services) -> BillRunDriver:
@@ -110,7 +120,8 @@ def start_bill_run(
     away: the run goes on by itself when it is back. `error` is what somebody must mend before the run is resumed.
 
     `approve: false` stops when the amounts are computed, for a look at them (POST .../approve goes on); so does a
-    finding of the tenant's guard rails (`held_back`, `checks`), or a tenant that wants four eyes. `early: true` does
+    finding of the tenant's guard rails (`held_back`, `checks`), or a tenant that wants four eyes. `estimate` is what
+    the plan expected it to come to (POST /v1/bill-runs/plan says so before there is a run). `early: true` does
     not wait for its collection window. With an Idempotency-Key a repeat gets the same run, whatever came between. A
     `document_date` of its own, and `wait: true` (the answer comes when the run has ended, if it is of at most 2,000
     customers), are for test tenants.
@@ -124,7 +135,7 @@ def start_bill_run(
         raise InvalidInput(f"/wait: {detail}", errors=[FieldError("/wait", detail)])
     up_to = day_or_moment(form["up_to"], caller, "/up_to")
     day = form.get("document_date")
-    document_date = _day(day, "/document_date") if day is not None else None
+    document_date = day_of(day, "/document_date") if day is not None else None
     services = write.services
 
     def work(connection: Connection) -> Answer:
@@ -166,14 +177,14 @@ def _truth(form: Mapping[str, Any], key: str, default: bool) -> bool:
 
 def day_or_moment(value: Any, caller: Caller, pointer: str) -> date | datetime:
     if isinstance(value, str) and len(value) == 10:
-        return _day(value, pointer)
+        return day_of(value, pointer)
     try:
         return parse_moment(value, caller.timezone)
     except TimeInvalid as error:
         raise InvalidInput(f"{pointer}: {error}", errors=[FieldError(pointer, str(error))]) from error
 
 
-def _day(value: Any, pointer: str) -> date:
+def day_of(value: Any, pointer: str) -> date:
     try:
         day = date.fromisoformat(value)
         if not 1900 <= day.year <= 9998 or len(value) != 10:

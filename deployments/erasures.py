@@ -46,6 +46,7 @@ _ERASURE: dict[str, Any] = {
         "master_objects": 6,
         "run_results": 4,
         "simulation_objects": 0,
+        "preview_objects": 0,
         "usage": {"rows": 1240, "segments": 31, "files": 2, "waiting": 3, "passes": 1},
     },
     "documents": [],

@@ -10,7 +10,7 @@ from deployments.app import build_app
 from deployments.bill_run_actor import start_bill_run
 from deployments.direct_port import DirectPort
 from deployments.services import Services
-from deployments.simulation_actor import start_simulation
+from deployments.simulation_actor import start_preview, start_simulation
 from deployments.wiring import PlatformAddress
 from storage import telemetry
 
@@ -32,6 +32,7 @@ def services_of(address: PlatformAddress) -> Services:
         archive=stores.archive,
         start_bill_run=lambda tenant_id, run_id, approve=None: start_bill_run(address, tenant_id, run_id, approve),
         start_simulation=lambda tenant_id, simulation_id: start_simulation(address, tenant_id, simulation_id),
+        start_preview=lambda tenant_id, preview_id: start_preview(address, tenant_id, preview_id),
         limits=address.limits,
         outbound=address.outbound,
         about=lambda: {

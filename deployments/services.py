@@ -52,6 +52,8 @@ class Services:
     start_bill_run: Callable[[str, str, bool | None], None]
     # The same for a simulation (tenant, simulation).
     start_simulation: Callable[[str, str], None]
+    # And for a preview of a whole bill run (tenant, preview).
+    start_preview: Callable[[str, str], None]
     clock: Callable[[], datetime] = utc_now
     # The way to the lanes for wallet credit that documents use; made of the router.
     desk: RunDesk = field(init=False)

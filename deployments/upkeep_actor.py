@@ -24,7 +24,7 @@ from actors.webhook_reconciler import WebhookReconciler
 from deployments.bill_run_actor import BILL_RUN, start_bill_run
 from deployments.completeness_check import CompletenessCheck
 from deployments.left_behind import LeftBehind
-from deployments.simulation_actor import SIMULATION, start_simulation
+from deployments.simulation_actor import SIMULATION, start_preview, start_simulation
 from deployments.wiring import PlatformAddress, Stores, utc_now
 from pipelines.bill_run import BillRunDriver
 from pipelines.daily_roots import DailyRoots
@@ -45,7 +45,8 @@ ROOTS_S = 900.0  # between two looks whether a day of the archive is to be signe
 ERASURES_S = 5.0  # between two looks whether an erasure has a step to do
 DUE_S = 15.0  # between two looks for bill runs that are due
 LEFT_S = 15.0  # between two looks for bill runs that nobody drives, and files that nobody makes
-LEFT_SIMULATIONS_S = 300.0  # the same for simulations, whose list is one of objects of each tenant
+LEFT_SIMULATIONS_S = 300.0  # the same for simulations and previews, whose list is one of objects of each tenant
+EXPIRING_S = 3600.0  # between two looks for previews whose time is over
 TENANTS_EVERY = 10  # rounds between two looks which tenants there are
 
 
@@ -66,6 +67,7 @@ class UpkeepActor:
         retention = Retention(stores.database, stores.store, stores.masters, utc_now)
         runs = stores.bill_runs(desk=RayDeskAddress(address.store, address.namespace).open())
         begin_run, begin_simulation = partial(start_bill_run, address), partial(start_simulation, address)
+        begin_preview = partial(start_preview, address)
 
         def left(
             find: Callable[[], list[tuple[str, str]]], driver: str, begin: Callable[[str, str], None]
@@ -75,6 +77,7 @@ class UpkeepActor:
         left_files = LeftFiles(stores.database, stores.archive, utc_now)
         left_runs = left(runs.unfinished, BILL_RUN, begin_run)
         left_simulations = left(lambda: unfinished_simulations(stores), SIMULATION, begin_simulation)
+        left_previews = left(lambda: unfinished_previews(stores), SIMULATION, begin_preview)
 
         self._stopping = threading.Event()
         loops: tuple[tuple[str, Callable[[], object], float], ...] = (
@@ -90,6 +93,8 @@ class UpkeepActor:
             ("left bill runs", left_runs.round, LEFT_S),
             ("left files", left_files.round, LEFT_S),
             ("left simulations", left_simulations.round, LEFT_SIMULATIONS_S),
+            ("left previews", left_previews.round, LEFT_SIMULATIONS_S),
+            ("previews", lambda: expire_previews(stores), EXPIRING_S),
             ("supervisor", watch(SUPERVISOR_NAME, address.namespace).round, WATCH_EVERY_S),
         )
         for name, work, every_s in loops:
@@ -113,10 +118,25 @@ def begin_due(stores: Stores, driver: BillRunDriver, begin: Callable[[str, str],
 
 def unfinished_simulations(stores: Stores) -> list[tuple[str, str]]:
     """(tenant, simulation) of all that have not ended."""
-    with stores.database.system() as connection:
-        tenant_ids = tenants.all_ids(connection)
     simulations = stores.simulations()
-    return [(tenant_id, one) for tenant_id in tenant_ids for one in simulations.unfinished(tenant_id)]
+    return [(tenant_id, one) for tenant_id in _all_tenants(stores) for one in simulations.unfinished(tenant_id)]
+
+
+def unfinished_previews(stores: Stores) -> list[tuple[str, str]]:
+    """(tenant, preview) of all that have not ended."""
+    previews = stores.run_previews()
+    return [(tenant_id, one) for tenant_id in _all_tenants(stores) for one in previews.unfinished(tenant_id)]
+
+
+def expire_previews(stores: Stores) -> int:
+    """Delete previews whose time is over, of all tenants; how many."""
+    previews = stores.run_previews()
+    return sum(previews.expire(tenant_id) for tenant_id in _all_tenants(stores))
+
+
+def _all_tenants(stores: Stores) -> list[str]:
+    with stores.database.system() as connection:
+        return tenants.all_ids(connection)
 
 
 def is_alive(name: str, namespace: str) -> bool:

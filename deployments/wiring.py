@@ -11,6 +11,8 @@ from deployments.services import Limits
 from pipelines import simulation
 from pipelines.bill_run import BillRunDriver, RunLanes
 from pipelines.chunk_executor import Executor
+from pipelines.run_credit import WalletDesk
+from pipelines.run_preview import RunPreviews
 from storage.archive import Archive
 from storage.archive.roots import Roots, SigningKey
 from storage.archive.timestamps import Rfc3161Timestamper
@@ -101,6 +103,9 @@ class Stores:
 
     def simulations(self, executor: simulation.Executor | None = None) -> simulation.Simulations:
         return simulation.Simulations(self.database, self.store, self.masters, utc_now, executor=executor)
+
+    def run_previews(self, executor: Executor | None = None, desk: WalletDesk | None = None) -> RunPreviews:
+        return RunPreviews(self.database, self.store, self.masters, utc_now, executor=executor, desk=desk)
 
     def close(self) -> None:
         self.database.close()

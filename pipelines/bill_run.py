@@ -18,31 +18,27 @@ from datetime import date, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-import polars as pl
 import uuid_utils
 from psycopg.errors import UniqueViolation
 
 from billing.errors import BillingError, Conflict, FieldError, InvalidInput, NotAllowed, Unavailable
 from billing.events import RUN_DONE, RUN_FAILED, RUN_WAITS
-from billing.periods import local_date, midnight
-from billing.run_breakdown import Breakdown
 from pipelines.bill_run_chunk import (
     CUSTOMERS,
     GatherTask,
     chunk_sizes,
 )
 from pipelines.chunk_executor import Executor, InProcess
-from pipelines.chunk_results import unpack_heads
 from pipelines.data_versions import data_versions
 from pipelines.document_files import make_files
 from pipelines.erased_usage import check_usage_is_there
 from pipelines.reused_ids import Voider, void_reused_ids, voided_since
-from pipelines.run_checks import check
 from pipelines.run_credit import WalletDesk, bring_moves
+from pipelines.run_estimate import estimate
 from pipelines.run_finalising import Finalising
-from pipelines.run_issuable import not_issuable
-from pipelines.run_issuers import without_issuer
+from pipelines.run_look import look_at
 from pipelines.run_reversal import Reversal
+from pipelines.run_times import run_times
 from pipelines.run_view import end_of, run_view, sum_of_totals, tasks_of, usage_prefix, waits_for_somebody
 from pipelines.usage_slices import forget
 from storage.archive import Archive
@@ -149,24 +145,11 @@ class BillRunDriver:
             number = steps.current_number(connection, tenant_id)
             going_on = bill_runs.active(connection)
         now = self._clock()
-        made_at = tenant.test_clock or now
-        cut_at = midnight(up_to, tenant.timezone) if not isinstance(up_to, datetime) else up_to
-        if cut_at > made_at:
-            raise InvalidInput(
-                f"up_to lies after the clock ({made_at.isoformat()})",
-                errors=[FieldError("/up_to", "must not lie after the clock")],
-            )
-        window_end = cut_at + settings.collection_window
-        if window_end > made_at and not early:
+        times = run_times(tenant, settings, up_to, document_date, now)
+        if times.usage_may_come and not early:
             raise Conflict(
-                f"usage up to then may come until {window_end.isoformat()} (the collection window): look at a preview"
-                " meanwhile, or ask for the run early"
-            )
-        today = local_date(made_at, tenant.timezone)
-        if document_date is not None and (tenant.kind != "test" or document_date > today):
-            raise InvalidInput(
-                "a document date of its own is for test tenants, and never after their clock",
-                errors=[FieldError("/document_date", "is not allowed here")],
+                f"usage up to then may come until {times.window_end.isoformat()} (the collection window): look at a"
+                " preview meanwhile, or ask for the run early"
             )
         if going_on is not None:  # before anything is done for a run that cannot be
             raise bill_runs.goes_on()
@@ -188,9 +171,9 @@ class BillRunDriver:
                 connection,
                 tenant_id,
                 run_id=run_id,
-                up_to=cut_at,
-                document_date=document_date or today,
-                made_at=made_at,
+                up_to=times.up_to,
+                document_date=times.document_date,
+                made_at=times.made_at,
                 cut=json.loads(cut.to_json()),
                 previous_cut=previous["cut"] if previous else None,
                 master_number=number,
@@ -202,6 +185,7 @@ class BillRunDriver:
                 now=now,
                 findings=findings,
                 request_key=request_key,
+                estimate=estimate(connection, master, times.up_to),
             )
             last = bill_runs.last_finalised(connection)
             if (last and last["id"]) != (previous and previous["id"]):
@@ -276,9 +260,9 @@ class BillRunDriver:
                     outbox.of_run(connection, run, RUN_DONE, self._clock(), **end_of(connection, run))
         return self.get(tenant_id, run_id)
 
-    def _stage_begins(self, tenant_id: str, run: Mapping[str, Any]) -> None:
+    def _stage_begins(self, tenant_id: str, run: Mapping[str, Any], *, read: bool = False) -> None:
         with self._database.tenant(tenant_id) as connection:
-            bill_runs.stage_begins(connection, str(run["id"]), run["progress"]["done"], self._clock())
+            bill_runs.stage_begins(connection, str(run["id"]), run["progress"]["done"], self._clock(), read=read)
 
     def _goes_on(self, tenant_id: str, run_id: str) -> None:
         """What it waited for is there again."""
@@ -295,7 +279,8 @@ class BillRunDriver:
             gathered = usage_prefix(tenant_id, run_id)
             self._executor.gather(GatherTask(tuple(all_tasks), gathered))
             self._goes_on(tenant_id, run_id)
-            self._stage_begins(tenant_id, run)  # reading took its time once, and says nothing of the chunks' speed
+            # Reading took its time once, and says nothing of the chunks' speed.
+            self._stage_begins(tenant_id, run, read=True)
             self._checkpoint("usage gathered")
         tasks = (
             replace(task, gathered=gathered)
@@ -322,18 +307,17 @@ class BillRunDriver:
             found = bill_runs.chunks(connection, run_id)
             if any(chunk["state"] == "planned" for chunk in found):
                 return False  # paused or cancelled meanwhile
-            parked = [one for chunk in found for one in chunk["parked"]]
-            documented = (self._documents_of(chunk)[0]["customer"].to_list() for chunk in found)
-            tenant = tenants.by_id(connection, tenant_id)
-            settings = billing_settings.of(connection, tenant.kind)
-            master = self._chain.at(tenant_id, run["master_number"])
-            totals = sum_of_totals([chunk["totals"] for chunk in found if chunk["totals"]])
-            checked = check(connection, settings, master, run, totals, map(self._documents_of, found))
-            parked += without_issuer(connection, master, lambda: documented)
-            gone = {one["customer"] for one in parked}
-            refused = not_issuable(connection, tenant_id, master, map(self._result_of, found))
-            parked += [one for one in refused if one["customer"] not in gone]
-            bill_runs.set_checks(connection, run_id, checked.checks, checked.held)
+            looked = look_at(
+                connection,
+                tenant_id,
+                self._chain.at(tenant_id, run["master_number"]),
+                run["findings"],
+                sum_of_totals([chunk["totals"] for chunk in found if chunk["totals"]]),
+                [one for chunk in found for one in chunk["parked"]],
+                lambda: map(self._result_of, found),
+            )
+            parked = looked.parked
+            bill_runs.set_checks(connection, run_id, looked.checks, looked.held)
             self._checkpoint("checked")
             if bill_runs.move(
                 connection, run_id, expected=("planned",), state="computed", now=self._clock(), parked=parked
@@ -351,9 +335,6 @@ class BillRunDriver:
         data = self._store.get(chunk["result"])
         assert data is not None, "the result of a computed chunk is never deleted"
         return data
-
-    def _documents_of(self, chunk: Mapping[str, Any]) -> tuple[pl.DataFrame, Breakdown]:
-        return unpack_heads(self._result_of(chunk))
 
     def _may_approve_itself(self, tenant_id: str, run: Mapping[str, Any], approve: bool | None) -> bool:
         """Whether a computed run goes on without anybody: as planned, unless the look at it or the tenant says wait."""

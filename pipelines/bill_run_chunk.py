@@ -24,6 +24,7 @@ from billing.wallets import Wallets, wallets_of
 from pipelines.chunk_results import Result, pack, unpack
 from pipelines.data_versions import check_time_zones
 from pipelines.document_shapes import shapes_of
+from pipelines.kept_work import chunk_key
 from pipelines.run_credit import Billed, Facts, WalletDesk, bill_with_credit, read_credit
 from pipelines.run_usage import ChunkUsage, behind, read_events, read_usage, released, with_cut_of_last_run
 from pipelines.run_usage import Facts as UsageFacts
@@ -37,6 +38,7 @@ from storage.usage_log.counting import amendments_at, scan_counting
 from storage.usage_log.reader import SCAN_SCHEMA, Cut, UsageLogReader
 
 CUSTOMERS = 4_000  # of one chunk: some 0.3 s of work, of which what costs the same for any number is small
+PREVIEWS = "run-previews"  # where previews of whole runs lie in the object store
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,25 @@ class ChunkTask:
     previous_cut: str | None
     time_zones: str | None = None  # version of the data that the run was planned with; None: whatever is here
     gathered: str | None = None  # where its usage lies that was read for all chunks; None: it is read from the log
+    preview: bool = False  # it only looks: its result lies elsewhere, and no credit is held for it
 
     @property
     def key(self) -> str:
+        if self.preview:
+            return chunk_key(preview_folder(self.tenant_id, self.run_id), self.chunk)
         return f"runs/{self.tenant_id}/{self.run_id}/chunk-{self.chunk:06}.parquet"
 
     @property
     def title(self) -> str:
-        return f"bill run {self.run_id[-12:]}, chunk {self.chunk + 1}"
+        return f"{self.of}, chunk {self.chunk + 1}"
+
+    @property
+    def of(self) -> str:
+        return f"{'preview' if self.preview else 'bill run'} {self.run_id[-12:]}"
+
+
+def preview_folder(tenant_id: str, preview_id: str = "") -> str:
+    return f"{PREVIEWS}/{tenant_id}/{preview_id}/" if preview_id else f"{PREVIEWS}/{tenant_id}/"
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class GatherTask:
 
     @property
     def title(self) -> str:
-        return f"bill run {self.chunks[0].run_id[-12:]}, usage"
+        return f"{self.chunks[0].of}, usage"
 
 
 @dataclass(frozen=True)
@@ -149,13 +162,14 @@ def compute_chunk(
 ) -> ChunkResult:
     """Compute a chunk's documents and put them once. A result that is there already is taken as it is.
 
-    The wallet credit that they use is held through the desk before (without a desk it is replayed from the documents
-    made before, which knows of no reservations: for tools and tests that run without shards).
+    The wallet credit that they use is held through the desk before; a preview reads what is free and holds nothing.
+    Without a desk it is replayed from the documents made before, which knows of no reservations: for tools and tests
+    that run without shards.
     """
     known = store.get(task.key)
     if known is None:
         check_time_zones(task.time_zones)
-        found = compute_columns(task, store, database, chain, desk=desk, holds=True)
+        found = compute_columns(task, store, database, chain, desk=desk, holds=not task.preview)
         shapes = shapes_of(found.columns, chain.at(task.tenant_id, task.master_number))
         result = Result(found.columns, found.parked, found.holders, shapes)
         # Lost the race: the other one's result counts, whatever the bytes (the same, as both rest on the same facts).

@@ -22,6 +22,7 @@ from billing.document_json import document_from, unpacked
 from billing.erasing import Marks
 from billing.errors import BillingError, Conflict, InvalidInput, Unavailable
 from pipelines import simulation
+from pipelines.bill_run_chunk import preview_folder
 from pipelines.chunk_results import Result, pack, unpack
 from storage.archive import Archive, deletion, retention
 from storage.archive.entries import Archived, archived
@@ -185,7 +186,7 @@ class Erasures:
         raise Unavailable("the master data change faster than they are written anew; the erasure goes on later")
 
     def _rewrite_objects(self, tenant_id: str, row: Mapping[str, Any], marks: Marks | None) -> dict[str, Any]:
-        """Results of bill runs without him; simulations, which rest on his usage, go."""
+        """Results of bill runs without him; simulations and previews of runs, which rest on his usage, go."""
         assert marks is not None
         results = 0
         for key in list(self.store.list(f"runs/{tenant_id}/")):
@@ -201,10 +202,13 @@ class Erasures:
                 if not self.store.replace(key, data, new):
                     raise Unavailable(f"{key} was changed meanwhile")
                 results += 1
-        simulated = list(self.store.list(simulation.folder(tenant_id)))
-        for key in simulated:
-            self.store.delete(key)
-        found = {"run_results": results, "simulation_objects": len(simulated)}
+        found = {"run_results": results}
+        looks = (("simulation_objects", simulation.folder), ("preview_objects", preview_folder))
+        for name, folder in looks:
+            keys = list(self.store.list(folder(tenant_id)))
+            for key in keys:
+                self.store.delete(key)
+            found[name] = len(keys)
         return {"state": "usage", "next_at": self.clock(), "progress": found}
 
     def _erase_usage(self, tenant_id: str, row: Mapping[str, Any], marks: Marks | None) -> dict[str, Any]:

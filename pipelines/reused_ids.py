@@ -48,7 +48,7 @@ def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: 
     passes = ReusedIds(store, reader, RunCache(Path(tempfile.gettempdir()) / "cloudbilling-id-runs"))
     found = passes.look(tenant_id, reader.now(), but_sources=master.tenant.unique_within_customer)
     if found.too_many:  # not noted: each run says so again until the source is named in the settings
-        return [*findings, _reused_often(found.too_many)]
+        return [*findings, reused_often(found.too_many)]
     if found.names:
         voider.void_reused(tenant_id, reader, found.names)
     passes.note(tenant_id, found)
@@ -76,7 +76,7 @@ def voided_since(reader: UsageLogReader, tenant_id: str, since: Cut | None, cut:
     return [{"code": "id_reused", "events": voided.height, "listed": listed}]
 
 
-def _reused_often(counts: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def reused_often(counts: Sequence[tuple[str, int]]) -> dict[str, Any]:
     return {
         "code": "id_reused_often",
         "ids": sum(count for _, count in counts),

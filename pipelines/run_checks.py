@@ -35,7 +35,7 @@ def check(
     connection: Connection,
     settings: RunSettings,
     master: MasterData,
-    run: Mapping[str, Any],
+    findings: Sequence[Mapping[str, Any]],
     totals: Mapping[str, Mapping[str, str]],
     chunks: Iterable[tuple[pl.DataFrame, Breakdown]],
 ) -> Checked:
@@ -48,7 +48,7 @@ def check(
     before = bill_runs.totals(connection, str(last_run["id"])) if last_run else {}
     differences = difference(totals, before)
     known_countries = invoices.countries(connection)
-    voided = _voided(run["findings"], master)
+    voided = _voided(findings, master)
     held: dict[str, Held] = {}
     far: list[dict[str, str]] = []
     sums: list[Breakdown] = []

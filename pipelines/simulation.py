@@ -1,34 +1,33 @@
 """Simulations: what other prices would have earned, over a tenant's past months of real usage.
 
-Owns how a simulation is planned, computed in chunks of customers, kept and found again. The replay of the months is
-`billing/simulation.py`, events are those that a bill run reads. All of one lies below `simulations/<tenant>/<id>/` in
-the object store: its facts (put once), its progress, one Parquet file a chunk (put once), its summary (put once).
-Nothing that is billed is read for writing, or touched. Driving one again resumes it; two drivers do no harm.
+Owns what a simulation rests on, its chunks of customers and its summary. How it is kept, found again, cancelled and
+deleted is `kept_work.py`; the replay of the months is `billing/simulation.py`, events are those that a bill run reads.
+All of one lies below `simulations/<tenant>/<id>/` in the object store: its facts, its progress, one Parquet file a
+chunk, its summary. Nothing that is billed is read for writing, or touched. Driving one again resumes it.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Protocol
-from uuid import UUID
 
 import msgspec
 import polars as pl
-import uuid_utils
 
 from billing.catalog import EventAmount, Plan
 from billing.catalog_forms import parse_plan, to_form
-from billing.errors import BillingError, Conflict, NotFound
+from billing.errors import Conflict
 from billing.master import MasterData
 from billing.money import round_amount
 from billing.simulation import Replay, customers_on, of_customers, with_plan
 from pipelines.bill_run_chunk import rateable
 from pipelines.data_versions import data_versions
+from pipelines.kept_work import GOING_ON, Clock, KeptWork, chunk_key, new_id
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs
@@ -37,6 +36,7 @@ from storage.usage_log.reader import SCAN_SCHEMA, Cut, UsageLogReader
 
 CHUNK_MAX, CHUNK_MIN, CHUNKS_WANTED = 1_000, 25, 8  # customers of a chunk: as many as show progress, no more
 KEPT_MAX = 100  # simulations of one tenant
+ROOT = "simulations"
 RANKED = 50  # customers that pay most less and most more, in the summary
 PARKED_MAX = 1_000
 ZERO = Decimal(0)
@@ -51,7 +51,7 @@ ROWS = pl.Schema(
         "after": AMOUNT,
     }
 )
-Clock = Callable[[], datetime]
+_INNER = ("chunks", "cut", "previous_cut", "now")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SimulationTask:
 
     @property
     def key(self) -> str:
-        return f"{folder(self.tenant_id, self.simulation_id)}chunk-{self.chunk:06}.parquet"
+        return chunk_key(folder(self.tenant_id, self.simulation_id), self.chunk)
 
     @property
     def title(self) -> str:
@@ -99,7 +99,7 @@ class InProcess:
 
 
 def folder(tenant_id: str, simulation_id: str = "") -> str:
-    return f"simulations/{tenant_id}/{simulation_id}/" if simulation_id else f"simulations/{tenant_id}/"
+    return f"{ROOT}/{tenant_id}/{simulation_id}/" if simulation_id else f"{ROOT}/{tenant_id}/"
 
 
 # -- a chunk -----------------------------------------------------------------------------------------------------------
@@ -227,6 +227,7 @@ class Simulations:
         self._chain = chain
         self._clock = clock
         self._executor = executor or InProcess(store, database, chain)
+        self._kept = KeptWork(store, clock, "simulation", ROOT, KEPT_MAX)
 
     def plan(
         self,
@@ -243,12 +244,7 @@ class Simulations:
         """Fix what a simulation rests on. `now` is the tenant's clock. Errors: Conflict while one goes on or when too
         many are kept, NotFound for a customer who is not there.
         """
-        known = self.list(tenant_id)
-        going = next((one for one in known if one["state"] in ("planned", "running")), None)
-        if going is not None:
-            raise Conflict("a simulation of this tenant goes on: wait for it or cancel it", simulation=going["id"])
-        if len(known) >= KEPT_MAX:
-            raise Conflict(f"{KEPT_MAX} simulations are kept: delete one first")
+        self._kept.make_room(self.list(tenant_id))
         master = self._chain.at(tenant_id, master_number)
         for code in customers or ():
             master.customer(code)
@@ -257,7 +253,7 @@ class Simulations:
         size = min(CHUNK_MAX, max(CHUNK_MIN, -(-len(chosen) // CHUNKS_WANTED)))
         with self._database.tenant(tenant_id) as connection:
             last = bill_runs.last_finalised(connection)
-        simulation_id = str(UUID(bytes=uuid_utils.uuid7().bytes))
+        simulation_id = new_id()
         chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         facts = {
             "id": simulation_id,
@@ -277,53 +273,36 @@ class Simulations:
         }
         # Who is in which chunk apart, and first: lists read the facts of all simulations, and find by them.
         self._store.create(f"{folder(tenant_id, simulation_id)}customers.json", msgspec.json.encode(chunks))
-        self._store.create(f"{folder(tenant_id, simulation_id)}facts.json", msgspec.json.encode(facts))
-        self._note(tenant_id, simulation_id, "planned", 0)
+        self._kept.plan(tenant_id, facts)
         return self.get(tenant_id, simulation_id)
 
     def drive(self, tenant_id: str, simulation_id: str) -> str:
         """Bring a simulation to its end; the state it ended in. A bug is noted at it and raised."""
-        try:
-            return self._drive(tenant_id, simulation_id)
-        except NotFound:
-            raise
-        except BillingError as error:
-            if not error.retryable:
-                self._note(tenant_id, simulation_id, "failed", 0, error.detail)
-            raise
-        except Exception as error:
-            # Nobody waits for this call: the simulation itself must say it.
-            self._note(tenant_id, simulation_id, "failed", 0, f"{type(error).__name__}: {error}")
-            raise
+        return self._kept.guarded(tenant_id, simulation_id, lambda: self._drive(tenant_id, simulation_id))
 
     def _drive(self, tenant_id: str, simulation_id: str) -> str:
-        facts = self._facts(tenant_id, simulation_id)
-        here = folder(tenant_id, simulation_id)
-        chunks: list[list[str]] = msgspec.json.decode(self._store.get(f"{here}customers.json") or b"[]")
+        kept = self._kept
+        facts = kept.facts(tenant_id, simulation_id)
+        data = self._store.get(f"{folder(tenant_id, simulation_id)}customers.json")
+        chunks: list[list[str]] = msgspec.json.decode(data or b"[]")
         assert [len(chunk) for chunk in chunks] == facts["chunks"], "the customers of a simulation are put before it"
-        done = {chunk for chunk in range(len(chunks)) if self._store.exists(_chunk_key(here, chunk))}
-        if (state := self._state(here)["state"]) in ("cancelled", "done"):
+        done = {chunk for chunk in range(len(chunks)) if kept.has_chunk(tenant_id, simulation_id, chunk)}
+        if (state := kept.state(tenant_id, simulation_id)["state"]) in ("cancelled", "done"):
             return state
-        self._note(tenant_id, simulation_id, "running", len(done))
+        kept.note(tenant_id, simulation_id, "running", len(done))
         tasks = (
             self._task(tenant_id, facts, chunk, chunks[chunk])
             for chunk in range(len(chunks))
-            if chunk not in done and not self._cancelled(here)
+            if chunk not in done and not kept.is_cancelled(tenant_id, simulation_id)
         )
         for chunk in self._executor.compute(tasks):
             done.add(chunk)
-            if not self._cancelled(here):
-                self._note(tenant_id, simulation_id, "running", len(done))
-        if self._cancelled(here):
+            if not kept.is_cancelled(tenant_id, simulation_id):
+                kept.note(tenant_id, simulation_id, "running", len(done))
+        if kept.is_cancelled(tenant_id, simulation_id) or kept.was_deleted(tenant_id, simulation_id):
             return "cancelled"
-        if not self._store.exists(f"{here}facts.json"):  # cancelled and deleted while its last chunk was computed
-            for key in list(self._store.list(here)):
-                self._store.delete(key)
-            return "cancelled"
-        summary = summarise(self._frames(here, len(chunks)))
-        self._store.create(f"{here}summary.json", msgspec.json.encode(summary))
-        self._note(tenant_id, simulation_id, "done", len(done))
-        return "done"
+        summary = summarise(self._frames(folder(tenant_id, simulation_id), len(chunks)))
+        return kept.end(tenant_id, simulation_id, summary, len(done))
 
     def _task(self, tenant_id: str, facts: Mapping[str, Any], chunk: int, customers: Sequence[str]) -> SimulationTask:
         previous = facts["previous_cut"]
@@ -345,49 +324,23 @@ class Simulations:
 
     def get(self, tenant_id: str, simulation_id: str) -> dict[str, Any]:
         """A simulation with its progress, and its summary once it is done."""
-        facts = self._facts(tenant_id, simulation_id)
-        here = folder(tenant_id, simulation_id)
-        state = self._state(here)
-        sizes: list[int] = facts["chunks"]
-        summary = self._store.get(f"{here}summary.json")
-        shown = {key: value for key, value in facts.items() if key not in ("chunks", "cut", "previous_cut", "now")}
-        return {
-            **shown,
-            "state": state["state"],
-            "error": state["error"],
-            "progress": {
-                "done": sum(sizes[: state["done"]]),
-                "total": sum(sizes),
-                "updated_at": state["updated_at"],
-            },
-            "result": msgspec.json.decode(summary) if summary is not None else None,
-        }
+        return self._kept.view(tenant_id, simulation_id, self._kept.facts(tenant_id, simulation_id), _INNER)
 
     def list(self, tenant_id: str) -> list[dict[str, Any]]:
         """All simulations of a tenant, newest first; at most KEPT_MAX and those planned at the same moment."""
-        keys = [key for key in self._store.list(folder(tenant_id)) if key.endswith("/facts.json")]
-        return [self.get(tenant_id, key.split("/")[-2]) for key in sorted(keys, reverse=True)]
+        return [self.get(tenant_id, id_) for id_ in self._kept.ids(tenant_id)]
 
     def cancel(self, tenant_id: str, simulation_id: str) -> dict[str, Any]:
         """Stop after the chunk that is computed now. Conflict where it has ended."""
-        known = self.get(tenant_id, simulation_id)
-        if known["state"] not in ("planned", "running"):
-            raise Conflict(f"the simulation is {known['state']}")
-        self._store.put(f"{folder(tenant_id, simulation_id)}cancel.json", b"{}")
+        self._kept.cancel(tenant_id, simulation_id, self.get(tenant_id, simulation_id)["state"])
         return self.get(tenant_id, simulation_id)
 
     def delete(self, tenant_id: str, simulation_id: str) -> None:
         """Remove a simulation that has ended, with all that it computed."""
-        known = self.get(tenant_id, simulation_id)
-        if known["state"] in ("planned", "running"):
-            raise Conflict("the simulation goes on: cancel it first")
-        here = folder(tenant_id, simulation_id)
-        keys = list(self._store.list(here))
-        for key in sorted(keys, key=lambda one: one.endswith("facts.json")):  # the facts last: until then it is found
-            self._store.delete(key)
+        self._kept.delete(tenant_id, simulation_id, self.get(tenant_id, simulation_id)["state"])
 
     def unfinished(self, tenant_id: str) -> list[str]:
-        return [one["id"] for one in self.list(tenant_id) if one["state"] in ("planned", "running")]
+        return [one["id"] for one in self.list(tenant_id) if one["state"] in GOING_ON]
 
     def customers(self, tenant_id: str, simulation_id: str) -> pl.DataFrame:
         """What each customer paid and would have paid: customer, currency, before, after, difference."""
@@ -405,40 +358,15 @@ class Simulations:
             raise Conflict(f"the simulation is {known['state']}: there is no result")
 
     def _all_frames(self, tenant_id: str, simulation_id: str) -> Iterator[tuple[pl.DataFrame, list[dict[str, str]]]]:
-        chunks = len(self._facts(tenant_id, simulation_id)["chunks"])
+        chunks = len(self._kept.facts(tenant_id, simulation_id)["chunks"])
         return self._frames(folder(tenant_id, simulation_id), chunks)
 
     def _frames(self, here: str, chunks: int) -> Iterator[tuple[pl.DataFrame, list[dict[str, str]]]]:
         for chunk in range(chunks):
-            data = self._store.get(_chunk_key(here, chunk))
+            data = self._store.get(chunk_key(here, chunk))
             assert data is not None, "the chunks of a simulation that was computed are there"
             parked = json.loads(pl.read_parquet_metadata(io.BytesIO(data))["parked"])
             yield pl.read_parquet(io.BytesIO(data)), parked
-
-    def _facts(self, tenant_id: str, simulation_id: str) -> dict[str, Any]:
-        data = self._store.get(f"{folder(tenant_id, simulation_id)}facts.json")
-        if data is None:
-            raise NotFound(f"there is no simulation {simulation_id!r}", simulation=simulation_id)
-        return msgspec.json.decode(data)
-
-    def _state(self, here: str) -> dict[str, Any]:
-        data = self._store.get(f"{here}progress.json")
-        # Killed between the facts and the first note: it was planned and nobody has begun.
-        found = {"state": "planned", "done": 0, "error": None, "updated_at": None} | json.loads(data or b"{}")
-        if self._store.exists(f"{here}summary.json"):
-            return found | {"state": "done"}
-        return found | {"state": "cancelled"} if self._cancelled(here) else found
-
-    def _cancelled(self, here: str) -> bool:
-        return self._store.exists(f"{here}cancel.json")
-
-    def _note(self, tenant_id: str, simulation_id: str, state: str, done: int, error: str | None = None) -> None:
-        note = {"state": state, "done": done, "error": error, "updated_at": self._clock().isoformat()}
-        self._store.put(f"{folder(tenant_id, simulation_id)}progress.json", json.dumps(note).encode())
-
-
-def _chunk_key(here: str, chunk: int) -> str:
-    return f"{here}chunk-{chunk:06}.parquet"
 
 
 # -- the summary -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 from billing.errors import BillingError, NotFound, Unavailable
 from billing.master import MasterData
 from pipelines import simulation
+from pipelines.bill_run_chunk import preview_folder
 from storage.archive import Archive, deletion
 from storage.master_chain import COMPLETE_EVERY, MasterChain, change_key, complete_key, pack_change, unpack_change
 from storage.object_store import ObjectStore
@@ -148,10 +149,10 @@ class TenantErasing:
         return usage
 
     def _objects(self, tenant_id: str) -> int:
-        """What else lies in the object store: results of bill runs, simulations, marks and passes of the log."""
+        """What else lies in the object store: results and previews of bill runs, simulations, passes of the log."""
         count = 0
         passes = (f"log/reused/{tenant_id}/", f"log/reused-runs/{tenant_id}/")
-        for prefix in (f"runs/{tenant_id}/", simulation.folder(tenant_id), *passes):
+        for prefix in (f"runs/{tenant_id}/", preview_folder(tenant_id), simulation.folder(tenant_id), *passes):
             for key in list(self.store.list(prefix)):
                 self.store.delete(key)
                 count += 1

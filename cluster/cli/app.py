@@ -8,7 +8,7 @@ import typer
 
 from cluster.cli import context
 from cluster.cli.context import AsJson, Key, Tenant, Url
-from cluster.cli.groups import access, alerts, archive, customer, demo, documents, invoices, lanes, usage
+from cluster.cli.groups import access, alerts, archive, bill_run, customer, demo, documents, invoices, lanes, usage
 
 app = typer.Typer(
     name="cloudbilling",
@@ -22,6 +22,7 @@ for name, group in (
     ("webhooks", alerts.webhooks),
     ("alerts", alerts.alerts),
     ("demo", demo.demo),
+    ("bill-run", bill_run.bill_run),
     ("keys", access.keys),
     ("tenants", access.tenants),
     ("invoices", invoices.invoices),
@@ -111,37 +112,6 @@ def export(
     from cluster.cli import data
 
     data.export(what, out, tenant, key, url, as_json)
-
-
-@app.command(name="bill-run")
-def bill_run(
-    up_to: str = typer.Option(None, help="Bill everything due at or before this date."),
-    document_date: str = typer.Option(None, help="Date on the documents (test tenants only)."),
-    resume: str = typer.Option(None, help="Go on with this run (its id)."),
-    cancel: str = typer.Option(None, help="Give up this run (its id), before it is approved."),
-    approve: str = typer.Option(None, help="Approve what this run (its id) has computed, and make it final."),
-    pause: str = typer.Option(None, help="Pause this run (its id); --resume lets it go on."),
-    release: str = typer.Option(None, help="In this run (its id) let through whom --customer names."),
-    customer: list[str] = typer.Option([], help="A customer whom a guard rail holds back (with --release)."),
-    reverse: str = typer.Option(
-        None, help="Take this run (its id) back: credit notes for all of it, then it can run again."
-    ),
-    check_only: bool = typer.Option(False, "--check-only", help="Compute and stop before anything becomes final."),
-    early: bool = typer.Option(False, "--early", help="Do not wait for the collection window to end."),
-    tenant: str = Tenant,
-    key: str = Key,
-    url: str = Url,
-    as_json: bool = AsJson,
-) -> None:
-    """Run the bills of a tenant, from plan to archived documents."""
-    from cluster.cli import billing
-
-    wanted = {"up_to": up_to, "resume": resume, "cancel": cancel, "approve": approve, "pause": pause,
-              "release": release, "reverse": reverse}  # fmt: skip
-    body = {"approve": not check_only, "early": early}
-    if document_date:
-        body["document_date"] = document_date
-    billing.bill_run(wanted, body, customer, tenant, key, url, as_json)
 
 
 @app.command(name="credit-note")

@@ -18,6 +18,7 @@ from deployments.front.documents.credit import routes as credit_routes
 from deployments.front.documents.layouts import routes as layout_routes
 from deployments.front.documents.line import routes as line_routes
 from deployments.front.documents.routes import routes as documents_routes
+from deployments.front.documents.run_previews import routes as run_preview_routes
 from deployments.front.operations.lanes import routes as lane_routes
 from deployments.front.operations.routes import routes as operations_routes
 from deployments.front.prices.routes import routes as prices_routes
@@ -65,6 +66,7 @@ def front_router(services: Services) -> APIRouter:
         credit_routes,
         documents_routes,
         bill_run_routes,
+        run_preview_routes,
         layout_routes,
         archive_routes,
         operations_routes,

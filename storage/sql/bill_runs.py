@@ -16,6 +16,7 @@ from billing.numbers import patterns_of
 from storage.sql.database import Connection
 
 ENDED = ("done", "cancelled", "reversed")
+TIMED = ("planned", "approved", "finalised")  # states in which a driver works, one stage each
 
 
 def keep_out(connection: Connection, tenant_id: str) -> None:
@@ -50,6 +51,7 @@ def create(
     now: datetime,
     findings: Sequence[Mapping[str, Any]] = (),
     request_key: str | None = None,
+    estimate: Mapping[str, Any] | None = None,
 ) -> str:
     """Plan a run; `chunks` are the numbers of customers in each. Conflict while another run of the tenant goes on.
 
@@ -63,9 +65,9 @@ def create(
         connection.execute(
             "INSERT INTO bill_runs (tenant_id, id, number, up_to, document_date, made_at, cut, previous_cut,"
             " master_number, master_steps, data_versions, state, customers, chunks, auto_approve,"
-            " created_by, started_at, findings, request_key, patterns)"
+            " created_by, started_at, findings, request_key, patterns, estimate)"
             " SELECT %s, %s, coalesce(max(number), 0) + 1, %s, %s, %s, %s, %s, %s, %s, %s, 'planned', %s, %s, %s, %s,"
-            " %s, %s, %s, %s FROM bill_runs",
+            " %s, %s, %s, %s, %s FROM bill_runs",
             (
                 tenant,
                 run,
@@ -85,6 +87,7 @@ def create(
                 Jsonb(list(findings)),
                 request_key,
                 Jsonb(_patterns(connection)),
+                None if estimate is None else Jsonb(dict(estimate)),
             ),
         )
     except psycopg.errors.UniqueViolation as error:
@@ -146,6 +149,18 @@ def last_finalised(connection: Connection) -> dict[str, Any] | None:
         "SELECT * FROM bill_runs WHERE state IN ('finalised', 'done') ORDER BY number DESC LIMIT 1"
     ).fetchone()
     return None if row is None else dict(row)
+
+
+def last_with_sums(connection: Connection, count: int) -> list[dict[str, Any]]:
+    """The newest runs whose documents are final and which made some, newest first: each with `documents` and `sums`
+    (net and gross by currency)."""
+    rows = connection.execute(
+        "SELECT r.*, made.documents FROM bill_runs r CROSS JOIN LATERAL (SELECT sum(c.documents) AS documents"
+        "  FROM bill_run_chunks c WHERE c.run_id = r.id) made"
+        " WHERE r.state IN ('finalised', 'done') AND made.documents > 0 ORDER BY r.number DESC LIMIT %s",
+        (count,),
+    ).fetchall()
+    return [{**row, "documents": int(row["documents"]), "sums": totals(connection, str(row["id"]))} for row in rows]
 
 
 def billed_up_to(connection: Connection) -> datetime | None:
@@ -282,12 +297,15 @@ def move(
 ) -> bool:
     """Move a run from one of the expected states; False if another driver has done so before.
 
-    What went wrong before is over then: neither an error nor a reason to wait is carried along.
+    What went wrong before is over then: neither an error nor a reason to wait is carried along. How long a driver
+    worked on the stage that ends is kept, since it took it up the last time.
     """
     result = connection.execute(
         "UPDATE bill_runs SET state = %s, error = NULL, waiting_reason = NULL, parked = coalesce(%s, parked),"
         " mark = coalesce(%s, mark), approved_by = coalesce(%s, approved_by), reversed_by = coalesce(%s, reversed_by),"
-        " ended_at = CASE WHEN %s = ANY(%s) THEN %s ELSE ended_at END WHERE id = %s AND state = ANY(%s)",
+        " ended_at = CASE WHEN %s = ANY(%s) THEN %s ELSE ended_at END, stage_seconds = CASE WHEN stage_since IS NULL OR"
+        " NOT state = ANY(%s) THEN stage_seconds ELSE stage_seconds || jsonb_build_object(state, jsonb_build_object("
+        " 'seconds', extract(epoch FROM %s - stage_since), 'from', stage_from)) END WHERE id = %s AND state = ANY(%s)",
         (
             state,
             None if parked is None else Jsonb(list(parked)),
@@ -296,6 +314,8 @@ def move(
             reversed_by,
             state,
             list(ENDED),
+            now,
+            list(TIMED),
             now,
             UUID(run_id),
             list(expected),
@@ -326,10 +346,16 @@ def note(connection: Connection, run_id: str, *, error: str | None = None, waiti
     return result.rowcount == 1
 
 
-def stage_begins(connection: Connection, run_id: str, done: int, now: datetime) -> None:
-    """A driver takes up the work of a stage, of which so much is done: from here on its speed is measured."""
+def stage_begins(connection: Connection, run_id: str, done: int, now: datetime, *, read: bool = False) -> None:
+    """A driver takes up the work of a stage, of which so much is done: from here on its speed is measured.
+
+    `read`: what it did since it took it up before was to read the usage of all chunks.
+    """
     connection.execute(
-        "UPDATE bill_runs SET stage_since = %s, stage_from = %s WHERE id = %s", (now, done, UUID(run_id))
+        "UPDATE bill_runs SET stage_seconds = CASE WHEN %s AND stage_since IS NOT NULL THEN stage_seconds ||"
+        " jsonb_build_object('reading', jsonb_build_object('seconds', extract(epoch FROM %s - stage_since), 'from', 0))"
+        " ELSE stage_seconds END, stage_since = %s, stage_from = %s WHERE id = %s",
+        (read, now, now, done, UUID(run_id)),
     )
 
 

@@ -20,6 +20,7 @@ from deployments.access import PLATFORM_SCOPES
 from deployments.app import build_app
 from deployments.services import Limits, Services
 from pipelines.bill_run import BillRunDriver
+from pipelines.run_preview import RunPreviews
 from pipelines.simulation import Simulations
 from storage.archive import Archive
 from storage.gateways.webhook_http import OutboundRules
@@ -181,6 +182,9 @@ def running_api(api_dsn: str, directory: Path, settings: ShardSettings | None = 
             archive=Archive(database, store),
             start_bill_run=drive,
             start_simulation=lambda tenant_id, name: simulations.drive(tenant_id, name),
+            start_preview=lambda tenant_id, name: RunPreviews(
+                database, store, masters, services.clock, desk=services.desk
+            ).drive(tenant_id, name),
             limits=Limits(),
             outbound=OutboundRules.of("127.0.0.1/32"),
         )

@@ -25,7 +25,7 @@ PARAMETERS = {
     **{"version": "1", "document_type": "invoice"},
     **{"name": "none", "alert_id": "alert_0", "endpoint_id": ""},
     **{"document_id": "none", "kind": "pdf", "hold_id": "01a214f6-ea12-73a4-9578-c932b3cca9cd"},
-    **{"run_id": "", "simulation_id": "", "key_id": "", "user_id": ""},
+    **{"run_id": "", "simulation_id": "", "preview_id": "", "key_id": "", "user_id": ""},
 }
 
 
@@ -70,6 +70,9 @@ def world(api: Any) -> dict[str, Any]:
     assert simulation.status_code == 202, simulation.text
     values = PARAMETERS | {"run_id": run["id"], "key_id": key["id"], "user_id": user.json()["id"]}
     values["simulation_id"] = simulation.json()["id"]
+    preview = first.post("/v1/bill-run-previews", {"up_to": "2026-02-01"})
+    assert preview.status_code == 202, preview.text
+    values["preview_id"] = preview.json()["id"]
     hook = first.post("/v1/webhooks", {"url": "https://hooks.example.org/"})
     assert hook.status_code == 201, hook.text
     values["endpoint_id"] = hook.json()["id"]

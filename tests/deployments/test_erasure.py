@@ -182,6 +182,8 @@ def live_a_life(world: World) -> None:
     reserved = tenant.post("/v1/reservations", {"id": f"{MARK}-hold", "customer": FORM["code"],
                                                 "amount": "0.10", "currency": "EUR"})  # fmt: skip
     assert reserved.status_code in (200, 201), reserved.text
+    preview = tenant.post("/v1/bill-run-previews", {"up_to": "2026-02-01"})
+    assert tenant.get(preview.headers["location"]).json()["result"]["documents"] > 0
     run = tenant.post("/v1/bill-runs", {"up_to": "2026-02-01"}, **{"Idempotency-Key": "january"})
     assert run.status_code == 202, run.text
     assert tenant.get(f"/v1/bill-runs/{run.json()['id']}").json()["state"] == "done"

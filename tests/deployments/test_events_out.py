@@ -306,7 +306,7 @@ def test_each_time_that_a_run_stops_is_told_with_its_reason(
     run = driver.plan(world.tenant.id, datetime(2026, 2, 1, tzinfo=UTC), "ann")
     for reason in ("a rate is missing", "a rate is missing", "a meter is missing"):  # each time somebody resumes it
         with monkeypatch.context() as patched:
-            patched.setattr(bill_run, "check", _raises(reason))
+            patched.setattr(bill_run, "look_at", _raises(reason))
             with pytest.raises(InvalidInput):
                 driver.drive(world.tenant.id, run["id"])
     world.now = datetime.now(UTC)

@@ -81,8 +81,8 @@ def world(api_dsn: str, tmp_path: Path) -> Iterator[World]:
     router.tenant_waiting_rows_max = QUEUE_ROWS
     with Database(api_dsn) as database:
         services = Services(
-            database, router, store, UsageLogReader(store), masters, Archive(database, store), _nothing, _nothing,
-            limits=Limits(bytes_in_flight_max=16 * 1024 * 1024),
+            database, router, store, UsageLogReader(store), masters, Archive(database, store),
+            _nothing, _nothing, _nothing, limits=Limits(bytes_in_flight_max=16 * 1024 * 1024),
         )  # fmt: skip
         with database.system() as connection:
             made = keys.create(connection, tenant_id=None, name="i", scopes=PLATFORM_SCOPES, actor="i", now=utc_now())

@@ -27,6 +27,7 @@ from deployments.app import build_app
 from deployments.services import Services
 from pipelines import demo_generator
 from pipelines.bill_run import BillRunDriver
+from pipelines.run_preview import RunPreviews
 from pipelines.simulation import Simulations
 from storage.archive import Archive
 from storage.master_chain import MasterChain
@@ -112,6 +113,12 @@ def start(
         thread.start()
         threads.append(thread)
 
+    def preview(tenant_id: str, preview_id: str) -> None:
+        previews = RunPreviews(database, store, masters, lambda: now, desk=RunDesk(router))
+        thread = threading.Thread(target=previews.drive, args=(tenant_id, preview_id))
+        thread.start()
+        threads.append(thread)
+
     services = Services(
         database=database,
         router=router,
@@ -121,6 +128,7 @@ def start(
         archive=archive,
         start_bill_run=drive,
         start_simulation=simulate,
+        start_preview=preview,
         clock=lambda: now,
         about=lambda: {"dashboard": "http://127.0.0.1:8265"},
     )

@@ -12,6 +12,7 @@ from billing.errors import InvalidInput, NotFound
 from billing.master import MasterData
 from billing.periods import midnight
 from deployments.billing_documents import driver
+from deployments.front.documents.run_plan import expected, kept
 from deployments.front.formats import Formats
 from deployments.front.lists import LIMIT, Rows, cursor, cursor_number, export
 from deployments.front.page import Front, Visit, path_of
@@ -52,7 +53,20 @@ def routes(front: Front) -> APIRouter:
     @router.get("/bill-runs/new")
     def run_form(visit: Annotated[Visit, visitor]) -> Response:
         visit.need("billing:write")
-        return _run_form(front, visit)
+        return new_run_page(front, visit)
+
+    @router.post("/bill-runs/plan")
+    def look(
+        visit: Annotated[Visit, visitor],
+        last_day: Annotated[str, Form()] = "",
+        document_date: Annotated[str, Form()] = "",
+        form_token: Annotated[str, Form()] = "",
+    ) -> Response:
+        """The form again, with what to expect up to the day that is typed."""
+        visit.need("billing:write")
+        front.check_form(visit, form_token)
+        wrong = "" if day_in(last_day) else visit.texts("bill_run.last_day_missing")
+        return new_run_page(front, visit, "last_day" if wrong else "", wrong, last_day, document_date)
 
     @router.post("/bill-runs")
     def start(
@@ -66,21 +80,21 @@ def routes(front: Front) -> APIRouter:
         t, f = visit.texts, visit.formats
         clock = visit.user.test_clock or visit.now
         today = f.local(clock).date()
-        day, issued = _day(last_day), _day(document_date)
+        day, issued = day_in(last_day), day_in(document_date)
         if day is None:
-            return _run_form(front, visit, "last_day", t("bill_run.last_day_missing"), last_day, document_date)
+            return new_run_page(front, visit, "last_day", t("bill_run.last_day_missing"), last_day, document_date)
         if day >= today:
             latest = f.day(today - timedelta(days=1))
             wrong = t("bill_run.last_day_future", day=latest)
-            return _run_form(front, visit, "last_day", wrong, last_day, document_date)
+            return new_run_page(front, visit, "last_day", wrong, last_day, document_date)
         if document_date and (issued is None or issued > today):
             wrong = t("bill_run.document_date_wrong", day=f.day(today))
-            return _run_form(front, visit, "document_date", wrong, last_day, document_date)
+            return new_run_page(front, visit, "document_date", wrong, last_day, document_date)
         up_to = midnight(day + timedelta(days=1), visit.user.timezone)
         try:
             run = driver(services).plan(visit.tenant_id, up_to, visit.user.actor, document_date=issued, approve=False)
         except InvalidInput as error:
-            return _run_form(front, visit, "last_day", error.detail, last_day, document_date)
+            return new_run_page(front, visit, "last_day", error.detail, last_day, document_date)
         services.start_bill_run(visit.tenant_id, run["id"], False)
         return front.go(visit, path_of("bill-runs", run["id"]))
 
@@ -96,8 +110,8 @@ def routes(front: Front) -> APIRouter:
                 plans = overview.billed_by_plan(connection, run=run.id)
                 taxes = overview.billed_by_tax(connection, run.id)
             else:  # what the look at the computed run found
-                plans = [overview.PlanTotal(**_amounts(one, "net")) for one in run.checks.get("by_plan", ())]
-                taxes = [overview.TaxRow(**_amounts(one, "percent", "base", "amount"))
+                plans = [overview.PlanTotal(**amounts_in(one, "net")) for one in run.checks.get("by_plan", ())]
+                taxes = [overview.TaxRow(**amounts_in(one, "percent", "base", "amount"))
                          for one in run.checks.get("by_tax", ())]  # fmt: skip
             without_files = invoices.files_parked(connection, run.id, NAMED_MAX) if run.files_parked else []
         master = front.master(visit)
@@ -109,11 +123,12 @@ def routes(front: Front) -> APIRouter:
             run=view,
             stages=_stages(run, visit.texts, visit.formats),
             live=_live(run, visit, None if left is None else Decimal(str(left))),
-            by_plan=[_plan_view(one, master) for one in plans],
+            by_plan=[plan_view(one, master) for one in plans],
             by_tax=taxes,
-            by_country=[_amounts(one, "net", "tax", "gross") for one in run.checks.get("by_country", ())],
-            parked=[_parked_view(one, master) for one in run.parked],
-            held=[_parked_view(one, master) for one in run.held],
+            by_country=[amounts_in(one, "net", "tax", "gross") for one in run.checks.get("by_country", ())],
+            outliers=view["outliers"],
+            parked=[parked_view(one, master) for one in run.parked],
+            held=[parked_view(one, master) for one in run.held],
             without_files=without_files,
             facts=_run_facts(run, visit.texts, visit.formats),
         )
@@ -172,12 +187,21 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-def _run_form(
+def new_run_page(
     front: Front, visit: Visit, field: str = "", wrong: str = "", last_day: str | None = None, issued: str | None = None
 ) -> Response:
+    """The form of a new run, with what was typed, what is wrong with it, and what to expect if nothing is."""
     local = visit.formats.local(visit.user.test_clock or visit.now).date()
     with front.services.database.tenant(visit.tenant_id) as connection:
         active = bill_runs.active(connection)
+    typed = (local.replace(day=1) - timedelta(days=1)).isoformat() if last_day is None else last_day
+    plan, day = None, day_in(typed)
+    if not wrong and day is not None:
+        try:
+            plan = expected(front.services, visit, midnight(day + timedelta(days=1), visit.user.timezone))
+        except InvalidInput:  # the day lies ahead
+            latest = visit.formats.day(local - timedelta(days=1))
+            field, wrong = "last_day", visit.texts("bill_run.last_day_future", day=latest)
     return front.page(
         visit,
         "documents/bill_run_new.html",
@@ -185,16 +209,18 @@ def _run_form(
         area="bill_runs",
         wrong=wrong,
         wrong_field=field,
-        last_day=(local.replace(day=1) - timedelta(days=1)).isoformat() if last_day is None else last_day,
+        last_day=typed,
         document_date="" if issued is None else issued,
         max_day=(local - timedelta(days=1)).isoformat(),
         max_date=local.isoformat(),
         test_tenant=visit.user.who.tenant_kind == "test",
         active=str(active["id"]) if active else "",
+        plan=plan,
+        previews=kept(front.services, visit),
     )
 
 
-def _day(text: str) -> date | None:
+def day_in(text: str) -> date | None:
     try:
         return date.fromisoformat(text.strip())
     except ValueError:
@@ -341,18 +367,18 @@ def _run_facts(run: RunRow, t: Texts, f: Formats) -> list[tuple[str, Any]]:
     return facts
 
 
-def _amounts(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def amounts_in(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """The row with these values as numbers: they travel as text."""
     return {**row, **{name: Decimal(row[name]) for name in names}}
 
 
-def _plan_view(one: overview.PlanTotal, master: MasterData) -> dict[str, Any]:
+def plan_view(one: overview.PlanTotal, master: MasterData) -> dict[str, Any]:
     versions = master.plans.get(one.plan)
     name = (versions[-1].name if versions else "") or one.plan
     return {**vars(one), "name": name}
 
 
-def _parked_view(one: Mapping[str, Any], master: MasterData) -> dict[str, str]:
+def parked_view(one: Mapping[str, Any], master: MasterData) -> dict[str, str]:
     code = str(one.get("customer", ""))
     customer = master.customers.get(code)
     return {"customer": code, "name": customer.name if customer else code, "reason": str(one.get("reason", ""))}
