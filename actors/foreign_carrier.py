@@ -32,7 +32,7 @@ class _Tenant:
     number: int
     owners: Sequence[tuple[int, int]]  # (lane, generation) of all keys of customers who have several
     owner: dict[str, str]  # customer by key, of keys that are told of
-    nothing: LiveState  # the state of a key without usage
+    nothing: tuple[bytes, bytes]  # the state of a key without usage, and its digest
     sent: dict[str, bytes] = field(default_factory=dict[str, bytes])  # by key: digest of what its home lane has
 
 
@@ -77,9 +77,8 @@ class ForeignCarrier:
                 folded = {} if figures.live is None else _by_key(figures.live)
                 # A key whose usage counts no more is told of, too: what it had cost was booked.
                 gone = self.router.those_in(figures, tenant_id, [key for key in part if key not in folded])
-                for key, live in {**folded, **dict.fromkeys(gone, tenant.nothing)}.items():
-                    state = live.to_bytes()
-                    digest = hashlib.blake2b(state, digest_size=16).digest()
+                states = {key: _with_digest(live) for key, live in folded.items()}
+                for key, (state, digest) in {**states, **dict.fromkeys(gone, tenant.nothing)}.items():
                     if tenant.sent.get(key) != digest:
                         told = Told(key, part[key], figures.number, figures.master_number, state)
                         news.setdefault(tenant.owner[key], []).append((told, digest))
@@ -107,7 +106,7 @@ class ForeignCarrier:
             owner = {key: customer for customer, of_customer in found.items() for key in of_customer}
             # Other master data may ask for other cells: everything is told again, and taken where it differs. After a
             # move, too: whoever is at home elsewhere now may not have been told.
-            nothing = fold_days(pl.DataFrame(schema=EVENT_SCHEMA), master.rating_book())
+            nothing = _with_digest(fold_days(pl.DataFrame(schema=EVENT_SCHEMA), master.rating_book()))
             self._known[tenant_id] = known = _Tenant(number, owners, owner, nothing)
         return known if known.owner else None
 
@@ -115,6 +114,11 @@ class ForeignCarrier:
 def _several(master: MasterData, customer: str) -> Sequence[str]:
     keys = master.keys_of(customer)
     return keys if len(keys) > 1 else ()
+
+
+def _with_digest(live: LiveState) -> tuple[bytes, bytes]:
+    state = live.to_bytes()
+    return state, hashlib.blake2b(state, digest_size=16).digest()
 
 
 def _by_key(live: LiveState) -> dict[str, LiveState]:

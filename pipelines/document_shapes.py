@@ -48,12 +48,7 @@ def keys_of(columns: DocumentColumns, master: MasterData) -> pl.Series:
     taxed = columns.taxes.select("document", pl.concat_str("category", "percent", separator=" ").alias("taxes"))
     taxed = taxed.group_by("document").agg(pl.col("taxes").sort().str.join(","))
     shared = pl.col("document").is_in(columns.members["document"].unique().to_list())
-    names = columns.lines["name"].unique()
-    odd = {one: letters for one in names if one is not None and (letters := unprintable(one))}
-    unseen = columns.lines.filter(pl.col("name").is_in(list(odd))).select(
-        "document", pl.col("name").replace_strict(odd, default=None, return_dtype=pl.String).alias("unseen")
-    )
-    unseen = unseen.group_by("document").agg(pl.col("unseen").unique().sort().str.join(""))
+    unseen = pl.concat(_unseen(columns, master)).group_by("document").agg(pl.col("unseen").unique().sort().str.join(""))
     blank = columns.lines.filter(pl.col("name").str.strip_chars() == "")  # BR-25
     unnamed = pl.col("document").is_in(blank["document"].unique().to_list())
     return (
@@ -71,6 +66,18 @@ def keys_of(columns: DocumentColumns, master: MasterData) -> pl.Series:
         )
         .to_series()
     )  # fmt: skip
+
+
+def _unseen(columns: DocumentColumns, master: MasterData) -> Iterator[pl.DataFrame]:
+    """Documents with what no font has in the names of their lines, contracts and members."""
+    texts = [(columns.lines, name, None) for name in ("name", "subscription")]
+    for rows, column, named in (*texts, (columns.members, "customer", master.customers)):
+        said = [one for one in rows[column].unique() if one is not None]
+        shown = {one: f"{one} {named[one].name}" if named is not None else one for one in said}
+        odd = {one: letters for one, text in shown.items() if (letters := unprintable(text))}
+        yield rows.filter(pl.col(column).is_in(list(odd))).select(
+            "document", pl.col(column).replace_strict(odd, default=None, return_dtype=pl.String).alias("unseen")
+        )
 
 
 def _sign(column: str) -> pl.Expr:

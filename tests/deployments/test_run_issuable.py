@@ -101,7 +101,8 @@ def test_a_character_that_no_font_has_parks_whose_document_would_show_it_before_
     unseen = "\U00012000"  # cuneiform
     tenant = tenant_of(
         api, a={}, b={"name": f"Sumer {unseen}"}, c={"address": {**ADDRESS, "city": unseen}}, d={"name": "東京 Ελλάς"},
-        e={"buyer_reference": unseen, "einvoice": "none"}, f={},
+        e={"buyer_reference": unseen, "einvoice": "none"}, f={}, g={}, h={}, member={"payer": "g"},
+        other={"payer": "h", "name": f"Ur {unseen}"},
     )  # fmt: skip
     charge = {"code": "extra", "kind": "recurring", "timing": "advance", "tax": "vat", "name": f"Tablets {unseen}",
               "price": {"model": "flat", "amount": "5"}}  # fmt: skip
@@ -115,10 +116,11 @@ def test_a_character_that_no_font_has_parks_whose_document_would_show_it_before_
         (True, True),
     ]
     assert "/lines/1/name" in parked["f"]
-    assert set(parked) | {customer for customer, _ in documents} == set("abcdef")
+    assert "U+12000" in parked["h"], "he pays for one whose name stands on his document"
+    assert set(parked) - {"other"} | {customer for customer, _ in documents} == set("abcdefgh")
     assert run["documents"]["archived"] == len(documents)
     assert run["documents"]["parked"] == 0, "none that has a number stays without its files"
-    assert {customer for customer, _ in documents} >= {"a", "d"}
+    assert {customer for customer, _ in documents} >= {"a", "d", "g"}
 
 
 @contextmanager
