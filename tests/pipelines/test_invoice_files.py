@@ -223,13 +223,18 @@ def test_pages_have_the_words_of_their_language_and_every_letter() -> None:
     assert "Rechnung" in made("html", {}).decode()
 
 
-def test_ten_thousand_lines_are_written_and_read() -> None:
+def test_ten_thousand_lines_are_written_drawn_and_read() -> None:
     line = EXAMPLE["lines"][2]
     lines = [{**line, "id": str(number), "quantity": "10", "net": "5.00"} for number in range(10_000)]
     sums = {"/lines": lines, "/totals/lines": "50000.00", "/totals/net": "50000.00", "/taxes/0/base": "50000.00",
             "/taxes/0/amount": "9500.00", "/totals/tax": "9500.00", "/totals/gross": "59500.00",
             "/totals/due": "59500.00"}  # fmt: skip
-    assert len(read_invoice(made("cii", sums)).lines) == 10_000
+    pdf = made("zugferd", sums)
+    assert len(read_invoice(pdf).lines) == 10_000
+    pages = pypdf.PdfReader(io.BytesIO(pdf)).pages
+    assert len(pages) > 100
+    assert f"{len(pages)} von {len(pages)}" in pages[-1].extract_text()
+    assert "59.500,00" in pages[-1].extract_text()
 
 
 @pytest.mark.parametrize(
