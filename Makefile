@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 NAME ?= all
 ARGS ?=
-# Test files go to so many processes; those with Ray all go to one of them.
+# Test files go to so many processes (0: none beside this one); those with Ray all go to one of them.
 WORKERS ?= 2
 # One thread per Polars process: tests and shards share few cores, and a pool per process fights the others.
 TEST_ENVIRONMENT := POLARS_MAX_THREADS=1 RAY_USAGE_STATS_ENABLED=0 PYTHONDONTWRITEBYTECODE=1
