@@ -487,7 +487,12 @@ def test_what_was_paid_before_is_no_credit_of_a_wallet(tenant: Tenant) -> None:
     assert tenant.post("/v1/steps", form).status_code == 201
     totals = {**example()["totals"], "prepaid": "87.27", "due": "400.00"}
     buyer = {**example()["buyer"], "ids": [{"id": "acme"}]}
-    assert tenant.post("/v1/invoices", example(totals=totals, buyer=buyer)).status_code == 201
+    made = tenant.post("/v1/invoices", example(totals=totals, buyer=buyer))
+    assert made.status_code == 201, made.text
+    printed = words(tenant.get(f"/v1/invoices/{made.json()['number']}/pdf").content, "application/pdf")
+    assert ("Bereits gezahlt" in printed, "Guthaben" in printed) == (True, False)
+    focus = tenant.get("/v1/usage/export?format=focus&from=2026-01-01&to=2026-12-14")
+    assert (focus.status_code, focus.text.count("\r\n")) == (200, 1), "of usage of the platform: its head only"
     with tenant.api.services.database.tenant(tenant.id) as connection:
         page = overview.documents_of(connection, "acme", limit=10)
         assert ([one.number for one in page.items], dict(page.prepaid)) == (["RE-2026-000001"], {})
