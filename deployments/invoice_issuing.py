@@ -1,11 +1,12 @@
 """Issuing an invoice that was made elsewhere: checked first, then numbered, then archived with its files.
 
-Owns the order, and what such a document may refer to. What is kept of the invoice is `billing/einvoice/issued.py`, the
-look before a number is used `pipelines/issuing.py`.
+Owns the order, and what such a document may refer to. Its page is tried between two transactions: a tenant's own layout
+may draw for a minute, and nobody else must wait for that. What is kept of the invoice is
+`billing/einvoice/issued.py`, the look before a number is used `pipelines/issuing.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,10 +14,11 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
+from billing.documents import Document
 from billing.einvoice.issued import REFERRING, TYPES, buyer_form, customer_of, is_named, is_party, issue_form, numbered
 from billing.einvoice.model import Invoice, Party
 from billing.einvoice.parties import seller_of
-from billing.errors import Conflict, FieldError, InvalidInput
+from billing.errors import Conflict, FieldError, InvalidInput, Unavailable
 from billing.numbers import patterns_of
 from billing.periods import local_date
 from deployments.access import Caller, may
@@ -28,7 +30,7 @@ from deployments.services import Services
 from pipelines.documents import issuer_of
 from pipelines.issuing import tried_document
 from pipelines.verify_issued import verify_numbers
-from storage.sql import audit, invoices, issued_invoices, layouts, tenants
+from storage.sql import audit, bill_runs, invoices, issued_invoices, layouts, tenants
 from storage.sql.database import Connection
 
 router = APIRouter(prefix="/v1", tags=["Invoice Factory"])
@@ -71,12 +73,18 @@ def post_invoice(
     write = Write(request)
     services = write.services
 
-    def work(connection: Connection) -> Answer:
-        sender = Sender(caller.tenant_id, caller.actor, caller.timezone, tenant_now(services, connection, caller))
-        stored = invoices.get(connection, issue(services, connection, sender, form, language))
-        return Answer(shown_row(stored) | shown_document(stored["document"], caller.timezone), 201)
+    answer = write.answered(caller)
+    if answer is None:
+        with services.database.tenant(caller.tenant_id) as connection:
+            now = tenant_now(services, connection, caller)
+        sender = Sender(caller.tenant_id, caller.actor, caller.timezone, now)
+        tried = try_out(services, sender, form, language)
 
-    answer = write.run(caller, work)
+        def work(connection: Connection) -> Answer:
+            stored = invoices.get(connection, issue(services, connection, sender, tried))
+            return Answer(shown_row(stored) | shown_document(stored["document"], caller.timezone), 201)
+
+        answer = write.run(caller, work)
     make_wanted_files(services, caller.tenant_id, msgspec.json.decode(answer.body)["id"])
     return answer
 
@@ -115,33 +123,86 @@ def verify_number_series(request: Request, caller: Caller = Depends(may("billing
     )
 
 
-def issue(services: Services, connection: Connection, sender: Sender, form: Any, language: str) -> str:
-    """Number an invoice in this transaction; its number. Its files are made behind it.
+@dataclass(frozen=True)
+class Basis:
+    """What page and number of an invoice rest on beside itself: its legal entity, and the layout in use."""
+
+    country: str | None  # of the tenant
+    entity: Mapping[str, Any]
+    layout: layouts.Used
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An invoice that may be issued as it is, on this basis."""
+
+    kept: Mapping[str, Any]
+    invoice: Invoice
+    document: Document
+    basis: Basis
+    language: str
+
+
+def try_out(services: Services, sender: Sender, form: Any, language: str) -> Tried:
+    """Check an invoice and draw its page; nothing is stored, and no connection is held while it draws.
 
     Errors: InvalidInput, NotIssuable with every place; Conflict where what it refers to does not allow it.
     """
-    now = services.clock()
     kept = issue_form(form, local_date(sender.now, sender.timezone))
     invoice = numbered(kept, "")
+    with services.database.tenant(sender.tenant_id) as connection:
+        basis = _basis(connection, sender.tenant_id, invoice)
+        refers_to = _referred(connection, invoice, basis.entity["code"])
+    issuer = issuer_of(sender.tenant_id, sender.timezone, basis.country, basis.entity)
+    document = tried_document(kept, issuer, basis.layout, language, refers_to)
+    return Tried(kept, invoice, document, basis, language)
+
+
+def issue(services: Services, connection: Connection, sender: Sender, tried: Tried) -> str:
+    """Number an invoice in this transaction; its number. Its files are made behind it.
+
+    Errors: InvalidInput, Conflict where what it refers to does not allow it; Unavailable if what it was tried on has
+    changed since.
+    """
+    now, invoice = services.clock(), tried.invoice
     kind = TYPES[invoice.type_code]
-    tenant = tenants.by_id(connection, sender.tenant_id)
-    entity = _entity_of(tenants.legal_entities(connection), invoice.seller, tenant.country)
-    refers_to = _referred(connection, sender.tenant_id, invoice, entity["code"])
-    issuer = issuer_of(sender.tenant_id, sender.timezone, tenant.country, entity)
-    document = tried_document(kept, issuer, layouts.in_use(connection, kind), language, refers_to)
+    _alone_with(connection, sender.tenant_id, invoice)
+    if _basis(connection, sender.tenant_id, invoice) != tried.basis:
+        raise Unavailable(
+            "the seller's legal entity or the layout was changed while the page was tried: nothing is stored, and no"
+            " number is used; send the same again"
+        )
+    entity = tried.basis.entity
+    # Read again, now that nobody credits or replaces it beside: the look before the page was without locks.
+    document = replace(tried.document, refers_to=_referred(connection, invoice, entity["code"]))
     final = invoices.Final(
         document=document,
         entity=entity["code"],
         pattern=patterns_of(entity["code"], entity["form"], is_default=entity["is_default"])[kind],
-        buyer=buyer_form(invoice, customer_of(invoice), language),
+        buyer=buyer_form(invoice, customer_of(invoice), tried.language),
         made_at=sender.now,
-        issued=invoices.Issued(kept, invoice.due_on),
+        issued=invoices.Issued(tried.kept, invoice.due_on),
     )
     (made,) = invoices.finalise(connection, sender.tenant_id, [final], now)
     after = {"type_code": invoice.type_code, "customer": document.customer}
     audit.record(connection, sender.tenant_id, at=now, actor=sender.actor, action="invoice issued",
                  subject=made.number, after=after)  # fmt: skip
     return made.number
+
+
+def _basis(connection: Connection, tenant_id: str, invoice: Invoice) -> Basis:
+    country = tenants.by_id(connection, tenant_id).country
+    entity = _entity_of(tenants.legal_entities(connection), invoice.seller, country)
+    return Basis(country, entity, layouts.in_use(connection, TYPES[invoice.type_code]))
+
+
+def _alone_with(connection: Connection, tenant_id: str, invoice: Invoice) -> None:
+    """Until this transaction ends nobody else refers to what the invoice refers to, and nobody is forgotten."""
+    numbers = {one.number for one in invoice.preceding} if invoice.type_code in REFERRING else set[str]()
+    for number in sorted(numbers):  # as for credit notes by hand: two at once could credit more than there is
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} {number}",))
+    # Behind the numbers, as credit notes by hand have it. An erasure waits for this one, and then finds the document.
+    bill_runs.keep_out(connection, tenant_id)
 
 
 def _entity_of(entities: Sequence[Mapping[str, Any]], seller: Party, country: str | None) -> Mapping[str, Any]:
@@ -155,13 +216,11 @@ def _entity_of(entities: Sequence[Mapping[str, Any]], seller: Party, country: st
     return max(found, key=lambda one: (is_named(seller, one[1]), one[0]["is_default"]))[0]
 
 
-def _referred(connection: Connection, tenant_id: str, invoice: Invoice, entity: str) -> str | None:
+def _referred(connection: Connection, invoice: Invoice, entity: str) -> str | None:
     """The document here that a credit note or corrected invoice refers to; None if it has none, or one of elsewhere."""
     if invoice.type_code not in REFERRING:
         return None
     numbers = sorted({one.number for one in invoice.preceding})
-    for number in numbers:  # as for credit notes by hand: two at once could credit more than there is
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} {number}",))
     known = issued_invoices.known(connection, numbers)
     if not known:
         return None

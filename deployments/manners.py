@@ -276,6 +276,15 @@ class Write:
                 replayed = True
         return self._answer(caller.tenant_id, stored, replayed, secret)
 
+    def answered(self, caller: Caller) -> Response | None:
+        """The stored answer of the same key; None if there is none yet. For work that is long before its transaction:
+        `run` still decides, for one that goes on at the same time."""
+        if self.key is None:
+            return None
+        with self.services.database.tenant(caller.tenant_id) as connection:
+            stored = idempotency.answered(connection, caller.owner, self.key, self._request)
+        return None if stored is None else self._answer(caller.tenant_id, stored, True, None)
+
     def run_as_system(
         self, caller: Caller, work: Callable[[Connection], Answer], secret: Mapping[str, str] | None = None
     ) -> Response:

@@ -7,7 +7,7 @@ A reconciler: it looks for what is missing, makes one batch, and may be cut off 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,11 +20,12 @@ from pipelines.documents import BUILT_IN, FinalDocument, Outcome, issuer_of, ren
 from pipelines.layout_blocks import Layout, layout_of
 from pipelines.run_finalising import buyer_of
 from storage.archive import Archive
-from storage.sql import invoices, layouts, steps, tenants
+from storage.sql import invoices, issued_invoices, layouts, steps, tenants
 from storage.sql.database import Connection, Database
 
 LOG = logging.getLogger("cloudbilling.documents")
 BATCH = 100
+FORM_BYTES = 16_000_000  # of JSON of documents made elsewhere in a batch: each may hold attachments of some megabytes
 WAITED = timedelta(minutes=1)  # before then whoever made the document is about to make its files
 
 
@@ -42,7 +43,7 @@ def make_files(
     `run_id` and `document_id` choose those of one run, or one document.
     """
     with database.tenant(tenant_id) as connection:
-        wanted = invoices.files_wanted(connection, BATCH, run_id, document_id)
+        wanted = _with_forms(connection, invoices.files_wanted(connection, BATCH, run_id, document_id))
         if not wanted:
             return 0
         tenant = tenants.by_id(connection, tenant_id)
@@ -57,16 +58,30 @@ def make_files(
         if (used.code, used.version) not in drawn:
             drawn[used.code, used.version] = tried(partial(_layout, used), row["number"])
         layout = drawn[used.code, used.version]
-        if isinstance(layout, Refused):
-            outcomes.append(Outcome(str(row["id"]), row["number"], "parked", reason=layout.reason))
+        final = layout if isinstance(layout, Refused) else tried(partial(_final, row, layout), row["number"])
+        if isinstance(final, Refused):
+            outcomes.append(Outcome(str(row["id"]), row["number"], "parked", reason=final.reason))
         else:
-            by_entity.setdefault(row["entity"], []).append(_final(row, layout))
+            by_entity.setdefault(row["entity"], []).append(final)
     for code, documents in by_entity.items():
         issuer = issuer_of(tenant_id, tenant.timezone, tenant.country, entities[code])
         outcomes += render_and_archive(documents, issuer, archive)
     with database.tenant(tenant_id) as connection:
         invoices.files_made(connection, [_noted(outcome) for outcome in outcomes], clock())
     return len(outcomes)
+
+
+def _with_forms(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first of these documents, each with its form as `issued`: as many as FORM_BYTES hold, one at least."""
+    found: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        form, form_bytes = issued_invoices.sized_form(connection, row["id"]) if row["outside"] else (None, 0)
+        size += form_bytes
+        if found and size > FORM_BYTES:
+            break
+        found.append({**row, "issued": form})
+    return found
 
 
 def _noted(outcome: Outcome) -> dict[str, Any]:

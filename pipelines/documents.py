@@ -100,12 +100,14 @@ def render_pdf(
     layout it is. Raises `NotIssuable` for a character that no font can print, naming it, for a logo that is no drawing,
     and for a layout that cannot be drawn, with the place in its source.
     """
-    data = _page(invoice, layout, language, seller, xml)
+    data = _page(invoice, layout, language, seller, xml, from_credit=False)
     return _drawn(invoice, layout, data, owner, fields_of(data) if _is_built_in(layout) else None)
 
 
-def _page(invoice: Invoice, layout: Layout, language: str, seller: Seller | None, xml: bytes | None) -> dict[str, Any]:
-    data = page_of(invoice, seller or Seller(invoice.seller), layout.blocks, language)
+def _page(
+    invoice: Invoice, layout: Layout, language: str, seller: Seller | None, xml: bytes | None, *, from_credit: bool
+) -> dict[str, Any]:
+    data = page_of(invoice, seller or Seller(invoice.seller), layout.blocks, language, from_credit=from_credit)
     if xml is not None:
         data |= {"xml": xml.decode(), "xml_name": hybrid_of(invoice.profile)[0], "xml_profile": invoice.profile}
     return data
@@ -405,7 +407,8 @@ def files_of(one: FinalDocument, issuer: Issuer, gate: ShapeGate) -> list[Entry]
 def _prepared(one: FinalDocument, issuer: Issuer, seller: Seller, gate: ShapeGate) -> _Prepared:
     invoice, xml = issuable(one, issuer, seller, gate)
     inside = None if invoice.profile == PEPPOL else xml  # UBL goes its own way: a hybrid PDF has CII inside
-    data = _page(invoice, one.layout, _language(one.customer), seller, inside)
+    made_here = one.issued is None
+    data = _page(invoice, one.layout, _language(one.customer), seller, inside, from_credit=made_here)
     return _Prepared(invoice, data, xml, fields_of(data) if _is_built_in(one.layout) else None)
 
 

@@ -153,8 +153,9 @@ def padded(texts: Sequence[str], point: str) -> list[list[str]]:
     return rows
 
 
-def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[str, Any]:
-    """The page as data. `seller` is the letterhead; names and ids are the invoice's own."""
+def view(invoice: Invoice, seller: Seller, layout: str, language: str, *, from_credit: bool = False) -> dict[str, Any]:
+    """The page as data. `seller` is the letterhead; names and ids are the invoice's own. `from_credit`: the platform
+    made it, so what is prepaid came out of the customer's credit; else nobody here knows who took it."""
     speech = Speech(texts_of(layout, language))
     texts = speech.texts
     kind = _kind(invoice.type_code)
@@ -162,7 +163,8 @@ def view(invoice: Invoice, seller: Seller, layout: str, language: str) -> dict[s
     numbers = {record.line: str(index) for index, record in enumerate(invoice.records, start=1)}
     window, information, aside = _fitted(_window(invoice, speech), _information(invoice, speech, kind))
     columns, groups = _columns(invoice, texts), _groups(invoice, speech, numbers)
-    taxes, totals, payment = _taxes(invoice, speech), _totals(invoice, speech), _payment(invoice, speech, kind)
+    taxes, totals = _taxes(invoice, speech), _totals(invoice, speech, from_credit)
+    payment = _payment(invoice, speech, kind)
     notes = [*_notes(invoice, speech), *aside]
     return {
         "lang": language,
@@ -517,7 +519,7 @@ def _taxes(invoice: Invoice, speech: Speech) -> dict[str, Any]:
     return {"head": head, "rows": rows, "widths": widths_of_taxes(head, rows)}
 
 
-def _totals(invoice: Invoice, speech: Speech) -> list[list[str]]:
+def _totals(invoice: Invoice, speech: Speech, from_credit: bool) -> list[list[str]]:
     texts, totals, currency = speech.texts, invoice.totals, invoice.currency
     rows: list[tuple[str, Decimal]] = []
     if invoice.allowances or invoice.charges:
@@ -527,8 +529,8 @@ def _totals(invoice: Invoice, speech: Speech) -> list[list[str]]:
     rows += [(texts["net"], totals.net), (texts["tax"], totals.tax or Decimal(0))]
     if totals.prepaid or totals.rounding:
         rows.append((texts["gross"], totals.gross))
-        # Beside an earlier invoice it was paid to that one; else it came out of a customer's credit.
-        prepaid = texts["prepaid_before"] if invoice.preceding else texts["prepaid"]
+        # Beside an earlier invoice it was paid to that one.
+        prepaid = texts["prepaid"] if from_credit and not invoice.preceding else texts["prepaid_before"]
         rows += [(prepaid, -totals.prepaid)] if totals.prepaid else []
         rows += [(texts["rounding"], totals.rounding)] if totals.rounding else []
     return [[breakable(name), speech.money(amount, currency)] for name, amount in rows]

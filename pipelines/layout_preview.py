@@ -70,7 +70,8 @@ def preview(
     else:
         assert not isinstance(document, Accompanying), "an accompanying document is no invoice"
         invoice, seller = _issued(owner, document)
-        data = page_of(invoice, seller, layout.blocks, language)
+        made_here = document is not None and not document.row["outside"]
+        data = page_of(invoice, seller, layout.blocks, language, from_credit=made_here)
     return draw(layout, data, output, owner)
 
 

@@ -19,11 +19,13 @@ from pipelines.invoice_view import breakable, view
 from pipelines.layout_blocks import COLUMNS, Blocks, Logo
 
 
-def page_of(invoice: Invoice, seller: Seller, blocks: Blocks, language: str) -> dict[str, Any]:
-    """The data that an engine draws. Same input, same data."""
+def page_of(
+    invoice: Invoice, seller: Seller, blocks: Blocks, language: str, *, from_credit: bool = False
+) -> dict[str, Any]:
+    """The data that an engine draws (`from_credit` as in `view`). Same input, same data."""
     if not blocks.is_plain:
         invoice = regrouped(invoice if blocks.appendix else replace(invoice, records=()), blocks.grouping)
-    data = dressed(view(invoice, seller, "invoice", language), blocks, language)
+    data = dressed(view(invoice, seller, "invoice", language, from_credit=from_credit), blocks, language)
     wanted = COLUMNS if blocks.columns is None else blocks.columns
     shown = [at for at, name in enumerate(COLUMNS) if name in wanted and (name != "gross" or data.get("with_gross"))]
     data["look"]["shown"] = shown

@@ -80,6 +80,10 @@ def _errors(invoice: Invoice, today: date) -> Iterator[FieldError]:
         yield FieldError("/preceding", f"type {invoice.type_code} names the invoice that it refers to")
     if TYPES.get(invoice.type_code) == "credit_note" and invoice.totals.gross < 0:
         yield FieldError("/totals/gross", "a credit note has the sign of what it credits: its amounts are above zero")
+    if TYPES.get(invoice.type_code) == "invoice" and invoice.totals.gross < 0:
+        # Neither a credit note nor a corrected invoice could ever refer to it: nothing of it is left to credit.
+        detail = "an invoice does not pay out: send a credit note (381) with amounts above zero instead"
+        yield FieldError("/totals/gross", detail)
     if invoice.totals.rounding:
         yield FieldError("/totals/rounding", "rounding of what is due has no account here: leave it out")
     if len(customer_of(invoice)) > CUSTOMER_LENGTH_MAX or not customer_of(invoice).isprintable():

@@ -35,8 +35,7 @@ def request_hash(method: str, path: str, body: bytes) -> bytes:
 
 def begin(connection: Connection, owner: str, key: str, request: bytes, now: datetime) -> StoredAnswer | None:
     """Take the key, or return the answer that it has. Conflict if it was used for another request."""
-    if not 1 <= len(key) <= KEY_LENGTH_MAX or not key.isprintable():
-        raise InvalidInput(f"Idempotency-Key has 1 to {KEY_LENGTH_MAX} printable characters")
+    _check(key)
     taken = connection.execute(
         "INSERT INTO idempotency_keys (owner, key, request_hash, created_at) VALUES (%s, %s, %s, %s)"
         " ON CONFLICT (owner, key) DO NOTHING RETURNING key",
@@ -44,16 +43,31 @@ def begin(connection: Connection, owner: str, key: str, request: bytes, now: dat
     ).fetchone()
     if taken is not None:
         return None
+    stored = answered(connection, owner, key, request)
+    if stored is None:
+        raise Conflict("this Idempotency-Key is just being removed by age; use a new one")
+    return stored
+
+
+def answered(connection: Connection, owner: str, key: str, request: bytes) -> StoredAnswer | None:
+    """The answer that the key has, without taking it; None if it is free. Conflict if it was used for another
+    request."""
+    _check(key)
     row = connection.execute(
         "SELECT request_hash, status, body, headers FROM idempotency_keys WHERE owner = %s AND key = %s",
         (UUID(owner), key),
     ).fetchone()
     if row is None:
-        raise Conflict("this Idempotency-Key is just being removed by age; use a new one")
+        return None
     if bytes(row["request_hash"]) != request:
         raise Conflict("this Idempotency-Key was used for another request; use a new one", key=key)
     assert row["status"] is not None, "a committed key has its answer"
     return StoredAnswer(int(row["status"]), bytes(row["body"]), row["headers"] or {})
+
+
+def _check(key: str) -> None:
+    if not 1 <= len(key) <= KEY_LENGTH_MAX or not key.isprintable():
+        raise InvalidInput(f"Idempotency-Key has 1 to {KEY_LENGTH_MAX} printable characters")
 
 
 def finish(connection: Connection, owner: str, key: str, answer: StoredAnswer) -> None:

@@ -354,14 +354,13 @@ def of_run(connection: Connection, run_id: str, customers: Sequence[str]) -> lis
 
 
 def issued(connection: Connection, after: UUID | None, limit: int) -> list[dict[str, Any]]:
-    """The same of documents that were made elsewhere, by id and behind `after`, each with its `form`."""
+    """The same of documents that were made elsewhere, by id and behind `after`; without their forms, which may be
+    large."""
     chosen = (
         "SELECT invoice_id AS id FROM issued_invoices WHERE %(after)s::uuid IS NULL OR invoice_id > %(after)s"
         " ORDER BY invoice_id LIMIT %(limit)s"
     )
-    rows = _as_stored(connection, chosen, {"after": after, "limit": limit})
-    forms = issued_invoices.forms(connection, [row["id"] for row in rows])
-    return [{**row, "form": forms[row["id"]]} for row in rows]
+    return _as_stored(connection, chosen, {"after": after, "limit": limit})
 
 
 def _as_stored(connection: Connection, chosen: LiteralString, given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -442,12 +441,13 @@ def number_gaps(connection: Connection) -> list[dict[str, Any]]:
 def files_wanted(
     connection: Connection, limit: int, run_id: str | None = None, document_id: str | None = None
 ) -> list[dict[str, Any]]:
-    """Final documents whose files are not archived yet, oldest first, with all that is needed to make them."""
+    """Final documents whose files are not archived yet, oldest first, with what is needed to make them; the forms of
+    those that are `outside` are read one by one, for they may be large (`issued_invoices.sized_form`)."""
     rows = connection.execute(
         "SELECT i.id, i.number, i.document, i.packed, coalesce(f.buyer, i.buyer) AS buyer, i.due_on, i.entity,"
         " i.refers_to,"
         " (SELECT r.issued_on FROM invoices r WHERE r.tenant_id = i.tenant_id AND r.number = i.refers_to) AS refers_on,"
-        " x.form AS issued"
+        " x.invoice_id IS NOT NULL AS outside"
         " FROM document_files f JOIN invoices i ON i.tenant_id = f.tenant_id AND i.id = f.invoice_id"
         " LEFT JOIN issued_invoices x ON x.tenant_id = i.tenant_id AND x.invoice_id = i.id"
         " WHERE f.state = 'wanted' AND (%(run)s::uuid IS NULL OR i.run_id = %(run)s)"

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from billing.errors import NotFound
 from storage.sql.database import Connection
 
 # Of a row of `invoices` named i: whether it was made elsewhere.
@@ -33,12 +34,15 @@ def form_of(connection: Connection, document_id: str) -> dict[str, Any] | None:
     return None if row is None else row["form"]
 
 
-def forms(connection: Connection, document_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-    """The forms of some documents by their ids."""
-    rows = connection.execute(
-        "SELECT invoice_id, form FROM issued_invoices WHERE invoice_id = ANY(%s)", (list(document_ids),)
-    ).fetchall()
-    return {row["invoice_id"]: row["form"] for row in rows}
+def sized_form(connection: Connection, document_id: UUID) -> tuple[dict[str, Any], int]:
+    """The form of a document that was made elsewhere, and its length as JSON in bytes. NotFound if its tenant was
+    erased meanwhile."""
+    row = connection.execute(
+        "SELECT form, octet_length(form::text) AS bytes FROM issued_invoices WHERE invoice_id = %s", (document_id,)
+    ).fetchone()
+    if row is None:
+        raise NotFound("there is no such document any more")
+    return row["form"], int(row["bytes"])
 
 
 def known(connection: Connection, numbers: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import jsonschema
 import pytest
@@ -20,9 +21,10 @@ from cluster.cli import invoice_factory as commands
 from cluster.client import Client
 from pipelines.demo_generator import TENANT
 from pipelines.document_files import LeftFiles
+from pipelines.issuing import tried_document
 from pipelines.read_invoice import read_invoice
 from storage.pdf_text import words
-from storage.sql import credit_documents, invoices, overview, receivables, tenants
+from storage.sql import bill_runs, credit_documents, invoices, layouts, overview, receivables, tenants
 from tests.deployments.conftest import Api, Tenant, bearer
 
 pytestmark = pytest.mark.postgres
@@ -95,6 +97,7 @@ def test_an_invoice_gets_its_number_and_its_place_in_the_archive(tenant: Tenant)
         ({"type_code": "384"}, "/preceding", "names the invoice"),
         ({"seller": {**example()["seller"], "vat_id": "DE999999999"}}, "/seller", "no legal entity"),
         ({"totals": {**example()["totals"], "due": "1E+999"}}, "/totals/due", "too many digits"),
+        ({"totals": {**example()["totals"], "gross": "-1.00"}}, "/totals/gross", "credit note (381)"),
         ({"profile": "urn:of:nobody"}, "/profile", "is not issued here"),
         ({"lines": [{**example()["lines"][0], "period": {"end": "0001-01-01"}}]}, "/lines/0/period/end", "year"),
     ],
@@ -203,7 +206,7 @@ def test_the_proof_tells_it_from_what_usage_gives_and_finds_what_was_changed(ten
         2, 0, "looked at", [],
     )  # fmt: skip
 
-    def change(statement: str) -> None:
+    def change(statement: LiteralString) -> None:
         with tenant.api.services.database.owner(tenant.id) as connection:
             connection.execute(statement, {"id": one["id"]})
 
@@ -484,9 +487,101 @@ def test_what_was_paid_before_is_no_credit_of_a_wallet(tenant: Tenant) -> None:
     assert tenant.post("/v1/steps", form).status_code == 201
     totals = {**example()["totals"], "prepaid": "87.27", "due": "400.00"}
     buyer = {**example()["buyer"], "ids": [{"id": "acme"}]}
-    assert tenant.post("/v1/invoices", example(totals=totals, buyer=buyer)).status_code == 201
+    made = tenant.post("/v1/invoices", example(totals=totals, buyer=buyer))
+    assert made.status_code == 201, made.text
+    printed = words(tenant.get(f"/v1/invoices/{made.json()['number']}/pdf").content, "application/pdf")
+    assert ("Bereits gezahlt" in printed, "Guthaben" in printed) == (True, False)
+    focus = tenant.get("/v1/usage/export?format=focus&from=2026-01-01&to=2026-12-14")
+    assert (focus.status_code, focus.text.count("\r\n")) == (200, 1), "of usage of the platform: its head only"
     with tenant.api.services.database.tenant(tenant.id) as connection:
         page = overview.documents_of(connection, "acme", limit=10)
         assert ([one.number for one in page.items], dict(page.prepaid)) == (["RE-2026-000001"], {})
         assert credit_documents.of_customer(connection, "acme", "EUR", wallet=True) == []
         assert str(receivables.owed_before(connection, "acme", "EUR", date(2027, 1, 1))) == "400.00"
+
+
+def while_the_page_is_tried(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> list[str]:
+    """Do something once the page of an invoice was drawn, before it is stored; the list of pages drawn grows."""
+    drawn: list[str] = []
+
+    def tried(*given: Any, **more: Any) -> Any:
+        document = tried_document(*given, **more)
+        drawn.append(document.customer)
+        then()
+        return document
+
+    monkeypatch.setattr(routes, "tried_document", tried)
+    return drawn
+
+
+def test_nobody_waits_while_a_page_is_tried(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tenant.post("/v1/invoices", example()).json()["number"]
+    free: list[bool] = []
+
+    def look() -> None:
+        with (
+            tenant.api.services.database.tenant(tenant.id) as connection,
+            connection.transaction(force_rollback=True),
+        ):
+            lock = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0)) AS free"
+            found = connection.execute(lock, (f"{tenant.id} {first}",)).fetchone()
+            connection.execute("SET LOCAL lock_timeout = '1s'")
+            connection.execute(
+                "INSERT INTO idempotency_keys (owner, key, request_hash, created_at)"
+                " SELECT owner, 'note', request_hash, created_at FROM idempotency_keys WHERE key = 'other'"
+            )  # would wait for the transaction that has taken the key
+        assert found is not None
+        free.append(found["free"])
+
+    tenant.post("/v1/steps", [{"at": "2026-12-01", "customer": {"code": "acme", "name": "ACME", "country": "DE"}}],
+                **{"Idempotency-Key": "other"})  # fmt: skip
+    drawn = while_the_page_is_tried(monkeypatch, look)
+    form = example("credit-note", preceding=[{"number": first}])
+    note = tenant.post("/v1/invoices", form, **{"Idempotency-Key": "note"})
+    assert (note.status_code, free, len(drawn)) == (201, [True], 1), note.text
+    again = tenant.post("/v1/invoices", form, **{"Idempotency-Key": "note"})
+    assert (again.json()["number"], again.headers["Idempotent-Replay"]) == (note.json()["number"], "true")
+    assert len(drawn) == 1, "a repeat is answered without drawing again"
+    other = tenant.post("/v1/invoices", example(), **{"Idempotency-Key": "note"})
+    assert (other.status_code, len(drawn)) == (409, 1)
+
+
+@pytest.mark.parametrize("what", ["the legal entity", "the layout"])
+def test_what_it_was_tried_on_is_what_it_is_issued_on(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    database, now = tenant.api.services.database, tenant.api.services.clock()
+
+    def change() -> None:
+        with database.tenant(tenant.id) as connection:
+            if what == "the legal entity":
+                row = tenants.legal_entity(connection)
+                form = {**row["form"], "contact": {"name": "Somebody else"}}
+                tenants.put_legal_entity(connection, tenant.id, row["code"], form, country=row["country"], now=now)
+                return
+            layouts.put(connection, tenant.id, "mine", "invoice", "Mine", {}, actor="a", now=now)
+            version = layouts.publish(connection, tenant.id, "mine", note="", actor="a", now=now)
+            layouts.choose(connection, tenant.id, "invoice", "mine", version, actor="a", now=now)
+
+    while_the_page_is_tried(monkeypatch, change)
+    answer = tenant.post("/v1/invoices", example(), **{"Idempotency-Key": "one"})
+    assert (answer.status_code, "send the same again" in answer.json()["detail"]) == (503, True), answer.text
+    assert tenant.get("/v1/invoices").json()["items"] == []
+    monkeypatch.undo()
+    again = tenant.post("/v1/invoices", example(), **{"Idempotency-Key": "one"})
+    assert (again.status_code, again.json()["number"]) == (201, "RE-2026-000001"), again.text
+
+
+def test_it_waits_for_an_erasure_and_sees_what_that_has_left(tenant: Tenant) -> None:
+    """As credit notes by hand do: an erasure looks for documents on their way and then holds `alone` to its end."""
+    made = tenant.post("/v1/invoices", example()).json()
+    form = example("credit-note", preceding=[{"number": made["number"]}])
+    with ThreadPoolExecutor(1) as pool:
+        with tenant.api.services.database.owner(tenant.id) as connection:
+            bill_runs.alone(connection, tenant.id)
+            sent = pool.submit(tenant.post, "/v1/invoices", form)
+            with pytest.raises(TimeoutError):
+                sent.result(timeout=3)
+            connection.execute("UPDATE invoices SET customer = 'erased-1' WHERE id = %s", (made["id"],))
+        answer = sent.result(timeout=60)
+    assert (answer.status_code, "another buyer" in answer.json()["detail"]) == (422, True), answer.text

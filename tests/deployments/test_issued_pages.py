@@ -49,3 +49,4 @@ def test_the_page_says_that_it_was_made_elsewhere_and_offers_what_there_is(api: 
             assert browser.get(other).status_code in (404, 422), other
         german = browser.get(path, headers={"Accept-Language": "de"}).text
     assert "anderswo erstellt" in words(german)
+    assert ("Bereits gezahlt" in words(german), "Aus Guthaben" in words(german)) == (True, False)

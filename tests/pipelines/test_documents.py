@@ -20,7 +20,16 @@ from billing.einvoice.cii import to_cii
 from billing.einvoice.model import EN_16931, Invoice
 from billing.einvoice.parties import seller_of
 from billing.errors import InvalidInput
-from pipelines.documents import BUILT_IN, FinalDocument, NotIssuable, checked_xml, invoice_for, render_pdf
+from pipelines.documents import (
+    BUILT_IN,
+    FinalDocument,
+    NotIssuable,
+    checked_xml,
+    files_of,
+    invoice_for,
+    render_pdf,
+    shared_gate,
+)
 from pipelines.factur_x import CONFORMANCE_LEVEL, FILE_NAME, with_factur_x_metadata
 from pipelines.invoice_rules import ShapeGate, rule_violations, schema_violations, shape
 from pipelines.invoice_view import texts_of
@@ -62,6 +71,18 @@ def page_text(path: Path) -> str:
     """The words of all pages in the order of the file, as a screen reader gets them."""
     pages = [page.extract_text().replace("\u200b", "") for page in pypdf.PdfReader(path).pages]
     return "\n".join(each.rstrip() for page in pages for each in page.splitlines()) + "\n"
+
+
+@pytest.mark.parametrize(("made_here", "words"), [(True, "Aus Guthaben bezahlt"), (False, "Bereits gezahlt")])
+def test_what_is_prepaid_is_a_customers_credit_only_where_the_platform_made_the_document(
+    made_here: bool, words: str
+) -> None:
+    one = SAMPLES["allowances-and-prepaid"]()
+    if not made_here:
+        one = replace(one, issued=invoice_for(one, ISSUER, seller_of(ENTITY, "DE"))[0])
+    pdf = files_of(one, ISSUER, shared_gate())[-1].data
+    text = "".join(page.extract_text() for page in pypdf.PdfReader(io.BytesIO(pdf)).pages).replace("\u200b", "")
+    assert [each in text for each in (words, "Aus Guthaben bezahlt")] == [True, made_here]
 
 
 # -- Official rules ----------------------------------------------------------------------------------------------------
