@@ -37,7 +37,7 @@ from pipelines.chunk_results import unpack
 from pipelines.data_versions import data_versions
 from pipelines.kept_work import GOING_ON, Clock, KeptWork, chunk_key, new_id
 from pipelines.preview import AHEAD_MAX
-from pipelines.reused_ids import LISTED_MAX, reused_often, voided_since
+from pipelines.reused_ids import LISTED_MAX, passes_over, reused_often, voided_since
 from pipelines.run_credit import WalletDesk
 from pipelines.run_look import look_at
 from pipelines.run_times import run_times
@@ -48,7 +48,6 @@ from storage.object_store import ObjectStore
 from storage.sql import bill_runs, billing_settings, steps, tenants
 from storage.sql.database import Connection, Database
 from storage.usage_log.reader import Cut, UsageLogReader
-from storage.usage_log.reused_ids import ReusedIds
 
 KEPT_MAX = 50  # previews of one tenant
 KEPT_FOR = timedelta(days=30)
@@ -166,8 +165,7 @@ class RunPreviews:
         reader = UsageLogReader(self._store)
         cut = Cut.from_json(json.dumps(facts["cut"]))
         since = Cut.from_json(json.dumps(facts["previous_cut"])) if facts["previous_cut"] else None
-        passes = ReusedIds(self._store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
-        found = passes.look(tenant_id, cut, but_sources=master.tenant.unique_within_customer)
+        found = passes_over(self._store, reader).look(tenant_id, cut, but_sources=master.tenant.unique_within_customer)
         findings = voided_since(reader, tenant_id, since, cut)
         if found.too_many:
             findings.append(reused_often(found.too_many))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,11 +17,13 @@ import pytest
 import pipelines.run_preview as run_preview
 from billing.errors import Conflict, InvalidInput, NotFound
 from pipelines.chunk_executor import InProcess
+from pipelines.reused_ids import passes_over
 from pipelines.run_preview import KEPT_FOR, LINE_COLUMNS, RunPreviews, lines_csv
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
-from storage.sql import billing_settings, invoices, steps
+from storage.sql import bill_runs, billing_settings, invoices, steps
 from storage.sql.database import Database
+from storage.usage_log.reader import Cut, UsageLogReader
 from tests.chaos.bill_run_world import FEBRUARY, MARCH, NOW, World, _tenant
 
 pytestmark = pytest.mark.postgres
@@ -272,6 +276,31 @@ def test_previews_expire_and_are_limited(world: World, database: Database, monke
     assert over.list(tenant_id) == []
     with pytest.raises(NotFound):
         over.get(tenant_id, preview["id"])
+
+
+class Remote(LocalObjectStore):
+    """A store whose objects are no files of this machine, as those of S3 are."""
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+
+def test_a_preview_over_a_remote_store_reads_the_ids_of_the_passes_before(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    store = Remote(world.directory)
+    reader, chain = UsageLogReader(store), MasterChain(store)
+    passes = passes_over(store, reader)
+    with database.tenant(tenant_id) as connection:
+        last = bill_runs.last_finalised(connection)
+    assert last is not None
+    first = passes.look(tenant_id, Cut.from_json(json.dumps(last["cut"])))
+    assert not first.nothing_new
+    passes.note(tenant_id, first)
+    assert not passes.look(tenant_id, reader.now()).nothing_new, "else the runs of the pass are not looked into"
+    known = RunPreviews(database, store, chain, lambda: NOW)
+    made = known.plan(tenant_id, MARCH, "ann")
+    assert known.drive(tenant_id, made["id"]) == "done"
+    assert known.get(tenant_id, made["id"])["result"]["findings"] == []
 
 
 def test_the_lines_come_as_one_parquet_file_and_as_csv(world: World, database: Database) -> None:
