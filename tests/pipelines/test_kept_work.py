@@ -11,7 +11,6 @@ import pytest
 from billing.errors import Conflict, InvalidInput, NotFound, Unavailable
 from pipelines.kept_work import KeptWork
 from storage.object_store import LocalObjectStore
-from tests.usage_log_support import Hooked
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FACTS = {"id": "1", "chunks": [3, 2]}
@@ -112,7 +111,17 @@ def test_what_a_dead_driver_left_of_a_deleted_one_is_swept_and_a_plan_being_writ
 
 def test_what_goes_on_is_told_by_one_list_and_one_request_for_each_that_may(tmp_path: Path) -> None:
     asked: list[str] = []
-    store = Hooked(LocalObjectStore(tmp_path), lambda what, key: asked.append(f"{what} {key.split('/')[-1]}"))
+
+    class Counted(LocalObjectStore):
+        def get(self, key: str) -> bytes | None:
+            asked.append(f"get {key.split('/')[-1]}")
+            return super().get(key)
+
+        def exists(self, key: str) -> bool:
+            asked.append(f"exists {key.split('/')[-1]}")
+            return super().exists(key)
+
+    store = Counted(tmp_path)
     kept = KeptWork(store, lambda: NOW, "preview", "previews", 9)
     for id_ in ("1", "2", "3", "4"):
         kept.plan("t", {"id": id_, "chunks": [1]})

@@ -19,6 +19,7 @@ import pytest
 
 import pipelines.run_preview as run_preview
 from billing.errors import Conflict, InvalidInput, NotFound
+from pipelines import usage_slices
 from pipelines.chunk_executor import InProcess
 from pipelines.reused_ids import passes_over
 from pipelines.run_preview import KEPT_FOR, LINE_COLUMNS, RunPreviews, lines_csv
@@ -327,11 +328,20 @@ def test_a_request_that_is_repeated_before_it_was_answered_gets_its_own_preview(
     assert later.plan(tenant_id, MARCH, "ann", request="r1")["id"] != made["id"]
 
 
-def test_a_second_driver_that_comes_while_the_first_computes_does_no_harm(world: World, database: Database) -> None:
+def test_a_second_driver_that_comes_while_the_first_computes_does_no_harm(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tenant_id = world.make_tenant()
     store = LocalObjectStore(world.directory)
     known = previews(world, database)
     late: list[str] = []
+    states: list[str] = []
+
+    def forget(of: Any, prefix: str) -> None:
+        states.append(known.list(tenant_id)[0]["state"])
+        usage_slices.forget(of, prefix)
+
+    monkeypatch.setattr(run_preview, "forget", forget)
 
     class Overtaken(Stopping):
         def after_first(self) -> None:
@@ -340,6 +350,7 @@ def test_a_second_driver_that_comes_while_the_first_computes_does_no_harm(world:
     first = previews(world, database, executor=Overtaken(store, database, MasterChain(store)))
     made = first.plan(tenant_id, MARCH, "ann")
     assert (first.drive(tenant_id, made["id"]), late) == ("done", ["done"])
+    assert set(states) == {"done"}, "who misses usage while the preview goes on would make it failed"
     found = known.get(tenant_id, made["id"])
     assert found["progress"]["done"] == found["progress"]["total"]
     assert found["result"] == previewed(world, database, tenant_id)["result"]
