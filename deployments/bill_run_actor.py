@@ -4,19 +4,14 @@ It may die at any time: the run's state is in SQL, `drive` resumes, and the plat
 run is unfinished and its driver is gone (`upkeep_actor.py`). Two of them at once do no harm.
 """
 
-import itertools
-import logging
-import time
-
 import ray
 
 from actors.ray_desk import RayDeskAddress
-from billing.errors import BillingError
+from deployments.patience import patiently
 from deployments.wiring import PlatformAddress
 from pipelines.ray_tasks import RayExecutor
 from storage import telemetry
 
-LOG = logging.getLogger("cloudbilling.bill_run")
 BILL_RUN = "bill-run"  # its name, with the tenant behind it
 
 
@@ -32,15 +27,7 @@ class BillRunActor:
 
     def drive(self, tenant_id: str, run_id: str, approve: bool | None) -> str:
         """Bring the run to its end; the state it ended in."""
-        for attempt in itertools.count():
-            try:
-                return self._driver.drive(tenant_id, run_id, approve=approve)["state"]
-            except BillingError as error:
-                if not error.retryable:
-                    raise
-                LOG.warning("bill run %s waits for a store: %s", run_id, error.detail)
-                time.sleep(min(0.5 * 2 ** min(attempt, 6), 10.0))
-        raise AssertionError("itertools.count does not end")
+        return patiently(lambda: self._driver.drive(tenant_id, run_id, approve=approve)["state"], f"bill run {run_id}")
 
     def alive(self) -> bool:
         return True

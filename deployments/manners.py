@@ -258,6 +258,12 @@ class Write:
         body: bytes = getattr(request.state, "body", b"")
         self._request = idempotency.request_hash(request.method, request.url.path + query, body)
 
+    def mark(self, caller: Caller) -> str | None:
+        """The same for repeats of this request, also where a crash left no answer of it; None without a key."""
+        if self.key is None:
+            return None
+        return hashlib.sha256(b"\0".join([caller.owner.encode(), self.key.encode(), self._request])).hexdigest()
+
     def run(
         self, caller: Caller, work: Callable[[Connection], Answer], secret: Mapping[str, str] | None = None
     ) -> Response:

@@ -138,7 +138,9 @@ def post_preview(
     up_to, document_date = _asked(known_keys(form, ("up_to", "document_date"), ("up_to",)), caller)
 
     def work(connection: Connection) -> Answer:
-        made = run_previews(services).plan(caller.tenant_id, up_to, caller.actor, document_date=document_date)
+        made = run_previews(services).plan(
+            caller.tenant_id, up_to, caller.actor, document_date=document_date, request=write.mark(caller)
+        )
         begun(services, connection, caller.tenant_id, caller.actor, made)
         return Answer(shown_preview(made), 202, {"Location": f"/v1/bill-run-previews/{made['id']}"})
 
@@ -175,10 +177,9 @@ def list_previews(
     request: Request, page: PageOf = Depends(paging), caller: Caller = Depends(may("billing:read"))
 ) -> Response:
     after = text_cursor(page)
-    found = [
-        one for one in run_previews(request.app.state.services).list(caller.tenant_id) if not after or one["id"] < after
-    ]
-    return page_of(found[: page.limit + 1], page, lambda one: one["id"], _listed)
+    known = run_previews(request.app.state.services)
+    found = known.newest(caller.tenant_id, page.limit + 1, before=after)
+    return page_of(found, page, lambda one: one["id"], _listed)
 
 
 @router.get(

@@ -3,25 +3,21 @@
 It drives simulations of other prices and previews of whole bill runs, one of each at a time.
 
 It may die at any time: chunks that are computed stay, `drive` goes on with the others, and the platform's upkeep begins
-one again where one is unfinished and its driver is gone (`upkeep_actor.py`). Two of them at once do no harm.
+one again where one is unfinished and its driver is gone or stands still (`upkeep_actor.py`). Two of them at once do no
+harm.
 """
 
-import itertools
-import logging
-import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from actors.ray_desk import RayDeskAddress
-from billing.errors import Unavailable
+from deployments.patience import patiently
 from deployments.wiring import PlatformAddress
 from pipelines.ray_tasks import RayExecutor
 from pipelines.simulation import compute_simulation_chunk
 from storage import telemetry
 
-LOG = logging.getLogger("cloudbilling.simulation")
 SIMULATION = "simulation"  # its name, with the tenant behind it
 
 
@@ -38,22 +34,11 @@ class SimulationActor:
 
     def drive(self, tenant_id: str, simulation_id: str) -> str:
         """Bring the simulation to its end; the state it ended in."""
-        return _patiently(self._simulations.drive, tenant_id, simulation_id)
+        return patiently(lambda: self._simulations.drive(tenant_id, simulation_id), f"simulation {simulation_id}")
 
     def drive_preview(self, tenant_id: str, preview_id: str) -> str:
         """Bring the preview to its end; the state it ended in."""
-        return _patiently(self._previews.drive, tenant_id, preview_id)
-
-
-def _patiently(drive: Callable[[str, str], str], tenant_id: str, id_: str) -> str:
-    """Again and again while a store or a lane is away."""
-    for attempt in itertools.count():
-        try:
-            return drive(tenant_id, id_)
-        except Unavailable as error:
-            LOG.warning("%s waits for a store: %s", id_, error.detail)
-            time.sleep(min(0.5 * 2 ** min(attempt, 6), 10.0))
-    raise AssertionError("itertools.count does not end")
+        return patiently(lambda: self._previews.drive(tenant_id, preview_id), f"preview {preview_id}")
 
 
 def start_simulation(address: PlatformAddress, tenant_id: str, simulation_id: str) -> None:

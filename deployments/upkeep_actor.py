@@ -8,7 +8,7 @@ two of them do no harm.
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import ray
@@ -23,7 +23,7 @@ from actors.supervisor_actor import RayUsageRouter
 from actors.webhook_reconciler import WebhookReconciler
 from deployments.bill_run_actor import BILL_RUN, start_bill_run
 from deployments.completeness_check import CompletenessCheck
-from deployments.left_behind import LeftBehind
+from deployments.left_behind import LeftBehind, Work
 from deployments.simulation_actor import SIMULATION, start_preview, start_simulation
 from deployments.wiring import PlatformAddress, Stores, utc_now
 from pipelines.bill_run import BillRunDriver
@@ -31,7 +31,9 @@ from pipelines.daily_roots import DailyRoots
 from pipelines.document_files import LeftFiles
 from pipelines.forgetting import Erasures
 from pipelines.retention import Retention
+from pipelines.run_preview import RunPreviews
 from pipelines.run_schedule import start_due
+from pipelines.simulation import Simulations
 from pipelines.tenant_erasing import TenantErasing
 from pipelines.usage_queries import UsageQueries
 from storage import telemetry
@@ -46,7 +48,7 @@ ERASURES_S = 5.0  # between two looks whether an erasure has a step to do
 DUE_S = 15.0  # between two looks for bill runs that are due
 LEFT_S = 15.0  # between two looks for bill runs that nobody drives, and files that nobody makes
 LEFT_SIMULATIONS_S = 300.0  # the same for simulations and previews, whose list is one of objects of each tenant
-EXPIRING_S = 3600.0  # between two looks for previews whose time is over
+EXPIRING_S = 3600.0  # between two looks for previews whose time is over, and for what deleted ones left
 TENANTS_EVERY = 10  # rounds between two looks which tenants there are
 
 
@@ -70,12 +72,12 @@ class UpkeepActor:
         begin_preview = partial(start_preview, address)
 
         def left(
-            find: Callable[[], list[tuple[str, str]]], driver: str, begin: Callable[[str, str], None]
+            find: Callable[[], Mapping[Work, str | None]], driver: str, begin: Callable[[str, str], None]
         ) -> LeftBehind:
             return LeftBehind(find, lambda tenant_id: is_alive(f"{driver}-{tenant_id}", address.namespace), begin)
 
         left_files = LeftFiles(stores.database, stores.archive, utc_now)
-        left_runs = left(runs.unfinished, BILL_RUN, begin_run)
+        left_runs = left(lambda: dict.fromkeys(runs.unfinished()), BILL_RUN, begin_run)
         left_simulations = left(lambda: unfinished_simulations(stores), SIMULATION, begin_simulation)
         left_previews = left(lambda: unfinished_previews(stores), SIMULATION, begin_preview)
 
@@ -116,22 +118,31 @@ def begin_due(stores: Stores, driver: BillRunDriver, begin: Callable[[str, str],
     return len(found)
 
 
-def unfinished_simulations(stores: Stores) -> list[tuple[str, str]]:
-    """(tenant, simulation) of all that have not ended."""
-    simulations = stores.simulations()
-    return [(tenant_id, one) for tenant_id in _all_tenants(stores) for one in simulations.unfinished(tenant_id)]
+def unfinished_simulations(stores: Stores) -> dict[Work, str | None]:
+    """(tenant, simulation) of all that have not ended, and how far each is."""
+    return _unfinished(stores, stores.simulations())
 
 
-def unfinished_previews(stores: Stores) -> list[tuple[str, str]]:
-    """(tenant, preview) of all that have not ended."""
-    previews = stores.run_previews()
-    return [(tenant_id, one) for tenant_id in _all_tenants(stores) for one in previews.unfinished(tenant_id)]
+def unfinished_previews(stores: Stores) -> dict[Work, str | None]:
+    """(tenant, preview) of all that have not ended, and how far each is."""
+    return _unfinished(stores, stores.run_previews())
+
+
+def _unfinished(stores: Stores, known: Simulations | RunPreviews) -> dict[Work, str | None]:
+    return {
+        (tenant_id, id_): mark
+        for tenant_id in _all_tenants(stores)
+        for id_, mark in known.unfinished(tenant_id).items()
+    }
 
 
 def expire_previews(stores: Stores) -> int:
-    """Delete previews whose time is over, of all tenants; how many."""
-    previews = stores.run_previews()
-    return sum(previews.expire(tenant_id) for tenant_id in _all_tenants(stores))
+    """Delete previews whose time is over, and what drivers that died left of deleted ones; how many."""
+    previews, simulations = stores.run_previews(), stores.simulations()
+    return sum(
+        previews.expire(tenant_id) + previews.sweep(tenant_id) + simulations.sweep(tenant_id)
+        for tenant_id in _all_tenants(stores)
+    )
 
 
 def _all_tenants(stores: Stores) -> list[str]:

@@ -45,7 +45,7 @@ def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: 
     findings: list[dict[str, Any]] = []
     if stuck := voider.finish_amendments(tenant_id, reader):
         findings.append({"code": "amendments_pending", "events": len(stuck), "listed": stuck[:LISTED_MAX]})
-    passes = ReusedIds(store, reader, RunCache(Path(tempfile.gettempdir()) / "cloudbilling-id-runs"))
+    passes = passes_over(store, reader)
     found = passes.look(tenant_id, reader.now(), but_sources=master.tenant.unique_within_customer)
     if found.too_many:  # not noted: each run says so again until the source is named in the settings
         return [*findings, reused_often(found.too_many)]
@@ -53,6 +53,11 @@ def void_reused_ids(store: ObjectStore, voider: Voider, tenant_id: str, master: 
         voider.void_reused(tenant_id, reader, found.names)
     passes.note(tenant_id, found)
     return findings
+
+
+def passes_over(store: ObjectStore, reader: UsageLogReader) -> ReusedIds:
+    """Looks for ids that came twice; what it fetches of an object store is kept in one folder of this machine."""
+    return ReusedIds(store, reader, RunCache(Path(tempfile.gettempdir()) / "cloudbilling-id-runs"))
 
 
 def voided_since(reader: UsageLogReader, tenant_id: str, since: Cut | None, cut: Cut) -> list[dict[str, Any]]:

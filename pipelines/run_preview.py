@@ -35,9 +35,9 @@ from pipelines.bill_run_chunk import (
 from pipelines.chunk_executor import Executor, InProcess
 from pipelines.chunk_results import unpack
 from pipelines.data_versions import data_versions
-from pipelines.kept_work import GOING_ON, Clock, KeptWork, chunk_key, new_id
+from pipelines.kept_work import Clock, Head, KeptWork, chunk_key, new_id
 from pipelines.preview import AHEAD_MAX
-from pipelines.reused_ids import LISTED_MAX, reused_often, voided_since
+from pipelines.reused_ids import LISTED_MAX, passes_over, reused_often, voided_since
 from pipelines.run_credit import WalletDesk
 from pipelines.run_look import look_at
 from pipelines.run_times import run_times
@@ -45,10 +45,9 @@ from pipelines.run_view import sum_of_totals, tasks_of
 from pipelines.usage_slices import forget, is_gathered
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
-from storage.sql import bill_runs, billing_settings, steps, tenants
+from storage.sql import bill_runs, billing_settings, idempotency, steps, tenants
 from storage.sql.database import Connection, Database
 from storage.usage_log.reader import Cut, UsageLogReader
-from storage.usage_log.reused_ids import ReusedIds
 
 KEPT_MAX = 50  # previews of one tenant
 KEPT_FOR = timedelta(days=30)
@@ -59,7 +58,7 @@ LINE_COLUMNS = (
     "name", "period_start", "period_end", "quantity", "unit", "allowance", "amount", "tax_category", "tax_percent",
     "correction", "outcome",
 )  # fmt: skip
-_INNER = ("chunks", "cut", "previous_cut", "previous_run", "master_steps")
+_INNER = ("chunks", "cut", "previous_cut", "previous_run", "master_steps", "request")
 
 
 class RunPreviews:
@@ -86,15 +85,22 @@ class RunPreviews:
     # -- Plan ----------------------------------------------------------------------------------------------------------
 
     def plan(
-        self, tenant_id: str, up_to: date | datetime, actor: str, *, document_date: date | None = None
+        self,
+        tenant_id: str,
+        up_to: date | datetime,
+        actor: str,
+        *,
+        document_date: date | None = None,
+        request: str | None = None,
     ) -> dict[str, Any]:
         """Fix what a preview rests on; `up_to` may lie ahead, and the collection window need not be over.
+
+        `request` marks a request that may be repeated: if the newest preview is its own, left by a process that died
+        before it could answer, that one is given.
 
         Errors: InvalidInput for a date that may not be, Conflict while a preview goes on or too many are kept, and
         while a bill run becomes final.
         """
-        self.expire(tenant_id)
-        self._kept.make_room(self.list(tenant_id))
         now = self._clock()
         with self._database.tenant(tenant_id) as connection:
             tenant = tenants.by_id(connection, tenant_id)
@@ -121,10 +127,27 @@ class RunPreviews:
             "data_versions": data_versions(master),
             "created_at": now.isoformat(),
             "created_by": actor,
+            "request": request,
             "expires_at": (now + KEPT_FOR).isoformat(),
         }
-        self._kept.plan(tenant_id, facts)
+        with self._database.tenant(tenant_id) as connection:
+            bill_runs.one_preview_at_a_time(connection, tenant_id)
+            known = self._kept.heads(tenant_id)
+            if (own := self._of_request(tenant_id, known, request, now)) is not None:
+                return self.get(tenant_id, own)
+            if len(known) >= KEPT_MAX and self.expire(tenant_id):
+                known = self._kept.heads(tenant_id)
+            self._kept.make_room(known)
+            self._kept.plan(tenant_id, facts)
         return self.get(tenant_id, facts["id"])
+
+    def _of_request(self, tenant_id: str, known: Sequence[Head], request: str | None, now: datetime) -> str | None:
+        if request is None or not known:
+            return None
+        facts = self._kept.facts(tenant_id, known[0].id)
+        # Longer than keys of requests are kept, the same one is a new wish.
+        is_recent = datetime.fromisoformat(facts["created_at"]) > now - idempotency.KEPT_FOR
+        return known[0].id if is_recent and facts.get("request") == request else None
 
     # -- Drive ---------------------------------------------------------------------------------------------------------
 
@@ -135,13 +158,14 @@ class RunPreviews:
     def _drive(self, tenant_id: str, preview_id: str) -> str:
         kept = self._kept
         facts = kept.facts(tenant_id, preview_id)
+        usage = f"{preview_folder(tenant_id, preview_id)}usage/"
         if (state := kept.state(tenant_id, preview_id)["state"]) in ("cancelled", "done"):
+            forget(self._store, usage)
             return state
         kept.note(tenant_id, preview_id, "running", 0, stage="reading usage")
         master = self._chain.at(tenant_id, facts["master_number"])
         findings = self._findings(tenant_id, facts, master)
         tasks = _tasks(tenant_id, facts)
-        usage = f"{preview_folder(tenant_id, preview_id)}usage/"
         if len(tasks) > 1:  # a single one reads its own usage
             missing = any(not self._store.exists(task.key) for task in tasks)
             if missing and not is_gathered(self._store, usage):
@@ -154,20 +178,21 @@ class RunPreviews:
             results.append(result)
             if not kept.is_cancelled(tenant_id, preview_id):
                 kept.note(tenant_id, preview_id, "running", len(results), stage="computing", since=since)
-        forget(self._store, usage)
         if kept.is_cancelled(tenant_id, preview_id) or kept.was_deleted(tenant_id, preview_id):
+            forget(self._store, usage)
             return "cancelled"
         kept.note(tenant_id, preview_id, "running", len(results), stage="checking")
         summary = self._summary(tenant_id, facts, master, findings, sorted(results, key=lambda one: one.chunk))
-        return kept.end(tenant_id, preview_id, summary, len(results))
+        state = kept.end(tenant_id, preview_id, summary, len(results))
+        forget(self._store, usage)  # behind the end: what a second driver then misses does not make the preview failed
+        return state
 
     def _findings(self, tenant_id: str, facts: Mapping[str, Any], master: MasterData) -> list[dict[str, Any]]:
         """What a run's plan would find out about events; it would void those that this only names."""
         reader = UsageLogReader(self._store)
         cut = Cut.from_json(json.dumps(facts["cut"]))
         since = Cut.from_json(json.dumps(facts["previous_cut"])) if facts["previous_cut"] else None
-        passes = ReusedIds(self._store, reader, Path(tempfile.gettempdir()) / "cloudbilling-id-runs")
-        found = passes.look(tenant_id, cut, but_sources=master.tenant.unique_within_customer)
+        found = passes_over(self._store, reader).look(tenant_id, cut, but_sources=master.tenant.unique_within_customer)
         findings = voided_since(reader, tenant_id, since, cut)
         if found.too_many:
             findings.append(reused_often(found.too_many))
@@ -230,19 +255,21 @@ class RunPreviews:
     def get(self, tenant_id: str, preview_id: str) -> dict[str, Any]:
         """A preview with its progress, and its result once it is done."""
         facts = self._kept.facts(tenant_id, preview_id)
-        view = self._kept.view(tenant_id, preview_id, facts, _INNER)
+        state = self._kept.state(tenant_id, preview_id)
+        view = self._kept.view(tenant_id, preview_id, facts, state, _INNER)
         if view["result"] is not None:
             del view["result"]["left_out"]
-        view["progress"] |= _stage(self._kept.state(tenant_id, preview_id), view["progress"], self._clock())
+        view["progress"] |= _stage(state, view["progress"], self._clock())
         return view
 
     def list(self, tenant_id: str) -> list[dict[str, Any]]:
         """All previews of a tenant, newest first; at most KEPT_MAX and those planned at the same moment."""
         return [self.get(tenant_id, id_) for id_ in self._kept.ids(tenant_id)]
 
-    def newest(self, tenant_id: str, count: int) -> list[dict[str, Any]]:
-        """The last ones that were begun, newest first."""
-        return [self.get(tenant_id, id_) for id_ in self._kept.ids(tenant_id)[:count]]
+    def newest(self, tenant_id: str, count: int, *, before: str | None = None) -> list[dict[str, Any]]:
+        """The last ones that were begun, newest first; `before` is the id of one that was begun after them."""
+        ids = [id_ for id_ in self._kept.ids(tenant_id) if before is None or id_ < before]
+        return [self.get(tenant_id, id_) for id_ in ids[:count]]
 
     def cancel(self, tenant_id: str, preview_id: str) -> dict[str, Any]:
         """Stop after the chunks that are computed now. Conflict where it has ended."""
@@ -256,14 +283,22 @@ class RunPreviews:
     def expire(self, tenant_id: str) -> int:
         """Delete what has ended and is older than KEPT_FOR; how many."""
         now, count = self._clock(), 0
-        for one in self.list(tenant_id):
-            if one["state"] not in GOING_ON and datetime.fromisoformat(one["expires_at"]) <= now:
-                self._kept.delete(tenant_id, one["id"], one["state"])
+        for one in self._kept.heads(tenant_id):
+            if one.goes_on:
+                continue
+            facts = self._kept.facts(tenant_id, one.id)
+            if datetime.fromisoformat(facts["expires_at"]) <= now:
+                self._kept.delete(tenant_id, one.id, one.state)
                 count += 1
         return count
 
-    def unfinished(self, tenant_id: str) -> list[str]:
-        return [one["id"] for one in self.list(tenant_id) if one["state"] in GOING_ON]
+    def unfinished(self, tenant_id: str) -> dict[str, str]:
+        """Those that have not ended, each with a mark that is another one whenever it has come on."""
+        return {one.id: one.mark for one in self._kept.heads(tenant_id) if one.goes_on}
+
+    def sweep(self, tenant_id: str) -> int:
+        """Delete what was put after its preview was deleted; of how many."""
+        return self._kept.sweep(tenant_id)
 
     def fresh(self, tenant_id: str, up_to: datetime) -> dict[str, Any] | None:
         """The newest one that is done, up to that very moment, and behind the same last run: what is known best."""

@@ -27,7 +27,7 @@ from billing.money import round_amount
 from billing.simulation import Replay, customers_on, of_customers, with_plan
 from pipelines.bill_run_chunk import rateable
 from pipelines.data_versions import data_versions
-from pipelines.kept_work import GOING_ON, Clock, KeptWork, chunk_key, new_id
+from pipelines.kept_work import Clock, KeptWork, chunk_key, new_id
 from storage.master_chain import MasterChain
 from storage.object_store import ObjectStore
 from storage.sql import bill_runs
@@ -244,7 +244,7 @@ class Simulations:
         """Fix what a simulation rests on. `now` is the tenant's clock. Errors: Conflict while one goes on or when too
         many are kept, NotFound for a customer who is not there.
         """
-        self._kept.make_room(self.list(tenant_id))
+        self._kept.make_room(self._kept.heads(tenant_id))
         master = self._chain.at(tenant_id, master_number)
         for code in customers or ():
             master.customer(code)
@@ -324,7 +324,8 @@ class Simulations:
 
     def get(self, tenant_id: str, simulation_id: str) -> dict[str, Any]:
         """A simulation with its progress, and its summary once it is done."""
-        return self._kept.view(tenant_id, simulation_id, self._kept.facts(tenant_id, simulation_id), _INNER)
+        facts, state = self._kept.facts(tenant_id, simulation_id), self._kept.state(tenant_id, simulation_id)
+        return self._kept.view(tenant_id, simulation_id, facts, state, _INNER)
 
     def list(self, tenant_id: str) -> list[dict[str, Any]]:
         """All simulations of a tenant, newest first; at most KEPT_MAX and those planned at the same moment."""
@@ -339,8 +340,13 @@ class Simulations:
         """Remove a simulation that has ended, with all that it computed."""
         self._kept.delete(tenant_id, simulation_id, self.get(tenant_id, simulation_id)["state"])
 
-    def unfinished(self, tenant_id: str) -> list[str]:
-        return [one["id"] for one in self.list(tenant_id) if one["state"] in GOING_ON]
+    def unfinished(self, tenant_id: str) -> dict[str, str]:
+        """Those that have not ended, each with a mark that is another one whenever it has come on."""
+        return {one.id: one.mark for one in self._kept.heads(tenant_id) if one.goes_on}
+
+    def sweep(self, tenant_id: str) -> int:
+        """Delete what was put after its simulation was deleted; of how many."""
+        return self._kept.sweep(tenant_id)
 
     def customers(self, tenant_id: str, simulation_id: str) -> pl.DataFrame:
         """What each customer paid and would have paid: customer, currency, before, after, difference."""

@@ -32,6 +32,11 @@ def alone(connection: Connection, tenant_id: str) -> None:
     connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"bill runs {tenant_id}",))
 
 
+def one_preview_at_a_time(connection: Connection, tenant_id: str) -> None:
+    """Until this transaction ends nobody else finds room for a preview of the tenant's runs, which no table has."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"run previews {tenant_id}",))
+
+
 def create(
     connection: Connection,
     tenant_id: str,

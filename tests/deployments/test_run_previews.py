@@ -12,6 +12,8 @@ import polars as pl
 import psycopg
 import pytest
 
+from billing.errors import Unavailable
+from deployments import run_previews
 from tests.deployments.conftest import Api
 
 pytestmark = pytest.mark.postgres
@@ -206,3 +208,24 @@ def test_the_plan_names_what_a_run_would_have_to_wait_for(tenant: Any) -> None:
     assert plan["going_on"] == run["id"]
     assert plan["usage_may_come_until"] is None, "60 days after January are over"
     assert tenant.post("/v1/bill-runs/plan", {"up_to": "2199-01-01"}).json()["errors"][0]["pointer"] == "/up_to"
+
+
+def test_a_request_that_a_crash_left_without_answer_is_repeated_and_gets_its_preview(
+    api: Api, tenant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Authorization": f"Bearer {tenant.key}", "Idempotency-Key": "preview-of-january"}
+
+    def lost(*_: Any) -> None:
+        raise Unavailable("the database went away before the commit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_previews, "begun", lost)
+        assert api.http.post("/v1/bill-run-previews", json=UP_TO, headers=headers).status_code == 503
+    [left] = tenant.get("/v1/bill-run-previews").json()["items"]
+    assert left["state"] == "planned"
+    assert tenant.post("/v1/bill-run-previews", UP_TO).status_code == 409
+    answer = api.http.post("/v1/bill-run-previews", json=UP_TO, headers=headers)
+    assert (answer.status_code, answer.json()["id"]) == (202, left["id"])
+    assert tenant.get(answer.headers["location"]).json()["state"] == "done"
+    told = tenant.get("/v1/audit").json()["items"][0]
+    assert (told["action"], told["subject"]) == ("preview of a bill run started", left["id"])

@@ -77,7 +77,7 @@ def test_a_simulation_on_ray_gives_what_one_process_gives_and_an_unfinished_one_
                 assert found["result"] == known.get(tenant_id, here)["result"]
                 assert found["result"]["currencies"][0]["pay_more"] == 7
                 left = planned()
-                assert unfinished_simulations(address.open(connections_max=1)) == [(tenant_id, left)]
+                assert list(unfinished_simulations(address.open(connections_max=1))) == [(tenant_id, left)]
                 assert is_alive(f"simulation-{tenant_id}", namespace)
                 start_simulation(address, tenant_id, left)
                 assert ended(left)["result"] == found["result"]
@@ -85,7 +85,7 @@ def test_a_simulation_on_ray_gives_what_one_process_gives_and_an_unfinished_one_
                 in_process = previews.plan(tenant_id, MARCH, "test")["id"]
                 assert previews.drive(tenant_id, in_process) == "done"
                 spread = previews.plan(tenant_id, MARCH, "test")["id"]
-                assert unfinished_previews(address.open(connections_max=1)) == [(tenant_id, spread)]
+                assert list(unfinished_previews(address.open(connections_max=1))) == [(tenant_id, spread)]
                 start_preview(address, tenant_id, spread)
                 deadline = time.monotonic() + 120
                 while (seen := previews.get(tenant_id, spread))["state"] in ("planned", "running"):

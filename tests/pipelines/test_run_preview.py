@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,12 +19,15 @@ import pytest
 
 import pipelines.run_preview as run_preview
 from billing.errors import Conflict, InvalidInput, NotFound
+from pipelines import usage_slices
 from pipelines.chunk_executor import InProcess
+from pipelines.reused_ids import passes_over
 from pipelines.run_preview import KEPT_FOR, LINE_COLUMNS, RunPreviews, lines_csv
 from storage.master_chain import MasterChain
 from storage.object_store import LocalObjectStore
-from storage.sql import billing_settings, invoices, steps
+from storage.sql import bill_runs, billing_settings, invoices, steps
 from storage.sql.database import Database
+from storage.usage_log.reader import Cut, UsageLogReader
 from tests.chaos.bill_run_world import FEBRUARY, MARCH, NOW, World, _tenant
 
 pytestmark = pytest.mark.postgres
@@ -228,7 +236,7 @@ def test_a_preview_goes_on_where_it_was_left_and_is_cancelled_and_deleted(world:
 
     dying = previews(world, database, executor=Dies(store, database, chain))
     made = dying.plan(tenant_id, MARCH, "ann")
-    assert dying.unfinished(tenant_id) == [made["id"]]
+    assert list(dying.unfinished(tenant_id)) == [made["id"]]
     with pytest.raises(Conflict, match="a preview of this tenant goes on"):
         dying.plan(tenant_id, MARCH, "ann")
     with pytest.raises(RuntimeError, match="killed"):
@@ -272,6 +280,106 @@ def test_previews_expire_and_are_limited(world: World, database: Database, monke
     assert over.list(tenant_id) == []
     with pytest.raises(NotFound):
         over.get(tenant_id, preview["id"])
+
+
+class Meeting(LocalObjectStore):
+    """Who puts facts waits a little for somebody else who does."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.met = threading.Barrier(2)
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key.endswith("/facts.json"):
+            with suppress(threading.BrokenBarrierError):
+                self.met.wait(2)
+        return super().create(key, data)
+
+
+def test_of_two_that_are_begun_at_once_one_is_refused(world: World, database: Database) -> None:
+    tenant_id = _tenant(database)
+    store = Meeting(world.directory)
+    MasterChain(store).project(database, tenant_id)
+
+    def begin(_: int) -> str:
+        try:
+            return RunPreviews(database, store, MasterChain(store), lambda: NOW).plan(tenant_id, MARCH, "ann")["state"]
+        except Conflict as error:
+            return error.detail
+
+    with ThreadPoolExecutor(2) as pool:
+        told = sorted(pool.map(begin, range(2)))
+    assert told == ["a preview of this tenant goes on: wait for it or cancel it", "planned"]
+
+
+def test_a_request_that_is_repeated_before_it_was_answered_gets_its_own_preview(
+    world: World, database: Database
+) -> None:
+    tenant_id = world.make_tenant()
+    known = previews(world, database)
+    made = known.plan(tenant_id, MARCH, "ann", request="r1")
+    assert "request" not in made
+    assert known.plan(tenant_id, MARCH, "ann", request="r1") == made
+    with pytest.raises(Conflict, match="goes on"):
+        known.plan(tenant_id, MARCH, "ann", request="r2")
+    assert known.drive(tenant_id, made["id"]) == "done"
+    assert known.plan(tenant_id, MARCH, "ann", request="r1") == known.get(tenant_id, made["id"])
+    later = previews(world, database, clock=lambda: NOW + timedelta(days=7))
+    assert later.plan(tenant_id, MARCH, "ann", request="r1")["id"] != made["id"]
+
+
+def test_a_second_driver_that_comes_while_the_first_computes_does_no_harm(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant_id = world.make_tenant()
+    store = LocalObjectStore(world.directory)
+    known = previews(world, database)
+    late: list[str] = []
+    states: list[str] = []
+
+    def forget(of: Any, prefix: str) -> None:
+        states.append(known.list(tenant_id)[0]["state"])
+        usage_slices.forget(of, prefix)
+
+    monkeypatch.setattr(run_preview, "forget", forget)
+
+    class Overtaken(Stopping):
+        def after_first(self) -> None:
+            late.append(known.drive(tenant_id, made["id"]))
+
+    first = previews(world, database, executor=Overtaken(store, database, MasterChain(store)))
+    made = first.plan(tenant_id, MARCH, "ann")
+    assert (first.drive(tenant_id, made["id"]), late) == ("done", ["done"])
+    assert set(states) == {"done"}, "who misses usage while the preview goes on would make it failed"
+    found = known.get(tenant_id, made["id"])
+    assert found["progress"]["done"] == found["progress"]["total"]
+    assert found["result"] == previewed(world, database, tenant_id)["result"]
+    assert [key for key in store.list(f"run-previews/{tenant_id}/{made['id']}/") if "/usage/" in key] == []
+
+
+class Remote(LocalObjectStore):
+    """A store whose objects are no files of this machine, as those of S3 are."""
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+
+def test_a_preview_over_a_remote_store_reads_the_ids_of_the_passes_before(world: World, database: Database) -> None:
+    tenant_id = world.make_tenant()
+    store = Remote(world.directory)
+    reader, chain = UsageLogReader(store), MasterChain(store)
+    passes = passes_over(store, reader)
+    with database.tenant(tenant_id) as connection:
+        last = bill_runs.last_finalised(connection)
+    assert last is not None
+    first = passes.look(tenant_id, Cut.from_json(json.dumps(last["cut"])))
+    assert not first.nothing_new
+    passes.note(tenant_id, first)
+    assert not passes.look(tenant_id, reader.now()).nothing_new, "else the runs of the pass are not looked into"
+    known = RunPreviews(database, store, chain, lambda: NOW)
+    made = known.plan(tenant_id, MARCH, "ann")
+    assert known.drive(tenant_id, made["id"]) == "done"
+    assert known.get(tenant_id, made["id"])["result"]["findings"] == []
 
 
 def test_the_lines_come_as_one_parquet_file_and_as_csv(world: World, database: Database) -> None:
