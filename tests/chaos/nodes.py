@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         (self._head.short / "ray").mkdir(parents=True, exist_ok=True)
+        # Whatever `temp_dir` says, Ray notes the newest cluster in its usual folder, and does not make that.
+        Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
         common: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 150_000_000, "include_dashboard": False}
         self._cluster = Cluster(
             initialize_head=True,
