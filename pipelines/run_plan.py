@@ -1,6 +1,7 @@
 """What a bill run up to a time would find, told before it begins: who is due, what is expected, what is in the way.
 
-Owns that answer for the API, the command line and the page alike. It only reads, and no usage.
+Owns that answer for the API, the command line and the page alike. It only reads, and no usage; what is
+committed of master data and not in the chain yet is put there, as every reader may.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def plan_of_run(
         times = run_times(tenant, settings, up_to, document_date, clock())
         active = bill_runs.active(connection)
         number = steps.current_number(connection, tenant_id)
-        _, master = chain.newest(tenant_id, at_least=number)
+    chain.project(database, tenant_id, up_to=number)  # whoever changed master data may have died before he did
+    _, master = chain.newest(tenant_id, at_least=number)
+    with database.tenant(tenant_id) as connection:
         expected = estimate(connection, master, times.up_to)
     preview = previews.fresh(tenant_id, times.up_to)
     due = expected["customers_due"] > 0

@@ -109,7 +109,7 @@ class RunPreviews:
             previous = bill_runs.last_finalised(connection)  # before the number: its mark is then in the master data
             number = steps.current_number(connection, tenant_id)
             _nothing_becomes_final(connection)
-        # Whoever changed master data writes the chain: to look does not even do that.
+        self._chain.project(self._database, tenant_id, up_to=number)  # who changed master data may have died before
         number, master = self._chain.newest(tenant_id, at_least=number)
         sizes = chunk_sizes(master, CUSTOMERS)
         facts = {

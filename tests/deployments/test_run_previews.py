@@ -14,6 +14,7 @@ import pytest
 
 from billing.errors import Unavailable
 from deployments import run_previews
+from storage.master_chain import MasterChain
 from tests.deployments.conftest import Api
 
 pytestmark = pytest.mark.postgres
@@ -229,3 +230,16 @@ def test_a_request_that_a_crash_left_without_answer_is_repeated_and_gets_its_pre
     assert tenant.get(answer.headers["location"]).json()["state"] == "done"
     told = tenant.get("/v1/audit").json()["items"][0]
     assert (told["action"], told["subject"]) == ("preview of a bill run started", left["id"])
+
+
+def test_master_data_that_its_writer_did_not_bring_into_the_chain_are_brought_there(
+    tenant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He died between the commit and the chain: nobody else may write for days, and the page of a new run is opened."""
+    for path, good in (("/v1/bill-runs/plan", 200), ("/v1/bill-run-previews", 202)):
+        with monkeypatch.context() as died:
+            died.setattr(MasterChain, "project", lambda *_, **__: 0)
+            step = {"customer": {"code": "elbe", "note": path}}
+            tenant.post("/v1/steps", [step])
+        answer = tenant.post(path, UP_TO)
+        assert answer.status_code == good, answer.text
