@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 if TYPE_CHECKING:
+    from billing.errors import BillingError
     from cluster.client import Client
     from cluster.settings import Settings
 
@@ -73,13 +74,19 @@ def problems() -> Iterator[None]:
     except Unavailable as error:
         fail(error.detail, UNREACHABLE, "try: cloudbilling status")
     except (InvalidInput, NotFound) as error:
-        fail(error.detail, WRONG_CALL, *(f"  {one.pointer}: {one.detail}" for one in error.errors))
+        fail(error.detail, WRONG_CALL, *_places(error))
     except NotAuthenticated as error:
         fail(error.detail, WRONG_CALL, "try: cloudbilling keys create --tenant T --scopes usage:write")
     except Conflict as error:
         fail(error.detail, NO)
     except BillingError as error:
-        fail(error.detail, NO, *(f"  {one.pointer}: {one.detail}" for one in error.errors))
+        fail(error.detail, NO, *_places(error))
+
+
+def _places(error: BillingError) -> list[str]:
+    """A line for each place that is wrong, but for one that the error's own text says."""
+    said = (f"{one.pointer}: {one.detail}" for one in error.errors)
+    return [f"  {one}" for one in said if one not in error.detail]
 
 
 def platform_client(url: str | None = None) -> Client:

@@ -181,3 +181,9 @@ def test_the_command_line_reads_and_changes_them(
     assert json.loads(shown[0]) == tenant.get("/v1/tenant-settings").json()
     refused = CliRunner().invoke(app, [*said, "--future-limit", "400d"])
     assert refused.exit_code == context.WRONG_CALL
+    (told,) = [line for line in refused.output.splitlines() if "future_limit" in line]
+    assert told.startswith("cloudbilling: "), "said once"
+    reader = tenant.key_with("access:read")
+    monkeypatch.setattr(context, "tenant_client", lambda *_: Client("", reader, http=tenant.api.http))
+    assert CliRunner().invoke(app, said).exit_code == 0, "to look needs no key that may change"
+    assert CliRunner().invoke(app, [*said, "--late-usage", "delta"]).exit_code != 0
